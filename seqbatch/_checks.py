@@ -1,0 +1,253 @@
+"""Argument checks, and the one grammar of their messages: what must hold; what was found; the remedy."""
+
+import operator
+from collections.abc import Iterable, Sequence
+from itertools import pairwise
+from typing import Any, Literal, TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch.errors import SeqbatchError, SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
+
+PaddingSide = Literal["right", "left"]
+Kind = TypeVar("Kind", bound=SeqbatchError)
+
+
+def complaint(kind: type[Kind], subject: str, must: str, found: object, remedy: str = "") -> Kind:
+    """Make the error "`subject` must ...; got ... Remedy." of the given kind."""
+    ending = f" {remedy}" if remedy else ""
+    return kind(f"`{subject}` must {must}; got {found}.{ending}")
+
+
+def type_name(value: object) -> str:
+    """Name the type of a value with its article's sense kept short: "a numpy.ndarray"."""
+    kind = type(value)
+    where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
+    return f"a {where}{kind.__qualname__}"
+
+
+def require_tensor(subject: str, value: object) -> Tensor:
+    """Return the value if it is a dense Tensor, else raise."""
+    if not isinstance(value, Tensor):
+        raise complaint(SeqbatchTypeError, subject, "be a Tensor", type_name(value))
+    if value.is_nested or value.layout is not torch.strided:
+        found = "a nested Tensor" if value.is_nested else f"layout {value.layout}"
+        raise complaint(SeqbatchTypeError, subject, "be a dense Tensor", found)
+    return value
+
+
+def require_steps(subject: str, value: object) -> Tensor:
+    """Return the value if it is a Tensor with a dimension of steps, `(steps, *features)`, else raise."""
+    tensor = require_tensor(subject, value)
+    if tensor.dim() == 0:
+        raise complaint(SeqbatchValueError, subject, "have shape (steps, *features)", "a Tensor of no dimension")
+    return tensor
+
+
+def require_bool(subject: str, value: object) -> bool:
+    """Return the value if it is a bool, else raise: an axis is never guessed from something truthy."""
+    if not isinstance(value, bool):
+        raise complaint(SeqbatchTypeError, subject, "be True or False", repr(value))
+    return value
+
+
+def require_side(value: object) -> PaddingSide:
+    """Return the padding side if it is one, else raise."""
+    if value == "right":
+        return "right"
+    if value == "left":
+        return "left"
+    raise complaint(SeqbatchValueError, "padding_side", "be 'right' or 'left'", repr(value))
+
+
+def require_total_length(total_length: int | None, longest: int) -> int:
+    """Return the number of steps to pad to: the longest sequence, or the given number if that holds it."""
+    if total_length is None:
+        return longest
+    total = integer("total_length", total_length)
+    if total < longest:
+        raise complaint(SeqbatchValueError, "total_length", f"be at least {longest}, the longest sequence", total)
+    return total
+
+
+def require_padding_value(padding_value: complex, dtype: torch.dtype) -> None:
+    """Raise unless the padding value can be written in the dtype without becoming another value."""
+    if not isinstance(padding_value, (bool, int, float, complex)):
+        raise complaint(SeqbatchTypeError, "padding_value", "be a number", type_name(padding_value))
+    try:
+        written = torch.full((), padding_value, dtype=dtype).item()
+        exact = dtype.is_floating_point or dtype.is_complex or written == padding_value
+    except (RuntimeError, ValueError, OverflowError):  # torch raises one or another, by dtype and value
+        exact = False
+    if not exact:
+        raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", repr(padding_value))
+
+
+def same_kind(subject: str, tensor: Tensor, first: str, like: Tensor) -> None:
+    """Raise unless both sequences have the same features, dtype and device."""
+    for what, found, wanted in (
+        ("features", tuple(tensor.shape[1:]), tuple(like.shape[1:])),
+        ("dtype", tensor.dtype, like.dtype),
+        ("device", str(tensor.device), str(like.device)),
+    ):
+        if found != wanted:
+            raise complaint(SeqbatchValueError, subject, f"have {what} {wanted}, as {first}", found)
+
+
+def sequences_of(subject: str, value: object) -> list[Tensor]:
+    """Return an iterable of Tensors `(steps, *features)` of one kind as a list, else raise."""
+    remedies = {
+        Tensor: "Call from_padded for a padded Tensor, or give [x] for one sequence.",
+        PackedSequence: "Call from_packed.",
+    }
+    for kind, remedy in remedies.items():
+        if isinstance(value, kind):
+            raise complaint(SeqbatchTypeError, subject, "be several Tensors", type_name(value), remedy)
+    if not isinstance(value, Iterable):
+        raise complaint(SeqbatchTypeError, subject, "be an iterable of Tensors", type_name(value))
+    tensors = list(value)
+    for i, tensor in enumerate(tensors):
+        require_steps(f"{subject}[{i}]", tensor)
+        same_kind(f"{subject}[{i}]", tensor, f"{subject}[0]", tensors[0])
+    return tensors
+
+
+def padded_shape(subject: str, value: object, batch_first: bool) -> tuple[int, int]:
+    """Return the batch and the time of a padded tensor, else raise."""
+    require_bool("batch_first", batch_first)
+    padded = require_tensor(subject, value)
+    if padded.dim() < 2:
+        axes = "(batch, time, *features)" if batch_first else "(time, batch, *features)"
+        raise complaint(SeqbatchValueError, subject, f"have shape {axes}", tuple(padded.shape))
+    return (padded.shape[0], padded.shape[1]) if batch_first else (padded.shape[1], padded.shape[0])
+
+
+def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_first: bool) -> Tensor:
+    """Return a mask on the host if it is one of the shape and has no holes, else raise."""
+    mask = require_tensor(subject, value)
+    if mask.dtype is not torch.bool:
+        raise complaint(SeqbatchTypeError, subject, "be a bool Tensor, True on real steps", mask.dtype)
+    if tuple(mask.shape) != shape:
+        raise complaint(SeqbatchValueError, subject, f"have shape {shape}, as `padded`", tuple(mask.shape))
+    mask = mask.cpu()
+    rows = mask if batch_first else mask.T
+    before = torch.nn.functional.pad(rows, (1, 0))[:, :-1]
+    starts = (rows & ~before).sum(1)
+    if (starts > 1).any():
+        i = int((starts > 1).nonzero()[0])
+        must = "have its True steps side by side in each sequence"
+        raise complaint(SeqbatchValueError, subject, must, f"a hole in sequence {i}")
+    return mask
+
+
+def require_packed(subject: str, value: object) -> None:
+    """Raise unless the value is a PackedSequence whose parts fit each other."""
+    if not isinstance(value, PackedSequence):
+        raise complaint(SeqbatchTypeError, subject, "be a PackedSequence", type_name(value))
+    sizes = value.batch_sizes
+    if (sizes.diff() > 0).any():
+        raise complaint(SeqbatchValueError, f"{subject}.batch_sizes", "never rise", sizes.tolist())
+    if int(sizes.sum()) != len(value.data):
+        must = f"add up to {len(value.data)}, the steps of its data"
+        raise complaint(SeqbatchValueError, f"{subject}.batch_sizes", must, int(sizes.sum()))
+
+
+def require_nested(subject: str, value: object) -> Tensor:
+    """Return the value if it is a nested Tensor of jagged layout whose second axis is the unequal one, else raise."""
+    if not isinstance(value, Tensor) or not value.is_nested:
+        raise complaint(SeqbatchTypeError, subject, "be a nested Tensor", type_name(value))
+    if value.layout is not torch.jagged:
+        remedy = "Make it with layout=torch.jagged."
+        raise complaint(SeqbatchTypeError, subject, "have layout torch.jagged", value.layout, remedy)
+    if not isinstance(value.shape[1], torch.SymInt):
+        raise complaint(SeqbatchValueError, subject, "be of unequal length in its second axis", tuple(value.shape))
+    return value
+
+
+def integer(subject: str, value: object) -> int:
+    """Return the value as an int if it is an integer of any library, and no bool, else raise."""
+    try:
+        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype is torch.bool):
+            raise TypeError
+        return operator.index(value)  # type: ignore[arg-type]  # that it may not be one is what is asked
+    except TypeError:
+        raise complaint(SeqbatchTypeError, subject, "be an integer", repr(value)) from None
+
+
+def integers(subject: str, value: object) -> list[int]:
+    """Return a sequence of integers, or a one-dimensional integer Tensor, as a list of ints, else raise.
+
+    A Tensor on a device is copied to the host, which waits for the device.
+    """
+    if isinstance(value, Tensor):
+        if value.dim() != 1 or value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
+            must = "be integers, as a Tensor of shape (batch,) and an integer dtype"
+            raise complaint(SeqbatchTypeError, subject, must, f"shape {tuple(value.shape)} and {value.dtype}")
+        return [int(number) for number in value.tolist()]
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
+        raise complaint(SeqbatchTypeError, subject, "be a sequence of integers or an integer Tensor", type_name(value))
+    if all(type(number) is int for number in value):
+        return list(value)
+    return [integer(f"{subject}[{i}]", number) for i, number in enumerate(value)]
+
+
+def lengths_of(subject: str, value: object) -> tuple[int, ...]:
+    """Return lengths as a tuple of ints, none negative, else raise."""
+    lengths = tuple(integers(subject, value))
+    if lengths and min(lengths) < 0:
+        i = next(i for i, length in enumerate(lengths) if length < 0)
+        raise complaint(SeqbatchValueError, f"{subject}[{i}]", "be at least 0", lengths[i])
+    return lengths
+
+
+def lengths_of_offsets(subject: str, value: object, steps: int) -> tuple[int, ...]:
+    """Return the lengths between offsets that go from 0 to `steps` and never fall, else raise."""
+    offsets = integers(subject, value)
+    if not offsets or offsets[0] != 0:
+        raise complaint(SeqbatchValueError, subject, "start with 0", offsets[:1] or "no offsets")
+    if offsets[-1] != steps:
+        raise complaint(SeqbatchValueError, subject, f"end with {steps}, the steps of `values`", offsets[-1])
+    lengths = tuple(end - start for start, end in pairwise(offsets))
+    if lengths and min(lengths) < 0:
+        i = next(i for i, length in enumerate(lengths) if length < 0)
+        raise complaint(SeqbatchValueError, f"{subject}[{i + 1}]", f"be at least {offsets[i]}", offsets[i + 1])
+    return lengths
+
+
+def position(subject: str, value: object, size: int) -> int:
+    """Return an index of one sequence counted from the front, else raise."""
+    index = integer(subject, value)
+    if not -size <= index < size:
+        must = f"be from {-size} to {size - 1}, for {size} sequences" if size else "not be asked of no sequences"
+        raise complaint(SeqbatchIndexError, subject, must, index)
+    return index % size
+
+
+def is_one_index(value: object) -> bool:
+    """Tell whether an index names one sequence (an integer) and not several."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0
+    return not isinstance(value, (slice, list, tuple))
+
+
+def positions(subject: str, value: Any, size: int) -> list[int]:
+    """Return an index of several sequences as a list of positions counted from the front, else raise."""
+    if isinstance(value, slice):
+        return list(range(size))[value]
+    if is_mask(value):
+        mask = value.tolist() if isinstance(value, Tensor) else list(value)
+        if len(mask) != size or (isinstance(value, Tensor) and value.dim() != 1):
+            found = tuple(value.shape) if isinstance(value, Tensor) else (len(mask),)
+            raise complaint(SeqbatchIndexError, subject, f"have shape ({size},), as it is a mask", found)
+        return [i for i, wanted in enumerate(mask) if wanted]
+    chosen = integers(subject, value)
+    return [position(f"{subject}[{i}]", index, size) for i, index in enumerate(chosen)]
+
+
+def is_mask(value: object) -> bool:
+    """Tell whether an index is a mask: a bool Tensor, or a list of nothing but bools."""
+    if isinstance(value, Tensor):
+        return value.dtype is torch.bool
+    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(entry, bool) for entry in value)

@@ -1,0 +1,49 @@
+"""The kinds of sequences that `encode` takes, and how each is given back."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch._checks import complaint, require_steps, type_name
+from seqbatch.batch import SequenceBatch
+from seqbatch.errors import SeqbatchTypeError
+
+Opened = tuple[SequenceBatch, Callable[[SequenceBatch], Any]]
+
+
+def open_kind(sequences: object) -> Opened:
+    """Turn sequences of any kind into a batch, and give the function that turns a batch into that kind again."""
+    if isinstance(sequences, SequenceBatch):
+        return sequences, lambda batch: batch
+    if isinstance(sequences, PackedSequence):  # before tuple, of which it is a subclass
+        return _open_packed(sequences)
+    if isinstance(sequences, Tensor):
+        return _open_nested(sequences) if sequences.is_nested else _open_tensor(sequences)
+    if isinstance(sequences, (list, tuple)):
+        return SequenceBatch.from_sequences(sequences), SequenceBatch.to_sequences
+    must = "be a list or tuple of Tensors, a Tensor, a SequenceBatch, a PackedSequence or a nested Tensor"
+    raise complaint(SeqbatchTypeError, "sequences", must, type_name(sequences))
+
+
+def _open_tensor(sequence: Tensor) -> Opened:
+    steps = len(require_steps("sequences", sequence))
+    return SequenceBatch(sequence, [steps]), lambda batch: batch.values
+
+
+def _open_nested(nested: Tensor) -> Opened:
+    return SequenceBatch.from_nested(nested), SequenceBatch.to_nested
+
+
+def _open_packed(packed: PackedSequence) -> Opened:
+    opened = SequenceBatch.from_packed(packed)
+
+    def close(batch: SequenceBatch) -> PackedSequence:
+        repacked = batch.to_packed()
+        if batch.lengths != opened.lengths:
+            return repacked
+        # The same order either way, but the caller may tell "already sorted" from "sorted by the identity".
+        return PackedSequence(repacked.data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+    return opened, close

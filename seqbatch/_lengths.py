@@ -1,0 +1,245 @@
+"""Integer arithmetic of lengths: offsets, orders, positions, masks and gather plans; knows no features.
+
+Everything here is computed on the host, once per `Lengths`, and copied to a device once, without waiting for it.
+"""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import attrs
+import torch
+from torch import Tensor
+
+# Steps that are added up one after another; longer sequences are added chunk by chunk, so that rounding errors grow
+# with the chunk and the number of chunks, not with the length.
+CHUNK = 128
+
+
+@attrs.frozen(eq=False)
+class Plan:
+    """How the rows of one tensor become the rows of another: a gather, and the gather that undoes it.
+
+    Args:
+        take: `(rows_out,)`, int64: the source row of each output row. The number of source rows itself stands for
+            "no row": there the output is filled.
+        give: `(rows_in,)`, int64: the output row that each source row went to, in the same way. None where a source
+            row may be taken more than once, so that no single gather undoes it.
+        take_fills: whether `take` says "no row" anywhere.
+        give_fills: whether `give` says "no row" anywhere.
+    """
+
+    take: Tensor
+    give: Tensor | None
+    take_fills: bool = False
+    give_fills: bool = False
+
+    @property
+    def inverse(self) -> "Plan":
+        """The plan of the way back."""
+        assert self.give is not None, "rows that are taken more than once have no way back"
+        return Plan(self.give, self.take, self.give_fills, self.take_fills)
+
+    def to(self, device: torch.device) -> "Plan":
+        """Copy the plan to a device."""
+        give = None if self.give is None else to_device(self.give, device)
+        return Plan(to_device(self.take, device), give, self.take_fills, self.give_fills)
+
+
+class Lengths:
+    """The lengths of a batch, and all that is computed from them, each made when first asked for and then kept.
+
+    It is shared by every batch of the same structure, by all layers and directions.
+    """
+
+    def __init__(self, counts: tuple[int, ...]) -> None:
+        self.counts = counts
+        self.total = sum(counts)
+        self.longest = max(counts, default=0)
+        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+
+    @classmethod
+    def from_batch_sizes(cls, batch_sizes: Tensor, order: Tensor | None) -> "Lengths":
+        """Recover the lengths from PyTorch's packed form, and keep its order, so that packing again gives it back.
+
+        Args:
+            batch_sizes: `(longest,)`, int64, on the host, never rising.
+            order: `(batch,)`, int64, on the host: the caller's index of each packed sequence; None if equal.
+        """
+        batch = int(batch_sizes[0]) if len(batch_sizes) else 0
+        descending = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), torch.arange(batch), right=True)
+        order = torch.arange(batch) if order is None else order
+        counts = torch.empty_like(descending)
+        counts[order] = descending
+        lengths = cls(tuple(counts.tolist()))
+        lengths.order = order
+        return lengths
+
+    def __len__(self) -> int:
+        return len(self.counts)
+
+    def __reduce__(self) -> tuple[type["Lengths"], tuple[tuple[int, ...]]]:
+        return Lengths, (self.counts,)
+
+    def __deepcopy__(self, memo: object) -> "Lengths":
+        return self  # nothing in it can change, and sharing it keeps the plans
+
+    @cached_property
+    def tensor(self) -> Tensor:
+        """`(batch,)`, int64, on the host."""
+        return torch.tensor(self.counts, dtype=torch.int64)
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """`(batch + 1,)`, int64, on the host: where each sequence starts, and where the last ends."""
+        return torch.cat([self.tensor.new_zeros(1), self.tensor.cumsum(0)])
+
+    @cached_property
+    def rows(self) -> Tensor:
+        """`(total_steps,)`, int64, on the host: the sequence that each step belongs to."""
+        return torch.repeat_interleave(torch.arange(len(self)), self.tensor)
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """`(total_steps,)`, int64, on the host: the position of each step in its sequence."""
+        return torch.arange(self.total) - self.offsets[self.rows]
+
+    @cached_property
+    def order(self) -> Tensor:
+        """`(batch,)`, int64, on the host: the sequences from longest to shortest, equals in the caller's order."""
+        return self.tensor.argsort(descending=True, stable=True)
+
+    @cached_property
+    def batch_sizes(self) -> Tensor:
+        """`(longest,)`, int64, on the host: how many sequences have a step at each position."""
+        ascending = self.tensor[self.order].flip(0)
+        return len(self) - torch.searchsorted(ascending, torch.arange(self.longest), right=True)
+
+    @cached_property
+    def not_empty(self) -> Tensor:
+        """`(number,)`, int64, on the host: the sequences that have a step."""
+        return self.tensor.nonzero().flatten()
+
+    def on(self, name: str, device: torch.device) -> Tensor:
+        """Give one of the tensors above, by its name, on a device."""
+        key = (name, device)
+        if key not in self._on_device:
+            self._on_device[key] = to_device(getattr(self, name), device)
+        return self._on_device[key]
+
+    def adopt_offsets(self, offsets: Tensor) -> None:
+        """Use this very tensor as the offsets on its device: only so does torch see nested tensors of one shape."""
+        self._on_device["offsets", offsets.device] = offsets
+
+    def plan(self, make: Callable[..., Plan], *options: object, device: torch.device) -> Plan:
+        """Give the plan `make(self, *options)` on a device, made the first time only."""
+        key = (make, options, device)
+        if key not in self._plans:
+            self._plans[key] = make(self, *options).to(device)
+        return self._plans[key]
+
+    @cached_property
+    def running(self) -> "Lengths":
+        """The lengths without those of 0; their flat values are the same."""
+        if 0 not in self.counts:
+            return self
+        return Lengths(tuple(count for count in self.counts if count))
+
+    @cached_property
+    def chunks(self) -> tuple["Lengths", "Lengths"]:
+        """Each sequence cut into chunks of at most `CHUNK` steps: the lengths of all chunks, and each one's number."""
+        numbers = (self.tensor + (CHUNK - 1)) // CHUNK
+        sizes = torch.full((int(numbers.sum()),), CHUNK)
+        full = numbers > 0
+        sizes[numbers.cumsum(0)[full] - 1] = (self.tensor - CHUNK * (numbers - 1))[full]
+        return Lengths(tuple(sizes.tolist())), Lengths(tuple(numbers.tolist()))
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a host tensor to a device without waiting for the device."""
+    return tensor.to(device, non_blocking=True)
+
+
+def reverse_plan(lengths: Lengths) -> Plan:
+    """Every sequence back to front."""
+    ends = lengths.offsets[:-1] + lengths.offsets[1:] - 1
+    back = ends[lengths.rows] - torch.arange(lengths.total)
+    return Plan(back, back)
+
+
+def packed_plan(lengths: Lengths) -> Plan:
+    """Flat values to the data of a PackedSequence: step by step, the longest sequence first in each step."""
+    sizes = lengths.batch_sizes
+    starts = sizes.cumsum(0) - sizes
+    rank = torch.empty_like(lengths.order)
+    rank[lengths.order] = torch.arange(len(lengths))
+    give = starts[lengths.steps] + rank[lengths.rows]
+    return Plan(_undo(give, lengths.total), give)
+
+
+def padded_plan(lengths: Lengths, batch_first: bool, side: str, time: int) -> Plan:
+    """Flat values to the rows of a padded tensor of `time` steps, batch and time as one axis."""
+    steps = lengths.steps
+    if side == "left":
+        steps = steps + (time - lengths.tensor)[lengths.rows]
+    give = lengths.rows * time + steps if batch_first else steps * len(lengths) + lengths.rows
+    cells = len(lengths) * time
+    return Plan(_undo(give, cells), give, take_fills=cells > lengths.total)
+
+
+def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
+    """The rows of a padded tensor, batch and time as one axis, to flat values: those where the mask is True."""
+    if batch_first:
+        take = mask.flatten().nonzero().flatten()
+    else:
+        rows, steps = mask.T.nonzero(as_tuple=True)
+        take = steps * mask.shape[1] + rows
+    return Plan(take, _undo(take, mask.numel()), give_fills=mask.numel() > len(take))
+
+
+def window_plan(starts: Tensor, lengths: Lengths, rows: int) -> Plan:
+    """A tensor of `rows` rows to flat values, where each sequence starts at a row of its own; no two may overlap."""
+    take = _runs(starts, lengths.tensor)
+    return Plan(take, _undo(take, rows), give_fills=rows > lengths.total)
+
+
+def edge_plan(lengths: Lengths, last: bool) -> Plan:
+    """Flat values to the first or the last step of each sequence; nothing for a sequence of no steps."""
+    full = lengths.not_empty
+    edges = lengths.offsets[1:][full] - 1 if last else lengths.offsets[:-1][full]
+    take = torch.full((len(lengths),), lengths.total)
+    take[full] = edges
+    give = torch.full((lengths.total,), len(lengths))
+    give[edges] = full
+    return Plan(take, give, take_fills=len(full) < len(lengths), give_fills=lengths.total > len(full))
+
+
+def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
+    """Flat values to those of the chosen sequences, in the order chosen."""
+    rows = torch.tensor(chosen, dtype=torch.int64)
+    take = _runs(lengths.offsets[rows], lengths.tensor[rows])
+    if len(set(chosen)) < len(chosen):
+        return Plan(take, None)
+    return Plan(take, _undo(take, lengths.total), give_fills=len(take) < lengths.total)
+
+
+def mask(lengths: Lengths, batch_first: bool, side: str, time: int) -> Tensor:
+    """`(batch, time)` or `(time, batch)`, bool, on the host: True on real steps."""
+    steps = torch.arange(time)
+    if side == "left":
+        steps = steps.flip(0)
+    counts = lengths.tensor
+    return steps < counts[:, None] if batch_first else steps[:, None] < counts
+
+
+def _runs(starts: Tensor, counts: Tensor) -> Tensor:
+    """Join the runs `start, start + 1, ...` of the given numbers of steps."""
+    ends = counts.cumsum(0)
+    return torch.arange(int(counts.sum())) + torch.repeat_interleave(starts - (ends - counts), counts)
+
+
+def _undo(index: Tensor, rows: int) -> Tensor:
+    """Turn a gather from `rows` rows, none twice, into the gather that undoes it."""
+    back = torch.full((rows,), len(index))
+    back[index] = torch.arange(len(index))
+    return back

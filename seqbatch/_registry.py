@@ -1,0 +1,180 @@
+"""Which encoder handles which type of layer: registration, dispatch by type and bases, and entry points."""
+
+import functools
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+import attrs
+from torch import nn
+
+from seqbatch._checks import complaint, type_name
+from seqbatch.batch import SequenceBatch
+from seqbatch.errors import SeqbatchTypeError, UnsupportedLayerError
+
+ENTRY_POINTS = "seqbatch.encoders"
+
+Layer = TypeVar("Layer", bound=nn.Module)
+S = TypeVar("S")
+Encoder = Callable[[Layer, SequenceBatch], SequenceBatch]
+RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatch, S]]
+
+
+@attrs.frozen
+class _Entry:
+    """An encoder as it is registered: called with a layer, a batch and a state, it gives a batch and a state."""
+
+    run: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any]]
+    keeps_state: Callable[[Any], bool]
+
+    def __call__(self, layer: nn.Module, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
+        return self.run(layer, batch, state)
+
+
+def _never(layer: object) -> bool:
+    return False
+
+
+def _always(layer: object) -> bool:
+    return True
+
+
+def _nobody(layer: object, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
+    raise unsupported(layer)
+
+
+# Called with the first argument's type; kept callable so that `functools.singledispatch` does the dispatch.
+_entries = functools.singledispatch(_nobody)
+
+
+def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Encoder[Layer]]:
+    """Register the function that runs a type of layer, and its subclasses, on a batch.
+
+    A later registration for the same type takes the place of an earlier one, also of a built-in one.
+
+    Args:
+        layer_type: a subclass of `nn.Module`.
+
+    Returns:
+        a decorator for a function `(layer, batch) -> batch`, which it gives back as it is.
+
+    Raises:
+        SeqbatchTypeError: this is no such class.
+
+    >>> class Double(nn.Module):
+    ...     def forward(self, x):
+    ...         return 2 * x
+    >>> @register_encoder(Double)
+    ... def _(layer: Double, batch: SequenceBatch) -> SequenceBatch:
+    ...     return batch.map(layer)
+    >>> encode(Double(), [torch.tensor([1, 2]), torch.tensor([3])])
+    [tensor([2, 4]), tensor([6])]
+    """
+    _require_layer_type(layer_type)
+
+    def register(function: Encoder[Layer]) -> Encoder[Layer]:
+        def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
+            return function(layer, batch), None
+
+        _entries.register(layer_type, _Entry(run, keeps_state=_never))
+        return function
+
+    return register
+
+
+def register_recurrent(
+    layer_type: type[Layer], *, when: Callable[[Layer], bool] = _always
+) -> Callable[[RecurrentEncoder[Layer, S]], RecurrentEncoder[Layer, S]]:
+    """Register the function that runs a type of layer that carries a state, and its subclasses, on a batch.
+
+    A later registration for the same type takes the place of an earlier one, also of a built-in one.
+
+    Args:
+        layer_type: a subclass of `nn.Module`.
+        when: tells whether a layer of the type keeps a state at all; a container may not.
+
+    Returns:
+        a decorator for a function `(layer, batch, state or None) -> (batch, state)`, which it gives back as it is.
+
+    Raises:
+        SeqbatchTypeError: this is no such class.
+
+    >>> class Running(nn.Module):
+    ...     "Gives at each step the steps so far."
+    >>> @register_recurrent(Running)
+    ... def _(layer: Running, batch: SequenceBatch, state: torch.Tensor | None) -> tuple[SequenceBatch, torch.Tensor]:
+    ...     start = torch.zeros(batch.batch_size, dtype=torch.int64) if state is None else state
+    ...     parts = [torch.arange(len(x)) + 1 + n for x, n in zip(batch, start)]
+    ...     return batch.with_values(torch.cat(parts)), start + torch.tensor(batch.lengths)
+    >>> encode_with_state(Running(), [torch.zeros(2), torch.zeros(1)])
+    ([tensor([1, 2]), tensor([1])], tensor([2, 1]))
+    """
+    _require_layer_type(layer_type)
+
+    def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
+        _entries.register(layer_type, _Entry(function, keeps_state=when))
+        return function
+
+    return register
+
+
+def is_recurrent(layer: nn.Module) -> bool:
+    """Tell whether a layer keeps a state, so that `encode_with_state` takes it.
+
+    Args:
+        layer: any layer that has an encoder.
+
+    Raises:
+        SeqbatchTypeError: this is no `nn.Module`.
+        UnsupportedLayerError: no encoder handles it.
+
+    >>> is_recurrent(nn.LSTM(5, 3)), is_recurrent(nn.Linear(5, 3))
+    (True, False)
+    """
+    return find(layer).keeps_state(layer)
+
+
+def find(layer: object) -> _Entry:
+    """Give the encoder of a layer: the one registered for its type or the nearest base, after plug-ins if need be."""
+    if not isinstance(layer, nn.Module):
+        remedy = "Give a layer, not its class." if isinstance(layer, type) else ""
+        raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
+    entry = _entries.dispatch(type(layer))
+    if not isinstance(entry, _Entry):
+        _load_plugins()
+        entry = _entries.dispatch(type(layer))
+    if not isinstance(entry, _Entry):
+        raise unsupported(layer)
+    return entry
+
+
+def unsupported(layer: object, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:
+    """Make the error for a layer that cannot be run, which shows how to register it."""
+    name = type(layer).__name__
+    failed = "".join(f"\nThe plug-in {plugin} could not be imported: {error!r}" for plugin, error in _load_plugins())
+    remedy = (
+        f"Register one:\n\n"
+        f"    @register_encoder({name})\n"
+        f"    def _(layer: {name}, batch: SequenceBatch) -> SequenceBatch:\n"
+        f"        return batch.map(layer)  # right if the layer treats every step by itself\n\n"
+        f"or use @register_recurrent({name}) for a layer that carries a state.{failed}"
+    )
+    return complaint(UnsupportedLayerError, "layer", "have an encoder", f"{type_name(layer)}: {reason}", remedy)
+
+
+@functools.cache
+def _load_plugins() -> tuple[tuple[str, Exception], ...]:
+    """Import what installed packages offer, once; give the names and errors of those that could not be imported."""
+    failed = []
+    for plugin in entry_points(group=ENTRY_POINTS):
+        try:
+            plugin.load()
+        except Exception as error:  # whatever a plug-in raises must not keep the others from loading
+            failed.append((f"{plugin.name} = {plugin.value}", error))
+    return tuple(failed)
+
+
+def _require_layer_type(layer_type: object) -> None:
+    if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
+        found = repr(layer_type) if isinstance(layer_type, type) else type_name(layer_type)
+        raise complaint(SeqbatchTypeError, "layer_type", "be a subclass of nn.Module", found)

@@ -1,0 +1,251 @@
+"""SequenceBatch: several sequences of unequal length as one tensor of flat values and their lengths."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self, overload
+
+import attrs
+import torch
+from torch import Tensor
+
+from seqbatch import _checks
+from seqbatch._checks import complaint
+from seqbatch._lengths import Lengths, reverse_plan, select_plan
+from seqbatch.conversions import Conversions
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+from seqbatch.layouts import rearrange
+from seqbatch.reduce import Reductions
+
+
+def _to_structure(lengths: "Sequence[int] | Tensor | Lengths") -> Lengths:
+    return lengths if isinstance(lengths, Lengths) else Lengths(_checks.lengths_of("lengths", lengths))
+
+
+@attrs.frozen(eq=False, repr=False)
+class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
+    """Several sequences of unequal length, of equal feature shape, dtype and device.
+
+    It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity.
+
+    Args:
+        values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on.
+        lengths: `(batch,)`, integers, in steps; 0 is allowed. A Tensor on a device is copied to the host, which waits
+            for it; no later call does.
+
+    Raises:
+        SeqbatchTypeError: the values are no Tensor, or the lengths no integers.
+        SeqbatchValueError: the values have no dimension of steps, or the lengths are negative or do not add up to them.
+
+    >>> SequenceBatch(torch.zeros(17, 5), [10, 7])
+    SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
+    """
+
+    values: Tensor
+    _lengths: Lengths = attrs.field(converter=_to_structure)
+
+    def __attrs_post_init__(self) -> None:
+        steps = len(_checks.require_steps("values", self.values))
+        if self._lengths.total != steps:
+            must = f"add up to {steps}, the steps of `values`"
+            raise complaint(SeqbatchValueError, "lengths", must, self._lengths.total)
+
+    @classmethod
+    def _of(cls, values: Tensor, lengths: Lengths) -> Self:
+        return cls(values, lengths)
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """`(batch,)`: the steps of each sequence, on the host."""
+        return self._lengths.counts
+
+    @property
+    def offsets(self) -> Tensor:
+        """`(batch + 1,)`, int64, on the device of the values: where each sequence starts in them; a copy."""
+        return self._lengths.on("offsets", self.values.device).clone()
+
+    @property
+    def batch_size(self) -> int:
+        """The number of sequences."""
+        return len(self._lengths)
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of all sequences together."""
+        return self._lengths.total
+
+    @property
+    def max_length(self) -> int:
+        """The steps of the longest sequence; 0 if there is none."""
+        return self._lengths.longest
+
+    @property
+    def feature_shape(self) -> torch.Size:
+        """The shape of one step."""
+        return self.values.shape[1:]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the values."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the values."""
+        return self.values.device
+
+    def __repr__(self) -> str:
+        number = "1 sequence" if self.batch_size == 1 else f"{self.batch_size} sequences"
+        shortest, longest = min(self.lengths, default=0), self.max_length
+        steps = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+        features = f"features {tuple(self.feature_shape)}"
+        return f"{type(self).__name__}({number} of {steps} steps, {features}, {self.dtype}, {self.device})"
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Tensor, Lengths]]:
+        return type(self), (self.values, self._lengths)
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.to_sequences())
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice | list[int] | list[bool] | Tensor) -> Self: ...
+    def __getitem__(self, index: int | slice | list[int] | list[bool] | Tensor) -> Tensor | Self:
+        """Take one sequence by an integer (a view), or several by anything else (a batch).
+
+        Args:
+            index: an integer, also as a Tensor of no dimension; or a slice, a list of integers or bools, or an
+                integer or bool Tensor `(number,)`. Negative integers count from the end.
+
+        Raises:
+            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchTypeError: this is no index.
+
+        >>> batch = SequenceBatch(torch.tensor([1, 2, 3]), [2, 1])
+        >>> batch[0], batch[[1, 0]].values
+        (tensor([1, 2]), tensor([3, 1, 2]))
+        """
+        if _checks.is_one_index(index):
+            i = _checks.position("index", index, len(self))
+            start = int(self._lengths.offsets[i])
+            return self.values[start : start + self.lengths[i]]
+        chosen = _checks.positions("index", index, len(self))
+        lengths = Lengths(tuple(self.lengths[i] for i in chosen))
+        return self._of(rearrange(self.values, select_plan(self._lengths, chosen).to(self.device)), lengths)
+
+    @classmethod
+    def concat(cls, batches: "Iterable[SequenceBatch]") -> Self:
+        """Join batches into one batch of all their sequences.
+
+        Args:
+            batches: any iterable of batches of equal features, dtype and device.
+
+        Returns:
+            a batch of copies, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: something in it is no SequenceBatch.
+            SeqbatchValueError: a batch differs from the first in features, dtype or device.
+
+        >>> SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), SequenceBatch(torch.zeros(3), [1, 2])]).lengths
+        (2, 1, 2)
+        """
+        parts = list(batches)
+        for i, part in enumerate(parts):
+            if not isinstance(part, SequenceBatch):
+                raise complaint(SeqbatchTypeError, f"batches[{i}]", "be a SequenceBatch", _checks.type_name(part))
+            _checks.same_kind(f"batches[{i}]", part.values, "batches[0]", parts[0].values)
+        if not parts:
+            return cls.from_sequences([])
+        counts = tuple(count for part in parts for count in part.lengths)
+        return cls._of(torch.cat([part.values for part in parts]), Lengths(counts))
+
+    def map(self, function: Callable[..., Tensor], *others: "SequenceBatch") -> Self:
+        """Apply a function that treats every step by itself.
+
+        Args:
+            function: from flat values `(total_steps, *features)`, one Tensor for this batch and each other, to flat
+                values of the same number of steps. It must not mix steps: there is nothing between the sequences.
+            others: batches of the same lengths.
+
+        Returns:
+            a batch of the same structure.
+
+        Raises:
+            SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
+            SeqbatchValueError: another has other lengths, or the function changes the number of steps.
+
+        >>> SequenceBatch(torch.tensor([1.0, -2.0]), [1, 1]).map(torch.relu).values
+        tensor([1., 0.])
+        """
+        for i, other in enumerate(others):
+            if not isinstance(other, SequenceBatch):
+                raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", _checks.type_name(other))
+            if other._lengths is not self._lengths and other.lengths != self.lengths:
+                raise complaint(SeqbatchValueError, f"others[{i}]", "have the lengths of this batch", other)
+        return self._same_steps("function(values)", function(self.values, *(other.values for other in others)))
+
+    def with_values(self, values: Tensor) -> Self:
+        """Give the same structure other values.
+
+        Args:
+            values: `(total_steps, *features)`, any features, dtype and device.
+
+        Returns:
+            a batch of these very values.
+
+        Raises:
+            SeqbatchTypeError: the values are no Tensor.
+            SeqbatchValueError: they have another number of steps.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).with_values(torch.zeros(3, 8)).feature_shape
+        torch.Size([8])
+        """
+        return self._same_steps("values", values)
+
+    def _same_steps(self, subject: str, values: Tensor) -> Self:
+        steps = len(_checks.require_steps(subject, values))
+        if steps != self.total_steps:
+            raise complaint(SeqbatchValueError, subject, f"have the {self.total_steps} steps of this batch", steps)
+        return self._of(values, self._lengths)
+
+    def reverse(self) -> Self:
+        """Turn every sequence back to front.
+
+        Returns:
+            a batch of copies, through which gradients flow.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).reverse().values
+        tensor([2, 1, 3])
+        """
+        return self.with_values(rearrange(self.values, self._lengths.plan(reverse_plan, device=self.device)))
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Convert dtype or device, with the arguments of `torch.Tensor.to`; the lengths stay on the host.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).to(torch.float64).dtype
+        torch.float64
+        """
+        return self.with_values(self.values.to(*args, **kwargs))
+
+    def cpu(self) -> Self:
+        """Copy to the host, as `torch.Tensor.cpu`."""
+        return self.with_values(self.values.cpu())
+
+    def cuda(self, device: int | str | torch.device | None = None, *, non_blocking: bool = False) -> Self:
+        """Copy to a CUDA device, the current one by default, as `torch.Tensor.cuda`."""
+        return self.with_values(self.values.cuda(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Copy into page-locked memory, as `torch.Tensor.pin_memory`; `torch.utils.data.DataLoader` calls this."""
+        return self.with_values(self.values.pin_memory())
+
+    def detach(self) -> Self:
+        """Share the values without their gradient graph, as `torch.Tensor.detach`."""
+        return self.with_values(self.values.detach())
+
+    def clone(self) -> Self:
+        """Copy the values, as `torch.Tensor.clone`; gradients flow."""
+        return self.with_values(self.values.clone())

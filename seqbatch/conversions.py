@@ -1,0 +1,300 @@
+"""Conversions: the methods of SequenceBatch that make it from other layouts and turn it into them."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch import _checks, layouts
+from seqbatch._checks import PaddingSide, complaint
+from seqbatch._lengths import Lengths, mask, to_device
+from seqbatch.errors import SeqbatchValueError
+
+
+class Conversions(ABC):
+    """What a SequenceBatch can be made from and turned into.
+
+    A conversion is one gather, and its backward pass another, which also stands for gradients of higher order. What
+    stands in padding reaches no value and no gradient.
+    """
+
+    __slots__ = ()
+    values: Tensor
+    _lengths: Lengths
+
+    @classmethod
+    @abstractmethod
+    def _of(cls, values: Tensor, lengths: Lengths) -> Self:
+        """Make a batch of a structure that is at hand."""
+
+    @classmethod
+    def from_sequences(cls, sequences: Iterable[Tensor]) -> Self:
+        """Join sequences of unequal length into a batch.
+
+        Args:
+            sequences: any iterable of Tensors `(steps, *features)` of equal features, dtype and device. Of no
+                sequences it makes a batch of none, with features `()`.
+
+        Returns:
+            a batch of copies, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: this is no iterable of Tensors, or it is a Tensor or a PackedSequence itself.
+            SeqbatchValueError: a sequence has no dimension of steps, or differs from the first.
+
+        >>> SequenceBatch.from_sequences([torch.zeros(10, 5), torch.zeros(7, 5)])
+        SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
+        """
+        tensors = _checks.sequences_of("sequences", sequences)
+        if not tensors:
+            return cls._of(torch.empty(0), Lengths(()))
+        return cls._of(torch.cat(tensors), Lengths(tuple(len(tensor) for tensor in tensors)))
+
+    @classmethod
+    def from_padded(
+        cls,
+        padded: Tensor,
+        lengths: Sequence[int] | Tensor,
+        *,
+        batch_first: bool,
+        padding_side: PaddingSide = "right",
+    ) -> Self:
+        """Read the real steps out of a padded tensor.
+
+        Args:
+            padded: `(batch, time, *features)` if batch_first, else `(time, batch, *features)`.
+            lengths: `(batch,)`, integers, in steps; a Tensor on a device is copied to the host, which waits for it.
+            batch_first: which of the first two axes of `padded` is the batch.
+            padding_side: the side on which shorter sequences are padded.
+
+        Returns:
+            a batch of copies, through which gradients flow; those of padding are 0.
+
+        Raises:
+            SeqbatchTypeError: `padded` is no Tensor, the lengths are no integers, or batch_first is no bool.
+            SeqbatchValueError: `padded` has fewer than two axes, there are not as many lengths as sequences, or a
+                length is negative or above the time axis.
+
+        Source: the inverse of `torch.nn.utils.rnn.pad_sequence`.
+
+        >>> batch = SequenceBatch.from_padded(torch.tensor([[1, 2], [3, 0]]), [2, 1], batch_first=True)
+        >>> batch.values
+        tensor([1, 2, 3])
+        """
+        size, time = _checks.padded_shape("padded", padded, batch_first)
+        counts = _checks.lengths_of("lengths", lengths)
+        if len(counts) != size:
+            raise complaint(SeqbatchValueError, "lengths", f"have shape ({size},), as the batch", (len(counts),))
+        if counts and max(counts) > time:
+            i = next(i for i, count in enumerate(counts) if count > time)
+            raise complaint(SeqbatchValueError, f"lengths[{i}]", f"be at most {time}, the time axis", counts[i])
+        structure = Lengths(counts)
+        side = _checks.require_side(padding_side)
+        return cls._of(layouts.from_padded(padded, structure, batch_first, side), structure)
+
+    @classmethod
+    def from_mask(cls, padded: Tensor, mask: Tensor, *, batch_first: bool) -> Self:
+        """Read the steps out of a padded tensor that a mask calls real: padding on the right, left or both sides.
+
+        Args:
+            padded: `(batch, time, *features)` if batch_first, else `(time, batch, *features)`.
+            mask: the first two axes of `padded`, bool, True on real steps; on a device it is copied to the host,
+                which waits for it.
+            batch_first: which of the first two axes of `padded` and `mask` is the batch.
+
+        Returns:
+            a batch of copies, through which gradients flow; those of padding are 0.
+
+        Raises:
+            SeqbatchTypeError: `padded` is no Tensor, the mask is no bool Tensor, or batch_first is no bool.
+            SeqbatchValueError: the shapes do not match, or the mask has a hole: a False between two True.
+
+        >>> mask = torch.tensor([[False, True], [True, True]])
+        >>> SequenceBatch.from_mask(torch.tensor([[0, 1], [2, 3]]), mask, batch_first=True).values
+        tensor([1, 2, 3])
+        """
+        _checks.padded_shape("padded", padded, batch_first)
+        real = _checks.require_mask("mask", mask, tuple(padded.shape[:2]), batch_first)
+        counts = real.sum(1 if batch_first else 0)
+        return cls._of(layouts.from_masked(padded, real, batch_first), Lengths(tuple(counts.tolist())))
+
+    @classmethod
+    def from_packed(cls, packed: PackedSequence) -> Self:
+        """Unpack PyTorch's packed form, into the order the sequences had before packing.
+
+        Args:
+            packed: its data `(total_steps, *features)`; indices on a device are copied to the host, which waits for it.
+
+        Returns:
+            a batch of copies, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: this is no PackedSequence.
+            SeqbatchValueError: its batch sizes rise, or do not add up to its data.
+
+        Source: the inverse of `torch.nn.utils.rnn.pack_sequence`.
+
+        >>> packed = nn.utils.rnn.pack_sequence([torch.tensor([1, 2]), torch.tensor([3])])
+        >>> SequenceBatch.from_packed(packed).values
+        tensor([1, 2, 3])
+        """
+        _checks.require_packed("packed", packed)
+        order = packed.sorted_indices
+        lengths = Lengths.from_batch_sizes(packed.batch_sizes, None if order is None else order.cpu())
+        return cls._of(layouts.from_packed(packed.data, lengths), lengths)
+
+    @classmethod
+    def from_nested(cls, nested: Tensor) -> Self:
+        """Take over the values of a nested tensor of jagged layout.
+
+        Args:
+            nested: `(batch, steps, *features)` of unequal steps; offsets on a device are copied to the host, which
+                waits for it.
+
+        Returns:
+            a batch that is a view of it (a copy if it has holes), through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: this is no nested Tensor of jagged layout.
+            SeqbatchValueError: its unequal axis is not the second.
+
+        Source: `torch.nested`.
+
+        >>> nested = torch.nested.nested_tensor([torch.zeros(2, 5), torch.zeros(3, 5)], layout=torch.jagged)
+        >>> SequenceBatch.from_nested(nested).lengths
+        (2, 3)
+        """
+        values, lengths = layouts.from_nested(_checks.require_nested("nested", nested))
+        return cls._of(values, lengths)
+
+    @classmethod
+    def from_offsets(cls, values: Tensor, offsets: Sequence[int] | Tensor) -> Self:
+        """Take flat values and the offset of each sequence in them, as ragged attention kernels do (`cu_seqlens`).
+
+        Args:
+            values: `(total_steps, *features)`.
+            offsets: `(batch + 1,)`, integers, in steps: from 0, never falling, to total_steps; a Tensor on a device
+                is copied to the host, which waits for it.
+
+        Returns:
+            a batch of these very values.
+
+        Raises:
+            SeqbatchTypeError: the values are no Tensor, or the offsets no integers.
+            SeqbatchValueError: the offsets do not start at 0, fall somewhere, or do not end at total_steps.
+
+        >>> SequenceBatch.from_offsets(torch.zeros(9, 5), [0, 2, 2, 9]).lengths
+        (2, 0, 7)
+        """
+        steps = len(_checks.require_steps("values", values))
+        return cls._of(values, Lengths(_checks.lengths_of_offsets("offsets", offsets, steps)))
+
+    def to_sequences(self) -> list[Tensor]:
+        """Give the sequences one by one.
+
+        Returns:
+            Tensors `(steps, *features)` in the caller's order, views of the values through which gradients flow.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_sequences()
+        [tensor([1, 2]), tensor([3])]
+        """
+        return list(torch.split(self.values, list(self._lengths.counts)))
+
+    def to_padded(
+        self,
+        *,
+        batch_first: bool,
+        padding_value: complex = 0.0,
+        padding_side: PaddingSide = "right",
+        total_length: int | None = None,
+    ) -> Tensor:
+        """Pad all sequences to one length.
+
+        Args:
+            batch_first: which of the first two axes of the result is the batch.
+            padding_value: what stands in the padding; it must be a value of the dtype.
+            padding_side: the side on which shorter sequences are padded.
+            total_length: steps to pad to, at least those of the longest sequence, which is the default.
+
+        Returns:
+            `(batch, time, *features)` if batch_first, else `(time, batch, *features)`, a copy through which
+            gradients flow.
+
+        Raises:
+            SeqbatchTypeError: batch_first is no bool, padding_value no number, or total_length no integer.
+            SeqbatchValueError: padding_value is no value of the dtype, padding_side no side, or total_length too short.
+
+        Source: `torch.nn.utils.rnn.pad_sequence`.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_padded(batch_first=True)
+        tensor([[1, 2],
+                [3, 0]])
+        """
+        _checks.require_bool("batch_first", batch_first)
+        _checks.require_padding_value(padding_value, self.values.dtype)
+        side = _checks.require_side(padding_side)
+        time = _checks.require_total_length(total_length, self._lengths.longest)
+        return layouts.to_padded(self.values, self._lengths, batch_first, side, time, padding_value)
+
+    def to_packed(self) -> PackedSequence:
+        """Pack the sequences as PyTorch's recurrent layers take them.
+
+        Returns:
+            a PackedSequence that remembers the caller's order, a copy through which gradients flow.
+
+        Raises:
+            SeqbatchValueError: a sequence has no steps, which the packed form cannot hold.
+
+        Source: `torch.nn.utils.rnn.pack_sequence(..., enforce_sorted=False)`.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [1, 2]).to_packed().data
+        tensor([2, 1, 3])
+        """
+        if 0 in self._lengths.counts:
+            where = f"sequences[{self._lengths.counts.index(0)}]"
+            remedy = "PyTorch's packed form cannot hold a sequence of no steps: leave it out, by batch[indices]."
+            raise complaint(SeqbatchValueError, where, "have a step to be packed", "0 steps", remedy)
+        return layouts.to_packed(self.values, self._lengths)
+
+    def to_nested(self) -> Tensor:
+        """Give the batch as a nested tensor of jagged layout.
+
+        Returns:
+            `(batch, steps, *features)` of unequal steps, a view of the values through which gradients flow. Those of
+            batches of one structure can be added and multiplied.
+
+        Source: `torch.nested.nested_tensor_from_jagged`.
+
+        >>> SequenceBatch(torch.zeros(3, 5), [2, 1]).to_nested().is_nested
+        True
+        """
+        return layouts.to_nested(self.values, self._lengths)
+
+    def mask(
+        self, *, batch_first: bool, padding_side: PaddingSide = "right", total_length: int | None = None
+    ) -> Tensor:
+        """Tell real steps from padding in what `to_padded` gives with the same arguments.
+
+        Args:
+            batch_first: which of the two axes of the result is the batch.
+            padding_side: the side on which shorter sequences are padded.
+            total_length: steps to pad to, at least those of the longest sequence, which is the default.
+
+        Returns:
+            `(batch, time)` if batch_first, else `(time, batch)`, bool, True on real steps; a new Tensor.
+
+        Raises:
+            SeqbatchTypeError: batch_first is no bool, or total_length no integer.
+            SeqbatchValueError: padding_side is no side, or total_length too short.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).mask(batch_first=True)
+        tensor([[ True,  True],
+                [ True, False]])
+        """
+        _checks.require_bool("batch_first", batch_first)
+        side = _checks.require_side(padding_side)
+        time = _checks.require_total_length(total_length, self._lengths.longest)
+        return to_device(mask(self._lengths, batch_first, side, time), self.values.device)

@@ -1,0 +1,133 @@
+"""encode and encode_with_state: run a layer on sequences of any kind, and give back the same kind."""
+
+# mypy: disable-error-code="overload-overlap"
+# A PackedSequence is a tuple too; its overload stands before that of tuples, so that it is the one that counts.
+
+from typing import Any, TypeVar, overload
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch._checks import complaint, type_name
+from seqbatch._kinds import open_kind
+from seqbatch._registry import find
+from seqbatch.batch import SequenceBatch
+from seqbatch.errors import UnsupportedLayerError
+from seqbatch.state import ContainerState, LSTMState, RNNState
+
+T = TypeVar("T", bound=Tensor)
+Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
+
+
+@overload
+def encode(layer: nn.Module, sequences: Same) -> Same: ...
+@overload
+def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...]) -> list[Tensor]: ...
+def encode(layer: nn.Module, sequences: Any) -> Any:
+    """Run a layer on sequences of unequal length; each gets the result it would get alone.
+
+    Args:
+        layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind, layers that treat every step by
+            itself, `nn.Sequential` of such, and what `register_encoder` and `register_recurrent` add. Whether it is
+            `batch_first` does not matter.
+        sequences: a list or tuple of Tensors `(steps, *features)`, one such Tensor, a SequenceBatch, a PackedSequence,
+            or a nested Tensor of jagged layout.
+
+    Returns:
+        the outputs, in the same order and as the same kind (a list for a tuple); gradients flow.
+
+    Raises:
+        SeqbatchTypeError: the layer is no `nn.Module`, or the sequences are of no such kind.
+        SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
+            device.
+        UnsupportedLayerError: no encoder handles the layer.
+
+    >>> xs, ys = torch.randn(10, 5), torch.randn(7, 5)
+    >>> hs_x, hs_y = encode(nn.LSTM(5, 3, num_layers=2, bidirectional=True), [xs, ys])
+    >>> hs_x.shape, hs_y.shape
+    (torch.Size([10, 6]), torch.Size([7, 6]))
+    """
+    entry = find(layer)
+    batch, close = open_kind(sequences)
+    if _is_nothing(batch) and not entry.keeps_state(layer):
+        return close(batch)
+    try:
+        return close(entry.run(layer, batch, None)[0])
+    except Exception as error:
+        _add_context(error, layer, batch)
+        raise
+
+
+@overload
+def encode_with_state(layer: nn.LSTM, sequences: Same, state: LSTMState | None = None) -> tuple[Same, LSTMState]: ...
+@overload
+def encode_with_state(
+    layer: nn.LSTM, sequences: list[T] | tuple[T, ...], state: LSTMState | None = None
+) -> tuple[list[Tensor], LSTMState]: ...
+@overload
+def encode_with_state(
+    layer: nn.GRU | nn.RNN, sequences: Same, state: RNNState | None = None
+) -> tuple[Same, RNNState]: ...
+@overload
+def encode_with_state(
+    layer: nn.GRU | nn.RNN, sequences: list[T] | tuple[T, ...], state: RNNState | None = None
+) -> tuple[list[Tensor], RNNState]: ...
+@overload
+def encode_with_state(
+    layer: nn.Sequential, sequences: Same, state: ContainerState | None = None
+) -> tuple[Same, ContainerState]: ...
+@overload
+def encode_with_state(
+    layer: nn.Sequential, sequences: list[T] | tuple[T, ...], state: ContainerState | None = None
+) -> tuple[list[Tensor], ContainerState]: ...
+@overload
+def encode_with_state(layer: nn.Module, sequences: Same, state: Any = None) -> tuple[Same, Any]: ...
+@overload
+def encode_with_state(
+    layer: nn.Module, sequences: list[T] | tuple[T, ...], state: Any = None
+) -> tuple[list[Tensor], Any]: ...
+def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> tuple[Any, Any]:
+    """Run a layer that carries a state on sequences of unequal length, from a state to a state.
+
+    Args:
+        layer: as for `encode`, but one that keeps a state; `nn.Sequential` does if a layer in it does.
+        sequences: as for `encode`.
+        state: the state to start from, that of each sequence at its index; zeros by default. That of `nn.LSTM` is an
+            LSTMState, that of `nn.GRU` and `nn.RNN` an RNNState, that of `nn.Sequential` a ContainerState.
+
+    Returns:
+        the outputs as from `encode`, and the state after the last step of each sequence, which may go in again. The
+        state of a sequence of no steps is the one it started from.
+
+    Raises:
+        SeqbatchTypeError: as `encode`, or the state is of another kind than the layer's.
+        SeqbatchValueError: as `encode`, or the state is of another shape, dtype or device than the layer and the
+            sequences ask for.
+        UnsupportedLayerError: no encoder handles the layer, or it keeps no state.
+
+    >>> long = torch.randn(100, 5)
+    >>> gru = nn.GRU(5, 3)
+    >>> start, state = encode_with_state(gru, long[:60])
+    >>> end, state = encode_with_state(gru, long[60:], state)
+    >>> torch.testing.assert_close(torch.cat([start, end]), encode(gru, long))
+    """
+    entry = find(layer)
+    if not entry.keeps_state(layer):
+        remedy = "Call encode."
+        raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
+    batch, close = open_kind(sequences)
+    try:
+        outputs, new_state = entry.run(layer, batch, state)
+        return close(outputs), new_state
+    except Exception as error:
+        _add_context(error, layer, batch)
+        raise
+
+
+def _is_nothing(batch: SequenceBatch) -> bool:
+    """Tell whether a batch may come from an empty list, which has no features that a layer could take."""
+    return batch.batch_size == 0 and batch.values.dim() == 1 and batch.dtype.is_floating_point
+
+
+def _add_context(error: Exception, layer: nn.Module, batch: SequenceBatch) -> None:
+    error.add_note(f"while {type(layer).__name__}({layer.extra_repr()}) ran on {batch!r}")

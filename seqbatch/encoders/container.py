@@ -1,0 +1,66 @@
+"""The encoder of nn.Sequential: each layer in it by its own encoder, with the states of those that keep one."""
+
+import copy
+from collections.abc import Callable
+
+from torch import Tensor, nn
+
+from seqbatch._checks import complaint, type_name
+from seqbatch._registry import is_recurrent, register_recurrent, unsupported
+from seqbatch.batch import SequenceBatch
+from seqbatch.encode import encode, encode_with_state
+from seqbatch.encoders._layers import describe, keeps_forward
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+from seqbatch.state import ContainerState
+
+
+def _holds_state(layer: nn.Sequential) -> bool:
+    return any(is_recurrent(child) for child in layer)
+
+
+@register_recurrent(nn.Sequential, when=_holds_state)
+def _(layer: nn.Sequential, batch: SequenceBatch, state: ContainerState | None) -> tuple[SequenceBatch, ContainerState]:
+    if not keeps_forward(layer, nn.Sequential):
+        raise unsupported(layer, reason="it has a forward of its own")
+    recurrent = [is_recurrent(child) for child in layer]
+    states = _states(layer, state, recurrent)
+    results: list[SequenceBatch] = []
+
+    def forward(values: Tensor) -> Tensor:
+        current = batch.with_values(values)
+        for i, child in enumerate(layer):
+            if recurrent[i]:
+                current, states[i] = encode_with_state(child, current, states[i])
+            else:
+                current = encode(child, current)
+        results.append(current)
+        return current.values
+
+    values = _call_as_itself(layer, forward, batch.values)
+    return results[0].with_values(values), ContainerState(tuple(states))
+
+
+def _states(layer: nn.Sequential, state: object, recurrent: list[bool]) -> list[object]:
+    """Give the state of each layer in the container, or raise."""
+    if state is None:
+        return [None] * len(recurrent)
+    if not isinstance(state, ContainerState):
+        raise complaint(SeqbatchTypeError, "state", f"be a ContainerState, for {describe(layer)}", type_name(state))
+    holds = [part is not None for part in state.states]
+    if holds != recurrent:
+        wanted = [i for i, keeps in enumerate(recurrent) if keeps]
+        must = f"hold {len(recurrent)} states, None but for the layers {wanted}"
+        found = f"{len(holds)} states, not None for {[i for i, there in enumerate(holds) if there]}"
+        raise complaint(SeqbatchValueError, "state.states", must, found)
+    return list(state.states)
+
+
+def _call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Call a layer with another `forward`, so that its hooks and those of all modules run on the flat values.
+
+    A shallow copy shares parameters, layers and hooks, so the caller's layer is not touched.
+    """
+    shell = copy.copy(layer)
+    shell.forward = forward
+    result: Tensor = shell(values)
+    return result

@@ -1,0 +1,101 @@
+"""Encoders of nn.LSTM, nn.GRU and nn.RNN: what they mean, whatever engine runs them."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch import engines
+from seqbatch._checks import complaint, type_name
+from seqbatch._lengths import to_device
+from seqbatch._registry import register_recurrent
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._layers import describe, is_plain, require_features, require_like_weights, run_on_nothing
+from seqbatch.engines import Hidden
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+from seqbatch.state import LSTMState, RNNState
+
+# Modules and not RNNBase: the quantized layers, which PyTorch means to drop some day, are no subclasses of it.
+_Recurrent = Any
+_quantized = getattr(torch.ao.nn.quantized, "dynamic", None)
+
+
+def _register(layer_type: type[nn.Module], state_type: type[LSTMState] | type[RNNState]) -> None:
+    @register_recurrent(layer_type)
+    def _(layer: _Recurrent, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
+        if is_plain(layer, layer_type) and batch.batch_size:
+            require_features(batch, (layer.input_size,), layer, exactly=True)
+            require_like_weights(batch, layer)
+        sizes = _sizes(layer, state_type)
+        if state is not None:
+            _require_state(state, state_type, layer, batch, sizes)
+        values, final = _run(layer, batch, None if state is None else _to_hidden(state), sizes)
+        if state_type is LSTMState:
+            return batch.with_values(values), LSTMState.from_torch((final[0], final[1]), layer)
+        return batch.with_values(values), RNNState.from_torch(final[0], layer)
+
+
+for _layer_type, _state_type in (
+    (nn.LSTM, LSTMState),
+    (nn.GRU, RNNState),
+    (nn.RNN, RNNState),
+    (getattr(_quantized, "LSTM", nn.LSTM), LSTMState),
+    (getattr(_quantized, "GRU", nn.GRU), RNNState),
+):
+    _register(_layer_type, _state_type)
+
+
+def _run(layer: _Recurrent, batch: SequenceBatch, hidden: Hidden | None, sizes: list[int]) -> tuple[Tensor, Hidden]:
+    """Run the layer on the sequences that have a step, and leave the others their initial state."""
+    lengths = batch._lengths
+    running = lengths.running
+    engine = engines.choose(layer)
+    if running is lengths and lengths.total:
+        return engine(layer, batch.values, lengths, hidden)
+    rows = _rows(layer)
+    start = hidden or tuple(batch.values.new_zeros(rows, batch.batch_size, size) for size in sizes)
+    if not lengths.total:
+        return run_on_nothing(layer, batch, sizes[0] * (rows // layer.num_layers)), start
+    alive = to_device(lengths.not_empty, batch.device)
+    chosen = None if hidden is None else tuple(part.index_select(1, alive) for part in hidden)
+    values, final = engine(layer, batch.values, running, chosen)
+    ended = zip(start, final, strict=True)
+    return values, tuple(old.to(new.dtype).index_copy(1, alive, new) for old, new in ended)
+
+
+def _sizes(layer: _Recurrent, state_type: type) -> list[int]:
+    """The last axis of each tensor of the state, which for the first is also the size of one direction's output."""
+    size = getattr(layer, "proj_size", 0) or layer.hidden_size
+    return [size, layer.hidden_size] if state_type is LSTMState else [size]
+
+
+def _rows(layer: _Recurrent) -> int:
+    """The first axis of each tensor of the state in PyTorch's layout."""
+    rows: int = layer.num_layers * (2 if layer.bidirectional else 1)
+    return rows
+
+
+def _to_hidden(state: LSTMState | RNNState) -> Hidden:
+    hidden = state.to_torch()
+    return hidden if isinstance(hidden, tuple) else (hidden,)
+
+
+def _require_state(state: object, state_type: type, layer: _Recurrent, batch: SequenceBatch, sizes: list[int]) -> None:
+    """Raise unless the state is one of this layer for this batch."""
+    name = state_type.__name__
+    if not isinstance(state, state_type):
+        remedy = f"For a state of PyTorch's layout call {name}.from_torch(hx, layer)."
+        must = f"be an {name}, for {describe(layer)}"
+        raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy)
+    directions = 2 if layer.bidirectional else 1
+    casts = torch.is_autocast_enabled(batch.device.type)
+    for part, size in zip(("hidden", "cell"), sizes, strict=False):
+        tensor: Tensor = getattr(state, part)
+        for what, found, wanted in (
+            ("shape", tuple(tensor.shape), (layer.num_layers, directions, batch.batch_size, size)),
+            ("dtype", tensor.dtype, tensor.dtype if casts else batch.dtype),
+            ("device", tensor.device, batch.device),
+        ):
+            if found != wanted:
+                must = f"have {what} {wanted}, for {batch.batch_size} sequences and {describe(layer)}"
+                raise complaint(SeqbatchValueError, f"state.{part}", must, found)

@@ -1,0 +1,28 @@
+"""What every engine is: a function, with no choices of its own."""
+
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from seqbatch._lengths import Lengths
+
+Hidden = tuple[Tensor, ...]
+
+
+class Engine(Protocol):
+    """A way to run a recurrent layer.
+
+    Args:
+        layer: the layer; one that has hooks or a `forward` of its own must be called as itself.
+        values: `(total_steps, input_size)`.
+        lengths: one sequence at least, and none of no steps.
+        hidden: the initial state in the caller's order, one Tensor `(num_layers * num_directions, batch, size)` or
+            two; None for zeros.
+
+    Returns:
+        the outputs `(total_steps, num_directions * size)`, and the final state in the form of `hidden`.
+    """
+
+    def __call__(
+        self, layer: nn.Module, values: Tensor, lengths: Lengths, hidden: Hidden | None
+    ) -> tuple[Tensor, Hidden]: ...
