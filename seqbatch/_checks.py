@@ -3,13 +3,13 @@
 import operator
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch.errors import SeqbatchError, SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
+from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
 
 PaddingSide = Literal["right", "left"]
 Kind = TypeVar("Kind", bound=SeqbatchError)
@@ -22,16 +22,24 @@ def complaint(kind: type[Kind], subject: str, must: str, found: object, remedy: 
 
 
 def type_name(value: object) -> str:
-    """Name the type of a value with its article's sense kept short: "a numpy.ndarray"."""
+    """Name the type of a value, with an article and its module."""
     kind = type(value)
     where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     return f"a {where}{kind.__qualname__}"
 
 
+def counted(number: int, what: str) -> str:
+    """Say how many there are of something: "1 sequence", "2 sequences"."""
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def require_tensor(subject: str, value: object) -> Tensor:
     """Return the value if it is a dense Tensor, else raise."""
     if not isinstance(value, Tensor):
-        raise complaint(SeqbatchTypeError, subject, "be a Tensor", type_name(value))
+        remedy = (
+            "Make it one by torch.as_tensor." if isinstance(value, (list, tuple)) or hasattr(value, "shape") else ""
+        )
+        raise complaint(SeqbatchTypeError, subject, "be a Tensor", type_name(value), remedy)
     if value.is_nested or value.layout is not torch.strided:
         found = "a nested Tensor" if value.is_nested else f"layout {value.layout}"
         raise complaint(SeqbatchTypeError, subject, "be a dense Tensor", found)
@@ -152,6 +160,10 @@ def require_packed(subject: str, value: object) -> None:
     if int(sizes.sum()) != len(value.data):
         must = f"add up to {len(value.data)}, the steps of its data"
         raise complaint(SeqbatchValueError, f"{subject}.batch_sizes", must, int(sizes.sum()))
+    order = value.sorted_indices
+    if order is not None and sorted(order.tolist()) != list(range(int(sizes[:1].sum()))):
+        must = f"name each of {counted(int(sizes[:1].sum()), 'sequence')} once"
+        raise complaint(SeqbatchValueError, f"{subject}.sorted_indices", must, order.tolist())
 
 
 def require_nested(subject: str, value: object) -> Tensor:
@@ -164,6 +176,18 @@ def require_nested(subject: str, value: object) -> Tensor:
     if not isinstance(value.shape[1], torch.SymInt):
         raise complaint(SeqbatchValueError, subject, "be of unequal length in its second axis", tuple(value.shape))
     return value
+
+
+def same_lengths(subject: str, lengths: tuple[int, ...], like: tuple[int, ...]) -> None:
+    """Raise unless the lengths of another batch are those of this one."""
+    if len(lengths) != len(like):
+        raise complaint(
+            SeqbatchValueError, subject, f"have {counted(len(like), 'sequence')}, as this batch", len(lengths)
+        )
+    for i, (found, wanted) in enumerate(zip(lengths, like, strict=True)):
+        if found != wanted:
+            must = f"have the lengths of this batch, {counted(wanted, 'step')} in sequence {i}"
+            raise complaint(SeqbatchValueError, subject, must, found)
 
 
 def integer(subject: str, value: object) -> int:
@@ -206,7 +230,7 @@ def lengths_of_offsets(subject: str, value: object, steps: int) -> tuple[int, ..
     """Return the lengths between offsets that go from 0 to `steps` and never fall, else raise."""
     offsets = integers(subject, value)
     if not offsets or offsets[0] != 0:
-        raise complaint(SeqbatchValueError, subject, "start with 0", offsets[:1] or "no offsets")
+        raise complaint(SeqbatchValueError, subject, "start with 0", offsets[0] if offsets else "no offsets")
     if offsets[-1] != steps:
         raise complaint(SeqbatchValueError, subject, f"end with {steps}, the steps of `values`", offsets[-1])
     lengths = tuple(end - start for start, end in pairwise(offsets))
@@ -214,40 +238,3 @@ def lengths_of_offsets(subject: str, value: object, steps: int) -> tuple[int, ..
         i = next(i for i, length in enumerate(lengths) if length < 0)
         raise complaint(SeqbatchValueError, f"{subject}[{i + 1}]", f"be at least {offsets[i]}", offsets[i + 1])
     return lengths
-
-
-def position(subject: str, value: object, size: int) -> int:
-    """Return an index of one sequence counted from the front, else raise."""
-    index = integer(subject, value)
-    if not -size <= index < size:
-        must = f"be from {-size} to {size - 1}, for {size} sequences" if size else "not be asked of no sequences"
-        raise complaint(SeqbatchIndexError, subject, must, index)
-    return index % size
-
-
-def is_one_index(value: object) -> bool:
-    """Tell whether an index names one sequence (an integer) and not several."""
-    if isinstance(value, Tensor):
-        return value.dim() == 0
-    return not isinstance(value, (slice, list, tuple))
-
-
-def positions(subject: str, value: Any, size: int) -> list[int]:
-    """Return an index of several sequences as a list of positions counted from the front, else raise."""
-    if isinstance(value, slice):
-        return list(range(size))[value]
-    if is_mask(value):
-        mask = value.tolist() if isinstance(value, Tensor) else list(value)
-        if len(mask) != size or (isinstance(value, Tensor) and value.dim() != 1):
-            found = tuple(value.shape) if isinstance(value, Tensor) else (len(mask),)
-            raise complaint(SeqbatchIndexError, subject, f"have shape ({size},), as it is a mask", found)
-        return [i for i, wanted in enumerate(mask) if wanted]
-    chosen = integers(subject, value)
-    return [position(f"{subject}[{i}]", index, size) for i, index in enumerate(chosen)]
-
-
-def is_mask(value: object) -> bool:
-    """Tell whether an index is a mask: a bool Tensor, or a list of nothing but bools."""
-    if isinstance(value, Tensor):
-        return value.dtype is torch.bool
-    return isinstance(value, (list, tuple)) and bool(value) and all(isinstance(entry, bool) for entry in value)

@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from seqbatch import _checks
+from seqbatch import _checks, _indices
 from seqbatch._checks import complaint
 from seqbatch._lengths import Lengths, reverse_plan, select_plan
 from seqbatch.conversions import Conversions
@@ -24,7 +24,8 @@ def _to_structure(lengths: "Sequence[int] | Tensor | Lengths") -> Lengths:
 class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
-    It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity.
+    It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
+    `map`: `batch.map(torch.add, other)`.
 
     Args:
         values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on.
@@ -93,11 +94,11 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         return self.values.device
 
     def __repr__(self) -> str:
-        number = "1 sequence" if self.batch_size == 1 else f"{self.batch_size} sequences"
-        shortest, longest = min(self.lengths, default=0), self.max_length
-        steps = f"{longest}" if shortest == longest else f"{shortest} to {longest}"
+        number, steps = _checks.counted(self.batch_size, "sequence"), _checks.counted(self.max_length, "step")
+        shortest = min(self.lengths, default=0)
+        span = "" if shortest == self.max_length else f"{shortest} to "
         features = f"features {tuple(self.feature_shape)}"
-        return f"{type(self).__name__}({number} of {steps} steps, {features}, {self.dtype}, {self.device})"
+        return f"{type(self).__name__}({number} of {span}{steps}, {features}, {self.dtype}, {self.device})"
 
     def __reduce__(self) -> tuple[type[Self], tuple[Tensor, Lengths]]:
         return type(self), (self.values, self._lengths)
@@ -107,6 +108,24 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.to_sequences())
+
+    def __contains__(self, sequence: object) -> bool:
+        return self.count(sequence) > 0
+
+    def count(self, sequence: object) -> int:
+        """Count the sequences that equal a Tensor, as `torch.equal`."""
+        return sum(isinstance(sequence, Tensor) and torch.equal(one, sequence) for one in self)
+
+    def index(self, sequence: object, start: int = 0, stop: int | None = None) -> int:
+        """Give the position of the first sequence that equals a Tensor, as `torch.equal`.
+
+        Raises:
+            SeqbatchValueError: no sequence from `start` on, before `stop`, does.
+        """
+        for i in range(len(self))[start:stop]:
+            if isinstance(sequence, Tensor) and torch.equal(self[i], sequence):
+                return i
+        raise complaint(SeqbatchValueError, "sequence", "equal one of the batch", _checks.type_name(sequence))
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
@@ -127,11 +146,11 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         >>> batch[0], batch[[1, 0]].values
         (tensor([1, 2]), tensor([3, 1, 2]))
         """
-        if _checks.is_one_index(index):
-            i = _checks.position("index", index, len(self))
+        if _indices.is_one_index(index):
+            i = _indices.position("index", index, len(self))
             start = int(self._lengths.offsets[i])
             return self.values[start : start + self.lengths[i]]
-        chosen = _checks.positions("index", index, len(self))
+        chosen = _indices.positions("index", index, len(self))
         lengths = Lengths(tuple(self.lengths[i] for i in chosen))
         return self._of(rearrange(self.values, select_plan(self._lengths, chosen).to(self.device)), lengths)
 
@@ -183,8 +202,8 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         for i, other in enumerate(others):
             if not isinstance(other, SequenceBatch):
                 raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", _checks.type_name(other))
-            if other._lengths is not self._lengths and other.lengths != self.lengths:
-                raise complaint(SeqbatchValueError, f"others[{i}]", "have the lengths of this batch", other)
+            if other._lengths is not self._lengths:
+                _checks.same_lengths(f"others[{i}]", other.lengths, self.lengths)
         return self._same_steps("function(values)", function(self.values, *(other.values for other in others)))
 
     def with_values(self, values: Tensor) -> Self:

@@ -30,8 +30,8 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
         layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind, layers that treat every step by
             itself, `nn.Sequential` of such, and what `register_encoder` and `register_recurrent` add. Whether it is
             `batch_first` does not matter.
-        sequences: a list or tuple of Tensors `(steps, *features)`, one such Tensor, a SequenceBatch, a PackedSequence,
-            or a nested Tensor of jagged layout.
+        sequences: a list or tuple of Tensors `(steps, *features)`, and no other iterable, one such Tensor, a
+            SequenceBatch, a PackedSequence, or a nested Tensor of jagged layout.
 
     Returns:
         the outputs, in the same order and as the same kind (a list for a tuple); gradients flow.

@@ -10,6 +10,9 @@ from torch.nn.utils.rnn import PackedSequence
 from seqbatch._checks import PaddingSide
 from seqbatch._lengths import Lengths, Plan, masked_plan, packed_plan, padded_plan, window_plan
 
+# Dtypes of which PyTorch gathers nothing on the CPU, and others of the same size.
+_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
 
 class _Rearrange(torch.autograd.Function):
     """One gather whose backward pass is the gather that undoes it, in place of torch's scatter into zeros."""
@@ -22,6 +25,39 @@ class _Rearrange(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         return rearrange(gradients[0], ctx.plan.inverse), None, None
+
+
+class _ToNested(torch.autograd.Function):
+    """A nested tensor over values; torch's own has no derivatives of second order and none of complex values."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, lengths: Lengths) -> Tensor:
+        ctx.lengths = lengths
+        return _nest(values.detach(), lengths)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _apply(_FromNested, gradients[0], ctx.lengths), None
+
+
+class _FromNested(torch.autograd.Function):
+    """The values of a nested tensor without holes: the way back of `_ToNested`, and its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, nested: Any, lengths: Lengths) -> Tensor:
+        ctx.lengths = lengths
+        values: Tensor = nested.detach().values()
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _apply(_ToNested, gradients[0], ctx.lengths), None
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    apply: Any = function.apply  # torch gives it no types
+    result: Tensor = apply(*arguments)
+    return result
 
 
 def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
@@ -37,14 +73,15 @@ def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
     """
     if plan.give is None or not values.requires_grad:
         return _gather(values, plan, fill)
-    return _Rearrange.apply(values, plan, fill)  # type: ignore[no-any-return, no-untyped-call]  # torch leaves it untyped
+    return _apply(_Rearrange, values, plan, fill)
 
 
 def _gather(values: Tensor, plan: Plan, fill: complex) -> Tensor:
     if plan.take_fills:
         # A copy with one row more is cheaper than filling the output and scattering into it.
         values = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
-    return values.index_select(0, plan.take)
+    bits = _BITS.get(values.dtype, values.dtype)
+    return values.view(bits).index_select(0, plan.take).view(values.dtype)
 
 
 def to_padded(
@@ -82,6 +119,10 @@ def from_packed(data: Tensor, lengths: Lengths) -> Tensor:
 
 def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
     """Turn flat values into a nested tensor of jagged layout, a view of them."""
+    return _apply(_ToNested, values, lengths)
+
+
+def _nest(values: Tensor, lengths: Lengths) -> Tensor:
     nested: Tensor = torch.nested.nested_tensor_from_jagged(
         values,
         lengths.on("offsets", values.device),
@@ -94,11 +135,12 @@ def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
 def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
     """Turn a nested tensor of jagged layout into flat values, a view of it unless it has holes, and their lengths."""
     jagged: Any = nested  # torch gives the methods of this layout no types
-    values, offsets, counts = jagged.values(), jagged.offsets(), jagged.lengths()
+    offsets, counts = jagged.offsets(), jagged.lengths()
     if counts is None:
         lengths = Lengths(tuple(offsets.diff().tolist()))
         lengths.adopt_offsets(offsets)
-        return values, lengths
+        return _apply(_FromNested, nested, lengths), lengths
     lengths = Lengths(tuple(counts.tolist()))
+    values = jagged.values()
     plan = window_plan(offsets[:-1].cpu(), lengths, len(values))
     return rearrange(values, plan.to(values.device)), lengths

@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from seqbatch import _checks
+from seqbatch import _checks, _indices
 from seqbatch._checks import complaint
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -46,7 +46,7 @@ class State(ABC):
         """Take the states of some sequences, in the order given.
 
         Args:
-            indices: which sequences.
+            indices: which sequences, by an integer or by any other index.
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
@@ -59,7 +59,7 @@ class State(ABC):
         """Set the states of some sequences to zeros, and keep those of the others.
 
         Args:
-            indices: which sequences.
+            indices: which sequences, by an integer or by any other index.
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
@@ -111,7 +111,8 @@ class _TensorState(State):
     def __repr__(self) -> str:
         layers, directions, batch, _ = self.hidden.shape
         sizes = "+".join(str(tensor.shape[3]) for tensor in self._tensors)
-        what = f"{batch} sequences, {layers} layers, {directions} directions, size {sizes}"
+        numbers = ((batch, "sequence"), (layers, "layer"), (directions, "direction"))
+        what = ", ".join(_checks.counted(number, name) for number, name in numbers) + f", size {sizes}"
         return f"{type(self).__name__}({what}, {self.hidden.dtype}, {self.hidden.device})"
 
 
@@ -215,7 +216,7 @@ class LSTMState(_TensorState):
             SeqbatchValueError: one has another number of dimensions, or of layers and directions.
 
         >>> LSTMState.from_torch((torch.zeros(2, 3, 8), torch.zeros(2, 3, 8)), nn.LSTM(5, 8, bidirectional=True))
-        LSTMState(3 sequences, 1 layers, 2 directions, size 8+8, torch.float32, cpu)
+        LSTMState(3 sequences, 1 layer, 2 directions, size 8+8, torch.float32, cpu)
         """
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             raise complaint(SeqbatchTypeError, "hx", "be a pair (hidden, cell) of Tensors", _checks.type_name(hx))
@@ -227,7 +228,8 @@ class ContainerState(State):
     """The state of a container such as `nn.Sequential`.
 
     Args:
-        states: one for each layer in the container, in order; None for a layer that keeps no state.
+        states: one for each layer in the container, in order; None for a layer that keeps no state. What sums up the
+            sequences is that of one layer: `state.states[1].last()`.
 
     Raises:
         SeqbatchValueError: the states are of different numbers of sequences.
@@ -253,9 +255,9 @@ class ContainerState(State):
 
 
 def _chosen(index: Index, size: int) -> list[int]:
-    if _checks.is_one_index(index):
-        return [_checks.position("index", index, size)]
-    return _checks.positions("index", index, size)
+    if _indices.is_one_index(index):
+        return [_indices.position("index", index, size)]
+    return _indices.positions("index", index, size)
 
 
 def _select(part: Any, chosen: list[int]) -> Any:

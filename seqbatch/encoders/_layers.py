@@ -51,11 +51,10 @@ def describe(layer: nn.Module) -> str:
     return f"{type(layer).__name__}({layer.extra_repr()})"
 
 
-def run_on_nothing(layer: nn.Module, batch: SequenceBatch, size: int) -> Tensor:
-    """Give the output `(0, size)` of a batch without any step.
+def run_on_nothing(layer: nn.Module, output: Tensor, batch: SequenceBatch) -> Tensor:
+    """Let the output `(0, size)` of a batch without any step hang on the layer's weights and on the batch.
 
-    It hangs on the layer's weights, so that their gradients are zeros and not missing: distributed training waits for
-    the gradient of every weight.
+    Their gradients are then zeros and not missing: distributed training waits for the gradient of every weight.
     """
-    sources = [batch.values, *(weight for weight in layer.parameters() if weight.requires_grad)]
-    return batch.values.new_zeros(0, size) + 0 * sum(source.sum() for source in sources)
+    sources = [source for source in (batch.values, *layer.parameters()) if source.requires_grad]
+    return output + 0 * sum(source.sum() for source in sources) if sources else output

@@ -13,7 +13,7 @@ from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import describe, is_plain, require_features, require_like_weights, run_on_nothing
 from seqbatch.engines import Hidden
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
-from seqbatch.state import LSTMState, RNNState
+from seqbatch.state import ContainerState, LSTMState, RNNState
 
 # Modules and not RNNBase: the quantized layers, which PyTorch means to drop some day, are no subclasses of it.
 _Recurrent = Any
@@ -53,9 +53,11 @@ def _run(layer: _Recurrent, batch: SequenceBatch, hidden: Hidden | None, sizes: 
     if running is lengths and lengths.total:
         return engine(layer, batch.values, lengths, hidden)
     rows = _rows(layer)
-    start = hidden or tuple(batch.values.new_zeros(rows, batch.batch_size, size) for size in sizes)
+    # A batch of none may come from an empty list, whose dtype and device say nothing.
+    like = batch.values if batch.batch_size else next(layer.parameters(), batch.values)
+    start = hidden or tuple(like.new_zeros(rows, batch.batch_size, size) for size in sizes)
     if not lengths.total:
-        return run_on_nothing(layer, batch, sizes[0] * (rows // layer.num_layers)), start
+        return run_on_nothing(layer, like.new_zeros(0, sizes[0] * (rows // layer.num_layers)), batch), start
     alive = to_device(lengths.not_empty, batch.device)
     chosen = None if hidden is None else tuple(part.index_select(1, alive) for part in hidden)
     values, final = engine(layer, batch.values, running, chosen)
@@ -85,16 +87,20 @@ def _require_state(state: object, state_type: type, layer: _Recurrent, batch: Se
     name = state_type.__name__
     if not isinstance(state, state_type):
         remedy = f"For a state of PyTorch's layout call {name}.from_torch(hx, layer)."
+        if isinstance(state, ContainerState):
+            remedy = "Take that of the layer, state.states[i]."
+        elif isinstance(state, (LSTMState, RNNState)):
+            remedy = "It is that of another kind of layer."
         must = f"be an {name}, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy)
     directions = 2 if layer.bidirectional else 1
-    casts = torch.is_autocast_enabled(batch.device.type)
+    casts = torch.is_autocast_enabled(batch.device.type) or not batch.batch_size
     for part, size in zip(("hidden", "cell"), sizes, strict=False):
         tensor: Tensor = getattr(state, part)
         for what, found, wanted in (
             ("shape", tuple(tensor.shape), (layer.num_layers, directions, batch.batch_size, size)),
             ("dtype", tensor.dtype, tensor.dtype if casts else batch.dtype),
-            ("device", tensor.device, batch.device),
+            ("device", tensor.device, batch.device if batch.batch_size else tensor.device),
         ):
             if found != wanted:
                 must = f"have {what} {wanted}, for {batch.batch_size} sequences and {describe(layer)}"

@@ -1,0 +1,53 @@
+"""Indices of sequences, the same for batches and states: what they may be, and which sequences they mean."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from seqbatch._checks import complaint, counted, integer, integers
+from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError
+
+
+def is_one_index(value: object) -> bool:
+    """Tell whether an index names one sequence (an integer) and not several."""
+    if isinstance(value, Tensor):
+        return value.dim() == 0
+    return not isinstance(value, (slice, list))
+
+
+def position(subject: str, value: object, size: int) -> int:
+    """Return an index of one sequence counted from the front, else raise."""
+    if isinstance(value, tuple):
+        remedy = "The first axis of a batch or a state is its sequences; index the tensors inside for others."
+        raise complaint(SeqbatchTypeError, subject, "be one index", f"a tuple of {len(value)}", remedy)
+    index = integer(subject, value)
+    if not -size <= index < size:
+        must = (
+            f"be from {-size} to {size - 1}, for {counted(size, 'sequence')}"
+            if size
+            else "not be asked of no sequences"
+        )
+        raise complaint(SeqbatchIndexError, subject, must, index)
+    return index % size
+
+
+def positions(subject: str, value: Any, size: int) -> list[int]:
+    """Return an index of several sequences as a list of positions counted from the front, else raise."""
+    if isinstance(value, slice):
+        return list(range(size))[value]
+    if _is_mask(value):
+        mask = value.tolist() if isinstance(value, Tensor) else list(value)
+        if len(mask) != size or (isinstance(value, Tensor) and value.dim() != 1):
+            found = tuple(value.shape) if isinstance(value, Tensor) else (len(mask),)
+            raise complaint(SeqbatchIndexError, subject, f"have shape ({size},), as it is a mask", found)
+        return [i for i, wanted in enumerate(mask) if wanted]
+    chosen = integers(subject, value)
+    return [position(f"{subject}[{i}]", index, size) for i, index in enumerate(chosen)]
+
+
+def _is_mask(value: object) -> bool:
+    """Tell whether an index is a mask: a bool Tensor, or a list of nothing but bools."""
+    if isinstance(value, Tensor):
+        return value.dtype == torch.bool
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, bool) for entry in value)

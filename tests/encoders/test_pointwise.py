@@ -1,0 +1,180 @@
+"""Every law for the layers that treat every step by itself, and what they refuse."""
+
+from typing import Any
+
+import laws
+import pytest
+import torch
+import torch.ao.nn.quantized.dynamic as quantized
+from hypothesis import strategies as st
+from strategies import for_all_lengths, sequences
+from torch import nn
+from torch.testing import assert_close
+
+from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, encode
+
+LAYERS: list[nn.Module] = [
+    nn.AlphaDropout(0.0),
+    nn.CELU(),
+    nn.Dropout(1.0),
+    nn.ELU(inplace=True),
+    nn.FeatureAlphaDropout(0.0),
+    nn.GELU(),
+    nn.GLU(),
+    nn.Hardshrink(),
+    nn.Hardsigmoid(),
+    nn.Hardswish(),
+    nn.Hardtanh(),
+    nn.Identity(),
+    nn.LayerNorm(4),
+    nn.LayerNorm([2, 4]),
+    nn.LeakyReLU(),
+    nn.Linear(4, 3),
+    nn.Linear(4, 3, bias=False),
+    nn.LogSigmoid(),
+    nn.LogSoftmax(-1),
+    nn.Mish(),
+    nn.PReLU(),
+    nn.PReLU(2),
+    nn.RMSNorm(4),
+    nn.RReLU().eval(),
+    nn.ReLU(),
+    nn.ReLU(inplace=True),
+    nn.ReLU6(),
+    nn.SELU(),
+    nn.SiLU(),
+    nn.Sigmoid(),
+    nn.Softmax(2),
+    nn.Softmin(1),
+    nn.Softplus(),
+    nn.Softshrink(),
+    nn.Softsign(),
+    nn.Tanh(),
+    nn.Tanhshrink(),
+    nn.Threshold(0.1, 20.0),
+]
+layers = st.sampled_from([layer.double() for layer in LAYERS])
+FEATURES = (2, 4)
+
+
+@for_all_lengths(layer=layers)
+def test_alone(lengths: list[int], layer: nn.Module) -> None:
+    laws.check_alone(layer, sequences(lengths, FEATURES))
+
+
+@for_all_lengths(layer=layers, random=st.randoms(use_true_random=False))
+def test_order(lengths: list[int], layer: nn.Module, random: Any) -> None:
+    laws.check_order(layer, sequences(lengths, FEATURES), random.sample(range(len(lengths)), len(lengths)))
+
+
+@for_all_lengths(layer=layers, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
+def test_padding(lengths: list[int], layer: nn.Module, side: Any, batch_first: bool) -> None:
+    laws.check_padding(layer, sequences(lengths or [0], FEATURES), float("nan"), side, batch_first)
+
+
+@for_all_lengths(layer=layers)
+def test_lengths_empty_hooks_and_what_is_the_callers(lengths: list[int], layer: nn.Module) -> None:
+    xs = sequences(lengths, FEATURES)
+    laws.check_lengths(layer, xs)
+    laws.check_empty(layer, xs or sequences([0], FEATURES))
+    laws.check_called_as_itself(layer, xs)
+    laws.check_unmodified(layer, xs)
+
+
+@pytest.mark.parametrize("layer", LAYERS, ids=str)
+def test_every_one_of_them(layer: nn.Module) -> None:
+    xs = sequences([3, 0, 1], FEATURES)
+    laws.check_alone(layer, xs)
+    laws.check_unmodified(layer, xs)
+
+
+def test_memory() -> None:
+    laws.check_memory(nn.Linear(8, 8), 8, times=6)
+
+
+@for_all_lengths(dtype=st.sampled_from([torch.int32, torch.int64]))
+def test_embedding(lengths: list[int], dtype: torch.dtype) -> None:
+    layer = nn.Embedding(9, 4, padding_idx=0)
+    tokens = sequences(lengths, (), dtype)
+    laws.check_alone(layer, tokens)
+    laws.check_unmodified(layer, tokens)
+    assert [output.shape for output in encode(layer, tokens)] == [(length, 4) for length in lengths]
+
+
+def test_embedding_of_none_keeps_features() -> None:
+    batch = SequenceBatch(torch.zeros(0, dtype=torch.int64), [])
+    assert encode(nn.Embedding(9, 4), batch).feature_shape == (4,)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_quantized_linear_works_as_itself() -> None:
+    layer: nn.Module = quantized.Linear(4, 3)
+    xs = torch.randn(5, 4)
+    assert_close(encode(layer, xs), layer(xs))
+
+
+@pytest.mark.parametrize("dim", [0, -3, None])
+@pytest.mark.parametrize("kind", [nn.Softmax, nn.Softmin, nn.LogSoftmax])
+def test_softmax_along_the_steps_is_refused(kind: Any, dim: int | None) -> None:
+    message = (
+        r"`layer` must work along a feature of sequences with 3 axes, not along their steps; got \w+\(dim=.*\). "
+        r"Give dim=-1 for the last feature; for a softmax over the steps call batch.softmax\(\)."
+    )
+    with pytest.raises(SeqbatchValueError, match=message):
+        encode(kind(dim), [torch.zeros(3, 2, 4)])
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (nn.Linear(5, 2), r"`sequences` must have features that end with \(5,\), for Linear\(in_features=5, .*\); got"),
+        (nn.LayerNorm([3, 4]), r"`sequences` must have features that end with \(3, 4\), for LayerNorm\(\(3, 4\), .*"),
+        (nn.RMSNorm(2), r"`sequences` must have features that end with \(2,\), for RMSNorm\(\(2,\), .*"),
+        (nn.LayerNorm([1, 2, 4]), r"`sequences` must have features that end with \(1, 2, 4\), .* got \(2, 4\)."),
+    ],
+)
+def test_wrong_features(layer: nn.Module, message: str) -> None:
+    # LayerNorm over (1, 2, 4) would normalize a sequence of one step alone, and steps of others together.
+    with pytest.raises(SeqbatchValueError, match=message):
+        encode(layer, [torch.zeros(1, 2, 4)])
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 2), nn.LayerNorm(4), nn.RMSNorm(4)])
+def test_wrong_dtype(layer: nn.Module) -> None:
+    with pytest.raises(SeqbatchValueError, match=r"must have dtype torch.float32, as the weights of .*; got torch.flo"):
+        encode(layer, [torch.zeros(3, 4, dtype=torch.float64)])
+
+
+def test_autocast_makes_up_for_the_dtype() -> None:
+    with torch.autocast("cpu"):
+        assert encode(nn.Linear(4, 2), torch.zeros(3, 4, dtype=torch.bfloat16)).dtype is torch.bfloat16
+
+
+def test_wrong_device() -> None:
+    message = r"`sequences` must be on meta, as the weights of Linear\(in_features=4, .*\); got cpu."
+    with pytest.raises(SeqbatchValueError, match=message):
+        encode(nn.Linear(4, 2, device="meta"), [torch.zeros(3, 4)])
+
+
+def test_embedding_of_what_are_no_tokens() -> None:
+    message = r"`sequences` must have dtype torch.int32 or torch.int64, for Embedding\(9, 4\); got torch.float32."
+    with pytest.raises(SeqbatchTypeError, match=message):
+        encode(nn.Embedding(9, 4), [torch.zeros(3)])
+
+
+def test_a_layer_that_mixes_steps_is_found_out_when_it_changes_their_number() -> None:
+    class Odd(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return input[1:]
+
+    message = r"`function\(values\)` must have the 3 steps of this batch; got 2."
+    with pytest.raises(SeqbatchValueError, match=message):
+        encode(Odd(4, 4), [torch.zeros(3, 4)])
+
+
+def test_spectral_norm_takes_one_step_of_its_iteration_a_call() -> None:
+    torch.manual_seed(0)
+    layer, alone = (nn.utils.parametrizations.spectral_norm(nn.Linear(4, 3)) for _ in range(2))
+    alone.load_state_dict(layer.state_dict())
+    x = torch.randn(5, 4)
+    assert_close(encode(layer, [x])[0], alone(x))

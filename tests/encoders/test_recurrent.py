@@ -1,0 +1,224 @@
+"""Every law for nn.LSTM, nn.GRU and nn.RNN, with every option they have."""
+
+from typing import Any
+
+import laws
+import pytest
+import torch
+import torch.ao.nn.quantized.dynamic as quantized
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import PATTERNS, for_all_lengths, make, recurrent_layers, sequences, state_for
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from seqbatch import LSTMState, SequenceBatch, encode, encode_with_state
+
+
+@for_all_lengths(layer=recurrent_layers(), stateful=st.booleans())
+def test_alone(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
+    xs = sequences(lengths, (layer.input_size,))
+    laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
+
+
+@for_all_lengths(layer=recurrent_layers(torch.float32), stateful=st.booleans())
+def test_alone_in_single_precision(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
+    xs = sequences(lengths, (layer.input_size,), torch.float32)
+    laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
+
+
+@for_all_lengths(layer=recurrent_layers(), stateful=st.booleans(), random=st.randoms(use_true_random=False))
+def test_order(lengths: list[int], layer: nn.RNNBase, stateful: bool, random: Any) -> None:
+    xs = sequences(lengths, (layer.input_size,))
+    order = random.sample(range(len(xs)), len(xs))
+    laws.check_order(layer, xs, order, state_for(layer, len(xs)) if stateful else None)
+
+
+@for_all_lengths(
+    layer=recurrent_layers(),
+    poison=st.sampled_from([float("nan"), 1e9, float("inf")]),
+    side=st.sampled_from(["left", "right"]),
+    batch_first=st.booleans(),
+)
+def test_padding(lengths: list[int], layer: nn.RNNBase, poison: float, side: Any, batch_first: bool) -> None:
+    laws.check_padding(layer, sequences(lengths or [0], (layer.input_size,)), poison, side, batch_first)
+
+
+@for_all_lengths(layer=recurrent_layers())
+def test_lengths(lengths: list[int], layer: nn.RNNBase) -> None:
+    laws.check_lengths(layer, sequences(lengths, (layer.input_size,)))
+
+
+@for_all_lengths(layer=recurrent_layers(), stateful=st.booleans())
+def test_empty(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
+    xs = sequences(lengths or [0], (layer.input_size,))
+    laws.check_empty(layer, xs, state_for(layer, len(xs)) if stateful else None)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_memory(kind: Any) -> None:
+    # Training keeps the gates of every step, and PyTorch's packed path a few copies; batch x longest is 256 times.
+    laws.check_memory(kind(8, 8), 8, times=80)
+
+
+@for_all_lengths(layer=recurrent_layers())
+def test_called_as_itself(lengths: list[int], layer: nn.RNNBase) -> None:
+    laws.check_called_as_itself(layer, sequences(lengths, (layer.input_size,)))
+
+
+@for_all_lengths(layer=recurrent_layers(), stateful=st.booleans())
+def test_unmodified(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
+    xs = sequences(lengths, (layer.input_size,))
+    laws.check_unmodified(layer, xs, state_for(layer, len(xs)) if stateful else None)
+
+
+@pytest.mark.parametrize("lengths", [[2, 2], [3, 1], [1, 3], [0, 2], [0, 0], []])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_gradients_of_both_orders(lengths: list[int], kind: Any) -> None:
+    layer = kind(2, 2, num_layers=2, bidirectional=True, dtype=torch.float64)
+    values = make((sum(lengths), layer.input_size), torch.float64).requires_grad_()
+    state = state_for(layer, len(lengths))
+
+    def outputs(values: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
+        batch, final = encode_with_state(layer, SequenceBatch(values, lengths), type(state)(*hidden))
+        return batch.values, *laws.tensors_of(final)
+
+    inputs = (values, *laws.tensors_of(state))
+    assert torch.autograd.gradcheck(outputs, inputs, fast_mode=True)
+    assert torch.autograd.gradgradcheck(outputs, inputs, fast_mode=True)
+
+
+@for_all_lengths(layer=recurrent_layers(), cut=st.integers(0, 7))
+def test_chunks_with_carried_state_equal_the_whole(lengths: list[int], layer: nn.RNNBase, cut: int) -> None:
+    kind: Any = type(layer)
+    one_way = kind(layer.input_size, layer.hidden_size, num_layers=layer.num_layers, dtype=torch.float64)
+    xs = sequences(lengths, (layer.input_size,))
+    whole, end = encode_with_state(one_way, xs)
+    first, state = encode_with_state(one_way, [x[:cut] for x in xs])
+    second, state = encode_with_state(one_way, [x[cut:] for x in xs], state)
+    assert_close([torch.cat(parts) for parts in zip(first, second, strict=True)], whole)
+    assert_close(laws.tensors_of(state), laws.tensors_of(end))
+
+
+@given(st.data())
+def test_dropout_is_random_between_layers_and_off_in_eval_mode(data: st.DataObject) -> None:
+    torch.manual_seed(data.draw(st.integers(0, 9)))
+    lstm = nn.LSTM(3, 50, num_layers=2, dropout=0.5)
+    xs = sequences(data.draw(PATTERNS["unsorted"]), (3,), torch.float32)
+    assert not torch.equal(torch.cat(encode(lstm, xs)), torch.cat(encode(lstm, xs)))
+    lstm.eval()
+    laws.check_alone(lstm, xs)
+
+
+def test_dropout_drops_the_stated_share_for_every_sequence() -> None:
+    torch.manual_seed(0)
+    lstm = nn.LSTM(1, 200, num_layers=2, dropout=0.25)
+    with torch.no_grad():
+        for name, weight in lstm.named_parameters():
+            weight.zero_()
+            if name == "bias_ih_l0":
+                weight.fill_(20.0)  # open gates: the first layer gives about 0.76 and more at each step
+            if name == "weight_ih_l1":
+                weight[400:600] = torch.eye(200)  # the cell input of the second layer is the first's output
+            if name == "bias_ih_l1":
+                weight[:200], weight[200:400], weight[600:] = 20.0, -20.0, 20.0
+    outputs = encode(lstm, [torch.zeros(n, 1) for n in (3, 0, 40, 1)])
+    shares = [float((output.abs() < 1e-6).double().mean()) for output in outputs if len(output)]
+    assert shares == pytest.approx([0.25] * 3, abs=0.12)
+
+
+def test_final_state_is_of_the_last_real_step() -> None:
+    lstm = nn.LSTM(5, 3, num_layers=2, bidirectional=True)
+    xs, ys = torch.randn(10, 5), torch.randn(7, 5)
+    outputs, state = encode_with_state(lstm, [xs, ys])
+    for i, (sequence, output) in enumerate(zip([xs, ys], outputs, strict=True)):
+        _, (hidden, cell) = lstm(sequence)
+        assert_close(state.hidden[:, :, i].flatten(0, 1), hidden)
+        assert_close(state.cell[:, :, i].flatten(0, 1), cell)
+        assert_close(state.last()[i], torch.cat([output[-1, :3], output[0, 3:]]))
+
+
+def test_training_on_nothing_gives_gradients_of_zero() -> None:
+    lstm = nn.LSTM(5, 3)
+    x = torch.zeros(0, 5, requires_grad=True)
+    encode(lstm, [x])[0].sum().backward()
+    assert x.grad is not None
+    assert all(weight.grad is not None and not weight.grad.any() for weight in lstm.parameters())
+
+
+def test_empty_list() -> None:
+    lstm = nn.LSTM(5, 3, num_layers=2, bidirectional=True)
+    assert encode(lstm, []) == []
+    outputs, state = encode_with_state(lstm, [])
+    assert outputs == []
+    assert state.hidden.shape == state.cell.shape == (2, 2, 0, 3)
+    assert encode_with_state(lstm, [], state)[1].hidden.shape == (2, 2, 0, 3)
+
+
+def test_frozen_weights_stay_frozen() -> None:
+    lstm = nn.LSTM(5, 3).requires_grad_(False)
+    assert not encode(lstm, [torch.zeros(0, 5)])[0].requires_grad
+    assert not encode(lstm, [torch.zeros(2, 5)])[0].requires_grad
+
+
+def test_subclass_with_its_own_forward_is_called() -> None:
+    class Doubled(nn.LSTM):
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            packed, state = super().forward(input, hx)
+            return nn.utils.rnn.PackedSequence(2 * packed.data, *packed[1:]), state
+
+    lstm = Doubled(5, 3)
+    x = torch.randn(4, 5)
+    assert_close(encode(lstm, [x, x[:2]])[0], 2 * nn.LSTM.forward(lstm, x)[0])
+
+
+def test_subclass_that_gives_something_else_is_refused() -> None:
+    class Last(nn.LSTM):
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            return super().forward(input, hx)[1][0]
+
+    message = r"`layer` must give a PackedSequence and a state .*; got a torch.Tensor. Register an encoder for Last."
+    with pytest.raises(TypeError, match=message):
+        encode(Last(5, 3), [torch.zeros(2, 5)])
+
+
+def test_parametrized_layer_works_as_itself() -> None:
+    lstm = nn.LSTM(5, 3)
+    nn.utils.parametrizations.weight_norm(lstm, "weight_hh_l0")
+    laws.check_alone(lstm, sequences([3, 0, 5], (5,), torch.float32))
+
+
+def test_pre_hook_may_change_what_the_layer_takes() -> None:
+    lstm = nn.LSTM(5, 3)
+
+    def widen(module: nn.Module, args: Any) -> Any:
+        packed = args[0]
+        return (nn.utils.rnn.PackedSequence(packed.data.float(), *packed[1:]), *args[1:])
+
+    lstm.register_forward_pre_hook(widen)
+    x = torch.randn(4, 5, dtype=torch.float64)
+    assert_close(encode(lstm, [x, x[:1]])[0], nn.LSTM.forward(lstm, x.float())[0])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+def test_quantized_layer_works_as_itself(kind: str) -> None:
+    layer = getattr(quantized, kind)(5, 8, num_layers=2, bidirectional=True)
+    xs = [torch.randn(n, 5) for n in (4, 0, 6)]
+    outputs, state = encode_with_state(layer, xs)
+    # Activations are quantized by the range of all of them, so it is the layer on the same batch that gives the same.
+    packed, end = layer(nn.utils.rnn.pack_sequence([xs[0], xs[2]], enforce_sorted=False))
+    alone = nn.utils.rnn.unpack_sequence(packed)
+    assert_close(outputs, [alone[0], torch.zeros(0, 16), alone[1]])
+    hidden = end[0] if isinstance(state, LSTMState) else end
+    assert_close(state.select([0, 2]).hidden.flatten(0, 1), hidden)
+
+
+def test_autocast_makes_up_for_the_dtype() -> None:
+    gru = nn.GRU(5, 3)
+    xs = [torch.randn(4, 5), torch.randn(0, 5), torch.randn(2, 5)]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, state = encode_with_state(gru, xs)
+        alone, end = gru(xs[0])
+    assert_close(outputs[0], alone)
+    assert_close(state.hidden[:, 0, 0], end)

@@ -1,0 +1,363 @@
+"""SequenceBatch as a value: fields, indexing, joining, mapping, Tensor-like methods, saving, loading and workers."""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from strategies import DTYPES, PATTERNS, features, for_all_lengths, make, sequences
+from torch import Tensor
+from torch.testing import assert_close
+
+from seqbatch import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
+
+
+@for_all_lengths(features=features, dtype=st.sampled_from(DTYPES))
+def test_fields(lengths: list[int], features: Any, dtype: torch.dtype) -> None:
+    values = make((sum(lengths), *features), dtype)
+    batch = SequenceBatch(values, lengths)
+    assert batch.values is values
+    assert batch.lengths == tuple(lengths)
+    assert batch.batch_size == len(batch) == len(lengths)
+    assert batch.total_steps == sum(lengths)
+    assert batch.max_length == max(lengths, default=0)
+    assert batch.feature_shape == features
+    assert (batch.dtype, batch.device) == (dtype, torch.device("cpu"))
+    assert batch.offsets.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+    assert batch.offsets.dtype is torch.int64
+    assert [tuple(x.shape) for x in batch] == [(length, *features) for length in lengths]
+
+
+def test_what_is_given_out_is_not_what_is_kept() -> None:
+    batch = SequenceBatch(torch.zeros(3), [2, 1])
+    batch.offsets.zero_()
+    batch.mask(batch_first=True).zero_()
+    assert batch.offsets.tolist() == [0, 2, 3]
+    assert batch.mask(batch_first=True).sum() == 3
+
+
+def test_lengths_as_a_tensor() -> None:
+    for dtype in (torch.int64, torch.int32, torch.uint8):
+        assert SequenceBatch(torch.zeros(3), torch.tensor([2, 1], dtype=dtype)).lengths == (2, 1)
+
+
+def test_it_cannot_be_changed_and_is_compared_by_identity() -> None:
+    batch = SequenceBatch(torch.zeros(3), [2, 1])
+    with pytest.raises(AttributeError):
+        batch.values = torch.ones(3)  # type: ignore[misc]  # the error is what is tested
+    assert batch == batch
+    assert batch != SequenceBatch(batch.values, [2, 1])
+    assert len({batch, batch.clone()}) == 2
+
+
+def test_repr_shows_shapes_and_no_data() -> None:
+    assert repr(SequenceBatch(torch.zeros(17, 5), [10, 7])) == (
+        "SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)"
+    )
+    assert repr(SequenceBatch(torch.zeros(1), [1])) == (
+        "SequenceBatch(1 sequence of 1 step, features (), torch.float32, cpu)"
+    )
+
+
+@for_all_lengths(data=st.data())
+def test_indexing_is_that_of_a_list(lengths: list[int], data: st.DataObject) -> None:
+    xs = sequences(lengths, (2,))
+    batch = SequenceBatch.from_sequences(xs)
+    bound = max(len(xs), 1)
+    start, stop = (data.draw(st.none() | st.integers(-bound - 1, bound + 1)) for _ in range(2))
+    step = data.draw(st.sampled_from([None, 1, 2, -1, -2]))
+    assert_close(batch[start:stop:step].to_sequences(), xs[start:stop:step])
+    if xs:
+        chosen = data.draw(st.lists(st.integers(-len(xs), len(xs) - 1), max_size=6))
+        wanted = [xs[i] for i in chosen]
+        assert_close(batch[chosen].to_sequences(), wanted)
+        assert_close(batch[torch.tensor(chosen, dtype=torch.int64)].to_sequences(), wanted)
+        i = data.draw(st.integers(-len(xs), len(xs) - 1))
+        assert_close(batch[i], xs[i])
+        assert_close(torch.as_tensor(batch[torch.tensor(i)]), xs[i])
+    flags = [data.draw(st.booleans()) for _ in xs]
+    kept = [x for x, keep in zip(xs, flags, strict=True) if keep]
+    assert_close(batch[flags].to_sequences(), kept)
+    assert_close(batch[torch.tensor(flags, dtype=torch.bool)].to_sequences(), kept)
+
+
+@pytest.mark.parametrize("index", [[2, 0], [0, 0, 1], slice(1, 3), 1, [True, False, True]])
+def test_gradients_through_indexing(index: Any) -> None:
+    def take(values: Tensor) -> Tensor:
+        taken = SequenceBatch(values, [2, 0, 3])[index]
+        return taken**2 if isinstance(taken, Tensor) else taken.values**2
+
+    values = make((5, 2), torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(take, values)
+    assert torch.autograd.gradgradcheck(take, values)
+
+
+@pytest.mark.parametrize(
+    ("index", "kind", "message"),
+    [
+        (2, SeqbatchIndexError, r"`index` must be from -2 to 1, for 2 sequences; got 2."),
+        (-3, IndexError, r"`index` must be from -2 to 1, for 2 sequences; got -3."),
+        ([0, 5], SeqbatchIndexError, r"`index\[1\]` must be from -2 to 1, for 2 sequences; got 5."),
+        (torch.tensor([0, 5]), SeqbatchIndexError, r"`index\[1\]` must be from -2 to 1, for 2 sequences; got 5."),
+        ([True], SeqbatchIndexError, r"`index` must have shape \(2,\), as it is a mask; got \(1,\)."),
+        (torch.ones(2, 2, dtype=torch.bool), SeqbatchIndexError, r"`index` must have shape \(2,\), .*; got \(2, 2\)."),
+        (1.0, SeqbatchTypeError, r"`index` must be an integer; got 1.0."),
+        (True, SeqbatchTypeError, r"`index` must be an integer; got True."),
+        (torch.tensor(True), SeqbatchTypeError, r"`index` must be an integer; got tensor\(True\)."),
+        ("a", SeqbatchTypeError, r"`index` must be an integer; got 'a'."),
+        ([0, 1.0], SeqbatchTypeError, r"`index\[1\]` must be an integer; got 1.0."),
+        (
+            torch.tensor([1.0]),
+            SeqbatchTypeError,
+            r"`index` must be integers, as a Tensor .*; got shape \(1,\) and torch",
+        ),
+        (
+            (0, 1),
+            SeqbatchTypeError,
+            r"`index` must be one index; got a tuple of 2. The first axis of a batch or a state",
+        ),
+    ],
+)
+def test_bad_index(index: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        SequenceBatch(torch.zeros(3), [2, 1])[index]
+
+
+def test_index_into_nothing() -> None:
+    with pytest.raises(SeqbatchIndexError, match=r"`index` must not be asked of no sequences; got 0."):
+        SequenceBatch.from_sequences([])[0]
+
+
+def test_it_is_a_sequence_of_tensors() -> None:
+    xs = [torch.tensor([1, 2]), torch.tensor([3]), torch.tensor([1, 2])]
+    batch = SequenceBatch.from_sequences(xs)
+    assert isinstance(batch, Sequence)
+    assert xs[1] in batch
+    assert torch.tensor([4]) not in batch
+    assert 3 not in batch
+    assert batch.count(xs[0]) == 2
+    assert batch.index(xs[0]) == 0
+    assert batch.index(xs[0], 1) == 2
+    assert_close(list(reversed(batch)), xs[::-1])
+    with pytest.raises(SeqbatchValueError, match=r"`sequence` must equal one of the batch; got a torch.Tensor."):
+        batch.index(xs[1], 2, 3)
+
+
+@for_all_lengths(number=st.integers(0, 3))
+def test_concat(lengths: list[int], number: int) -> None:
+    xs = sequences(lengths, (2,))
+    batch = SequenceBatch(torch.cat([*xs, torch.zeros(0, 2)]), lengths)
+    joined = SequenceBatch.concat(batch for _ in range(number))
+    assert_close(joined.to_sequences(), xs * number)
+
+
+@pytest.mark.parametrize(
+    ("other", "kind", "message"),
+    [
+        (torch.zeros(2), SeqbatchTypeError, r"`batches\[1\]` must be a SequenceBatch; got a torch.Tensor."),
+        (
+            SequenceBatch(torch.zeros(2, 3), [2]),
+            SeqbatchValueError,
+            r"`batches\[1\]` must have features \(\), as batches\[0\]; got \(3,\).",
+        ),
+        (
+            SequenceBatch(torch.zeros(2).double(), [2]),
+            SeqbatchValueError,
+            r"`batches\[1\]` must have dtype torch.float32, as batches\[0\]; got torch.float64.",
+        ),
+    ],
+)
+def test_bad_concat(other: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), other])
+
+
+@for_all_lengths()
+def test_map_and_with_values(lengths: list[int]) -> None:
+    batch = SequenceBatch(make((sum(lengths), 2), torch.float64), lengths)
+    other = SequenceBatch(make((sum(lengths), 2), torch.float64, seed=1), list(lengths))
+    total = batch.map(
+        torch.add,
+        other,
+    )
+    assert_close(total.to_sequences(), [x + y for x, y in zip(batch, other, strict=True)])
+    assert total.map(lambda values: values.sum(1) > 0).dtype is torch.bool
+    assert batch.with_values(other.values).values is other.values
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda b: b.map(torch.add, 3), SeqbatchTypeError, r"`others\[0\]` must be a SequenceBatch; got a int."),
+        (
+            lambda b: b.map(torch.add, b, b[[1, 0]]),
+            SeqbatchValueError,
+            r"`others\[1\]` must have the lengths of this batch, 2 steps in sequence 0; got 1.",
+        ),
+        (
+            lambda b: b.map(torch.add, SequenceBatch(b.values, [3])),
+            SeqbatchValueError,
+            r"`others\[0\]` must have 2 sequences, as this batch; got 1.",
+        ),
+        (lambda b: b.map(len), SeqbatchTypeError, r"`function\(values\)` must be a Tensor; got a int."),
+        (
+            lambda b: b.map(torch.sum),
+            SeqbatchValueError,
+            r"`function\(values\)` must have shape \(steps, \*features\); got a Tensor of no dimension.",
+        ),
+        (
+            lambda b: b.map(lambda values: values[1:]),
+            SeqbatchValueError,
+            r"`function\(values\)` must have the 3 steps of this batch; got 2.",
+        ),
+        (
+            lambda b: b.with_values([1, 2, 3]),
+            SeqbatchTypeError,
+            r"`values` must be a Tensor; got a list. Make it one by",
+        ),
+        (
+            lambda b: b.with_values(torch.zeros(4)),
+            SeqbatchValueError,
+            r"`values` must have the 3 steps of this batch; got 4.",
+        ),
+    ],
+)
+def test_bad_map(call: Callable[[SequenceBatch], Any], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        call(SequenceBatch(torch.zeros(3), [2, 1]))
+
+
+@pytest.mark.parametrize(
+    ("values", "lengths", "kind", "message"),
+    [
+        (torch.zeros(3), [2, 2], SeqbatchValueError, r"`lengths` must add up to 3, the steps of `values`; got 4."),
+        (torch.zeros(3), [4, -1], SeqbatchValueError, r"`lengths\[1\]` must be at least 0; got -1."),
+        (torch.zeros(3), [1.5, 1.5], SeqbatchTypeError, r"`lengths\[0\]` must be an integer; got 1.5."),
+        (torch.zeros(2), [True, True], SeqbatchTypeError, r"`lengths\[0\]` must be an integer; got True."),
+        (
+            torch.zeros(3),
+            3,
+            SeqbatchTypeError,
+            r"`lengths` must be a sequence of integers or an integer Tensor; got a i",
+        ),
+        (torch.zeros(3), "12", SeqbatchTypeError, r"`lengths` must be a sequence of integers .*; got a str."),
+        (torch.zeros(3), torch.tensor([3.0]), SeqbatchTypeError, r"`lengths` must be integers, as a Tensor of shape"),
+        (torch.zeros(3), torch.tensor([True]), SeqbatchTypeError, r"`lengths` must be integers, as a Tensor of shape"),
+        (
+            torch.zeros(3),
+            torch.tensor(3),
+            SeqbatchTypeError,
+            r"`lengths` must be integers, .* got shape \(\) and torch.",
+        ),
+        ([0.0], [1], SeqbatchTypeError, r"`values` must be a Tensor; got a list. Make it one by torch.as_tensor."),
+        (
+            torch.tensor(0.0),
+            [1],
+            SeqbatchValueError,
+            r"`values` must have shape \(steps, \*features\); got a Tensor of n",
+        ),
+    ],
+)
+def test_bad_construction(values: Any, lengths: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        SequenceBatch(values, lengths)
+
+
+@for_all_lengths(features=features)
+def test_reverse(lengths: list[int], features: Any) -> None:
+    xs = sequences(lengths or [0], features)
+    assert_close(SequenceBatch.from_sequences(xs).reverse().to_sequences(), [x.flip(0) for x in xs])
+
+
+def test_tensor_like_methods() -> None:
+    values = torch.randn(3, requires_grad=True)
+    batch = SequenceBatch(values, [2, 1])
+    assert batch.to(torch.float64).dtype is torch.float64
+    assert batch.to("cpu").values is values
+    assert batch.to("meta").device.type == "meta"
+    assert batch.cpu().values is values
+    assert not batch.detach().values.requires_grad
+    assert batch.detach().values.data_ptr() == values.data_ptr()
+    assert batch.clone().values.data_ptr() != values.data_ptr()
+    assert batch.clone().values.requires_grad
+    with patch.object(Tensor, "cuda", lambda tensor, device, non_blocking: tensor + int(device)):
+        assert_close(batch.cuda(1, non_blocking=True).values, values + 1)
+    with patch.object(Tensor, "pin_memory", lambda tensor: tensor + 1):
+        assert_close(batch.pin_memory().values, values + 1)
+
+
+def test_derived_batches_share_the_structure() -> None:
+    batch = SequenceBatch(torch.zeros(3), [2, 1])
+    for derived in (batch.clone(), batch.reverse(), batch.softmax(), batch.map(torch.neg), batch.to(torch.float64)):
+        assert derived._lengths is batch._lengths
+        assert copy.deepcopy(derived)._lengths is batch._lengths
+
+
+def saved_and_loaded(thing: Any) -> Any:
+    buffer = io.BytesIO()
+    torch.save(thing, buffer)
+    buffer.seek(0)
+    return torch.load(buffer, weights_only=True)
+
+
+@pytest.mark.parametrize("way", [saved_and_loaded, lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy, copy.copy])
+@given(data=st.data())
+def test_it_is_given_back_as_it_was(way: Callable[[Any], Any], data: st.DataObject) -> None:
+    lengths = data.draw(st.one_of(*PATTERNS.values()))
+    dtype = data.draw(st.sampled_from(DTYPES))
+    batch = SequenceBatch(make((sum(lengths), 2), dtype), lengths)
+    there = way({"batch": batch, "other": batch.clone()})
+    back, other = there["batch"], there["other"]
+    assert isinstance(back, SequenceBatch)
+    assert back.lengths == batch.lengths
+    assert back.dtype is dtype
+    assert_close(
+        back.values.double() if not dtype.is_complex else back.values,
+        batch.values.to(back.values.dtype if dtype.is_complex else torch.float64),
+    )
+    assert back._lengths is other._lengths
+
+
+def test_gradient_flags_are_kept() -> None:
+    batch = SequenceBatch(torch.zeros(3, requires_grad=True), [2, 1])
+    assert saved_and_loaded(batch).values.requires_grad
+    assert copy.deepcopy(batch).values.requires_grad
+
+
+class Recordings(torch.utils.data.Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 10
+
+    def __getitem__(self, index: int) -> Tensor:
+        return torch.full((index % 4, 2), float(index))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_data_loader_gives_it_back_as_it_was(workers: int, context: str) -> None:
+    loader: Any = torch.utils.data.DataLoader(
+        Recordings(),
+        batch_size=4,
+        collate_fn=SequenceBatch.from_sequences,
+        num_workers=workers,
+        multiprocessing_context=context if workers else None,
+    )
+    batches = list(loader)
+    assert [batch.lengths for batch in batches] == [(0, 1, 2, 3), (0, 1, 2, 3), (0, 1)]
+    assert all(isinstance(batch, SequenceBatch) for batch in batches)
+    assert_close(SequenceBatch.concat(batches).values, torch.cat([x for x in Recordings()]))  # type: ignore[attr-defined]  # a Dataset is iterable by its index
+
+
+def test_data_loader_pins_it_as_a_whole() -> None:
+    from torch.utils.data._utils.pin_memory import pin_memory
+
+    with patch.object(Tensor, "pin_memory", lambda tensor: tensor + 1):
+        pinned = pin_memory({"xs": SequenceBatch(torch.zeros(3), [2, 1])})["xs"]
+    assert isinstance(pinned, SequenceBatch)
+    assert_close(pinned.values, torch.ones(3))
