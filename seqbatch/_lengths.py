@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 # Steps that are added up one after another; longer sequences are added chunk by chunk, so that rounding errors grow
-# with the chunk and the number of chunks, not with the length.
-CHUNK = 128
+# with the chunk and the number of chunks, not with the length. With 32, a million equal terms in single precision stay
+# within the tolerance of `torch.testing.assert_close`; with 128 they do not.
+CHUNK = 32
 
 
 @attrs.frozen(eq=False)
@@ -53,8 +54,8 @@ class Lengths:
 
     def __init__(self, counts: tuple[int, ...]) -> None:
         self.counts = counts
-        self.total = sum(counts)
-        self.longest = max(counts, default=0)
+        self.total: int = sum(counts)
+        self.longest: int = max(counts, default=0)
         self._plans: dict[tuple[object, ...], Plan] = {}
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 

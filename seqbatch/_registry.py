@@ -22,13 +22,10 @@ RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatc
 
 @attrs.frozen
 class _Entry:
-    """An encoder as it is registered: called with a layer, a batch and a state, it gives a batch and a state."""
+    """An encoder as it is registered: it runs a layer on a batch and a state, which gives a batch and a state."""
 
     run: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any]]
     keeps_state: Callable[[Any], bool]
-
-    def __call__(self, layer: nn.Module, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
-        return self.run(layer, batch, state)
 
 
 def _never(layer: object) -> bool:
@@ -39,12 +36,8 @@ def _always(layer: object) -> bool:
     return True
 
 
-def _nobody(layer: object, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
-    raise unsupported(layer)
-
-
-# Called with the first argument's type; kept callable so that `functools.singledispatch` does the dispatch.
-_entries = functools.singledispatch(_nobody)
+# Holds an `_Entry` for each type of layer and is never called: only its `register` and `dispatch` are.
+_entries: Any = functools.singledispatch(_never)
 
 
 def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Encoder[Layer]]:

@@ -41,7 +41,7 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
     """
 
     values: Tensor
-    _lengths: Lengths = attrs.field(converter=_to_structure)
+    _lengths: Lengths = attrs.field(alias="lengths", converter=_to_structure)
 
     def __attrs_post_init__(self) -> None:
         steps = len(_checks.require_steps("values", self.values))
@@ -113,11 +113,20 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         return self.count(sequence) > 0
 
     def count(self, sequence: object) -> int:
-        """Count the sequences that equal a Tensor, as `torch.equal`."""
+        """Count the sequences that equal a Tensor, as `torch.equal`.
+
+        Args:
+            sequence: `(steps, *features)`; what is no Tensor equals none.
+        """
         return sum(isinstance(sequence, Tensor) and torch.equal(one, sequence) for one in self)
 
     def index(self, sequence: object, start: int = 0, stop: int | None = None) -> int:
         """Give the position of the first sequence that equals a Tensor, as `torch.equal`.
+
+        Args:
+            sequence: `(steps, *features)`; what is no Tensor equals none.
+            start: the first position to look at; a negative one counts from the end, as in a slice.
+            stop: the position before which to stop, in the same way; None to look at all.
 
         Raises:
             SeqbatchValueError: no sequence from `start` on, before `stop`, does.
@@ -254,7 +263,12 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         return self.with_values(self.values.cpu())
 
     def cuda(self, device: int | str | torch.device | None = None, *, non_blocking: bool = False) -> Self:
-        """Copy to a CUDA device, the current one by default, as `torch.Tensor.cuda`."""
+        """Copy to a CUDA device, as `torch.Tensor.cuda`.
+
+        Args:
+            device: the device; None for the current one.
+            non_blocking: whether to go on without waiting for the copy, which needs values in pinned memory.
+        """
         return self.with_values(self.values.cuda(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:

@@ -1,7 +1,8 @@
 """encode and encode_with_state: run a layer on sequences of any kind, and give back the same kind."""
 
 # mypy: disable-error-code="overload-overlap"
-# A PackedSequence is a tuple too; its overload stands before that of tuples, so that it is the one that counts.
+# Overloads overlap on purpose, and the first that fits counts: a PackedSequence is a tuple too, and stands before
+# tuples; a layer of PyTorch is a Module too, and stands before other Modules, whose states nobody knows.
 
 from typing import Any, TypeVar, overload
 
@@ -13,10 +14,17 @@ from seqbatch._kinds import open_kind
 from seqbatch._registry import find
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import UnsupportedLayerError
-from seqbatch.state import ContainerState, LSTMState, RNNState
+from seqbatch.state import ContainerState, LSTMState, RNNState, State
 
 T = TypeVar("T", bound=Tensor)
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
+
+
+class _NotTheStateOfThisLayer:
+    """What a type checker is told for a state of another kind than the layer's, so that it objects to any use of it.
+
+    Without it the call would pass as that of some Module. No such thing is ever made: the call raises.
+    """
 
 
 @overload
@@ -81,12 +89,22 @@ def encode_with_state(
     layer: nn.Sequential, sequences: list[T] | tuple[T, ...], state: ContainerState | None = None
 ) -> tuple[list[Tensor], ContainerState]: ...
 @overload
+def encode_with_state(  # pyright: ignore[reportOverlappingOverload]
+    layer: nn.LSTM | nn.GRU | nn.RNN | nn.Sequential, sequences: Same, state: State | Tensor | tuple[Any, ...]
+) -> _NotTheStateOfThisLayer: ...
+@overload
+def encode_with_state(  # pyright: ignore[reportOverlappingOverload]
+    layer: nn.LSTM | nn.GRU | nn.RNN | nn.Sequential,
+    sequences: list[T] | tuple[T, ...],
+    state: State | Tensor | tuple[Any, ...],
+) -> _NotTheStateOfThisLayer: ...
+@overload
 def encode_with_state(layer: nn.Module, sequences: Same, state: Any = None) -> tuple[Same, Any]: ...
 @overload
 def encode_with_state(
     layer: nn.Module, sequences: list[T] | tuple[T, ...], state: Any = None
 ) -> tuple[list[Tensor], Any]: ...
-def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> tuple[Any, Any]:
+def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> Any:
     """Run a layer that carries a state on sequences of unequal length, from a state to a state.
 
     Args:

@@ -80,8 +80,9 @@ def _gather(values: Tensor, plan: Plan, fill: complex) -> Tensor:
     if plan.take_fills:
         # A copy with one row more is cheaper than filling the output and scattering into it.
         values = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
-    bits = _BITS.get(values.dtype, values.dtype)
-    return values.view(bits).index_select(0, plan.take).view(values.dtype)
+    if values.dtype in _BITS:  # no gradient flows through such a view, nor through integers
+        return values.view(_BITS[values.dtype]).index_select(0, plan.take).view(values.dtype)
+    return values.index_select(0, plan.take)
 
 
 def to_padded(

@@ -149,6 +149,9 @@ def _extreme(values: Tensor, lengths: Lengths, which: str) -> Tensor:
     rows = lengths.on("rows", values.device)
     index = rows.view(-1, *(1 for _ in values.shape[1:])).expand_as(values)
     start = wide.new_zeros(len(lengths), *values.shape[1:])
+    if values.is_floating_point():
+        # The backward pass of torch shares the gradient with a start that equals the extreme, and NaN equals nothing.
+        start.index_fill_(0, lengths.on("not_empty", values.device), float("nan"))
     return start.scatter_reduce(0, index, wide, which, include_self=False).to(values.dtype)
 
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NoReturn, Self
+from typing import Any, Self
 
 import attrs
 import torch
@@ -37,7 +37,8 @@ class State(ABC):
         """The state of one sequence, or of several, its batch dimension kept; as `select`."""
         return self.select(index)
 
-    def __iter__(self) -> NoReturn:
+    # Annotated with None, which is no iterator, so that type checkers report an iteration; NoReturn would pass.
+    def __iter__(self) -> None:
         """Refuse to unpack, so that `hidden, cell = state` does not take the batch apart instead."""
         remedy = "Its parts are attributes, and state[i] is the state of sequence i."
         raise complaint(SeqbatchTypeError, "state", "not be iterated or unpacked", type(self).__name__, remedy)

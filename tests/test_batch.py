@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import DTYPES, PATTERNS, features, for_all_lengths, make, sequences
+from strategies import DTYPES, PATTERNS, RARE, features, for_all_lengths, make, sequences
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -306,11 +306,17 @@ def saved_and_loaded(thing: Any) -> Any:
     return torch.load(buffer, weights_only=True)
 
 
-@pytest.mark.parametrize("way", [saved_and_loaded, lambda it: pickle.loads(pickle.dumps(it)), copy.deepcopy, copy.copy])
+def pickled_and_back(thing: Any) -> Any:
+    return pickle.loads(pickle.dumps(thing))
+
+
+@pytest.mark.parametrize("way", [saved_and_loaded, pickled_and_back, copy.deepcopy, copy.copy])
 @given(data=st.data())
 def test_it_is_given_back_as_it_was(way: Callable[[Any], Any], data: st.DataObject) -> None:
     lengths = data.draw(st.one_of(*PATTERNS.values()))
-    dtype = data.draw(st.sampled_from(DTYPES))
+    # Tensors of the rare dtypes PyTorch itself cannot read from a plain pickle, only from its own files.
+    dtypes = [dtype for dtype in DTYPES if way is not pickled_and_back or dtype not in RARE]
+    dtype = data.draw(st.sampled_from(dtypes))
     batch = SequenceBatch(make((sum(lengths), 2), dtype), lengths)
     there = way({"batch": batch, "other": batch.clone()})
     back, other = there["batch"], there["other"]
@@ -351,13 +357,13 @@ def test_data_loader_gives_it_back_as_it_was(workers: int, context: str) -> None
     batches = list(loader)
     assert [batch.lengths for batch in batches] == [(0, 1, 2, 3), (0, 1, 2, 3), (0, 1)]
     assert all(isinstance(batch, SequenceBatch) for batch in batches)
-    assert_close(SequenceBatch.concat(batches).values, torch.cat([x for x in Recordings()]))  # type: ignore[attr-defined]  # a Dataset is iterable by its index
+    assert_close(SequenceBatch.concat(batches).values, torch.cat([Recordings()[i] for i in range(10)]))
 
 
 def test_data_loader_pins_it_as_a_whole() -> None:
     from torch.utils.data._utils.pin_memory import pin_memory
 
     with patch.object(Tensor, "pin_memory", lambda tensor: tensor + 1):
-        pinned = pin_memory({"xs": SequenceBatch(torch.zeros(3), [2, 1])})["xs"]
-    assert isinstance(pinned, SequenceBatch)
-    assert_close(pinned.values, torch.ones(3))
+        pinned: Any = pin_memory({"xs": SequenceBatch(torch.zeros(3), [2, 1])})
+    assert isinstance(pinned["xs"], SequenceBatch)
+    assert_close(pinned["xs"].values, torch.ones(3))

@@ -85,6 +85,7 @@ def test_lengths_empty_hooks_and_what_is_the_callers(lengths: list[int], layer: 
 def test_every_one_of_them(layer: nn.Module) -> None:
     xs = sequences([3, 0, 1], FEATURES)
     laws.check_alone(layer, xs)
+    laws.check_called_as_itself(layer, xs)
     laws.check_unmodified(layer, xs)
 
 

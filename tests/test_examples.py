@@ -1,0 +1,45 @@
+"""Runs the examples as a user would, with right and wrong options; that they learn is a step of its own in tox."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
+
+
+def run(name: str, *options: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(EXAMPLES / name), *options]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_japanese_vowels_trains_prints_and_draws(tmp_path: Path) -> None:
+    short = ("--epochs", "2", "--hidden", "8", "--output", "picture.png")
+    done = run("japanese_vowels.py", *short, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "test: SequenceBatch(370 sequences of 7 to 29 steps, features (12,), torch.float32, cpu)" in done.stdout
+    assert "test accuracy" in done.stdout
+    assert "recording  steps  speaker  predicted  probability" in done.stdout
+    assert "training: 100%" in done.stderr
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    again = run("japanese_vowels.py", *short, "--minimum-accuracy", "99.9", folder=tmp_path)
+    assert again.stdout == done.stdout, "a fixed seed gives the same numbers"
+    assert again.returncode == 1
+    assert "is below 99.9 %" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "said"),
+    [
+        (["--help"], 0, "passes over the training recordings (40)"),
+        (["--epochs", "0"], 2, "error: argument --epochs: must be a positive whole number, not '0'"),
+        (["--output", "nowhere/x.png"], 2, "error: argument --output: there is no folder 'nowhere'"),
+        (["--output", "x.gif"], 2, "error: argument --output: must be a file that ends in .png, not 'x.gif'"),
+    ],
+)
+def test_japanese_vowels_options(options: list[str], code: int, said: str, tmp_path: Path) -> None:
+    done = run("japanese_vowels.py", *options, folder=tmp_path)
+    assert done.returncode == code
+    assert said in (done.stdout if code == 0 else done.stderr)
+    assert "Traceback" not in done.stderr

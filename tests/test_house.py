@@ -1,0 +1,183 @@
+"""The house: which file may import which, what is public and documented, and what importing changes: nothing."""
+
+import ast
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+import tomllib
+import types
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import seqbatch
+
+PACKAGE, TESTS = Path(seqbatch.__file__).parent, Path(__file__).parent
+
+# Each may import those before it only; the files of a package, which count as one here, may import each other.
+ORDER = [
+    "errors",
+    "_checks",
+    "_indices",
+    "_lengths",
+    "layouts",
+    "conversions",
+    "reduce",
+    "batch",
+    "state",
+    "_registry",
+    "_kinds",
+    "encode",
+    "engines",
+    "encoders",
+    "__init__",
+]
+FILES = {
+    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Give the full name of every module that a file imports, wherever in it; of `from a import b` that is a.b."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name} has a relative import"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def imported_files(path: Path) -> set[str]:
+    """Give the files of the package that a file imports from."""
+    found = set()
+    for name in imports(path):
+        if name.split(".")[0] == "seqbatch":
+            parts = name.split(".")[1:]
+            while parts and ".".join(parts) not in FILES:
+                parts.pop()
+            found.add(".".join(parts) or "__init__")
+    return found
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_imports_run_one_way(file: str) -> None:
+    home = file.split(".")[0]
+    assert home in ORDER, f"{file} has no place in the order yet"
+    for other in imported_files(FILES[file]):
+        there = other.split(".")[0]
+        assert there == home or ORDER.index(there) < ORDER.index(home), f"{file} must not import {other}"
+
+
+def test_no_imports_go_round_in_circles() -> None:
+    graph = {file: imported_files(path) for file, path in FILES.items()}
+    assert len([*TopologicalSorter(graph).static_order()]) == len(FILES)
+
+
+def test_runtime_dependencies_are_attrs_and_torch() -> None:
+    project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
+    names = [re.split(r"[^\w-]", dependency)[0] for dependency in project["dependencies"]]
+    assert names == ["attrs", "torch"]
+    used = {name.split(".")[0] for path in FILES.values() for name in imports(path)}
+    assert used - sys.stdlib_module_names == {"attrs", "torch", "seqbatch"}
+
+
+@pytest.mark.parametrize("name", ["seqbatch", "seqbatch.engines", "seqbatch.encoders"])
+def test_what_is_public_is_listed_in_order(name: str) -> None:
+    module = importlib.import_module(name)
+    assert module.__all__ == sorted(module.__all__)
+    assert [name for name in module.__all__ if not hasattr(module, name)] == []
+
+
+def test_all_that_is_public_is_listed() -> None:
+    bound = {name for name, value in vars(seqbatch).items() if not isinstance(value, types.ModuleType)}
+    assert {name for name in bound if not name.startswith("_")} == set(seqbatch.__all__)
+    errors = importlib.import_module("seqbatch.errors")
+    assert {name for name in vars(errors) if not name.startswith("_")} <= set(seqbatch.__all__)
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Give all that a user may call or read, with its name."""
+    for name in seqbatch.__all__:
+        value = getattr(seqbatch, name)
+        yield name, value
+        for member, inner in inspect.getmembers(value) if isinstance(value, type) else []:
+            function = inspect.unwrap(getattr(inner, "fget", inner))
+            if not member.startswith("_") and str(getattr(function, "__module__", "")).startswith("seqbatch"):
+                yield f"{name}.{member}", inner
+
+
+@pytest.mark.parametrize(("name", "value"), [pytest.param(*one, id=one[0]) for one in public()])
+def test_docstrings_tell_of_every_argument(name: str, value: Any) -> None:
+    text = inspect.getdoc(value)
+    assert text
+    assert text.splitlines()[0].endswith(".")
+    if not callable(value) or (isinstance(value, type) and issubclass(value, Exception)):
+        return
+    _, _, section = text.partition("\nArgs:\n")
+    told = re.findall(r"^    (\w+): ", section.split("\n\n")[0], re.MULTILINE)
+    taken = [
+        argument.name
+        for argument in inspect.signature(value).parameters.values()
+        if argument.name != "self" and argument.name not in ("args", "kwargs")  # those of the method of torch it names
+    ]
+    assert told == taken
+
+
+def test_there_is_something_public() -> None:
+    names = [name for name, _ in public()]
+    for name in ("encode", "SequenceBatch.to_padded", "SequenceBatch.lengths", "LSTMState.last", "RNNState.select"):
+        assert name in names
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.name) for root in (PACKAGE, TESTS) for path in sorted(root.rglob("*.py"))],
+)
+def test_every_file_opens_with_what_it_is_for(path: Path) -> None:
+    text = path.read_text()
+    assert text.startswith('"""')
+    assert (ast.get_docstring(ast.parse(text)) or "").splitlines()[0].endswith((".", ":"))
+
+
+PROGRAM = """
+import random, sys, warnings
+import torch, torch.nn.functional, torch.nn.utils.rnn
+
+PLACES = [
+    torch, torch.Tensor, torch.nn, torch.nn.functional, torch.nn.utils.rnn, torch.nn.Module, torch.nn.RNNBase,
+    torch.nn.LSTM, torch.nn.Sequential, torch.nn.modules.module, torch.autograd, torch.serialization, torch.nested,
+]
+
+
+def state():
+    things = [dict(vars(place)) for place in PLACES]
+    settings = [torch.get_default_dtype(), torch.is_grad_enabled(), torch.get_num_threads(), random.getstate()]
+    return things, [*settings, torch.get_rng_state().tolist(), list(warnings.filters), torch.get_default_device()]
+
+
+before, settings = state()
+safe = set(torch.serialization.get_safe_globals())
+import seqbatch
+
+after, settings_after = state()
+assert settings == settings_after
+for place, old, new in zip(PLACES, before, after):
+    changed = [name for name in {**old, **new} if name not in old or old[name] is not new.get(name, new)]
+    assert not changed, f"{place} has changed: {changed}"
+added = set(torch.serialization.get_safe_globals()) - safe
+assert all(one.__module__.startswith("seqbatch.") for one in added), added
+print(sorted(one.__name__ for one in added))
+"""
+
+
+def test_importing_changes_nothing_of_torch_but_what_may_be_loaded() -> None:
+    path = [str(PACKAGE.parent)]
+    command = [sys.executable, "-c", f"import sys; sys.path[:0] = {path}\n{PROGRAM}"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.stdout == "['ContainerState', 'LSTMState', 'Lengths', 'RNNState', 'SequenceBatch']\n", done.stderr

@@ -1,0 +1,158 @@
+"""The laws themselves: each passes a right encoder, and catches encoders that are wrong in the ways it is there for."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import laws
+import pytest
+import wrong_encoders as wrong
+from strategies import sequences, state_for
+from torch import Tensor, nn
+
+from seqbatch import (
+    SeqbatchValueError,
+    SequenceBatch,
+    _registry,
+    register_encoder,
+    register_recurrent,
+)
+
+
+@pytest.fixture(autouse=True)
+def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let each test register in a copy."""
+    copied: Any = functools.singledispatch(_registry._never)
+    for layer_type, entry in _registry._entries.registry.items():
+        copied.register(layer_type, entry)
+    monkeypatch.setattr(_registry, "_entries", copied)
+
+
+LENGTHS = [3, 0, 3, 1, 4]
+
+
+def xs() -> list[Tensor]:
+    return sequences(LENGTHS, (2,))
+
+
+def start(layer: nn.Module) -> Any:
+    return state_for(layer, len(LENGTHS)) if isinstance(layer, nn.RNNBase) else None
+
+
+def refused(layer: nn.Module) -> None:
+    laws.check_refused(
+        layer, sequences(LENGTHS, (5,)), SeqbatchValueError, r"`sequences` must have features \(2,\)", start(layer)
+    )
+
+
+LAWS: dict[str, Callable[[nn.Module], None]] = {
+    "alone": lambda layer: laws.check_alone(layer, xs()),
+    "alone, from a state": lambda layer: laws.check_alone(layer, xs(), start(layer)),
+    "order": lambda layer: laws.check_order(layer, xs(), [4, 2, 0, 1, 3], start(layer)),
+    "padding": lambda layer: laws.check_padding(layer, xs(), float("nan"), "left", True),
+    "lengths": lambda layer: laws.check_lengths(layer, xs()),
+    "empty": lambda layer: laws.check_empty(layer, xs()),
+    "empty, from a state": lambda layer: laws.check_empty(layer, xs(), start(layer)),
+    "memory": lambda layer: laws.check_memory(layer.float(), 2, times=120),
+    "called as itself": lambda layer: laws.check_called_as_itself(layer, xs()),
+    "unmodified": lambda layer: laws.check_unmodified(layer, xs(), start(layer)),
+    "refused": refused,
+}
+
+
+@pytest.mark.parametrize("law", LAWS)
+def test_a_right_encoder_passes(law: str) -> None:
+    register_encoder(wrong.Scaled)(wrong.right)
+    LAWS[law](wrong.Scaled())
+    register_encoder(wrong.Outer)(wrong.right)
+    LAWS[law](wrong.Outer())
+    LAWS[law](wrong.my_gru())
+
+
+FAULTS: dict[str, list[Callable[[Any, SequenceBatch], SequenceBatch]]] = {
+    "alone": [
+        wrong.mixes_neighbours,
+        wrong.reads_the_step_before_across_sequences,
+        wrong.detaches_the_input,
+        wrong.detaches_the_weights,
+        wrong.gives_the_gradient_to_a_neighbour_of_equal_length,
+    ],
+    "order": [wrong.counts_the_sequences, wrong.reads_the_step_before_across_sequences],
+    "padding": [wrong.averages_over_padding, wrong.detaches_the_weights],
+    "lengths": [wrong.drops_the_last_step, wrong.drops_empty_sequences, wrong.pads_empty_sequences],
+    "empty": [
+        wrong.drops_empty_sequences,
+        wrong.pads_empty_sequences,
+        wrong.looks_up_empty_sequences,
+    ],
+    "memory": [wrong.pads],
+    "called as itself": [
+        wrong.skips_hooks,
+        wrong.skips_hooks_before,
+        wrong.ignores_what_hooks_return,
+        wrong.calls_sequence_by_sequence,
+        wrong.skips_hooks_inside,
+    ],
+    "unmodified": [
+        wrong.writes_to_the_input,
+        wrong.writes_to_the_input_unseen,
+        wrong.leaves_an_attribute,
+        wrong.leaves_eval_mode,
+        wrong.leaves_a_hook_inside,
+        wrong.leaves_frozen_weights,
+    ],
+    "refused": [
+        wrong.refuses_nothing,
+        wrong.leaves_it_to_torch,
+        wrong.refuses_after_the_layer_ran,
+        wrong.refuses_after_writing,
+        wrong.refuses_with_another_message,
+    ],
+}
+
+
+@pytest.mark.parametrize(("law", "fault"), [(law, fault) for law, faults in FAULTS.items() for fault in faults])
+def test_a_wrong_encoder_is_caught(law: str, fault: Callable[[Any, SequenceBatch], SequenceBatch]) -> None:
+    layer = wrong.Outer() if "inside" in fault.__name__ else wrong.Scaled()
+    register_encoder(type(layer))(fault)
+    kind = IndexError if fault is wrong.looks_up_empty_sequences else AssertionError
+    with pytest.raises(kind):
+        LAWS[law](layer)
+
+
+@pytest.mark.parametrize(
+    ("law", "fault"),
+    [
+        ("alone", wrong.rolls_the_state),
+        ("alone", wrong.detaches_the_state),
+        ("alone, from a state", wrong.ignores_the_state),
+        ("order", wrong.leaves_the_state_sorted),
+        ("padding", wrong.leaves_the_state_sorted),
+        ("empty", wrong.moves_the_state_of_empty_sequences),
+        ("empty, from a state", wrong.resets_the_state_of_empty_sequences),
+        ("unmodified", wrong.writes_to_the_state),
+    ],
+)
+def test_a_wrong_recurrent_encoder_is_caught(
+    law: str, fault: Callable[[Any, SequenceBatch, Any], wrong.Outcome]
+) -> None:
+    register_recurrent(wrong.MyGRU)(fault)
+    with pytest.raises(AssertionError):
+        LAWS[law](wrong.my_gru())
+
+
+def test_padding_that_is_read_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = SequenceBatch.from_padded
+    with monkeypatch.context() as patch:
+        patch.setattr(SequenceBatch, "from_padded", lambda *args, padding_side, **options: read(*args, **options))
+        with pytest.raises(AssertionError, match="Tensor-likes are not close"):
+            laws.check_padding(nn.Tanh(), xs(), float("nan"), "left", True)
+
+    def leaking(padded: Tensor, lengths: Any, **options: Any) -> SequenceBatch:
+        batch = read(padded, lengths, **options)
+        padding = padded[~batch.mask(total_length=padded.shape[1], **options)].sum()
+        return batch.map(lambda values: values + (padding - padding.detach()))
+
+    monkeypatch.setattr(SequenceBatch, "from_padded", leaking)
+    with pytest.raises(AssertionError, match="a gradient reaches padding"):
+        laws.check_padding(nn.Tanh(), xs(), 1e9, "left", True)

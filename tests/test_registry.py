@@ -1,0 +1,248 @@
+"""Registering encoders: dispatch by type and bases, what keeps a state, refusals, and plug-ins by entry point."""
+
+import functools
+import importlib
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
+from torch.testing import assert_close
+
+import seqbatch
+from seqbatch import (
+    SeqbatchTypeError,
+    SequenceBatch,
+    UnsupportedLayerError,
+    _registry,
+    encode,
+    encode_with_state,
+    is_recurrent,
+    register_encoder,
+    register_recurrent,
+)
+
+
+@pytest.fixture(autouse=True)
+def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let each test register in a copy, and look for plug-ins anew."""
+    copied: Any = functools.singledispatch(_registry._never)
+    for layer_type, entry in _registry._entries.registry.items():
+        copied.register(layer_type, entry)
+    monkeypatch.setattr(_registry, "_entries", copied)
+    _registry._load_plugins.cache_clear()
+    yield
+    _registry._load_plugins.cache_clear()
+    for name in ("doubling_layers", "doubling_encoders"):
+        sys.modules.pop(name, None)
+
+
+class Base(nn.Module):
+    pass
+
+
+class Middle(Base):
+    pass
+
+
+class Leaf(Middle):
+    pass
+
+
+class Other(nn.Module):
+    pass
+
+
+class Both(Other, Middle):
+    pass
+
+
+XS = [torch.tensor([1.0, 2.0]), torch.tensor([]), torch.tensor([3.0])]
+
+
+def adding(number: int) -> Any:
+    """Make an encoder that can be told from others."""
+    return lambda layer, batch: batch.map(lambda values: values + number)
+
+
+def added(layer: nn.Module) -> int:
+    """Tell which of those encoders a layer has."""
+    outputs = encode(layer, XS)
+    assert_close([output - outputs[0][0] + 1 for output in outputs], XS)
+    return int(outputs[0][0] - 1)
+
+
+def test_the_nearest_base_wins_whatever_the_order() -> None:
+    register_encoder(Middle)(adding(2))
+    register_encoder(Base)(adding(1))
+    assert [added(layer) for layer in (Base(), Middle(), Leaf())] == [1, 2, 2]
+    register_encoder(Leaf)(adding(3))
+    assert [added(layer) for layer in (Base(), Middle(), Leaf())] == [1, 2, 3]
+    register_encoder(nn.Module)(adding(9))
+    assert [added(layer) for layer in (Base(), Other(), nn.Bilinear(1, 1, 1))] == [1, 9, 9]
+
+
+def test_of_several_bases_the_first_wins() -> None:
+    register_encoder(Base)(adding(1))
+    assert added(Both()) == 1
+    register_encoder(Other)(adding(2))
+    assert added(Both()) == 2
+
+
+def test_a_later_registration_replaces_an_earlier_one_also_a_built_in_one() -> None:
+    for number in (1, 2):
+        register_encoder(Base)(adding(number))
+        register_encoder(nn.LSTM)(adding(number))
+        assert added(Base()) == added(nn.LSTM(5, 3)) == number
+    assert not is_recurrent(nn.LSTM(5, 3))
+    assert is_recurrent(nn.GRU(5, 3))
+
+
+def test_registrations_here_do_not_outlive_their_test() -> None:
+    assert is_recurrent(nn.LSTM(5, 3))
+    with pytest.raises(UnsupportedLayerError):
+        encode(Base(), XS)
+
+
+def test_a_decorator_gives_back_the_function_as_it_is() -> None:
+    encoder: Any = adding(1)
+    decorated: list[Any] = [register_encoder(Base)(encoder), register_recurrent(Base)(encoder)]
+    assert decorated == [encoder, encoder]
+
+
+def test_a_layer_that_carries_a_state_of_any_kind() -> None:
+    @register_recurrent(Base)
+    def _(layer: Base, batch: SequenceBatch, state: str | None) -> tuple[SequenceBatch, str]:
+        return batch.map(torch.neg), f"{state} and {batch.batch_size}"
+
+    assert is_recurrent(Leaf())
+    outputs, state = encode_with_state(Leaf(), XS)
+    assert_close(outputs, [-x for x in XS])
+    assert state == "None and 3"
+    assert encode_with_state(Leaf(), XS, state)[1] == "None and 3 and 3"
+    assert_close(encode(Leaf(), XS), outputs)
+
+
+def test_when_tells_whether_a_layer_keeps_a_state() -> None:
+    @register_recurrent(Base, when=lambda layer: isinstance(layer, Leaf))
+    def _(layer: Base, batch: SequenceBatch, state: int | None) -> tuple[SequenceBatch, int]:
+        return batch, 1 + (state or 0)
+
+    assert [is_recurrent(layer) for layer in (Base(), Middle(), Leaf())] == [False, False, True]
+    assert encode_with_state(Leaf(), XS, 4)[1] == 5
+    assert_close(encode(Base(), XS), XS)
+    with pytest.raises(UnsupportedLayerError, match=r"`layer` must keep a state; got a .*Middle, which keeps none\."):
+        encode_with_state(Middle(), XS)
+    assert is_recurrent(nn.Sequential(nn.Tanh(), Leaf()))
+    assert not is_recurrent(nn.Sequential(nn.Tanh(), Base()))
+
+
+def test_an_encoder_that_changes_the_lengths_gives_every_kind() -> None:
+    @register_encoder(Base)
+    def _(layer: Base, batch: SequenceBatch) -> SequenceBatch:
+        return SequenceBatch.from_sequences(x[::2] for x in batch)
+
+    xs = [torch.randn(n, 2) for n in (1, 4, 3)]
+    wanted = [x[::2] for x in xs]
+    assert_close(encode(Base(), xs), wanted)
+    assert_close(encode(Base(), xs[1]), wanted[1])
+    batch = SequenceBatch.from_sequences(xs)
+    assert encode(Base(), batch).lengths == (1, 2, 2)
+    packed = encode(Base(), pack_sequence(xs, enforce_sorted=False))
+    assert isinstance(packed, PackedSequence)
+    assert_close(SequenceBatch.from_packed(packed).to_sequences(), wanted)
+    assert_close(SequenceBatch.from_nested(encode(Base(), batch.to_nested())).to_sequences(), wanted)
+
+
+@pytest.mark.parametrize("register", [register_encoder, register_recurrent])
+@pytest.mark.parametrize(
+    ("layer_type", "found"),
+    [
+        (int, r"<class 'int'>"),
+        (Tensor, r"<class 'torch\.Tensor'>"),
+        (nn.Linear(2, 2), r"a torch\.nn\.modules\.linear\.Linear"),
+        ("LSTM", r"a str"),
+        (None, r"a NoneType"),
+    ],
+)
+def test_wrong_layer_type(register: Any, layer_type: Any, found: str) -> None:
+    with pytest.raises(SeqbatchTypeError, match=rf"`layer_type` must be a subclass of nn\.Module; got {found}\."):
+        register(layer_type)
+
+
+def test_is_recurrent_refuses_what_is_no_layer_and_what_nobody_handles() -> None:
+    with pytest.raises(SeqbatchTypeError, match=r"`layer` must be an nn\.Module; got a type\. Give a layer, not its"):
+        is_recurrent(nn.LSTM)  # type: ignore[arg-type]  # wrong
+    with pytest.raises(UnsupportedLayerError, match=r"`layer` must have an encoder; got a .*Base: none is registered"):
+        is_recurrent(Base())
+
+
+def test_the_code_that_the_error_shows_runs() -> None:
+    with pytest.raises(UnsupportedLayerError, match=r"`layer` must have an encoder; got a .*Leaf: none is") as caught:
+        encode(Leaf(), XS)
+    _, _, rest = str(caught.value).partition("Register one:\n\n")
+    code, _, ending = rest.partition("\n\n")
+    assert ending == "or use @register_recurrent(Leaf) for a layer that carries a state."
+    exec(textwrap.dedent(code), {"Leaf": Leaf, "register_encoder": register_encoder, "SequenceBatch": SequenceBatch})
+    leaf = Leaf()
+    leaf.forward = torch.neg
+    assert_close(encode(leaf, XS), [-x for x in XS])
+
+
+@pytest.fixture(scope="module")
+def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Install the package in tests/plugin, and give the folder it is in."""
+    target = tmp_path_factory.mktemp("installed")
+    source = Path(__file__).with_name("plugin")
+    pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet", "--no-input"]
+    subprocess.run([*pip, "--disable-pip-version-check", "--target", target, source], check=True)
+    return target
+
+
+def test_plugins_are_found_by_their_entry_point(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(plugin)
+    layers = importlib.import_module("doubling_layers")
+    assert_close(encode(layers.Doubling(), XS), [2 * x for x in XS])
+    assert not is_recurrent(layers.Doubling())
+    message = r"\nThe plug-in broken = doubling_that_is_not_there could not be imported: ModuleNotFoundError\(.*\)$"
+    with pytest.raises(UnsupportedLayerError, match=message):
+        encode(Base(), XS)
+
+
+PROGRAM = """
+import sys
+
+import torch
+from doubling_layers import Doubling
+from torch import nn
+
+import seqbatch
+
+assert seqbatch.__file__ == sys.argv[1], seqbatch.__file__
+xs = [torch.ones(3, 2), torch.ones(1, 2)]
+seqbatch.encode(nn.Sequential(nn.LSTM(2, 3), nn.Linear(3, 2)), xs)
+assert "doubling_encoders" not in sys.modules, "imported before it was needed"
+outputs = seqbatch.encode(Doubling(), xs)
+assert "doubling_encoders" in sys.modules
+assert all(output.equal(2 * x) for output, x in zip(outputs, xs))
+try:
+    seqbatch.encode(nn.Bilinear(2, 2, 2), xs)
+except seqbatch.UnsupportedLayerError as error:
+    assert "The plug-in broken = doubling_that_is_not_there could not be imported" in str(error), error
+    print("all is well")
+"""
+
+
+def test_plugins_are_imported_when_a_layer_is_met_that_nothing_else_handles(plugin: Path, tmp_path: Path) -> None:
+    path = [str(plugin), str(Path(seqbatch.__file__).parents[1])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+    command = [sys.executable, "-c", PROGRAM, seqbatch.__file__]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "all is well\n", done.stderr

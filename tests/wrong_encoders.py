@@ -1,0 +1,221 @@
+"""Encoders that are wrong, each in a way that one would not notice at once, and the layers they are for."""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch import RNNState, SeqbatchValueError, SequenceBatch, _registry
+
+
+class Scaled(nn.Module):
+    """A layer that treats every step by itself, and is linear, so that a wrong gradient does not show in its size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([2.0, 3.0], dtype=torch.float64))
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.weight * input
+
+
+class Outer(nn.Module):
+    """A layer with another one inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Scaled()
+
+    def forward(self, input: Tensor) -> Tensor:
+        output: Tensor = self.inner(input)
+        return output
+
+
+class MyGRU(nn.GRU):
+    """A recurrent layer of which the reference knows how it runs."""
+
+
+def my_gru() -> MyGRU:
+    torch.manual_seed(0)
+    return MyGRU(2, 2, num_layers=2, bidirectional=True, dtype=torch.float64)
+
+
+def right(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
+    if batch.feature_shape != (2,):
+        raise SeqbatchValueError("`sequences` must have features (2,)")
+    return batch.map(layer)
+
+
+def mixes_neighbours(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(lambda values: layer(values - values.mean(0)))
+
+
+def reads_the_step_before_across_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(lambda values: layer(values) + 0.1 * values.roll(1, 0))
+
+
+def detaches_the_input(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.detach().map(layer)
+
+
+def detaches_the_weights(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(lambda values: layer.weight.detach() * values)
+
+
+def gives_the_gradient_to_a_neighbour_of_equal_length(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    other = batch.with_values(batch[[2, 1, 0, 3, 4]].values).map(layer).values
+    return batch.map(lambda values: layer(values).detach() + (other - other.detach()))
+
+
+def counts_the_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return SequenceBatch.from_sequences([i + layer(x) for i, x in enumerate(batch)])
+
+
+def averages_over_padding(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    padded = batch.to_padded(batch_first=True)
+    real = torch.cat([(x - x.mean(0)).expand_as(x) + mean for x, mean in zip(batch, padded.mean(1), strict=True)])
+    return batch.with_values(layer(real))
+
+
+def drops_the_last_step(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return SequenceBatch.from_sequences([layer(x[:-1]) for x in batch])
+
+
+def drops_empty_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return SequenceBatch.from_sequences([layer(x) for x in batch if len(x)])
+
+
+def pads_empty_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return SequenceBatch.from_sequences([layer(x if len(x) else x.new_zeros(1, 2)) for x in batch])
+
+
+def looks_up_empty_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    assert len(batch.values[batch.offsets[:-1]]) == len(batch)
+    return batch.map(layer)
+
+
+def pads(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    output = layer(batch.to_padded(batch_first=True))
+    return SequenceBatch.from_padded(output, batch.lengths, batch_first=True)
+
+
+def skips_hooks(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(layer.forward)
+
+
+def skips_hooks_before(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    output = layer.forward(batch.values)
+    for hook in layer._forward_hooks.values():
+        output = hook(layer, (batch.values,), output)
+    return batch.with_values(output)
+
+
+def ignores_what_hooks_return(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    layer(batch.values)
+    return batch.map(layer.forward)
+
+
+def calls_sequence_by_sequence(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return SequenceBatch.from_sequences([layer(x) for x in batch])
+
+
+def skips_hooks_inside(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    shell = copy.copy(layer)
+    shell.forward = layer.inner.forward
+    return batch.map(shell)
+
+
+def writes_to_the_input(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    with torch.no_grad():
+        batch.values.mul_(1)
+    return batch.map(layer)
+
+
+def writes_to_the_input_unseen(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    batch.values.data.add_(1)
+    return batch.map(layer)
+
+
+def leaves_an_attribute(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    layer.seen = batch.lengths
+    return batch.map(layer)
+
+
+def leaves_eval_mode(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(layer.eval())
+
+
+def leaves_a_hook_inside(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    layer.inner.register_forward_hook(lambda module, args, output: output)
+    return batch.map(layer)
+
+
+def leaves_frozen_weights(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(layer.requires_grad_(False))
+
+
+def refuses_nothing(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(lambda values: values)
+
+
+def leaves_it_to_torch(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(layer)
+
+
+def refuses_after_the_layer_ran(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    layer(batch.values[:, :2])
+    return right(layer, batch)
+
+
+def refuses_after_writing(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    layer.seen = batch.lengths
+    return right(layer, batch)
+
+
+def refuses_with_another_message(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    raise SeqbatchValueError("no")
+
+
+def run(layer: nn.Module, batch: SequenceBatch, state: RNNState | None) -> tuple[SequenceBatch, RNNState]:
+    """Run the layer as the built-in encoder does."""
+    outputs, final = _registry._entries.dispatch(nn.GRU).run(layer, batch, state)
+    return outputs, final
+
+
+Outcome = tuple[SequenceBatch, RNNState]
+
+
+def rolls_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return outputs, RNNState(final.hidden.roll(1, 2))
+
+
+def leaves_the_state_sorted(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return outputs, final.select(sorted(range(len(batch)), key=lambda i: -batch.lengths[i]))
+
+
+def ignores_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    return run(layer, batch, None)
+
+
+def detaches_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return outputs, final.detach()
+
+
+def moves_the_state_of_empty_sequences(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return outputs, RNNState(final.hidden + (torch.tensor(batch.lengths) == 0).view(-1, 1))
+
+
+def resets_the_state_of_empty_sequences(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return outputs, final.reset([length == 0 for length in batch.lengths])
+
+
+def writes_to_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    if state is not None:
+        state.hidden.data.zero_()
+    return run(layer, batch, state)
