@@ -7,6 +7,7 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
+from reference import run_alone
 from strategies import for_all_lengths, make, sequences, state_for
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
@@ -77,15 +78,17 @@ def test_states_of_every_kind_are_equal(lengths: list[int], name: str, batch_fir
     xs = sequences([length for length in lengths if length] or [1], (3,))
     start = encode_with_state(layer, [x.flip(0) for x in xs])[1] if from_state else None
     outputs, state = encode_with_state(layer, xs, start)
+    alone, alone_state = run_alone(layer, xs, None if start is None else laws.tensors_of(start))
+    assert_close([*outputs, *laws.tensors_of(state)], [*alone, *alone_state])
     batch = SequenceBatch.from_sequences(xs)
     for given in (tuple(xs), batch, batch.to_packed(), batch.to_nested()):
         found, final = encode_with_state(layer, given, start)
-        assert type(found) is (list if isinstance(given, tuple) and type(given) is tuple else type(given))
+        assert type(found) is (list if type(given) is tuple else type(given))
         assert type(final) is type(state)
         assert_close(laws.tensors_of(final), laws.tensors_of(state))
     for i, x in enumerate(xs):
-        alone, final = encode_with_state(layer, x, None if start is None else start[i])
-        assert_close(alone, outputs[i])
+        output, final = encode_with_state(layer, x, None if start is None else start[i])
+        assert_close(output, outputs[i])
         assert_close(laws.tensors_of(final), laws.tensors_of(state[i]))
 
 
