@@ -25,7 +25,8 @@ def type_name(value: object) -> str:
     """Name the type of a value, with an article and its module."""
     kind = type(value)
     where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    return f"a {where}{kind.__qualname__}"
+    name = f"{where}{kind.__qualname__}"
+    return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
 def counted(number: int, what: str) -> str:

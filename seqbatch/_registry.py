@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import attrs
 from torch import nn
 
-from seqbatch._checks import complaint, type_name
+from seqbatch._checks import complaint, counted, type_name
 from seqbatch.batch import SequenceBatch
-from seqbatch.errors import SeqbatchTypeError, UnsupportedLayerError
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
 
 ENTRY_POINTS = "seqbatch.encoders"
 
@@ -67,7 +67,7 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
 
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
         def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
-            return function(layer, batch), None
+            return _checked(function(layer, batch), batch), None
 
         _entries.register(layer_type, _Entry(run, keeps_state=_never))
         return function
@@ -80,7 +80,8 @@ def register_recurrent(
 ) -> Callable[[RecurrentEncoder[Layer, S]], RecurrentEncoder[Layer, S]]:
     """Register the function that runs a type of layer that carries a state, and its subclasses, on a batch.
 
-    A later registration for the same type takes the place of an earlier one, also of a built-in one.
+    A later registration for the same type takes the place of an earlier one, also of a built-in one. The state may be
+    anything; to run inside `nn.Sequential` it needs `batch_size`, `select`, `reset`, `detach` and `to`, as RNNState.
 
     Args:
         layer_type: a subclass of `nn.Module`.
@@ -105,7 +106,14 @@ def register_recurrent(
     _require_layer_type(layer_type)
 
     def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
-        _entries.register(layer_type, _Entry(function, keeps_state=when))
+        def run(layer: Layer, batch: SequenceBatch, state: S | None) -> tuple[SequenceBatch, S]:
+            result: object = function(layer, batch, state)
+            if not (isinstance(result, tuple) and len(result) == 2):
+                must = "give a pair (batch, state)"
+                raise complaint(SeqbatchTypeError, "encoder(layer, batch, state)", must, type_name(result))
+            return _checked(result[0], batch), result[1]
+
+        _entries.register(layer_type, _Entry(run, keeps_state=when))
         return function
 
     return register
@@ -165,6 +173,17 @@ def _load_plugins() -> tuple[tuple[str, Exception], ...]:
         except Exception as error:  # whatever a plug-in raises must not keep the others from loading
             failed.append((f"{plugin.name} = {plugin.value}", error))
     return tuple(failed)
+
+
+def _checked(result: object, batch: SequenceBatch) -> SequenceBatch:
+    """Return what an encoder gave if it is a batch of as many sequences as it was given, else raise."""
+    if not isinstance(result, SequenceBatch):
+        remedy = "Call batch.map or batch.with_values."
+        raise complaint(SeqbatchTypeError, "encoder(layer, batch)", "give a SequenceBatch", type_name(result), remedy)
+    if result.batch_size != batch.batch_size:
+        must = f"give {counted(batch.batch_size, 'sequence')}, as many as it was given"
+        raise complaint(SeqbatchValueError, "encoder(layer, batch)", must, result.batch_size)
+    return result
 
 
 def _require_layer_type(layer_type: object) -> None:

@@ -12,9 +12,10 @@ from torch.nn.utils.rnn import PackedSequence
 from seqbatch._checks import complaint, type_name
 from seqbatch._kinds import open_kind
 from seqbatch._registry import find
+from seqbatch._state import State
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import UnsupportedLayerError
-from seqbatch.state import ContainerState, LSTMState, RNNState, State
+from seqbatch.state import ContainerState, LSTMState, RNNState
 
 T = TypeVar("T", bound=Tensor)
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)

@@ -1,81 +1,18 @@
 """RNNState, LSTMState and ContainerState: what recurrent layers carry from step to step, sequence by sequence."""
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import attrs
-import torch
 from torch import Tensor, nn
 
-from seqbatch import _checks, _indices
+from seqbatch import _checks
 from seqbatch._checks import complaint
+from seqbatch._state import State
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
-Index = int | slice | list[int] | list[bool] | Tensor
-
-
-class State(ABC):
-    """What every state can do. Nothing changes a state: each call gives a new one, through which gradients flow.
-
-    An index is an integer, a slice, a list of integers or bools, or an integer or bool Tensor, and means sequences of
-    the batch. A Tensor on a device is copied to the host, which waits for it.
-    """
-
-    __slots__ = ()
-
-    @property
-    @abstractmethod
-    def batch_size(self) -> int:
-        """The number of sequences."""
-
-    @abstractmethod
-    def _map(self, function: Callable[[Any], Any]) -> Self:
-        """Apply a function to each part: a Tensor with the batch as its third axis, or a state."""
-
-    def __getitem__(self, index: Index) -> Self:
-        """The state of one sequence, or of several, its batch dimension kept; as `select`."""
-        return self.select(index)
-
-    # Annotated with None, which is no iterator, so that type checkers report an iteration; NoReturn would pass.
-    def __iter__(self) -> None:
-        """Refuse to unpack, so that `hidden, cell = state` does not take the batch apart instead."""
-        remedy = "Its parts are attributes, and state[i] is the state of sequence i."
-        raise complaint(SeqbatchTypeError, "state", "not be iterated or unpacked", type(self).__name__, remedy)
-
-    def select(self, indices: Index) -> Self:
-        """Take the states of some sequences, in the order given.
-
-        Args:
-            indices: which sequences, by an integer or by any other index.
-
-        Raises:
-            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index.
-        """
-        chosen = _chosen(indices, self.batch_size)
-        return self._map(lambda part: _select(part, chosen))
-
-    def reset(self, indices: Index) -> Self:
-        """Set the states of some sequences to zeros, and keep those of the others.
-
-        Args:
-            indices: which sequences, by an integer or by any other index.
-
-        Raises:
-            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index.
-        """
-        chosen = _chosen(indices, self.batch_size)
-        return self._map(lambda part: _reset(part, chosen))
-
-    def detach(self) -> Self:
-        """Share the values without their gradient graph, as truncated back-propagation needs between chunks."""
-        return self._map(lambda part: part.detach())
-
-    def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Convert dtype or device, with the arguments of `torch.Tensor.to`."""
-        return self._map(lambda part: part.to(*args, **kwargs))
+_OF_A_STATE = ("batch_size", "select", "reset", "detach", "to")
 
 
 class _TensorState(State):
@@ -119,6 +56,8 @@ class _TensorState(State):
 
 def _check_part(state: _TensorState, attribute: Any, tensor: Tensor) -> None:
     _checks.require_tensor(attribute.name, tensor)
+    if not tensor.is_floating_point():
+        raise complaint(SeqbatchTypeError, attribute.name, "be floating", tensor.dtype)
     if tensor.dim() != 4:
         remedy = "Call from_torch for PyTorch's layout."
         must = "have shape (num_layers, num_directions, batch, size)"
@@ -133,7 +72,7 @@ class RNNState(_TensorState):
         hidden: `(num_layers, num_directions, batch, size)`, floating.
 
     Raises:
-        SeqbatchTypeError: it is no Tensor.
+        SeqbatchTypeError: it is no Tensor, or not floating.
         SeqbatchValueError: it has another number of dimensions.
 
     >>> RNNState(torch.zeros(2, 1, 3, 8)).last().shape
@@ -177,7 +116,7 @@ class LSTMState(_TensorState):
         cell: `(num_layers, num_directions, batch, hidden_size)`, floating.
 
     Raises:
-        SeqbatchTypeError: one is no Tensor.
+        SeqbatchTypeError: one is no Tensor, or not floating.
         SeqbatchValueError: one has another number of dimensions, or they differ in more than the size.
 
     >>> LSTMState(torch.zeros(2, 1, 3, 8), torch.zeros(2, 1, 3, 8)).last().shape
@@ -224,21 +163,35 @@ class LSTMState(_TensorState):
         return cls(_split_directions("hx[0]", hx[0], layer), _split_directions("hx[1]", hx[1], layer))
 
 
+def _to_tuple(states: Iterable[Any]) -> tuple[Any, ...]:
+    if not isinstance(states, Iterable) or isinstance(states, (State, Tensor)):
+        raise complaint(SeqbatchTypeError, "states", "be a tuple of states and Nones", _checks.type_name(states))
+    return tuple(states)
+
+
 @attrs.frozen(eq=False)
 class ContainerState(State):
     """The state of a container such as `nn.Sequential`.
 
     Args:
         states: one for each layer in the container, in order; None for a layer that keeps no state. What sums up the
-            sequences is that of one layer: `state.states[1].last()`.
+            sequences is that of one layer: `state.states[1].last()`. The state of a layer that is not PyTorch's must
+            have `batch_size`, `select`, `reset`, `detach` and `to`, as RNNState.
 
     Raises:
+        SeqbatchTypeError: these are no states.
         SeqbatchValueError: the states are of different numbers of sequences.
     """
 
-    states: tuple[Any, ...]
+    states: tuple[Any, ...] = attrs.field(converter=_to_tuple)
 
     def __attrs_post_init__(self) -> None:
+        for i, state in enumerate(self.states):
+            missing = [name for name in _OF_A_STATE if state is not None and not hasattr(state, name)]
+            if missing:
+                must = f"have {', '.join(_OF_A_STATE)}, as every state in a container"
+                found = f"{_checks.type_name(state)} without {', '.join(missing)}"
+                raise complaint(SeqbatchTypeError, f"states[{i}]", must, found)
         sizes = sorted({state.batch_size for state in self.states if state is not None})
         if len(sizes) > 1:
             raise complaint(SeqbatchValueError, "states", "be of one number of sequences", sizes)
@@ -255,24 +208,6 @@ class ContainerState(State):
         return type(self), (self.states,)
 
 
-def _chosen(index: Index, size: int) -> list[int]:
-    if _indices.is_one_index(index):
-        return [_indices.position("index", index, size)]
-    return _indices.positions("index", index, size)
-
-
-def _select(part: Any, chosen: list[int]) -> Any:
-    return part.index_select(2, _index(chosen, part)) if isinstance(part, Tensor) else part.select(chosen)
-
-
-def _reset(part: Any, chosen: list[int]) -> Any:
-    return part.index_fill(2, _index(chosen, part), 0) if isinstance(part, Tensor) else part.reset(chosen)
-
-
-def _index(chosen: list[int], tensor: Tensor) -> Tensor:
-    return torch.tensor(chosen, dtype=torch.int64).to(tensor.device, non_blocking=True)
-
-
 def _split_directions(subject: str, hx: Tensor, layer: nn.Module) -> Tensor:
     _checks.require_tensor(subject, hx)
     layers, bidirectional = getattr(layer, "num_layers", None), getattr(layer, "bidirectional", None)
@@ -280,6 +215,7 @@ def _split_directions(subject: str, hx: Tensor, layer: nn.Module) -> Tensor:
         raise complaint(SeqbatchTypeError, "layer", "be a recurrent layer of PyTorch", _checks.type_name(layer))
     directions = 2 if bidirectional else 1
     if hx.dim() != 3 or hx.shape[0] != layers * directions:
-        must = f"have shape ({layers * directions}, batch, size), {layers} layers x {directions} directions"
+        made_of = f"{_checks.counted(layers, 'layer')} x {_checks.counted(directions, 'direction')}"
+        must = f"have shape ({layers * directions}, batch, size), {made_of}"
         raise complaint(SeqbatchValueError, subject, must, tuple(hx.shape))
     return hx.view(layers, directions, *hx.shape[1:])

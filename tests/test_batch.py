@@ -194,7 +194,7 @@ def test_map_and_with_values(lengths: list[int]) -> None:
 @pytest.mark.parametrize(
     ("call", "kind", "message"),
     [
-        (lambda b: b.map(torch.add, 3), SeqbatchTypeError, r"`others\[0\]` must be a SequenceBatch; got a int."),
+        (lambda b: b.map(torch.add, 3), SeqbatchTypeError, r"`others\[0\]` must be a SequenceBatch; got an int."),
         (
             lambda b: b.map(torch.add, b, b[[1, 0]]),
             SeqbatchValueError,
@@ -205,7 +205,7 @@ def test_map_and_with_values(lengths: list[int]) -> None:
             SeqbatchValueError,
             r"`others\[0\]` must have 2 sequences, as this batch; got 1.",
         ),
-        (lambda b: b.map(len), SeqbatchTypeError, r"`function\(values\)` must be a Tensor; got a int."),
+        (lambda b: b.map(len), SeqbatchTypeError, r"`function\(values\)` must be a Tensor; got an int."),
         (
             lambda b: b.map(torch.sum),
             SeqbatchValueError,
@@ -244,7 +244,7 @@ def test_bad_map(call: Callable[[SequenceBatch], Any], kind: type[Exception], me
             torch.zeros(3),
             3,
             SeqbatchTypeError,
-            r"`lengths` must be a sequence of integers or an integer Tensor; got a i",
+            r"`lengths` must be a sequence of integers or an integer Tensor; got an i",
         ),
         (torch.zeros(3), "12", SeqbatchTypeError, r"`lengths` must be a sequence of integers .*; got a str."),
         (torch.zeros(3), torch.tensor([3.0]), SeqbatchTypeError, r"`lengths` must be integers, as a Tensor of shape"),

@@ -203,7 +203,7 @@ def test_views_and_copies_are_as_stated() -> None:
             SeqbatchTypeError,
             r"`sequences` must be several Tensors; got a torch.nn.utils.rnn.PackedSequence. Call from_packed.",
         ),
-        (3, SeqbatchTypeError, r"`sequences` must be an iterable of Tensors; got a int."),
+        (3, SeqbatchTypeError, r"`sequences` must be an iterable of Tensors; got an int."),
         ([torch.zeros(2), [1, 2]], SeqbatchTypeError, r"`sequences\[1\]` must be a Tensor; got a list. Make it one by"),
         ("ab", SeqbatchTypeError, r"`sequences\[0\]` must be a Tensor; got a str."),
         (

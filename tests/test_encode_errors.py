@@ -31,7 +31,7 @@ NO_KIND = r"`sequences` must be a list or tuple of Tensors, a Tensor, a Sequence
 @pytest.mark.parametrize(
     ("layer", "given", "kind", "message"),
     [
-        (3, XS, SeqbatchTypeError, r"`layer` must be an nn\.Module; got a int\."),
+        (3, XS, SeqbatchTypeError, r"`layer` must be an nn\.Module; got an int\."),
         (torch.relu, XS, SeqbatchTypeError, r"`layer` must be an nn\.Module; got a builtin_function_or_method\."),
         (nn.LSTM, XS, SeqbatchTypeError, r"`layer` must be an nn\.Module; got a type\. Give a layer, not its class\."),
         (

@@ -29,6 +29,7 @@ ORDER = [
     "conversions",
     "reduce",
     "batch",
+    "_state",
     "state",
     "_registry",
     "_kinds",

@@ -79,12 +79,8 @@ FAULTS: dict[str, list[Callable[[Any, SequenceBatch], SequenceBatch]]] = {
     ],
     "order": [wrong.counts_the_sequences, wrong.reads_the_step_before_across_sequences],
     "padding": [wrong.averages_over_padding, wrong.detaches_the_weights],
-    "lengths": [wrong.drops_the_last_step, wrong.drops_empty_sequences, wrong.pads_empty_sequences],
-    "empty": [
-        wrong.drops_empty_sequences,
-        wrong.pads_empty_sequences,
-        wrong.looks_up_empty_sequences,
-    ],
+    "lengths": [wrong.drops_the_last_step, wrong.pads_empty_sequences],
+    "empty": [wrong.pads_empty_sequences, wrong.looks_up_empty_sequences],
     "memory": [wrong.pads],
     "called as itself": [
         wrong.skips_hooks,

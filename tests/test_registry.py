@@ -18,6 +18,7 @@ from torch.testing import assert_close
 
 import seqbatch
 from seqbatch import (
+    SeqbatchError,
     SeqbatchTypeError,
     SequenceBatch,
     UnsupportedLayerError,
@@ -159,6 +160,33 @@ def test_an_encoder_that_changes_the_lengths_gives_every_kind() -> None:
     assert isinstance(packed, PackedSequence)
     assert_close(SequenceBatch.from_packed(packed).to_sequences(), wanted)
     assert_close(SequenceBatch.from_nested(encode(Base(), batch.to_nested())).to_sequences(), wanted)
+
+
+@pytest.mark.parametrize(
+    ("register", "result", "message"),
+    [
+        (
+            register_encoder,
+            torch.zeros(3),
+            r"`encoder\(layer, batch\)` must give a SequenceBatch; got a torch\.Tensor\. ",
+        ),
+        (register_recurrent, SequenceBatch(torch.zeros(3), [3]), r"must give a pair \(batch, state\); got a seqbatch"),
+        (
+            register_recurrent,
+            (torch.zeros(3), None),
+            r"`encoder\(layer, batch\)` must give a SequenceBatch; got a torch",
+        ),
+        (
+            register_encoder,
+            SequenceBatch(torch.zeros(3), [3]),
+            r"`encoder\(layer, batch\)` must give 2 sequences, as many as it was given; got 1\.",
+        ),
+    ],
+)
+def test_what_an_encoder_gives_is_checked(register: Any, result: Any, message: str) -> None:
+    register(Base)(lambda *arguments: result)
+    with pytest.raises(SeqbatchError, match=message):
+        encode(Base(), [torch.zeros(2), torch.zeros(1)])
 
 
 @pytest.mark.parametrize("register", [register_encoder, register_recurrent])

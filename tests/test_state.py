@@ -90,6 +90,18 @@ FOUR = torch.zeros(2, 1, 3, 4)
             SeqbatchValueError,
             r"`states` must be of one number of sequences; got \[2, 3\]\.",
         ),
+        (lambda: RNNState(FOUR.long()), SeqbatchTypeError, r"`hidden` must be floating; got torch\.int64\."),
+        (
+            lambda: ContainerState(rnn_state(3)),  # type: ignore[arg-type]  # wrong
+            SeqbatchTypeError,
+            r"`states` must be a tuple of states and Nones; got a seqbatch\.state\.RNNState\.",
+        ),
+        (
+            lambda: ContainerState((None, FOUR)),
+            SeqbatchTypeError,
+            r"`states\[1\]` must have batch_size, select, reset, detach, to, as every state in a container; got "
+            r"a torch\.Tensor without batch_size, reset\.",
+        ),
     ],
 )
 def test_bad_construction(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
@@ -199,7 +211,7 @@ PAIR = (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
         (
             lambda: LSTMState.from_torch((PAIR[0], PAIR[1][:1]), nn.LSTM(5, 4, 2)),
             SeqbatchValueError,
-            r"`hx\[1\]` must have shape \(2, batch, size\), 2 layers x 1 directions; got \(1, 3, 4\)\.",
+            r"`hx\[1\]` must have shape \(2, batch, size\), 2 layers x 1 direction; got \(1, 3, 4\)\.",
         ),
         (
             lambda: RNNState.from_torch(PAIR, nn.GRU(5, 4, 2)),  # type: ignore[arg-type]  # wrong
@@ -214,7 +226,7 @@ PAIR = (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
         (
             lambda: RNNState.from_torch(PAIR[0][0], nn.GRU(5, 4, 2)),
             SeqbatchValueError,
-            r"`hx` must have shape \(2, batch, size\), 2 layers x 1 directions; got \(3, 4\)\.",
+            r"`hx` must have shape \(2, batch, size\), 2 layers x 1 direction; got \(3, 4\)\.",
         ),
         (
             lambda: RNNState.from_torch(PAIR[0], nn.Linear(5, 4)),

@@ -82,10 +82,6 @@ def drops_the_last_step(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return SequenceBatch.from_sequences([layer(x[:-1]) for x in batch])
 
 
-def drops_empty_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
-    return SequenceBatch.from_sequences([layer(x) for x in batch if len(x)])
-
-
 def pads_empty_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return SequenceBatch.from_sequences([layer(x if len(x) else x.new_zeros(1, 2)) for x in batch])
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from seqbatch._checks import complaint, type_name
+from seqbatch._checks import complaint, counted, type_name
 from seqbatch._registry import is_recurrent, register_recurrent, unsupported
 from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode, encode_with_state
@@ -23,7 +23,7 @@ def _(layer: nn.Sequential, batch: SequenceBatch, state: ContainerState | None) 
     if not keeps_forward(layer, nn.Sequential):
         raise unsupported(layer, reason="it has a forward of its own")
     recurrent = [is_recurrent(child) for child in layer]
-    states = _states(layer, state, recurrent)
+    states = _states(layer, state, recurrent, batch.batch_size)
     results: list[SequenceBatch] = []
 
     def forward(values: Tensor) -> Tensor:
@@ -40,7 +40,7 @@ def _(layer: nn.Sequential, batch: SequenceBatch, state: ContainerState | None) 
     return results[0].with_values(values), ContainerState(tuple(states))
 
 
-def _states(layer: nn.Sequential, state: object, recurrent: list[bool]) -> list[object]:
+def _states(layer: nn.Sequential, state: object, recurrent: list[bool], batch_size: int) -> list[object]:
     """Give the state of each layer in the container, or raise."""
     if state is None:
         return [None] * len(recurrent)
@@ -49,9 +49,12 @@ def _states(layer: nn.Sequential, state: object, recurrent: list[bool]) -> list[
     holds = [part is not None for part in state.states]
     if holds != recurrent:
         wanted = [i for i, keeps in enumerate(recurrent) if keeps]
-        must = f"hold {len(recurrent)} states, None but for the layers {wanted}"
-        found = f"{len(holds)} states, not None for {[i for i, there in enumerate(holds) if there]}"
+        must = f"hold {counted(len(recurrent), 'state')}, None but for the layers {wanted}"
+        found = f"{counted(len(holds), 'state')}, not None for {[i for i, there in enumerate(holds) if there]}"
         raise complaint(SeqbatchValueError, "state.states", must, found)
+    if state.batch_size != batch_size:
+        must = f"be of {counted(batch_size, 'sequence')}, as the batch"
+        raise complaint(SeqbatchValueError, "state", must, state.batch_size)
     return list(state.states)
 
 

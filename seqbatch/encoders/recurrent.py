@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch import engines
-from seqbatch._checks import complaint, type_name
+from seqbatch._checks import complaint, counted, type_name
 from seqbatch._lengths import to_device
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
@@ -103,5 +103,5 @@ def _require_state(state: object, state_type: type, layer: _Recurrent, batch: Se
             ("device", tensor.device, batch.device if batch.batch_size else tensor.device),
         ):
             if found != wanted:
-                must = f"have {what} {wanted}, for {batch.batch_size} sequences and {describe(layer)}"
+                must = f"have {what} {wanted}, for {counted(batch.batch_size, 'sequence')} and {describe(layer)}"
                 raise complaint(SeqbatchValueError, f"state.{part}", must, found)

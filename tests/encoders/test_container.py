@@ -172,5 +172,10 @@ def test_wrong_states() -> None:
     message = r"`state.states` must hold 2 states, None but for the layers \[1\]; got 2 states, not None for \[0\]."
     with pytest.raises(SeqbatchValueError, match=message):
         encode_with_state(model, xs, ContainerState((good.states[1], None)))
-    with pytest.raises(SeqbatchValueError, match=r"`state.states` must hold 2 states.*; got 1 states"):
+    with pytest.raises(SeqbatchValueError, match=r"`state.states` must hold 2 states.*; got 1 state"):
         encode_with_state(model, xs, ContainerState((good.states[1],)))
+    calls: list[nn.Module] = []
+    model[0].register_forward_hook(lambda module, args, output: calls.append(module))
+    with pytest.raises(SeqbatchValueError, match=r"`state` must be of 2 sequences, as the batch; got 1\."):
+        encode_with_state(model, xs * 2, good)
+    assert calls == []

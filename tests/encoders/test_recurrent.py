@@ -58,7 +58,7 @@ def test_empty(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_memory(kind: Any) -> None:
     # Training keeps the gates of every step, and PyTorch's packed path a few copies; batch x longest is 256 times.
-    laws.check_memory(kind(8, 8), 8, times=80)
+    laws.check_memory(kind(8, 8), 8, times=30)
 
 
 @for_all_lengths(layer=recurrent_layers())

@@ -1,0 +1,95 @@
+"""State: what every state can do, and how sequences are taken out of one or set back in it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from seqbatch import _indices
+from seqbatch._checks import complaint
+from seqbatch.errors import SeqbatchTypeError
+
+Index = int | slice | list[int] | list[bool] | Tensor
+
+
+class State(ABC):
+    """What every state can do. Nothing changes a state: each call gives a new one, through which gradients flow.
+
+    An index is an integer, a slice, a list of integers or bools, or an integer or bool Tensor, and means sequences of
+    the batch. A Tensor on a device is copied to the host, which waits for it.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def batch_size(self) -> int:
+        """The number of sequences."""
+
+    @abstractmethod
+    def _map(self, function: Callable[[Any], Any]) -> Self:
+        """Apply a function to each part: a Tensor with the batch as its third axis, or a state."""
+
+    def __getitem__(self, index: Index) -> Self:
+        """The state of one sequence, or of several, its batch dimension kept; as `select`."""
+        return self.select(index)
+
+    # Annotated with None, which is no iterator, so that type checkers report an iteration; NoReturn would pass.
+    def __iter__(self) -> None:
+        """Refuse to unpack, so that `hidden, cell = state` does not take the batch apart instead."""
+        remedy = "Its parts are attributes, and state[i] is the state of sequence i."
+        raise complaint(SeqbatchTypeError, "state", "not be iterated or unpacked", type(self).__name__, remedy)
+
+    def select(self, indices: Index) -> Self:
+        """Take the states of some sequences, in the order given.
+
+        Args:
+            indices: which sequences, by an integer or by any other index.
+
+        Raises:
+            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchTypeError: this is no index.
+        """
+        chosen = _chosen(indices, self.batch_size)
+        return self._map(lambda part: _select(part, chosen))
+
+    def reset(self, indices: Index) -> Self:
+        """Set the states of some sequences to zeros, and keep those of the others.
+
+        Args:
+            indices: which sequences, by an integer or by any other index.
+
+        Raises:
+            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchTypeError: this is no index.
+        """
+        chosen = _chosen(indices, self.batch_size)
+        return self._map(lambda part: _reset(part, chosen))
+
+    def detach(self) -> Self:
+        """Share the values without their gradient graph, as truncated back-propagation needs between chunks."""
+        return self._map(lambda part: part.detach())
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Convert dtype or device, with the arguments of `torch.Tensor.to`."""
+        return self._map(lambda part: part.to(*args, **kwargs))
+
+
+def _chosen(index: Index, size: int) -> list[int]:
+    if _indices.is_one_index(index):
+        return [_indices.position("index", index, size)]
+    return _indices.positions("index", index, size)
+
+
+def _select(part: Any, chosen: list[int]) -> Any:
+    return part.index_select(2, _index(chosen, part)) if isinstance(part, Tensor) else part.select(chosen)
+
+
+def _reset(part: Any, chosen: list[int]) -> Any:
+    return part.index_fill(2, _index(chosen, part), 0) if isinstance(part, Tensor) else part.reset(chosen)
+
+
+def _index(chosen: list[int], tensor: Tensor) -> Tensor:
+    return torch.tensor(chosen, dtype=torch.int64).to(tensor.device, non_blocking=True)
