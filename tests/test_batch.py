@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from recordings import Recordings
 from strategies import DTYPES, PATTERNS, RARE, features, for_all_lengths, make, sequences
 from torch import Tensor
 from torch.testing import assert_close
@@ -334,14 +335,6 @@ def test_gradient_flags_are_kept() -> None:
     batch = SequenceBatch(torch.zeros(3, requires_grad=True), [2, 1])
     assert saved_and_loaded(batch).values.requires_grad
     assert copy.deepcopy(batch).values.requires_grad
-
-
-class Recordings(torch.utils.data.Dataset[Tensor]):
-    def __len__(self) -> int:
-        return 10
-
-    def __getitem__(self, index: int) -> Tensor:
-        return torch.full((index % 4, 2), float(index))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
