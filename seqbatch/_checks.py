@@ -1,12 +1,14 @@
 """Argument checks, and the one grammar of their messages: what must hold; what was found; the remedy."""
 
+import math
+import numbers
 import operator
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
@@ -23,6 +25,8 @@ def complaint(kind: type[Kind], subject: str, must: str, found: object, remedy: 
 
 def type_name(value: object) -> str:
     """Name the type of a value, with an article and its module."""
+    if value is None:
+        return "None"
     kind = type(value)
     where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     name = f"{where}{kind.__qualname__}"
@@ -32,6 +36,15 @@ def type_name(value: object) -> str:
 def counted(number: int, what: str) -> str:
     """Say how many there are of something: "1 sequence", "2 sequences"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
+def describe(layer: nn.Module) -> str:
+    """Name a layer with its sizes, in one line."""
+    try:
+        sizes = layer.extra_repr()
+    except Exception:  # what a layer cannot say of itself must not stand in for the error that is to be told
+        sizes = "..."
+    return f"{type(layer).__name__}({sizes})"
 
 
 def require_tensor(subject: str, value: object) -> Tensor:
@@ -83,14 +96,18 @@ def require_total_length(total_length: int | None, longest: int) -> int:
 
 def require_padding_value(padding_value: complex, dtype: torch.dtype) -> None:
     """Raise unless the padding value can be written in the dtype without becoming another value."""
-    if not isinstance(padding_value, (bool, int, float, complex)):
+    if not isinstance(padding_value, numbers.Complex):
         raise complaint(SeqbatchTypeError, "padding_value", "be a number", type_name(padding_value))
     try:
-        written = torch.full((), padding_value, dtype=dtype).item()
-        exact = dtype.is_floating_point or dtype.is_complex or written == padding_value
+        written = torch.full((), padding_value, dtype=dtype, device="cpu").item()
+        if dtype.is_floating_point or dtype.is_complex:  # rounding is expected, but no other size
+            kept = not math.isfinite(abs(padding_value)) or abs(padding_value) <= torch.finfo(dtype).max
+            kept = kept and math.isfinite(abs(padding_value)) == math.isfinite(abs(written))
+        else:
+            kept = written == padding_value
     except (RuntimeError, ValueError, OverflowError):  # torch raises one or another, by dtype and value
-        exact = False
-    if not exact:
+        kept = False
+    if not kept:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", repr(padding_value))
 
 
@@ -155,16 +172,33 @@ def require_packed(subject: str, value: object) -> None:
     """Raise unless the value is a PackedSequence whose parts fit each other."""
     if not isinstance(value, PackedSequence):
         raise complaint(SeqbatchTypeError, subject, "be a PackedSequence", type_name(value))
+    require_steps(f"{subject}.data", value.data)
     sizes = value.batch_sizes
+    integers(f"{subject}.batch_sizes", sizes)
+    if (sizes <= 0).any():
+        raise complaint(SeqbatchValueError, f"{subject}.batch_sizes", "be at least 1 each", sizes.tolist())
     if (sizes.diff() > 0).any():
         raise complaint(SeqbatchValueError, f"{subject}.batch_sizes", "never rise", sizes.tolist())
     if int(sizes.sum()) != len(value.data):
         must = f"add up to {len(value.data)}, the steps of its data"
         raise complaint(SeqbatchValueError, f"{subject}.batch_sizes", must, int(sizes.sum()))
-    order = value.sorted_indices
-    if order is not None and sorted(order.tolist()) != list(range(int(sizes[:1].sum()))):
-        must = f"name each of {counted(int(sizes[:1].sum()), 'sequence')} once"
-        raise complaint(SeqbatchValueError, f"{subject}.sorted_indices", must, order.tolist())
+    _require_orders(subject, value, int(sizes[:1].sum()))
+
+
+def _require_orders(subject: str, packed: PackedSequence, batch: int) -> None:
+    """Raise unless the two orders of a PackedSequence are there and undo each other, or neither is there."""
+    orders = packed.sorted_indices, packed.unsorted_indices
+    if orders == (None, None):
+        return
+    for name, order in zip(("sorted_indices", "unsorted_indices"), orders, strict=True):
+        found = [] if order is None else integers(f"{subject}.{name}", order)
+        if sorted(found) != list(range(batch)):
+            must = f"name each of {counted(batch, 'sequence')} once"
+            raise complaint(SeqbatchValueError, f"{subject}.{name}", must, None if order is None else found)
+    first, back = (order.tolist() for order in orders if order is not None)
+    if [first[i] for i in back] != list(range(batch)):
+        must = f"undo its sorted_indices, {first}"
+        raise complaint(SeqbatchValueError, f"{subject}.unsorted_indices", must, back)
 
 
 def require_nested(subject: str, value: object) -> Tensor:
@@ -208,11 +242,13 @@ def integers(subject: str, value: object) -> list[int]:
     """
     if isinstance(value, Tensor):
         if value.dim() != 1 or value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
-            must = "be integers, as a Tensor of shape (batch,) and an integer dtype"
+            must = "be integers, as a Tensor of one axis and an integer dtype"
             raise complaint(SeqbatchTypeError, subject, must, f"shape {tuple(value.shape)} and {value.dtype}")
         return [int(number) for number in value.tolist()]
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
-        raise complaint(SeqbatchTypeError, subject, "be a sequence of integers or an integer Tensor", type_name(value))
+        remedy = "Call its tolist." if hasattr(value, "tolist") else ""
+        must = "be a sequence of integers or an integer Tensor"
+        raise complaint(SeqbatchTypeError, subject, must, type_name(value), remedy)
     if all(type(number) is int for number in value):
         return list(value)
     return [integer(f"{subject}[{i}]", number) for i, number in enumerate(value)]

@@ -26,7 +26,7 @@ def position(subject: str, value: object, size: int) -> int:
         must = (
             f"be from {-size} to {size - 1}, for {counted(size, 'sequence')}"
             if size
-            else "not be asked of no sequences"
+            else "name a sequence, of which there are none"
         )
         raise complaint(SeqbatchIndexError, subject, must, index)
     return index % size
@@ -35,7 +35,14 @@ def position(subject: str, value: object, size: int) -> int:
 def positions(subject: str, value: Any, size: int) -> list[int]:
     """Return an index of several sequences as a list of positions counted from the front, else raise."""
     if isinstance(value, slice):
-        return list(range(size))[value]
+        try:
+            return list(range(size)[value])
+        except (TypeError, ValueError):
+            raise complaint(SeqbatchTypeError, subject, "be a slice of integers, its step not 0", value) from None
+    if isinstance(value, Tensor) and value.dtype is torch.uint8:
+        # To torch it is a mask, to everybody else a list of indices.
+        remedy = "Call .bool() for a mask, .long() for indices."
+        raise complaint(SeqbatchTypeError, subject, "say whether it is a mask", "torch.uint8", remedy)
     if _is_mask(value):
         mask = value.tolist() if isinstance(value, Tensor) else list(value)
         if len(mask) != size or (isinstance(value, Tensor) and value.dim() != 1):

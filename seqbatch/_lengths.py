@@ -4,11 +4,18 @@ Everything here is computed on the host, once per `Lengths`, and copied to a dev
 """
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
+# Plans that a batch keeps; those of one model are few, and only padding to ever other lengths would make more.
+KEPT_PLANS = 32
+# On the host, whatever default device is set.
+_arange, _full, _tensor = (partial(make, device="cpu") for make in (torch.arange, torch.full, torch.tensor))
 
 # Steps that are added up one after another; longer sequences are added chunk by chunk, so that rounding errors grow
 # with the chunk and the number of chunks, not with the length. With 32, a million equal terms in single precision stay
@@ -46,6 +53,13 @@ class Plan:
         return Plan(to_device(self.take, device), give, self.take_fills, self.give_fills)
 
 
+class _Kept(cached_property[T]):
+    """A property that is computed once, and of use in training too if that was in `torch.inference_mode`."""
+
+    def __init__(self, compute: Callable[[Any], T]) -> None:
+        super().__init__(torch.inference_mode(False)(compute))
+
+
 class Lengths:
     """The lengths of a batch, and all that is computed from them, each made when first asked for and then kept.
 
@@ -60,6 +74,7 @@ class Lengths:
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
     @classmethod
+    @torch.inference_mode(False)
     def from_batch_sizes(cls, batch_sizes: Tensor, order: Tensor | None) -> "Lengths":
         """Recover the lengths from PyTorch's packed form, and keep its order, so that packing again gives it back.
 
@@ -68,8 +83,8 @@ class Lengths:
             order: `(batch,)`, int64, on the host: the caller's index of each packed sequence; None if equal.
         """
         batch = int(batch_sizes[0]) if len(batch_sizes) else 0
-        descending = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), torch.arange(batch), right=True)
-        order = torch.arange(batch) if order is None else order
+        descending = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), _arange(batch), right=True)
+        order = _arange(batch) if order is None else order
         counts = torch.empty_like(descending)
         counts[order] = descending
         lengths = cls(tuple(counts.tolist()))
@@ -85,38 +100,38 @@ class Lengths:
     def __deepcopy__(self, memo: object) -> "Lengths":
         return self  # nothing in it can change, and sharing it keeps the plans
 
-    @cached_property
+    @_Kept
     def tensor(self) -> Tensor:
         """`(batch,)`, int64, on the host."""
-        return torch.tensor(self.counts, dtype=torch.int64)
+        return _tensor(self.counts, dtype=torch.int64)
 
-    @cached_property
+    @_Kept
     def offsets(self) -> Tensor:
         """`(batch + 1,)`, int64, on the host: where each sequence starts, and where the last ends."""
         return torch.cat([self.tensor.new_zeros(1), self.tensor.cumsum(0)])
 
-    @cached_property
+    @_Kept
     def rows(self) -> Tensor:
         """`(total_steps,)`, int64, on the host: the sequence that each step belongs to."""
-        return torch.repeat_interleave(torch.arange(len(self)), self.tensor)
+        return torch.repeat_interleave(_arange(len(self)), self.tensor)
 
-    @cached_property
+    @_Kept
     def steps(self) -> Tensor:
         """`(total_steps,)`, int64, on the host: the position of each step in its sequence."""
-        return torch.arange(self.total) - self.offsets[self.rows]
+        return _arange(self.total) - self.offsets[self.rows]
 
-    @cached_property
+    @_Kept
     def order(self) -> Tensor:
         """`(batch,)`, int64, on the host: the sequences from longest to shortest, equals in the caller's order."""
         return self.tensor.argsort(descending=True, stable=True)
 
-    @cached_property
+    @_Kept
     def batch_sizes(self) -> Tensor:
         """`(longest,)`, int64, on the host: how many sequences have a step at each position."""
         ascending = self.tensor[self.order].flip(0)
-        return len(self) - torch.searchsorted(ascending, torch.arange(self.longest), right=True)
+        return len(self) - torch.searchsorted(ascending, _arange(self.longest), right=True)
 
-    @cached_property
+    @_Kept
     def not_empty(self) -> Tensor:
         """`(number,)`, int64, on the host: the sequences that have a step."""
         return self.tensor.nonzero().flatten()
@@ -125,32 +140,41 @@ class Lengths:
         """Give one of the tensors above, by its name, on a device."""
         key = (name, device)
         if key not in self._on_device:
-            self._on_device[key] = to_device(getattr(self, name), device)
+            with torch.inference_mode(False):
+                self._on_device[key] = to_device(getattr(self, name), device)
         return self._on_device[key]
 
     def adopt_offsets(self, offsets: Tensor) -> None:
-        """Use this very tensor as the offsets on its device: only so does torch see nested tensors of one shape."""
-        self._on_device["offsets", offsets.device] = offsets
+        """Use this very tensor for nested tensors on its device: only so does torch see that they are of one shape."""
+        self._on_device["jagged", offsets.device] = offsets
+
+    def jagged(self, device: torch.device) -> Tensor:
+        """Give the offsets that nested tensors on a device are made with."""
+        adopted = self._on_device.get(("jagged", device))
+        return self.on("offsets", device) if adopted is None else adopted
 
     def plan(self, make: Callable[..., Plan], *options: object, device: torch.device) -> Plan:
         """Give the plan `make(self, *options)` on a device, made the first time only."""
         key = (make, options, device)
         if key not in self._plans:
-            self._plans[key] = make(self, *options).to(device)
+            if len(self._plans) == KEPT_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            with torch.inference_mode(False):
+                self._plans[key] = make(self, *options).to(device)
         return self._plans[key]
 
-    @cached_property
+    @_Kept
     def running(self) -> "Lengths":
         """The lengths without those of 0; their flat values are the same."""
         if 0 not in self.counts:
             return self
         return Lengths(tuple(count for count in self.counts if count))
 
-    @cached_property
+    @_Kept
     def chunks(self) -> tuple["Lengths", "Lengths"]:
         """Each sequence cut into chunks of at most `CHUNK` steps: the lengths of all chunks, and each one's number."""
         numbers = (self.tensor + (CHUNK - 1)) // CHUNK
-        sizes = torch.full((int(numbers.sum()),), CHUNK)
+        sizes = _full((int(numbers.sum()),), CHUNK)
         full = numbers > 0
         sizes[numbers.cumsum(0)[full] - 1] = (self.tensor - CHUNK * (numbers - 1))[full]
         return Lengths(tuple(sizes.tolist())), Lengths(tuple(numbers.tolist()))
@@ -164,7 +188,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 def reverse_plan(lengths: Lengths) -> Plan:
     """Every sequence back to front."""
     ends = lengths.offsets[:-1] + lengths.offsets[1:] - 1
-    back = ends[lengths.rows] - torch.arange(lengths.total)
+    back = ends[lengths.rows] - _arange(lengths.total)
     return Plan(back, back)
 
 
@@ -173,7 +197,7 @@ def packed_plan(lengths: Lengths) -> Plan:
     sizes = lengths.batch_sizes
     starts = sizes.cumsum(0) - sizes
     rank = torch.empty_like(lengths.order)
-    rank[lengths.order] = torch.arange(len(lengths))
+    rank[lengths.order] = _arange(len(lengths))
     give = starts[lengths.steps] + rank[lengths.rows]
     return Plan(_undo(give, lengths.total), give)
 
@@ -208,16 +232,16 @@ def edge_plan(lengths: Lengths, last: bool) -> Plan:
     """Flat values to the first or the last step of each sequence; nothing for a sequence of no steps."""
     full = lengths.not_empty
     edges = lengths.offsets[1:][full] - 1 if last else lengths.offsets[:-1][full]
-    take = torch.full((len(lengths),), lengths.total)
+    take = _full((len(lengths),), lengths.total)
     take[full] = edges
-    give = torch.full((lengths.total,), len(lengths))
+    give = _full((lengths.total,), len(lengths))
     give[edges] = full
     return Plan(take, give, take_fills=len(full) < len(lengths), give_fills=lengths.total > len(full))
 
 
 def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
     """Flat values to those of the chosen sequences, in the order chosen."""
-    rows = torch.tensor(chosen, dtype=torch.int64)
+    rows = _tensor(chosen, dtype=torch.int64)
     take = _runs(lengths.offsets[rows], lengths.tensor[rows])
     if len(set(chosen)) < len(chosen):
         return Plan(take, None)
@@ -226,7 +250,7 @@ def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
 
 def mask(lengths: Lengths, batch_first: bool, side: str, time: int) -> Tensor:
     """`(batch, time)` or `(time, batch)`, bool, on the host: True on real steps."""
-    steps = torch.arange(time)
+    steps = _arange(time)
     if side == "left":
         steps = steps.flip(0)
     counts = lengths.tensor
@@ -236,11 +260,11 @@ def mask(lengths: Lengths, batch_first: bool, side: str, time: int) -> Tensor:
 def _runs(starts: Tensor, counts: Tensor) -> Tensor:
     """Join the runs `start, start + 1, ...` of the given numbers of steps."""
     ends = counts.cumsum(0)
-    return torch.arange(int(counts.sum())) + torch.repeat_interleave(starts - (ends - counts), counts)
+    return _arange(int(counts.sum())) + torch.repeat_interleave(starts - (ends - counts), counts)
 
 
 def _undo(index: Tensor, rows: int) -> Tensor:
     """Turn a gather from `rows` rows, none twice, into the gather that undoes it."""
-    back = torch.full((rows,), len(index))
-    back[index] = torch.arange(len(index))
+    back = _full((rows,), len(index))
+    back[index] = _arange(len(index))
     return back

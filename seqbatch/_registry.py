@@ -66,6 +66,8 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
     _require_layer_type(layer_type)
 
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
+        _require_function("encoder", function)
+
         def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
             return _checked(function(layer, batch), batch), None
 
@@ -104,8 +106,11 @@ def register_recurrent(
     ([tensor([1, 2]), tensor([1])], tensor([2, 1]))
     """
     _require_layer_type(layer_type)
+    _require_function("when", when)
 
     def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
+        _require_function("encoder", function)
+
         def run(layer: Layer, batch: SequenceBatch, state: S | None) -> tuple[SequenceBatch, S]:
             result: object = function(layer, batch, state)
             if not (isinstance(result, tuple) and len(result) == 2):
@@ -190,3 +195,8 @@ def _require_layer_type(layer_type: object) -> None:
     if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
         found = repr(layer_type) if isinstance(layer_type, type) else type_name(layer_type)
         raise complaint(SeqbatchTypeError, "layer_type", "be a subclass of nn.Module", found)
+
+
+def _require_function(subject: str, value: object) -> None:
+    if not callable(value):
+        raise complaint(SeqbatchTypeError, subject, "be a function", type_name(value))

@@ -92,4 +92,4 @@ def _reset(part: Any, chosen: list[int]) -> Any:
 
 
 def _index(chosen: list[int], tensor: Tensor) -> Tensor:
-    return torch.tensor(chosen, dtype=torch.int64).to(tensor.device, non_blocking=True)
+    return torch.tensor(chosen, dtype=torch.int64, device="cpu").to(tensor.device, non_blocking=True)

@@ -16,6 +16,13 @@ from seqbatch.layouts import rearrange
 from seqbatch.reduce import Reductions
 
 
+def _equal(one: Tensor, other: object) -> bool:
+    """Tell whether something is a Tensor like another, with the same values."""
+    if not isinstance(other, Tensor) or other.is_nested or other.layout is not torch.strided:
+        return False
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device) and torch.equal(one, other)
+
+
 def _to_structure(lengths: "Sequence[int] | Tensor | Lengths") -> Lengths:
     return lengths if isinstance(lengths, Lengths) else Lengths(_checks.lengths_of("lengths", lengths))
 
@@ -25,7 +32,8 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
-    `map`: `batch.map(torch.add, other)`.
+    `map`: `batch.map(torch.add, other)`. A `DataLoader` makes batches by `collate_fn=SequenceBatch.from_sequences`; one
+    over a data set of batches needs `collate_fn=lambda batch: batch`, for by default it takes every Sequence apart.
 
     Args:
         values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on.
@@ -118,7 +126,7 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         Args:
             sequence: `(steps, *features)`; what is no Tensor equals none.
         """
-        return sum(isinstance(sequence, Tensor) and torch.equal(one, sequence) for one in self)
+        return sum(_equal(one, sequence) for one in self)
 
     def index(self, sequence: object, start: int = 0, stop: int | None = None) -> int:
         """Give the position of the first sequence that equals a Tensor, as `torch.equal`.
@@ -132,7 +140,7 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
             SeqbatchValueError: no sequence from `start` on, before `stop`, does.
         """
         for i in range(len(self))[start:stop]:
-            if isinstance(sequence, Tensor) and torch.equal(self[i], sequence):
+            if _equal(self[i], sequence):
                 return i
         raise complaint(SeqbatchValueError, "sequence", "equal one of the batch", _checks.type_name(sequence))
 
@@ -141,7 +149,7 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
     @overload
     def __getitem__(self, index: slice | list[int] | list[bool] | Tensor) -> Self: ...
     def __getitem__(self, index: int | slice | list[int] | list[bool] | Tensor) -> Tensor | Self:
-        """Take one sequence by an integer (a view), or several by anything else (a batch).
+        """Take one sequence by an integer (a view), or several by anything else (a batch of copies); gradients flow.
 
         Args:
             index: an integer, also as a Tensor of no dimension; or a slice, a list of integers or bools, or an
@@ -180,6 +188,8 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         >>> SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), SequenceBatch(torch.zeros(3), [1, 2])]).lengths
         (2, 1, 2)
         """
+        if not isinstance(batches, Iterable):
+            raise complaint(SeqbatchTypeError, "batches", "be an iterable of batches", _checks.type_name(batches))
         parts = list(batches)
         for i, part in enumerate(parts):
             if not isinstance(part, SequenceBatch):
@@ -203,7 +213,8 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
 
         Raises:
             SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
-            SeqbatchValueError: another has other lengths, or the function changes the number of steps.
+            SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
+                of steps.
 
         >>> SequenceBatch(torch.tensor([1.0, -2.0]), [1, 1]).map(torch.relu).values
         tensor([1., 0.])
@@ -213,6 +224,8 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
                 raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", _checks.type_name(other))
             if other._lengths is not self._lengths:
                 _checks.same_lengths(f"others[{i}]", other.lengths, self.lengths)
+            if other.device != self.device:
+                raise complaint(SeqbatchValueError, f"others[{i}]", f"be on {self.device}, as this batch", other.device)
         return self._same_steps("function(values)", function(self.values, *(other.values for other in others)))
 
     def with_values(self, values: Tensor) -> Self:

@@ -9,8 +9,8 @@ from typing import Any, TypeVar, overload
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch._checks import complaint, type_name
-from seqbatch._kinds import open_kind
+from seqbatch._checks import complaint, describe, type_name
+from seqbatch._kinds import is_nothing, open_kind
 from seqbatch._registry import find
 from seqbatch._state import State
 from seqbatch.batch import SequenceBatch
@@ -58,7 +58,7 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     """
     entry = find(layer)
     batch, close = open_kind(sequences)
-    if _is_nothing(batch) and not entry.keeps_state(layer):
+    if is_nothing(batch) and not entry.keeps_state(layer):
         return close(batch)
     try:
         return close(entry.run(layer, batch, None)[0])
@@ -143,10 +143,5 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
         raise
 
 
-def _is_nothing(batch: SequenceBatch) -> bool:
-    """Tell whether a batch may come from an empty list, which has no features that a layer could take."""
-    return batch.batch_size == 0 and batch.values.dim() == 1 and batch.dtype.is_floating_point
-
-
 def _add_context(error: Exception, layer: nn.Module, batch: SequenceBatch) -> None:
-    error.add_note(f"while {type(layer).__name__}({layer.extra_repr()}) ran on {batch!r}")
+    error.add_note(f"while {describe(layer)} ran on {batch!r}")

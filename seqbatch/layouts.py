@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks import PaddingSide
@@ -17,10 +16,19 @@ _BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: tor
 class _Rearrange(torch.autograd.Function):
     """One gather whose backward pass is the gather that undoes it, in place of torch's scatter into zeros."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: FunctionCtx, values: Tensor, plan: Plan, fill: complex) -> Tensor:
-        ctx.plan = plan  # type: ignore[attr-defined]  # a context takes any attribute
+    def forward(values: Tensor, plan: Plan, fill: complex) -> Tensor:
         return _gather(values, plan, fill)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Plan, complex], output: Tensor) -> None:
+        ctx.plan = inputs[1]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, plan: None, fill: None) -> Tensor:
+        return rearrange(tangent, ctx.plan)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -126,7 +134,7 @@ def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
 def _nest(values: Tensor, lengths: Lengths) -> Tensor:
     nested: Tensor = torch.nested.nested_tensor_from_jagged(
         values,
-        lengths.on("offsets", values.device),
+        lengths.jagged(values.device),
         min_seqlen=min(lengths.counts, default=0),
         max_seqlen=lengths.longest,
     )
@@ -136,12 +144,12 @@ def _nest(values: Tensor, lengths: Lengths) -> Tensor:
 def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
     """Turn a nested tensor of jagged layout into flat values, a view of it unless it has holes, and their lengths."""
     jagged: Any = nested  # torch gives the methods of this layout no types
-    offsets, counts = jagged.offsets(), jagged.lengths()
-    if counts is None:
-        lengths = Lengths(tuple(offsets.diff().tolist()))
+    offsets, counts, rows = jagged.offsets(), jagged.lengths(), len(jagged.detach().values())
+    lengths = Lengths(tuple((offsets.diff() if counts is None else counts).tolist()))
+    starts = offsets.cpu()
+    if counts is None and starts[0] == 0 and starts[-1] == rows:
         lengths.adopt_offsets(offsets)
         return _apply(_FromNested, nested, lengths), lengths
-    lengths = Lengths(tuple(counts.tolist()))
     values = jagged.values()
-    plan = window_plan(offsets[:-1].cpu(), lengths, len(values))
+    plan = window_plan(starts[:-1], lengths, rows)
     return rearrange(values, plan.to(values.device)), lengths

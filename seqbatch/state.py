@@ -9,10 +9,8 @@ from torch import Tensor, nn
 
 from seqbatch import _checks
 from seqbatch._checks import complaint
-from seqbatch._state import State
+from seqbatch._state import Index, State
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
-
-_OF_A_STATE = ("batch_size", "select", "reset", "detach", "to")
 
 
 class _TensorState(State):
@@ -86,7 +84,7 @@ class RNNState(_TensorState):
         return (self.hidden,)
 
     def to_torch(self) -> Tensor:
-        """Give PyTorch's layout, a view: `(num_layers * num_directions, batch, size)`."""
+        """Give PyTorch's layout, a view where memory allows: `(num_layers * num_directions, batch, size)`."""
         return self.hidden.flatten(0, 1)
 
     @classmethod
@@ -98,13 +96,13 @@ class RNNState(_TensorState):
             layer: the `nn.GRU` or `nn.RNN` that it belongs to, which tells layers from directions.
 
         Raises:
-            SeqbatchTypeError: `hx` is no Tensor.
-            SeqbatchValueError: `hx` has another number of dimensions, or of layers and directions.
+            SeqbatchTypeError: `hx` is no floating Tensor, or the layer no such layer.
+            SeqbatchValueError: `hx` has another shape than the layer's.
 
         >>> RNNState.from_torch(torch.zeros(4, 3, 8), nn.GRU(5, 8, num_layers=2, bidirectional=True))
         RNNState(3 sequences, 2 layers, 2 directions, size 8, torch.float32, cpu)
         """
-        return cls(_split_directions("hx", hx, layer))
+        return cls(_split_directions("hx", hx, layer, ("GRU", "RNN_TANH", "RNN_RELU")))
 
 
 @attrs.frozen(eq=False, repr=False)
@@ -140,7 +138,11 @@ class LSTMState(_TensorState):
         return (self.hidden, self.cell)
 
     def to_torch(self) -> tuple[Tensor, Tensor]:
-        """Give PyTorch's layout, views: hidden and cell, each `(num_layers * num_directions, batch, size)`."""
+        """Give PyTorch's layout, views where memory allows.
+
+        Returns:
+            hidden and cell, each `(num_layers * num_directions, batch, size)`.
+        """
         return self.hidden.flatten(0, 1), self.cell.flatten(0, 1)
 
     @classmethod
@@ -152,15 +154,15 @@ class LSTMState(_TensorState):
             layer: the `nn.LSTM` that it belongs to, which tells layers from directions.
 
         Raises:
-            SeqbatchTypeError: `hx` is no pair of Tensors.
-            SeqbatchValueError: one has another number of dimensions, or of layers and directions.
+            SeqbatchTypeError: `hx` is no pair of floating Tensors, or the layer no such layer.
+            SeqbatchValueError: one has another shape than the layer's, or they differ in batch, dtype or device.
 
         >>> LSTMState.from_torch((torch.zeros(2, 3, 8), torch.zeros(2, 3, 8)), nn.LSTM(5, 8, bidirectional=True))
         LSTMState(3 sequences, 1 layer, 2 directions, size 8+8, torch.float32, cpu)
         """
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             raise complaint(SeqbatchTypeError, "hx", "be a pair (hidden, cell) of Tensors", _checks.type_name(hx))
-        return cls(_split_directions("hx[0]", hx[0], layer), _split_directions("hx[1]", hx[1], layer))
+        return cls(*(_split_directions(f"hx[{i}]", part, layer, ("LSTM",)) for i, part in enumerate(hx)))
 
 
 def _to_tuple(states: Iterable[Any]) -> tuple[Any, ...]:
@@ -175,8 +177,8 @@ class ContainerState(State):
 
     Args:
         states: one for each layer in the container, in order; None for a layer that keeps no state. What sums up the
-            sequences is that of one layer: `state.states[1].last()`. The state of a layer that is not PyTorch's must
-            have `batch_size`, `select`, `reset`, `detach` and `to`, as RNNState.
+            sequences is that of one layer: `state.states[1].last()`. The state of a layer that is not PyTorch's may
+            be anything; the methods here need those of the same name there.
 
     Raises:
         SeqbatchTypeError: these are no states.
@@ -186,20 +188,47 @@ class ContainerState(State):
     states: tuple[Any, ...] = attrs.field(converter=_to_tuple)
 
     def __attrs_post_init__(self) -> None:
-        for i, state in enumerate(self.states):
-            missing = [name for name in _OF_A_STATE if state is not None and not hasattr(state, name)]
-            if missing:
-                must = f"have {', '.join(_OF_A_STATE)}, as every state in a container"
-                found = f"{_checks.type_name(state)} without {', '.join(missing)}"
-                raise complaint(SeqbatchTypeError, f"states[{i}]", must, found)
-        sizes = sorted({state.batch_size for state in self.states if state is not None})
+        sizes = sorted({state.batch_size for state in self.states if hasattr(state, "batch_size")})
         if len(sizes) > 1:
             raise complaint(SeqbatchValueError, "states", "be of one number of sequences", sizes)
 
     @property
     def batch_size(self) -> int:
-        """The number of sequences; 0 if no layer keeps a state."""
-        return next((int(state.batch_size) for state in self.states if state is not None), 0)
+        """The number of sequences; 0 if no state in it says."""
+        return next((int(state.batch_size) for state in self.states if hasattr(state, "batch_size")), 0)
+
+    def select(self, indices: Index) -> Self:
+        """Take the states of some sequences, in the order given.
+
+        Args:
+            indices: which sequences, by an integer or by any other index.
+
+        Raises:
+            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchTypeError: this is no index, or a state in the container has no `select`.
+        """
+        self._require("select")
+        return super().select(indices)
+
+    def reset(self, indices: Index) -> Self:
+        """Set the states of some sequences to zeros, and keep those of the others.
+
+        Args:
+            indices: which sequences, by an integer or by any other index.
+
+        Raises:
+            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchTypeError: this is no index, or a state in the container has no `reset`.
+        """
+        self._require("reset")
+        return super().reset(indices)
+
+    def _require(self, method: str) -> None:
+        """Raise unless every state in it has a method; that of a Tensor of the same name is another one."""
+        for i, state in enumerate(self.states):
+            if state is not None and (isinstance(state, Tensor) or not hasattr(state, method)):
+                must = f"have batch_size and {method}, as RNNState"
+                raise complaint(SeqbatchTypeError, f"states[{i}]", must, _checks.type_name(state))
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
         return type(self)(tuple(None if state is None else function(state) for state in self.states))
@@ -208,14 +237,17 @@ class ContainerState(State):
         return type(self), (self.states,)
 
 
-def _split_directions(subject: str, hx: Tensor, layer: nn.Module) -> Tensor:
+def _split_directions(subject: str, hx: Tensor, layer: Any, modes: tuple[str, ...]) -> Tensor:
+    """Split the first axis of PyTorch's layout into layers and directions, or raise."""
     _checks.require_tensor(subject, hx)
-    layers, bidirectional = getattr(layer, "num_layers", None), getattr(layer, "bidirectional", None)
-    if not isinstance(layers, int) or not isinstance(bidirectional, bool):
-        raise complaint(SeqbatchTypeError, "layer", "be a recurrent layer of PyTorch", _checks.type_name(layer))
-    directions = 2 if bidirectional else 1
-    if hx.dim() != 3 or hx.shape[0] != layers * directions:
+    if getattr(layer, "mode", None) not in modes:
+        found = _checks.type_name(layer)
+        raise complaint(SeqbatchTypeError, "layer", f"be a layer of PyTorch of mode {' or '.join(modes)}", found)
+    layers, directions = layer.num_layers, 2 if layer.bidirectional else 1
+    size = layer.hidden_size if subject == "hx[1]" else getattr(layer, "proj_size", 0) or layer.hidden_size
+    if hx.dim() != 3 or hx.shape[0] != layers * directions or hx.shape[2] != size:
         made_of = f"{_checks.counted(layers, 'layer')} x {_checks.counted(directions, 'direction')}"
-        must = f"have shape ({layers * directions}, batch, size), {made_of}"
-        raise complaint(SeqbatchValueError, subject, must, tuple(hx.shape))
+        must = f"have shape ({layers * directions}, batch, {size}), {made_of}"
+        remedy = f"For a state without a batch give {subject}[:, None]." if hx.dim() == 2 else ""
+        raise complaint(SeqbatchValueError, subject, must, tuple(hx.shape), remedy)
     return hx.view(layers, directions, *hx.shape[1:])

@@ -131,7 +131,7 @@ def test_bad_index(index: Any, kind: type[Exception], message: str) -> None:
 
 
 def test_index_into_nothing() -> None:
-    with pytest.raises(SeqbatchIndexError, match=r"`index` must not be asked of no sequences; got 0."):
+    with pytest.raises(SeqbatchIndexError, match=r"`index` must name a sequence, of which there are none; got 0."):
         SequenceBatch.from_sequences([])[0]
 
 
@@ -248,8 +248,18 @@ def test_bad_map(call: Callable[[SequenceBatch], Any], kind: type[Exception], me
             r"`lengths` must be a sequence of integers or an integer Tensor; got an i",
         ),
         (torch.zeros(3), "12", SeqbatchTypeError, r"`lengths` must be a sequence of integers .*; got a str."),
-        (torch.zeros(3), torch.tensor([3.0]), SeqbatchTypeError, r"`lengths` must be integers, as a Tensor of shape"),
-        (torch.zeros(3), torch.tensor([True]), SeqbatchTypeError, r"`lengths` must be integers, as a Tensor of shape"),
+        (
+            torch.zeros(3),
+            torch.tensor([3.0]),
+            SeqbatchTypeError,
+            r"`lengths` must be integers, as a Tensor of one axis",
+        ),
+        (
+            torch.zeros(3),
+            torch.tensor([True]),
+            SeqbatchTypeError,
+            r"`lengths` must be integers, as a Tensor of one axis",
+        ),
         (
             torch.zeros(3),
             torch.tensor(3),

@@ -270,7 +270,7 @@ HOLE = torch.tensor([[True, True, False], [True, False, True]])
         (
             lambda: SequenceBatch.from_padded(PADDED, torch.tensor([3.0, 2.0]), batch_first=True),
             SeqbatchTypeError,
-            r"`lengths` must be integers, as a Tensor of shape \(batch,\) and an integer dtype; got shape \(2,\) and",
+            r"`lengths` must be integers, as a Tensor of one axis and an integer dtype; got shape \(2,\) and",
         ),
         (
             lambda: SequenceBatch.from_padded(PADDED, [3, 2], batch_first=1),  # type: ignore[arg-type]  # wrong

@@ -44,7 +44,7 @@ NO_KIND = r"`sequences` must be a list or tuple of Tensors, a Tensor, a Sequence
         (nn.LSTM(3, 2), np.zeros((2, 3)), SeqbatchTypeError, NO_KIND + r"sor; got a numpy\.ndarray\."),
         (nn.LSTM(3, 2), {"xs": XS[0]}, SeqbatchTypeError, NO_KIND + r"sor; got a dict\."),
         (nn.LSTM(3, 2), "xs", SeqbatchTypeError, NO_KIND + r"sor; got a str\."),
-        (nn.LSTM(3, 2), None, SeqbatchTypeError, NO_KIND + r"sor; got a NoneType\."),
+        (nn.LSTM(3, 2), None, SeqbatchTypeError, NO_KIND + r"sor; got None\."),
         (nn.LSTM(3, 2), [XS[0], [1.0]], SeqbatchTypeError, r"`sequences\[1\]` must be a Tensor; got a list\."),
         (nn.LSTM(3, 2), [np.zeros((2, 3))], SeqbatchTypeError, r"`sequences\[0\]` must be a Tensor; got a numpy\.ndar"),
         (nn.LSTM(3, 2), [XS], SeqbatchTypeError, r"`sequences\[0\]` must be a Tensor; got a list\."),

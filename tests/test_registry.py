@@ -197,7 +197,7 @@ def test_what_an_encoder_gives_is_checked(register: Any, result: Any, message: s
         (Tensor, r"<class 'torch\.Tensor'>"),
         (nn.Linear(2, 2), r"a torch\.nn\.modules\.linear\.Linear"),
         ("LSTM", r"a str"),
-        (None, r"a NoneType"),
+        (None, r"None"),
     ],
 )
 def test_wrong_layer_type(register: Any, layer_type: Any, found: str) -> None:

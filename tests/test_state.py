@@ -68,7 +68,7 @@ FOUR = torch.zeros(2, 1, 3, 4)
             SeqbatchValueError,
             r"`hidden` must have shape \(num_layers, num_directions, batch, size\); got \(1, 3, 4\)\. Call from_torch",
         ),
-        (lambda: LSTMState(FOUR, None), SeqbatchTypeError, r"`cell` must be a Tensor; got a NoneType\."),  # type: ignore[arg-type]  # wrong
+        (lambda: LSTMState(FOUR, None), SeqbatchTypeError, r"`cell` must be a Tensor; got None\."),  # type: ignore[arg-type]  # wrong
         (lambda: LSTMState(FOUR, FOUR[0]), SeqbatchValueError, r"`cell` must have shape \(num_layers, .*; got \(1, 3"),
         (
             lambda: LSTMState(FOUR, torch.zeros(2, 1, 2, 4)),
@@ -97,10 +97,9 @@ FOUR = torch.zeros(2, 1, 3, 4)
             r"`states` must be a tuple of states and Nones; got a seqbatch\.state\.RNNState\.",
         ),
         (
-            lambda: ContainerState((None, FOUR)),
+            lambda: ContainerState((None, FOUR)).reset([]),
             SeqbatchTypeError,
-            r"`states\[1\]` must have batch_size, select, reset, detach, to, as every state in a container; got "
-            r"a torch\.Tensor without batch_size, reset\.",
+            r"`states\[1\]` must have batch_size and reset, as RNNState; got a torch\.Tensor\.",
         ),
     ],
 )
@@ -211,7 +210,7 @@ PAIR = (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
         (
             lambda: LSTMState.from_torch((PAIR[0], PAIR[1][:1]), nn.LSTM(5, 4, 2)),
             SeqbatchValueError,
-            r"`hx\[1\]` must have shape \(2, batch, size\), 2 layers x 1 direction; got \(1, 3, 4\)\.",
+            r"`hx\[1\]` must have shape \(2, batch, 4\), 2 layers x 1 direction; got \(1, 3, 4\)\.",
         ),
         (
             lambda: RNNState.from_torch(PAIR, nn.GRU(5, 4, 2)),  # type: ignore[arg-type]  # wrong
@@ -221,17 +220,17 @@ PAIR = (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
         (
             lambda: RNNState.from_torch(PAIR[0], nn.GRU(5, 4, 2, bidirectional=True)),
             SeqbatchValueError,
-            r"`hx` must have shape \(4, batch, size\), 2 layers x 2 directions; got \(2, 3, 4\)\.",
+            r"`hx` must have shape \(4, batch, 4\), 2 layers x 2 directions; got \(2, 3, 4\)\.",
         ),
         (
             lambda: RNNState.from_torch(PAIR[0][0], nn.GRU(5, 4, 2)),
             SeqbatchValueError,
-            r"`hx` must have shape \(2, batch, size\), 2 layers x 1 direction; got \(3, 4\)\.",
+            r"`hx` must have shape \(2, batch, 4\), 2 layers x 1 direction; got \(3, 4\)\.",
         ),
         (
             lambda: RNNState.from_torch(PAIR[0], nn.Linear(5, 4)),
             SeqbatchTypeError,
-            r"`layer` must be a recurrent layer of PyTorch; got a torch\.nn\.modules\.linear\.Linear\.",
+            r"`layer` must be a layer of PyTorch of mode GRU or RNN_TANH or RNN_RELU; got a torch",
         ),
     ],
 )

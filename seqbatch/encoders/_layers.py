@@ -1,9 +1,12 @@
 """What encoders ask about a layer: whether it is what its class says, and what it takes."""
 
+import importlib
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
-from seqbatch._checks import complaint
+from seqbatch._checks import complaint, describe
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchValueError
 
@@ -13,12 +16,12 @@ def keeps_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer).forward is kind.forward and "forward" not in vars(layer)
 
 
-def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Tell whether what the class takes is what the layer takes: nothing stands before its `forward` or in its place.
+def takes_its_weights_dtype(layer: nn.Module) -> bool:
+    """Tell whether nothing stands between the input and the weights as they are kept that may change the dtype.
 
-    A library that shards or quantizes a layer puts a hook before it, which may well take another dtype.
+    A library that shards or quantizes a layer puts a hook before it, and a parametrization computes other weights.
     """
-    return keeps_forward(layer, kind) and not layer._forward_pre_hooks
+    return not layer._forward_pre_hooks and not is_parametrized(layer)
 
 
 def require_features(
@@ -32,29 +35,44 @@ def require_features(
         raise complaint(SeqbatchValueError, "sequences", must, found, remedy)
 
 
-def require_like_weights(batch: SequenceBatch, layer: nn.Module) -> None:
-    """Raise unless the batch has the dtype and the device of the layer's weights; autocast makes up for the dtype."""
+def require_dtype(batch: SequenceBatch, layer: nn.Module) -> None:
+    """Raise unless the batch has the dtype of the layer's weights, or one that autocast turns into another."""
     # The first parameter and not `layer.weight`, which a parametrization would compute anew, with its side effects.
     weight = next(layer.parameters(), None)
-    if weight is None:
+    if weight is None or batch.dtype is weight.dtype or not takes_its_weights_dtype(layer):
         return
-    if batch.dtype is not weight.dtype and not torch.is_autocast_enabled(batch.device.type):
-        must = f"have dtype {weight.dtype}, as the weights of {describe(layer)}"
-        raise complaint(SeqbatchValueError, "sequences", must, batch.dtype)
-    if batch.device != weight.device:
+    if autocasts(batch.device) and batch.dtype in (torch.float32, torch.bfloat16, torch.float16):
+        return
+    must = f"have dtype {weight.dtype}, as the weights of {describe(layer)}"
+    raise complaint(SeqbatchValueError, "sequences", must, batch.dtype)
+
+
+def require_device(batch: SequenceBatch, layer: nn.Module) -> None:
+    """Raise unless the batch is on the device of the layer's weights; a hook before the layer may move either."""
+    weight = next(layer.parameters(), None)
+    if weight is not None and batch.device != weight.device and not layer._forward_pre_hooks:
         must = f"be on {weight.device}, as the weights of {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, batch.device)
 
 
-def describe(layer: nn.Module) -> str:
-    """Name a layer with its sizes, in one line."""
-    return f"{type(layer).__name__}({layer.extra_repr()})"
+def quantized_layers(*names: str) -> list[type[nn.Module]]:
+    """Give PyTorch's dynamically quantized layers of these names, as long as it has them: it means to drop them."""
+    try:
+        module = importlib.import_module("torch.ao.nn.quantized.dynamic")
+    except ImportError:
+        return []
+    return [getattr(module, name) for name in names]
 
 
-def run_on_nothing(layer: nn.Module, output: Tensor, batch: SequenceBatch) -> Tensor:
-    """Let the output `(0, size)` of a batch without any step hang on the layer's weights and on the batch.
+def autocasts(device: torch.device) -> bool:
+    """Tell whether `torch.autocast` is on for a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def run_on_nothing(layer: nn.Module, result: Tensor, batch: SequenceBatch) -> Tensor:
+    """Let a result for a batch without any step hang on the layer's weights and on the batch.
 
     Their gradients are then zeros and not missing: distributed training waits for the gradient of every weight.
     """
     sources = [source for source in (batch.values, *layer.parameters()) if source.requires_grad]
-    return output + 0 * sum(source.sum() for source in sources) if sources else output
+    return result + 0 * sum(source.sum() for source in sources) if sources else result

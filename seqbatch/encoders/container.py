@@ -1,27 +1,35 @@
 """The encoder of nn.Sequential: each layer in it by its own encoder, with the states of those that keep one."""
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor, nn
 
-from seqbatch._checks import complaint, counted, type_name
+from seqbatch._checks import complaint, counted, describe, type_name
 from seqbatch._registry import is_recurrent, register_recurrent, unsupported
 from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode, encode_with_state
-from seqbatch.encoders._layers import describe, keeps_forward
+from seqbatch.encoders._layers import keeps_forward
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.state import ContainerState
 
 
 def _holds_state(layer: nn.Sequential) -> bool:
+    _refuse_own_forward(layer)
     return any(is_recurrent(child) for child in layer)
+
+
+def _refuse_own_forward(layer: nn.Sequential) -> None:
+    """Raise if the layer has a `forward` of its own, which may do anything with the layers in it."""
+    if not keeps_forward(layer, nn.Sequential):
+        raise unsupported(layer, reason="it has a forward of its own")
 
 
 @register_recurrent(nn.Sequential, when=_holds_state)
 def _(layer: nn.Sequential, batch: SequenceBatch, state: ContainerState | None) -> tuple[SequenceBatch, ContainerState]:
-    if not keeps_forward(layer, nn.Sequential):
-        raise unsupported(layer, reason="it has a forward of its own")
+    _refuse_own_forward(layer)
     recurrent = [is_recurrent(child) for child in layer]
     states = _states(layer, state, recurrent, batch.batch_size)
     results: list[SequenceBatch] = []
@@ -61,9 +69,18 @@ def _states(layer: nn.Sequential, state: object, recurrent: list[bool], batch_si
 def _call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """Call a layer with another `forward`, so that its hooks and those of all modules run on the flat values.
 
-    A shallow copy shares parameters, layers and hooks, so the caller's layer is not touched.
+    The caller's layer is not touched: a shallow copy is called, which shares parameters and layers, and whose hooks are
+    given the layer itself.
     """
     shell = copy.copy(layer)
     shell.forward = forward
+    for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        hooks = getattr(layer, kind)
+        setattr(shell, kind, OrderedDict((key, _with_layer(hook, layer)) for key, hook in hooks.items()))
     result: Tensor = shell(values)
     return result
+
+
+def _with_layer(hook: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
+    """Let a hook see the layer and not its copy."""
+    return lambda copied, *rest: hook(layer, *rest)

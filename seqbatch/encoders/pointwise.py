@@ -1,14 +1,15 @@
 """Encoders of layers that treat every step by itself: they run on the flat values, which have no padding."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from seqbatch._checks import complaint
+from seqbatch._checks import complaint, counted, describe
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import describe, is_plain, require_features, require_like_weights
+from seqbatch.encoders._layers import keeps_forward, quantized_layers, require_device, require_dtype, require_features
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 _ELEMENTWISE: tuple[type[nn.Module], ...] = (
@@ -40,61 +41,76 @@ _ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.Threshold,
 )
 _ALONG_AN_AXIS: tuple[type[nn.Module], ...] = (nn.GLU, nn.LogSoftmax, nn.Softmax, nn.Softmin)
-_quantized = getattr(torch.ao.nn.quantized, "dynamic", None)
+_WITH_FEATURES: dict[type[nn.Module], str] = {
+    nn.LayerNorm: "normalized_shape",
+    nn.Linear: "in_features",
+    nn.RMSNorm: "normalized_shape",
+}
 
 
-def _each_step(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
-    """Call the layer as itself on the flat values; one that works in place gets a copy, for they are the caller's."""
-    if getattr(layer, "inplace", False):
-        batch = batch.clone()
-    return batch.map(layer)
+def _register(kind: type[nn.Module], check: Callable[[Any, SequenceBatch], None]) -> None:
+    """Register the encoder of a layer that is called as itself on the flat values, once they are checked."""
+
+    @register_encoder(kind)
+    def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
+        plain = keeps_forward(layer, kind)
+        if plain:
+            check(layer, batch)
+        # A layer that works in place, or may, gets a copy, for the values are the caller's.
+        given = batch.clone() if not plain or getattr(layer, "inplace", False) else batch
+        try:
+            return given.map(layer)
+        except (IndexError, NotImplementedError, RuntimeError) as error:
+            if not plain or layer._forward_pre_hooks or layer._forward_hooks:
+                raise
+            must, found = f"be what {describe(layer)} takes", f"features {tuple(batch.feature_shape)} and {batch.dtype}"
+            remedy = f"PyTorch says: {str(error).splitlines()[0]}"
+            raise complaint(SeqbatchValueError, "sequences", must, found, remedy) from error
 
 
-for _kind in (*_ELEMENTWISE, getattr(_quantized, "Linear", nn.Linear)):
-    register_encoder(_kind)(_each_step)
+def _check_nothing(layer: nn.Module, batch: SequenceBatch) -> None:
+    """Leave it to PyTorch to refuse what an activation does not take; it has many rules and changes nothing before."""
 
 
-@register_encoder(nn.Linear)
-def _(layer: nn.Linear, batch: SequenceBatch) -> SequenceBatch:
-    if is_plain(layer, nn.Linear):
-        require_features(batch, (layer.in_features,), layer)
-        require_like_weights(batch, layer)
-    return _each_step(layer, batch)
+def _check_features(layer: nn.Module, batch: SequenceBatch) -> None:
+    sizes = next(getattr(layer, name) for kind, name in _WITH_FEATURES.items() if isinstance(layer, kind))
+    require_features(batch, (sizes,) if isinstance(sizes, int) else tuple(sizes), layer)
+    require_device(batch, layer)
+    if isinstance(layer, nn.Linear) or batch.dtype not in (torch.bfloat16, torch.float16):
+        require_dtype(batch, layer)  # norms take half precision with whole weights too
 
 
-@register_encoder(nn.LayerNorm)
-def _(layer: nn.LayerNorm, batch: SequenceBatch) -> SequenceBatch:
-    if is_plain(layer, nn.LayerNorm):
-        require_features(batch, tuple(layer.normalized_shape), layer)
-        require_like_weights(batch, layer)
-    return _each_step(layer, batch)
-
-
-@register_encoder(nn.RMSNorm)
-def _(layer: nn.RMSNorm, batch: SequenceBatch) -> SequenceBatch:
-    if is_plain(layer, nn.RMSNorm):
-        require_features(batch, tuple(layer.normalized_shape), layer)
-        require_like_weights(batch, layer)
-    return _each_step(layer, batch)
-
-
-@register_encoder(nn.Embedding)
-def _(layer: nn.Embedding, batch: SequenceBatch) -> SequenceBatch:
-    if is_plain(layer, nn.Embedding) and batch.dtype not in (torch.int32, torch.int64):
+def _check_tokens(layer: nn.Embedding, batch: SequenceBatch) -> None:
+    if batch.dtype not in (torch.int32, torch.int64) and not layer._forward_pre_hooks:
         must = f"have dtype torch.int32 or torch.int64, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "sequences", must, batch.dtype)
-    return _each_step(layer, batch)
+    require_device(batch, layer)
+    # On another device the look would wait for it, and PyTorch itself refuses such ids there.
+    if batch.device.type == "cpu" and not layer._forward_pre_hooks:
+        wrong = (batch.values < 0) | (batch.values >= layer.num_embeddings)
+        if wrong.any():
+            row = int(wrong.nonzero()[0, 0])
+            sequence = int(torch.searchsorted(batch.offsets, row, right=True)) - 1
+            must = f"hold ids from 0 to {layer.num_embeddings - 1}, for {describe(layer)}"
+            found = f"{batch.values[row].tolist()} at step {row - int(batch.offsets[sequence])}"
+            raise complaint(SeqbatchValueError, f"sequences[{sequence}]", must, found)
 
 
-def _along_an_axis(layer: Any, batch: SequenceBatch) -> SequenceBatch:
-    """Run a layer that works along an axis, unless that is the steps."""
+def _check_axis(layer: Any, batch: SequenceBatch) -> None:
+    """Refuse a layer that works along an axis if that is the steps."""
     axes = 1 + len(batch.feature_shape)
     if layer.dim is None or layer.dim in (0, -axes):
-        remedy = "Give dim=-1 for the last feature; for a softmax over the steps call batch.softmax()."
-        must = f"work along a feature of sequences with {axes} axes, not along their steps"
+        remedy = "Give dim=-1 for the last feature."
+        if not isinstance(layer, nn.GLU):
+            remedy = "Give dim=-1 for the last feature; for a softmax over the steps call batch.softmax()."
+        must = f"work along a feature, not along the steps of a sequence of {counted(axes, 'dimension')}"
         raise complaint(SeqbatchValueError, "layer", must, describe(layer), remedy)
-    return _each_step(layer, batch)
 
 
+for _kind in (*_ELEMENTWISE, *quantized_layers("Linear")):
+    _register(_kind, _check_nothing)
+for _kind in _WITH_FEATURES:
+    _register(_kind, _check_features)
 for _kind in _ALONG_AN_AXIS:
-    register_encoder(_kind)(_along_an_axis)
+    _register(_kind, _check_axis)
+_register(nn.Embedding, _check_tokens)

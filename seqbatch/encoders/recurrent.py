@@ -6,26 +6,35 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch import engines
-from seqbatch._checks import complaint, counted, type_name
+from seqbatch._checks import complaint, counted, describe, type_name
+from seqbatch._kinds import is_nothing
 from seqbatch._lengths import to_device
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import describe, is_plain, require_features, require_like_weights, run_on_nothing
+from seqbatch.encoders._layers import (
+    autocasts,
+    keeps_forward,
+    quantized_layers,
+    require_device,
+    require_dtype,
+    require_features,
+    run_on_nothing,
+)
 from seqbatch.engines import Hidden
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.state import ContainerState, LSTMState, RNNState
 
 # Modules and not RNNBase: the quantized layers, which PyTorch means to drop some day, are no subclasses of it.
 _Recurrent = Any
-_quantized = getattr(torch.ao.nn.quantized, "dynamic", None)
 
 
 def _register(layer_type: type[nn.Module], state_type: type[LSTMState] | type[RNNState]) -> None:
     @register_recurrent(layer_type)
     def _(layer: _Recurrent, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
-        if is_plain(layer, layer_type) and batch.batch_size:
+        if keeps_forward(layer, layer_type) and not is_nothing(batch):
             require_features(batch, (layer.input_size,), layer, exactly=True)
-            require_like_weights(batch, layer)
+            require_dtype(batch, layer)
+            require_device(batch, layer)
         sizes = _sizes(layer, state_type)
         if state is not None:
             _require_state(state, state_type, layer, batch, sizes)
@@ -35,14 +44,10 @@ def _register(layer_type: type[nn.Module], state_type: type[LSTMState] | type[RN
         return batch.with_values(values), RNNState.from_torch(final[0], layer)
 
 
-for _layer_type, _state_type in (
-    (nn.LSTM, LSTMState),
-    (nn.GRU, RNNState),
-    (nn.RNN, RNNState),
-    (getattr(_quantized, "LSTM", nn.LSTM), LSTMState),
-    (getattr(_quantized, "GRU", nn.GRU), RNNState),
-):
-    _register(_layer_type, _state_type)
+for _layer_type in (nn.LSTM, *quantized_layers("LSTM")):
+    _register(_layer_type, LSTMState)
+for _layer_type in (nn.GRU, nn.RNN, *quantized_layers("GRU")):
+    _register(_layer_type, RNNState)
 
 
 def _run(layer: _Recurrent, batch: SequenceBatch, hidden: Hidden | None, sizes: list[int]) -> tuple[Tensor, Hidden]:
@@ -54,10 +59,11 @@ def _run(layer: _Recurrent, batch: SequenceBatch, hidden: Hidden | None, sizes: 
         return engine(layer, batch.values, lengths, hidden)
     rows = _rows(layer)
     # A batch of none may come from an empty list, whose dtype and device say nothing.
-    like = batch.values if batch.batch_size else next(layer.parameters(), batch.values)
+    like = next(layer.parameters(), batch.values) if is_nothing(batch) else batch.values
     start = hidden or tuple(like.new_zeros(rows, batch.batch_size, size) for size in sizes)
     if not lengths.total:
-        return run_on_nothing(layer, like.new_zeros(0, sizes[0] * (rows // layer.num_layers)), batch), start
+        nothing = like.new_zeros(0, sizes[0] * (rows // layer.num_layers))
+        return run_on_nothing(layer, nothing, batch), tuple(run_on_nothing(layer, part, batch) for part in start)
     alive = to_device(lengths.not_empty, batch.device)
     chosen = None if hidden is None else tuple(part.index_select(1, alive) for part in hidden)
     values, final = engine(layer, batch.values, running, chosen)
@@ -94,14 +100,19 @@ def _require_state(state: object, state_type: type, layer: _Recurrent, batch: Se
         must = f"be an {name}, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy)
     directions = 2 if layer.bidirectional else 1
-    casts = torch.is_autocast_enabled(batch.device.type) or not batch.batch_size
+    nothing = is_nothing(batch)
     for part, size in zip(("hidden", "cell"), sizes, strict=False):
         tensor: Tensor = getattr(state, part)
         for what, found, wanted in (
             ("shape", tuple(tensor.shape), (layer.num_layers, directions, batch.batch_size, size)),
-            ("dtype", tensor.dtype, tensor.dtype if casts else batch.dtype),
-            ("device", tensor.device, batch.device if batch.batch_size else tensor.device),
+            ("dtype", tensor.dtype, tensor.dtype if nothing or _cast_alike(tensor, batch) else batch.dtype),
+            ("device", tensor.device, tensor.device if nothing else batch.device),
         ):
             if found != wanted:
                 must = f"have {what} {wanted}, for {counted(batch.batch_size, 'sequence')} and {describe(layer)}"
                 raise complaint(SeqbatchValueError, f"state.{part}", must, found)
+
+
+def _cast_alike(state: Tensor, batch: SequenceBatch) -> bool:
+    """Tell whether autocast gives a state and a batch of other dtypes the same one."""
+    return autocasts(batch.device) and torch.float64 not in (state.dtype, batch.dtype)

@@ -118,7 +118,7 @@ def test_quantized_linear_works_as_itself() -> None:
 @pytest.mark.parametrize("kind", [nn.Softmax, nn.Softmin, nn.LogSoftmax])
 def test_softmax_along_the_steps_is_refused(kind: Any, dim: int | None) -> None:
     message = (
-        r"`layer` must work along a feature of sequences with 3 axes, not along their steps; got \w+\(dim=.*\). "
+        r"`layer` must work along a feature, not along the steps of a sequence of 3 dimensions; got \w+\(dim=.*\). "
         r"Give dim=-1 for the last feature; for a softmax over the steps call batch.softmax\(\)."
     )
     with pytest.raises(SeqbatchValueError, match=message):
