@@ -94,21 +94,27 @@ def require_total_length(total_length: int | None, longest: int) -> int:
     return total
 
 
-def require_padding_value(padding_value: complex, dtype: torch.dtype) -> None:
-    """Raise unless the padding value can be written in the dtype without becoming another value."""
+def require_padding_value(padding_value: complex, dtype: torch.dtype) -> complex:
+    """Return the padding value as a number of Python if the dtype can hold it without making it another, else raise."""
     if not isinstance(padding_value, numbers.Complex):
         raise complaint(SeqbatchTypeError, "padding_value", "be a number", type_name(padding_value))
+    number: complex = padding_value.item() if hasattr(padding_value, "item") else padding_value
     try:
-        written = torch.full((), padding_value, dtype=dtype, device="cpu").item()
+        written = torch.full((), number, dtype=dtype, device="cpu").item()
+        kept = written == number
         if dtype.is_floating_point or dtype.is_complex:  # rounding is expected, but no other size
-            kept = not math.isfinite(abs(padding_value)) or abs(padding_value) <= torch.finfo(dtype).max
-            kept = kept and math.isfinite(abs(padding_value)) == math.isfinite(abs(written))
-        else:
-            kept = written == padding_value
-    except (RuntimeError, ValueError, OverflowError):  # torch raises one or another, by dtype and value
+            parts = ((written.real, number.real), (written.imag, number.imag))
+            kept = all(_rounded(found, wanted, torch.finfo(dtype).max) for found, wanted in parts)
+    except (RuntimeError, TypeError, ValueError, OverflowError):  # torch raises one or another, by dtype and value
         kept = False
     if not kept:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", repr(padding_value))
+    return number
+
+
+def _rounded(found: float, wanted: float, largest: float) -> bool:
+    """Tell whether a number became another by rounding alone: some dtypes have no infinity, and make NaN of it."""
+    return found == wanted or (math.isnan(found) and math.isnan(wanted)) or abs(wanted) <= largest
 
 
 def same_kind(subject: str, tensor: Tensor, first: str, like: Tensor) -> None:
@@ -135,9 +141,24 @@ def sequences_of(subject: str, value: object) -> list[Tensor]:
         raise complaint(SeqbatchTypeError, subject, "be an iterable of Tensors", type_name(value))
     tensors = list(value)
     for i, tensor in enumerate(tensors):
+        if i and _is_alike(tensor, tensors[0]):
+            continue
         require_steps(f"{subject}[{i}]", tensor)
         same_kind(f"{subject}[{i}]", tensor, f"{subject}[0]", tensors[0])
     return tensors
+
+
+def _is_alike(tensor: object, like: Tensor) -> bool:
+    """Tell quickly whether nothing is wrong: this is asked of every sequence of every batch."""
+    return (
+        type(tensor) is type(like)
+        and tensor.layout is torch.strided
+        and tensor.dtype is like.dtype
+        and tensor.device == like.device
+        and tensor.shape[1:] == like.shape[1:]
+        and tensor.dim() > 0
+        and not tensor.is_nested
+    )
 
 
 def padded_shape(subject: str, value: object, batch_first: bool) -> tuple[int, int]:
@@ -173,16 +194,16 @@ def require_packed(subject: str, value: object) -> None:
     if not isinstance(value, PackedSequence):
         raise complaint(SeqbatchTypeError, subject, "be a PackedSequence", type_name(value))
     require_steps(f"{subject}.data", value.data)
-    sizes = value.batch_sizes
-    integers(f"{subject}.batch_sizes", sizes)
-    if (sizes <= 0).any():
-        raise complaint(SeqbatchValueError, f"{subject}.batch_sizes", "be at least 1 each", sizes.tolist())
-    if (sizes.diff() > 0).any():
-        raise complaint(SeqbatchValueError, f"{subject}.batch_sizes", "never rise", sizes.tolist())
-    if int(sizes.sum()) != len(value.data):
+    name = f"{subject}.batch_sizes"
+    sizes = integers(name, require_tensor(name, value.batch_sizes))
+    if any(size <= 0 for size in sizes):
+        raise complaint(SeqbatchValueError, name, "be at least 1 each", sizes)
+    if any(size > before for before, size in pairwise(sizes)):
+        raise complaint(SeqbatchValueError, name, "never rise", sizes)
+    if sum(sizes) != len(value.data):
         must = f"add up to {len(value.data)}, the steps of its data"
-        raise complaint(SeqbatchValueError, f"{subject}.batch_sizes", must, int(sizes.sum()))
-    _require_orders(subject, value, int(sizes[:1].sum()))
+        raise complaint(SeqbatchValueError, name, must, sum(sizes))
+    _require_orders(subject, value, sizes[0] if sizes else 0)
 
 
 def _require_orders(subject: str, packed: PackedSequence, batch: int) -> None:
@@ -191,7 +212,7 @@ def _require_orders(subject: str, packed: PackedSequence, batch: int) -> None:
     if orders == (None, None):
         return
     for name, order in zip(("sorted_indices", "unsorted_indices"), orders, strict=True):
-        found = [] if order is None else integers(f"{subject}.{name}", order)
+        found = [] if order is None else integers(f"{subject}.{name}", require_tensor(f"{subject}.{name}", order))
         if sorted(found) != list(range(batch)):
             must = f"name each of {counted(batch, 'sequence')} once"
             raise complaint(SeqbatchValueError, f"{subject}.{name}", must, None if order is None else found)

@@ -5,13 +5,22 @@ Everything here is computed on the host, once per `Lengths`, and copied to a dev
 
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import attrs
 import torch
 from torch import Tensor
 
 T = TypeVar("T")
+
+
+class Movable(Protocol):
+    """What can be copied to a device."""
+
+    def to(self, device: torch.device) -> Self: ...
+
+
+Made = TypeVar("Made", bound=Movable)
 # Plans that a batch keeps; those of one model are few, and only padding to ever other lengths would make more.
 KEPT_PLANS = 32
 # On the host, whatever default device is set.
@@ -47,10 +56,10 @@ class Plan:
         assert self.give is not None, "rows that are taken more than once have no way back"
         return Plan(self.give, self.take, self.give_fills, self.take_fills)
 
-    def to(self, device: torch.device) -> "Plan":
+    def to(self, device: torch.device) -> Self:
         """Copy the plan to a device."""
         give = None if self.give is None else to_device(self.give, device)
-        return Plan(to_device(self.take, device), give, self.take_fills, self.give_fills)
+        return type(self)(to_device(self.take, device), give, self.take_fills, self.give_fills)
 
 
 class _Kept(cached_property[T]):
@@ -70,7 +79,7 @@ class Lengths:
         self.counts = counts
         self.total: int = sum(counts)
         self.longest: int = max(counts, default=0)
-        self._plans: dict[tuple[object, ...], Plan] = {}
+        self._plans: dict[tuple[object, ...], Any] = {}
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
     @classmethod
@@ -84,7 +93,8 @@ class Lengths:
         """
         batch = int(batch_sizes[0]) if len(batch_sizes) else 0
         descending = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), _arange(batch), right=True)
-        order = _arange(batch) if order is None else order
+        # A copy, for the caller's may be from `torch.inference_mode`, and of no use in training.
+        order = _arange(batch) if order is None else order.to(torch.int64, copy=True)
         counts = torch.empty_like(descending)
         counts[order] = descending
         lengths = cls(tuple(counts.tolist()))
@@ -153,7 +163,7 @@ class Lengths:
         adopted = self._on_device.get(("jagged", device))
         return self.on("offsets", device) if adopted is None else adopted
 
-    def plan(self, make: Callable[..., Plan], *options: object, device: torch.device) -> Plan:
+    def plan(self, make: Callable[..., Made], *options: object, device: torch.device) -> Made:
         """Give the plan `make(self, *options)` on a device, made the first time only."""
         key = (make, options, device)
         if key not in self._plans:
@@ -161,7 +171,8 @@ class Lengths:
                 self._plans.pop(next(iter(self._plans)))
             with torch.inference_mode(False):
                 self._plans[key] = make(self, *options).to(device)
-        return self._plans[key]
+        plan: Made = self._plans[key]
+        return plan
 
     @_Kept
     def running(self) -> "Lengths":

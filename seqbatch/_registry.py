@@ -52,7 +52,7 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
         a decorator for a function `(layer, batch) -> batch`, which it gives back as it is.
 
     Raises:
-        SeqbatchTypeError: this is no such class.
+        SeqbatchTypeError: this is no such class, or what is decorated no function.
 
     >>> class Double(nn.Module):
     ...     def forward(self, x):
@@ -83,7 +83,7 @@ def register_recurrent(
     """Register the function that runs a type of layer that carries a state, and its subclasses, on a batch.
 
     A later registration for the same type takes the place of an earlier one, also of a built-in one. The state may be
-    anything; to run inside `nn.Sequential` it needs `batch_size`, `select`, `reset`, `detach` and `to`, as RNNState.
+    anything; in the ContainerState of an `nn.Sequential`, `select`, `reset`, `detach` and `to` need its own.
 
     Args:
         layer_type: a subclass of `nn.Module`.
@@ -93,7 +93,7 @@ def register_recurrent(
         a decorator for a function `(layer, batch, state or None) -> (batch, state)`, which it gives back as it is.
 
     Raises:
-        SeqbatchTypeError: this is no such class.
+        SeqbatchTypeError: this is no such class, or `when` or what is decorated no function.
 
     >>> class Running(nn.Module):
     ...     "Gives at each step the steps so far."

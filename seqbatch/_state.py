@@ -48,9 +48,15 @@ class State(ABC):
         Args:
             indices: which sequences, by an integer or by any other index.
 
+        Returns:
+            a state of copies, through which gradients flow.
+
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
             SeqbatchTypeError: this is no index.
+
+        >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).select([2, 0]).hidden.flatten()
+        tensor([3., 1.])
         """
         chosen = _chosen(indices, self.batch_size)
         return self._map(lambda part: _select(part, chosen))
@@ -61,19 +67,39 @@ class State(ABC):
         Args:
             indices: which sequences, by an integer or by any other index.
 
+        Returns:
+            a state of copies, through which gradients flow but for the zeros.
+
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
             SeqbatchTypeError: this is no index.
+
+        >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).reset([True, False, True]).hidden.flatten()
+        tensor([0., 2., 0.])
         """
         chosen = _chosen(indices, self.batch_size)
         return self._map(lambda part: _reset(part, chosen))
 
     def detach(self) -> Self:
-        """Share the values without their gradient graph, as truncated back-propagation needs between chunks."""
+        """Share the values without their gradient graph, as truncated back-propagation needs between chunks.
+
+        Returns:
+            a state of views, through which no gradients flow.
+
+        >>> RNNState(torch.zeros(1, 1, 3, 8, requires_grad=True)).detach().hidden.requires_grad
+        False
+        """
         return self._map(lambda part: part.detach())
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Convert dtype or device, with the arguments of `torch.Tensor.to`."""
+        """Convert dtype or device, with the arguments of `torch.Tensor.to`.
+
+        Returns:
+            a state of copies, or of these very tensors where they are as asked; gradients flow.
+
+        >>> RNNState(torch.zeros(1, 1, 3, 8)).to(torch.float64)
+        RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.float64, cpu)
+        """
         return self._map(lambda part: part.to(*args, **kwargs))
 
 

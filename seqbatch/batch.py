@@ -124,7 +124,10 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         """Count the sequences that equal a Tensor, as `torch.equal`.
 
         Args:
-            sequence: `(steps, *features)`; what is no Tensor equals none.
+            sequence: `(steps, *features)`; what is no Tensor equals none, nor does one of another dtype or device.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 1]), [1, 1, 1]).count(torch.tensor([1]))
+        2
         """
         return sum(_equal(one, sequence) for one in self)
 
@@ -132,12 +135,15 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         """Give the position of the first sequence that equals a Tensor, as `torch.equal`.
 
         Args:
-            sequence: `(steps, *features)`; what is no Tensor equals none.
+            sequence: `(steps, *features)`; what is no Tensor equals none, nor does one of another dtype or device.
             start: the first position to look at; a negative one counts from the end, as in a slice.
             stop: the position before which to stop, in the same way; None to look at all.
 
         Raises:
             SeqbatchValueError: no sequence from `start` on, before `stop`, does.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 1]), [1, 1, 1]).index(torch.tensor([1]), 1)
+        2
         """
         for i in range(len(self))[start:stop]:
             if _equal(self[i], sequence):
@@ -182,7 +188,7 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
             a batch of copies, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: something in it is no SequenceBatch.
+            SeqbatchTypeError: this is no iterable, or something in it is no SequenceBatch.
             SeqbatchValueError: a batch differs from the first in features, dtype or device.
 
         >>> SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), SequenceBatch(torch.zeros(3), [1, 2])]).lengths
@@ -209,12 +215,12 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
             others: batches of the same lengths.
 
         Returns:
-            a batch of the same structure.
+            a batch of the same structure, of the very Tensor that the function returns.
 
         Raises:
             SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
             SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
-                of steps.
+                of steps or drops their dimension.
 
         >>> SequenceBatch(torch.tensor([1.0, -2.0]), [1, 1]).map(torch.relu).values
         tensor([1., 0.])
@@ -239,7 +245,7 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
 
         Raises:
             SeqbatchTypeError: the values are no Tensor.
-            SeqbatchValueError: they have another number of steps.
+            SeqbatchValueError: they have another number of steps, or no dimension of steps.
 
         >>> SequenceBatch(torch.zeros(3), [2, 1]).with_values(torch.zeros(3, 8)).feature_shape
         torch.Size([8])
@@ -266,13 +272,23 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Convert dtype or device, with the arguments of `torch.Tensor.to`; the lengths stay on the host.
 
+        Returns:
+            a batch of a copy, or of these very values where they are as asked; gradients flow.
+
         >>> SequenceBatch(torch.zeros(3), [2, 1]).to(torch.float64).dtype
         torch.float64
         """
         return self.with_values(self.values.to(*args, **kwargs))
 
     def cpu(self) -> Self:
-        """Copy to the host, as `torch.Tensor.cpu`."""
+        """Copy to the host, as `torch.Tensor.cpu`.
+
+        Returns:
+            a batch of a copy, or of these very values where they are there; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).cpu().device
+        device(type='cpu')
+        """
         return self.with_values(self.values.cpu())
 
     def cuda(self, device: int | str | torch.device | None = None, *, non_blocking: bool = False) -> Self:
@@ -281,17 +297,44 @@ class SequenceBatch(Conversions, Reductions, Sequence[Tensor]):
         Args:
             device: the device; None for the current one.
             non_blocking: whether to go on without waiting for the copy, which needs values in pinned memory.
+
+        Returns:
+            a batch of a copy, or of these very values where they are there; gradients flow.
         """
         return self.with_values(self.values.cuda(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Self:
-        """Copy into page-locked memory, as `torch.Tensor.pin_memory`; `torch.utils.data.DataLoader` calls this."""
+        """Copy into page-locked memory, as `torch.Tensor.pin_memory`; `torch.utils.data.DataLoader` calls this.
+
+        Returns:
+            a batch of a copy, or of these very values where they are pinned.
+
+        >>> batch = SequenceBatch(torch.zeros(3), [2, 1])
+        >>> pinned = batch.pin_memory() if torch.cuda.is_available() else batch
+        >>> pinned.lengths
+        (2, 1)
+        """
         return self.with_values(self.values.pin_memory())
 
     def detach(self) -> Self:
-        """Share the values without their gradient graph, as `torch.Tensor.detach`."""
+        """Share the values without their gradient graph, as `torch.Tensor.detach`.
+
+        Returns:
+            a batch that is a view of this one, through which no gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3, requires_grad=True), [2, 1]).detach().values.requires_grad
+        False
+        """
         return self.with_values(self.values.detach())
 
     def clone(self) -> Self:
-        """Copy the values, as `torch.Tensor.clone`; gradients flow."""
+        """Copy the values, as `torch.Tensor.clone`.
+
+        Returns:
+            a batch of a copy, through which gradients flow.
+
+        >>> batch = SequenceBatch(torch.zeros(3), [2, 1])
+        >>> batch.clone().values.add_(1), batch.values
+        (tensor([1., 1., 1.]), tensor([0., 0., 0.]))
+        """
         return self.with_values(self.values.clone())

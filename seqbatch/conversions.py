@@ -51,7 +51,7 @@ class Conversions(ABC):
         tensors = _checks.sequences_of("sequences", sequences)
         if not tensors:
             return cls._of(torch.empty(0), Lengths(()))
-        return cls._of(torch.cat(tensors), Lengths(tuple(len(tensor) for tensor in tensors)))
+        return cls._of(torch.cat(tensors), Lengths(tuple(tensor.shape[0] for tensor in tensors)))
 
     @classmethod
     def from_padded(
@@ -75,8 +75,8 @@ class Conversions(ABC):
 
         Raises:
             SeqbatchTypeError: `padded` is no Tensor, the lengths are no integers, or batch_first is no bool.
-            SeqbatchValueError: `padded` has fewer than two axes, there are not as many lengths as sequences, or a
-                length is negative or above the time axis.
+            SeqbatchValueError: `padded` has fewer than two axes, there are not as many lengths as sequences, a length
+                is negative or above the time axis, or padding_side is no side.
 
         Source: the inverse of `torch.nn.utils.rnn.pad_sequence`.
 
@@ -110,7 +110,8 @@ class Conversions(ABC):
 
         Raises:
             SeqbatchTypeError: `padded` is no Tensor, the mask is no bool Tensor, or batch_first is no bool.
-            SeqbatchValueError: the shapes do not match, or the mask has a hole: a False between two True.
+            SeqbatchValueError: `padded` has fewer than two axes, the mask has another shape, or it has a hole: a False
+                between two True.
 
         >>> mask = torch.tensor([[False, True], [True, True]])
         >>> SequenceBatch.from_mask(torch.tensor([[0, 1], [2, 3]]), mask, batch_first=True).values
@@ -132,8 +133,11 @@ class Conversions(ABC):
             a batch of copies, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: this is no PackedSequence.
-            SeqbatchValueError: its batch sizes rise, or do not add up to its data.
+            SeqbatchTypeError: this is no PackedSequence, its data are no Tensor, or its batch sizes or indices no
+                integer Tensors of one axis.
+            SeqbatchValueError: its data have no dimension of steps; its batch sizes rise, are below 1, or do not add up
+                to its data; or its sorted and unsorted indices are not both there (or both None), do not name each
+                sequence once, or do not undo each other.
 
         Source: the inverse of `torch.nn.utils.rnn.pack_sequence`.
 
@@ -155,7 +159,8 @@ class Conversions(ABC):
                 waits for it.
 
         Returns:
-            a batch that is a view of it (a copy if it has holes), through which gradients flow.
+            a batch that is a view of it (a copy if some of its values are in no sequence), through which gradients
+            flow.
 
         Raises:
             SeqbatchTypeError: this is no nested Tensor of jagged layout.
@@ -184,7 +189,8 @@ class Conversions(ABC):
 
         Raises:
             SeqbatchTypeError: the values are no Tensor, or the offsets no integers.
-            SeqbatchValueError: the offsets do not start at 0, fall somewhere, or do not end at total_steps.
+            SeqbatchValueError: the values have no dimension of steps, or the offsets do not start at 0, fall somewhere,
+                or do not end at total_steps.
 
         >>> SequenceBatch.from_offsets(torch.zeros(9, 5), [0, 2, 2, 9]).lengths
         (2, 0, 7)
@@ -234,10 +240,10 @@ class Conversions(ABC):
                 [3, 0]])
         """
         _checks.require_bool("batch_first", batch_first)
-        _checks.require_padding_value(padding_value, self.values.dtype)
+        fill = _checks.require_padding_value(padding_value, self.values.dtype)
         side = _checks.require_side(padding_side)
         time = _checks.require_total_length(total_length, self._lengths.longest)
-        return layouts.to_padded(self.values, self._lengths, batch_first, side, time, padding_value)
+        return layouts.to_padded(self.values, self._lengths, batch_first, side, time, fill)
 
     def to_packed(self) -> PackedSequence:
         """Pack the sequences as PyTorch's recurrent layers take them.

@@ -35,6 +35,8 @@ def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...]) -> list[Tensor]
 def encode(layer: nn.Module, sequences: Any) -> Any:
     """Run a layer on sequences of unequal length; each gets the result it would get alone.
 
+    A subclass is run as its base is, so one whose own `forward` mixes steps needs an encoder of its own.
+
     Args:
         layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind, layers that treat every step by
             itself, `nn.Sequential` of such, and what `register_encoder` and `register_recurrent` add. Whether it is
@@ -43,13 +45,17 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
             SequenceBatch, a PackedSequence, or a nested Tensor of jagged layout.
 
     Returns:
-        the outputs, in the same order and as the same kind (a list for a tuple); gradients flow.
+        the outputs, in the same order and as the same kind (a list for a tuple); gradients flow. Those in a list are
+        views of one Tensor, as from `torch.split`: do not change one in place while gradients are recorded, but a clone
+        of it. A layer that returns its input, as `nn.Identity`, returns the caller's memory.
 
     Raises:
-        SeqbatchTypeError: the layer is no `nn.Module`, or the sequences are of no such kind.
+        SeqbatchTypeError: the layer is no `nn.Module`, the sequences are of no such kind, ids for `nn.Embedding` are no
+            int32 or int64, or the encoder gives no SequenceBatch.
         SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
-            device.
-        UnsupportedLayerError: no encoder handles the layer.
+            device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; or the
+            encoder gives another number of sequences.
+        UnsupportedLayerError: no encoder handles the layer, or it is an `nn.Sequential` with a `forward` of its own.
 
     >>> xs, ys = torch.randn(10, 5), torch.randn(7, 5)
     >>> hs_x, hs_y = encode(nn.LSTM(5, 3, num_layers=2, bidirectional=True), [xs, ys])

@@ -27,8 +27,8 @@ class _Rearrange(torch.autograd.Function):
         ctx.plan = inputs[1]
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, plan: None, fill: None) -> Tensor:
-        return rearrange(tangent, ctx.plan)
+    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
+        return rearrange(grad_inputs[0], ctx.plan)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -54,12 +54,16 @@ class _FromNested(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, nested: Any, lengths: Lengths) -> Tensor:
         ctx.lengths = lengths
-        values: Tensor = nested.detach().values()
-        return values
+        return _values(nested)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         return _apply(_ToNested, gradients[0], ctx.lengths), None
+
+
+def _mode_for(tensor: Tensor) -> Any:
+    """Leave `torch.inference_mode`, in which PyTorch makes no nested view of a tensor that is from outside it."""
+    return torch.inference_mode(torch.is_inference_mode_enabled() and tensor.is_inference())
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -132,19 +136,26 @@ def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
 
 
 def _nest(values: Tensor, lengths: Lengths) -> Tensor:
-    nested: Tensor = torch.nested.nested_tensor_from_jagged(
-        values,
-        lengths.jagged(values.device),
-        min_seqlen=min(lengths.counts, default=0),
-        max_seqlen=lengths.longest,
-    )
+    with _mode_for(values):
+        nested: Tensor = torch.nested.nested_tensor_from_jagged(
+            values,
+            lengths.jagged(values.device),
+            min_seqlen=min(lengths.counts, default=0),
+            max_seqlen=lengths.longest,
+        )
     return nested
+
+
+def _values(nested: Any) -> Tensor:
+    with _mode_for(nested):
+        values: Tensor = nested.detach().values()
+    return values
 
 
 def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
     """Turn a nested tensor of jagged layout into flat values, a view of it unless it has holes, and their lengths."""
     jagged: Any = nested  # torch gives the methods of this layout no types
-    offsets, counts, rows = jagged.offsets(), jagged.lengths(), len(jagged.detach().values())
+    offsets, counts, rows = jagged.offsets(), jagged.lengths(), len(_values(nested))
     lengths = Lengths(tuple((offsets.diff() if counts is None else counts).tolist()))
     starts = offsets.cpu()
     if counts is None and starts[0] == 0 and starts[-1] == rows:

@@ -29,7 +29,11 @@ class _TensorState(State):
 
         Returns:
             `(batch, num_directions * size)`: the forward direction after its last step, joined to the backward one
-            after the first step, which is its last.
+            after the first step, which is its last; a view where memory allows, through which gradients flow.
+
+        >>> RNNState(torch.tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]])).last()
+        tensor([[1., 3.],
+                [2., 4.]])
         """
         return self.hidden[-1].transpose(0, 1).flatten(1)
 
@@ -84,16 +88,26 @@ class RNNState(_TensorState):
         return (self.hidden,)
 
     def to_torch(self) -> Tensor:
-        """Give PyTorch's layout, a view where memory allows: `(num_layers * num_directions, batch, size)`."""
+        """Give PyTorch's layout.
+
+        Returns:
+            `(num_layers * num_directions, batch, size)`, a view where memory allows; gradients flow.
+
+        >>> RNNState(torch.zeros(2, 2, 3, 8)).to_torch().shape
+        torch.Size([4, 3, 8])
+        """
         return self.hidden.flatten(0, 1)
 
     @classmethod
     def from_torch(cls, hx: Tensor, layer: nn.Module) -> Self:
-        """Take over a state in PyTorch's layout, as a view.
+        """Take over a state in PyTorch's layout.
 
         Args:
             hx: `(num_layers * num_directions, batch, size)`, floating.
             layer: the `nn.GRU` or `nn.RNN` that it belongs to, which tells layers from directions.
+
+        Returns:
+            a state that is a view of it, through which gradients flow.
 
         Raises:
             SeqbatchTypeError: `hx` is no floating Tensor, or the layer no such layer.
@@ -138,20 +152,28 @@ class LSTMState(_TensorState):
         return (self.hidden, self.cell)
 
     def to_torch(self) -> tuple[Tensor, Tensor]:
-        """Give PyTorch's layout, views where memory allows.
+        """Give PyTorch's layout.
 
         Returns:
-            hidden and cell, each `(num_layers * num_directions, batch, size)`.
+            hidden and cell, each `(num_layers * num_directions, batch, size)`, views where memory allows; gradients
+            flow.
+
+        >>> hidden, cell = LSTMState(torch.zeros(2, 2, 3, 8), torch.zeros(2, 2, 3, 8)).to_torch()
+        >>> hidden.shape, cell.shape
+        (torch.Size([4, 3, 8]), torch.Size([4, 3, 8]))
         """
         return self.hidden.flatten(0, 1), self.cell.flatten(0, 1)
 
     @classmethod
     def from_torch(cls, hx: tuple[Tensor, Tensor], layer: nn.Module) -> Self:
-        """Take over a state in PyTorch's layout, as views.
+        """Take over a state in PyTorch's layout.
 
         Args:
             hx: hidden and cell, each `(num_layers * num_directions, batch, size)`, floating.
             layer: the `nn.LSTM` that it belongs to, which tells layers from directions.
+
+        Returns:
+            a state that is a view of them, through which gradients flow.
 
         Raises:
             SeqbatchTypeError: `hx` is no pair of floating Tensors, or the layer no such layer.
@@ -183,19 +205,33 @@ class ContainerState(State):
     Raises:
         SeqbatchTypeError: these are no states.
         SeqbatchValueError: the states are of different numbers of sequences.
+
+    >>> _, state = encode_with_state(nn.Sequential(nn.Linear(5, 4), nn.GRU(4, 3)), [torch.zeros(7, 5)])
+    >>> state.states
+    (None, RNNState(1 sequence, 1 layer, 1 direction, size 3, torch.float32, cpu))
     """
 
     states: tuple[Any, ...] = attrs.field(converter=_to_tuple)
 
     def __attrs_post_init__(self) -> None:
-        sizes = sorted({state.batch_size for state in self.states if hasattr(state, "batch_size")})
-        if len(sizes) > 1:
-            raise complaint(SeqbatchValueError, "states", "be of one number of sequences", sizes)
+        if len(self._sizes) > 1:
+            raise complaint(SeqbatchValueError, "states", "be of one number of sequences", sorted(self._sizes))
 
     @property
     def batch_size(self) -> int:
         """The number of sequences; 0 if no state in it says."""
-        return next((int(state.batch_size) for state in self.states if hasattr(state, "batch_size")), 0)
+        return next(iter(self._sizes), 0)
+
+    @property
+    def _sizes(self) -> set[int]:
+        """The numbers of sequences of the states in it that say."""
+        sizes: set[int] = set()
+        for state in self.states:
+            if isinstance(state, ContainerState):
+                sizes |= state._sizes
+            elif hasattr(state, "batch_size"):
+                sizes.add(int(state.batch_size))
+        return sizes
 
     def select(self, indices: Index) -> Self:
         """Take the states of some sequences, in the order given.
@@ -203,9 +239,16 @@ class ContainerState(State):
         Args:
             indices: which sequences, by an integer or by any other index.
 
+        Returns:
+            a state of copies, through which gradients flow.
+
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
             SeqbatchTypeError: this is no index, or a state in the container has no `select`.
+
+        >>> state = ContainerState((None, RNNState(torch.zeros(1, 1, 3, 8))))
+        >>> state.select([2, 0]).states[1].batch_size
+        2
         """
         self._require("select")
         return super().select(indices)
@@ -216,9 +259,16 @@ class ContainerState(State):
         Args:
             indices: which sequences, by an integer or by any other index.
 
+        Returns:
+            a state of copies, through which gradients flow but for the zeros.
+
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
             SeqbatchTypeError: this is no index, or a state in the container has no `reset`.
+
+        >>> state = ContainerState((None, RNNState(torch.ones(1, 1, 3, 1))))
+        >>> state.reset(1).states[1].hidden.flatten()
+        tensor([1., 0., 1.])
         """
         self._require("reset")
         return super().reset(indices)

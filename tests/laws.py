@@ -1,9 +1,9 @@
-"""The laws of the library, each a function that checks one layer on one list of sequences."""
+"""The laws of the library, each a function that checks one layer on one list of sequences, or one batch."""
 
 import copy
 import re
 from collections.abc import Callable
-from itertools import accumulate
+from itertools import accumulate, permutations
 from typing import Any
 
 import torch
@@ -58,6 +58,69 @@ def check_padding(layer: nn.Module, sequences: Sequences, poison: float, side: A
     )
     assert_close(others, expected[len(sequences) :])
     assert not gradient[~batch.mask(total_length=total, **options)].any(), "a gradient reaches padding"
+
+
+def _padded(side: Any, batch_first: bool, masked: bool) -> Callable[[SequenceBatch], SequenceBatch]:
+    def there_and_back(batch: SequenceBatch) -> SequenceBatch:
+        options: Any = {"batch_first": batch_first, "padding_side": side}
+        padded = batch.to_padded(total_length=batch.max_length + 1, **options)
+        if not masked:
+            return SequenceBatch.from_padded(padded, batch.lengths, **options)
+        mask = batch.mask(total_length=batch.max_length + 1, **options)
+        return SequenceBatch.from_mask(padded, mask, batch_first=batch_first)
+
+    return there_and_back
+
+
+def _packed(batch: SequenceBatch) -> SequenceBatch:
+    """Leave out the sequences of no steps, which this layout cannot hold, and set them in again."""
+    there = [i for i, length in enumerate(batch.lengths) if length]
+    back = SequenceBatch.from_packed(batch[there].to_packed())
+    assert back.lengths == tuple(batch.lengths[i] for i in there), "other lengths by way of packed"
+    return SequenceBatch(back.values, batch.lengths)
+
+
+def _listed(batch: SequenceBatch) -> SequenceBatch:
+    """Make a list of no sequences hold their features too."""
+    return SequenceBatch.from_sequences(batch.to_sequences() or [batch.values])[: batch.batch_size]
+
+
+# From a batch to a layout, and back to a batch.
+LAYOUTS: dict[str, Callable[[SequenceBatch], SequenceBatch]] = {
+    "padded on the right, batch first": _padded("right", batch_first=True, masked=False),
+    "padded on the right, time first": _padded("right", batch_first=False, masked=False),
+    "padded on the left, batch first": _padded("left", batch_first=True, masked=False),
+    "padded on the left, time first": _padded("left", batch_first=False, masked=False),
+    "masked, batch first": _padded("right", batch_first=True, masked=True),
+    "masked, time first": _padded("left", batch_first=False, masked=True),
+    "packed": _packed,
+    "nested": lambda batch: SequenceBatch.from_nested(batch.to_nested()),
+    "offsets": lambda batch: SequenceBatch.from_offsets(batch.values, batch.offsets),
+    "sequences": _listed,
+}
+
+
+def check_round_trip(batch: SequenceBatch) -> None:
+    """From each layout to each other and back is exact, in values and gradients."""
+    halfway = {name: there_and_back(batch) for name, there_and_back in LAYOUTS.items()}
+    for first, second in permutations(LAYOUTS, 2):
+        back = LAYOUTS[second](halfway[first])
+        way = f"by way of {first} and {second}"
+        assert back.lengths == batch.lengths, f"other lengths {way}"
+        assert_same_bits(back.values, batch.values, f"other values {way}")
+        if batch.values.requires_grad:
+            weights = torch.arange(1, 1 + batch.values.numel()).cos().view(batch.values.shape).to(batch.dtype)
+            assert back.values.requires_grad, f"no gradient {way}"
+            (gradient,) = torch.autograd.grad(back.values, batch.values, weights, retain_graph=True)
+            assert_same_bits(gradient, weights, f"another gradient {way}")
+
+
+def assert_same_bits(found: Tensor, wanted: Tensor, message: str = "other values") -> None:
+    """Compare bit by bit, also in dtypes that PyTorch cannot compare."""
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape), message
+    parts = [torch.view_as_real(one) if one.is_complex() else one for one in (found, wanted)]
+    found, wanted = (one.reshape(-1).view(torch.uint8) for one in parts)
+    assert torch.equal(found, wanted), message
 
 
 def check_lengths(layer: nn.Module, sequences: Sequences) -> None:
@@ -116,7 +179,8 @@ def check_called_as_itself(layer: nn.Module, sequences: Sequences) -> None:
     watched.register_forward_hook(double)
     hooked = encode(watched, sequences)
     if any(len(sequence) for sequence in sequences):
-        assert [type(module) for module in entered] == [type(module) for module in left] == [type(layer)]
+        assert len(entered) == len(left) == 1, "each hook runs once"
+        assert entered[0] is left[0] is watched, "a hook is given another layer"
         assert_close(hooked, [2 * output for output in plain])
         longest = max(sequences, key=len)
         assert called == _called(watched, lambda: run_alone(watched, [longest]))[1]

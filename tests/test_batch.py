@@ -1,9 +1,9 @@
-"""SequenceBatch as a value: fields, indexing, joining, mapping, Tensor-like methods, saving, loading and workers."""
+"""SequenceBatch as a value: fields, joining, mapping, Tensor-like methods, saving and loading."""
 
 import copy
 import io
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 from unittest.mock import patch
 
@@ -11,12 +11,11 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from recordings import Recordings
 from strategies import DTYPES, PATTERNS, RARE, features, for_all_lengths, make, sequences
 from torch import Tensor
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
+from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch
 
 
 @for_all_lengths(features=features, dtype=st.sampled_from(DTYPES))
@@ -66,90 +65,6 @@ def test_repr_shows_shapes_and_no_data() -> None:
     )
 
 
-@for_all_lengths(data=st.data())
-def test_indexing_is_that_of_a_list(lengths: list[int], data: st.DataObject) -> None:
-    xs = sequences(lengths, (2,))
-    batch = SequenceBatch.from_sequences(xs)
-    bound = max(len(xs), 1)
-    start, stop = (data.draw(st.none() | st.integers(-bound - 1, bound + 1)) for _ in range(2))
-    step = data.draw(st.sampled_from([None, 1, 2, -1, -2]))
-    assert_close(batch[start:stop:step].to_sequences(), xs[start:stop:step])
-    if xs:
-        chosen = data.draw(st.lists(st.integers(-len(xs), len(xs) - 1), max_size=6))
-        wanted = [xs[i] for i in chosen]
-        assert_close(batch[chosen].to_sequences(), wanted)
-        assert_close(batch[torch.tensor(chosen, dtype=torch.int64)].to_sequences(), wanted)
-        i = data.draw(st.integers(-len(xs), len(xs) - 1))
-        assert_close(batch[i], xs[i])
-        assert_close(torch.as_tensor(batch[torch.tensor(i)]), xs[i])
-    flags = [data.draw(st.booleans()) for _ in xs]
-    kept = [x for x, keep in zip(xs, flags, strict=True) if keep]
-    assert_close(batch[flags].to_sequences(), kept)
-    assert_close(batch[torch.tensor(flags, dtype=torch.bool)].to_sequences(), kept)
-
-
-@pytest.mark.parametrize("index", [[2, 0], [0, 0, 1], slice(1, 3), 1, [True, False, True]])
-def test_gradients_through_indexing(index: Any) -> None:
-    def take(values: Tensor) -> Tensor:
-        taken = SequenceBatch(values, [2, 0, 3])[index]
-        return taken**2 if isinstance(taken, Tensor) else taken.values**2
-
-    values = make((5, 2), torch.float64).requires_grad_()
-    assert torch.autograd.gradcheck(take, values)
-    assert torch.autograd.gradgradcheck(take, values)
-
-
-@pytest.mark.parametrize(
-    ("index", "kind", "message"),
-    [
-        (2, SeqbatchIndexError, r"`index` must be from -2 to 1, for 2 sequences; got 2."),
-        (-3, IndexError, r"`index` must be from -2 to 1, for 2 sequences; got -3."),
-        ([0, 5], SeqbatchIndexError, r"`index\[1\]` must be from -2 to 1, for 2 sequences; got 5."),
-        (torch.tensor([0, 5]), SeqbatchIndexError, r"`index\[1\]` must be from -2 to 1, for 2 sequences; got 5."),
-        ([True], SeqbatchIndexError, r"`index` must have shape \(2,\), as it is a mask; got \(1,\)."),
-        (torch.ones(2, 2, dtype=torch.bool), SeqbatchIndexError, r"`index` must have shape \(2,\), .*; got \(2, 2\)."),
-        (1.0, SeqbatchTypeError, r"`index` must be an integer; got 1.0."),
-        (True, SeqbatchTypeError, r"`index` must be an integer; got True."),
-        (torch.tensor(True), SeqbatchTypeError, r"`index` must be an integer; got tensor\(True\)."),
-        ("a", SeqbatchTypeError, r"`index` must be an integer; got 'a'."),
-        ([0, 1.0], SeqbatchTypeError, r"`index\[1\]` must be an integer; got 1.0."),
-        (
-            torch.tensor([1.0]),
-            SeqbatchTypeError,
-            r"`index` must be integers, as a Tensor .*; got shape \(1,\) and torch",
-        ),
-        (
-            (0, 1),
-            SeqbatchTypeError,
-            r"`index` must be one index; got a tuple of 2. The first axis of a batch or a state",
-        ),
-    ],
-)
-def test_bad_index(index: Any, kind: type[Exception], message: str) -> None:
-    with pytest.raises(kind, match=message):
-        SequenceBatch(torch.zeros(3), [2, 1])[index]
-
-
-def test_index_into_nothing() -> None:
-    with pytest.raises(SeqbatchIndexError, match=r"`index` must name a sequence, of which there are none; got 0."):
-        SequenceBatch.from_sequences([])[0]
-
-
-def test_it_is_a_sequence_of_tensors() -> None:
-    xs = [torch.tensor([1, 2]), torch.tensor([3]), torch.tensor([1, 2])]
-    batch = SequenceBatch.from_sequences(xs)
-    assert isinstance(batch, Sequence)
-    assert xs[1] in batch
-    assert torch.tensor([4]) not in batch
-    assert 3 not in batch
-    assert batch.count(xs[0]) == 2
-    assert batch.index(xs[0]) == 0
-    assert batch.index(xs[0], 1) == 2
-    assert_close(list(reversed(batch)), xs[::-1])
-    with pytest.raises(SeqbatchValueError, match=r"`sequence` must equal one of the batch; got a torch.Tensor."):
-        batch.index(xs[1], 2, 3)
-
-
 @for_all_lengths(number=st.integers(0, 3))
 def test_concat(lengths: list[int], number: int) -> None:
     xs = sequences(lengths, (2,))
@@ -179,6 +94,12 @@ def test_bad_concat(other: Any, kind: type[Exception], message: str) -> None:
         SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), other])
 
 
+def test_concat_of_what_cannot_be_iterated() -> None:
+    for wrong, found in ((None, "None"), (3, "an int")):
+        with pytest.raises(SeqbatchTypeError, match=rf"`batches` must be an iterable of batches; got {found}\."):
+            SequenceBatch.concat(wrong)  # type: ignore[arg-type]  # wrong
+
+
 @for_all_lengths()
 def test_map_and_with_values(lengths: list[int]) -> None:
     batch = SequenceBatch(make((sum(lengths), 2), torch.float64), lengths)
@@ -205,6 +126,11 @@ def test_map_and_with_values(lengths: list[int]) -> None:
             lambda b: b.map(torch.add, SequenceBatch(b.values, [3])),
             SeqbatchValueError,
             r"`others\[0\]` must have 2 sequences, as this batch; got 1.",
+        ),
+        (
+            lambda b: b.map(torch.add, b.to("meta")),
+            SeqbatchValueError,
+            r"`others\[0\]` must be on cpu, as this batch; got meta.",
         ),
         (lambda b: b.map(len), SeqbatchTypeError, r"`function\(values\)` must be a Tensor; got an int."),
         (
@@ -345,28 +271,3 @@ def test_gradient_flags_are_kept() -> None:
     batch = SequenceBatch(torch.zeros(3, requires_grad=True), [2, 1])
     assert saved_and_loaded(batch).values.requires_grad
     assert copy.deepcopy(batch).values.requires_grad
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("context", ["fork", "spawn"])
-def test_data_loader_gives_it_back_as_it_was(workers: int, context: str) -> None:
-    loader: Any = torch.utils.data.DataLoader(
-        Recordings(),
-        batch_size=4,
-        collate_fn=SequenceBatch.from_sequences,
-        num_workers=workers,
-        multiprocessing_context=context if workers else None,
-    )
-    batches = list(loader)
-    assert [batch.lengths for batch in batches] == [(0, 1, 2, 3), (0, 1, 2, 3), (0, 1)]
-    assert all(isinstance(batch, SequenceBatch) for batch in batches)
-    assert_close(SequenceBatch.concat(batches).values, torch.cat([Recordings()[i] for i in range(10)]))
-
-
-def test_data_loader_pins_it_as_a_whole() -> None:
-    from torch.utils.data._utils.pin_memory import pin_memory
-
-    with patch.object(Tensor, "pin_memory", lambda tensor: tensor + 1):
-        pinned: Any = pin_memory({"xs": SequenceBatch(torch.zeros(3), [2, 1])})
-    assert isinstance(pinned["xs"], SequenceBatch)
-    assert_close(pinned["xs"].values, torch.ones(3))

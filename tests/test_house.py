@@ -130,6 +130,19 @@ def test_docstrings_tell_of_every_argument(name: str, value: Any) -> None:
     assert told == taken
 
 
+def shown() -> Iterator[tuple[str, Any]]:
+    """Give all that must have an example: what can be called, on any machine."""
+    for name, value in public():
+        is_error = isinstance(value, type) and issubclass(value, Exception)
+        if callable(value) and not is_error and name != "SequenceBatch.cuda":
+            yield name, value
+
+
+@pytest.mark.parametrize(("name", "value"), [pytest.param(*one, id=one[0]) for one in shown()])
+def test_docstrings_have_an_example(name: str, value: Any) -> None:
+    assert "\n>>> " in str(inspect.getdoc(value))
+
+
 def test_there_is_something_public() -> None:
     names = [name for name, _ in public()]
     for name in ("encode", "SequenceBatch.to_padded", "SequenceBatch.lengths", "LSTMState.last", "RNNState.select"):

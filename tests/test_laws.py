@@ -87,6 +87,7 @@ FAULTS: dict[str, list[Callable[[Any, SequenceBatch], SequenceBatch]]] = {
         wrong.skips_hooks_before,
         wrong.ignores_what_hooks_return,
         wrong.calls_sequence_by_sequence,
+        wrong.calls_a_copy,
         wrong.skips_hooks_inside,
     ],
     "unmodified": [
@@ -152,3 +153,30 @@ def test_padding_that_is_read_is_caught(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(SequenceBatch, "from_padded", leaking)
     with pytest.raises(AssertionError, match="a gradient reaches padding"):
         laws.check_padding(nn.Tanh(), xs(), 1e9, "left", True)
+
+
+@pytest.mark.parametrize(
+    ("conversion", "fault", "message"),
+    [
+        ("to_sequences", lambda right: lambda batch: right(batch.reverse()), "other values"),
+        ("to_padded", lambda right: lambda batch, **o: right(batch, **{**o, "padding_side": "left"}), "other values"),
+        ("mask", lambda right: lambda batch, **o: right(batch, **{**o, "padding_side": "left"}), "other values"),
+        ("to_packed", lambda right: lambda batch: right(batch.detach()), "no gradient by way of .*packed"),
+        ("from_packed", lambda right: lambda packed: right(packed)[::-1], "other lengths by way of packed"),
+        ("to_nested", lambda right: lambda batch: right(batch.map(lambda x: 2 * x - x.detach())), "another gradient"),
+        ("from_nested", lambda right: lambda nested: right(nested).map(lambda x: x * (1 + 1e-15)), "other values"),
+        (
+            "from_offsets",
+            lambda right: lambda values, starts: right(values, starts[[0, -1]]),
+            "other lengths by way of",
+        ),
+    ],
+)
+def test_a_wrong_conversion_is_caught(
+    monkeypatch: pytest.MonkeyPatch, conversion: str, fault: Callable[[Any], Any], message: str
+) -> None:
+    batch = SequenceBatch.from_sequences(xs())
+    laws.check_round_trip(batch)
+    monkeypatch.setattr(SequenceBatch, conversion, fault(getattr(SequenceBatch, conversion)))
+    with pytest.raises(AssertionError, match=message):
+        laws.check_round_trip(batch)

@@ -205,6 +205,21 @@ def test_wrong_layer_type(register: Any, layer_type: Any, found: str) -> None:
         register(layer_type)
 
 
+@pytest.mark.parametrize("register", [register_encoder, register_recurrent])
+@pytest.mark.parametrize(("wrong", "found"), [("x", "a str"), (None, "None"), (3, "an int")])
+def test_what_is_registered_must_be_a_function(register: Any, wrong: Any, found: str) -> None:
+    with pytest.raises(SeqbatchTypeError, match=rf"`encoder` must be a function; got {found}\."):
+        register(Base)(wrong)
+    with pytest.raises(UnsupportedLayerError):
+        encode(Base(), XS)
+
+
+@pytest.mark.parametrize(("wrong", "found"), [(3, "an int"), (None, "None"), (True, "a bool")])
+def test_when_must_be_a_function(wrong: Any, found: str) -> None:
+    with pytest.raises(SeqbatchTypeError, match=rf"`when` must be a function; got {found}\."):
+        register_recurrent(Base, when=wrong)
+
+
 def test_is_recurrent_refuses_what_is_no_layer_and_what_nobody_handles() -> None:
     with pytest.raises(SeqbatchTypeError, match=r"`layer` must be an nn\.Module; got a type\. Give a layer, not its"):
         is_recurrent(nn.LSTM)  # type: ignore[arg-type]  # wrong

@@ -1,4 +1,4 @@
-"""RNNState, LSTMState and ContainerState: checks, PyTorch's layout, the last step, saving and loading."""
+"""RNNState, LSTMState and ContainerState: checks, the last step, saving and loading."""
 
 import copy
 import io
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from laws import tensors_of
-from strategies import for_all_lengths, make, recurrent_layers, sequences, state_for
+from strategies import for_all_lengths, make, recurrent_layers, sequences
 from torch import nn
 from torch.testing import assert_close
 
@@ -96,16 +96,29 @@ FOUR = torch.zeros(2, 1, 3, 4)
             SeqbatchTypeError,
             r"`states` must be a tuple of states and Nones; got a seqbatch\.state\.RNNState\.",
         ),
-        (
-            lambda: ContainerState((None, FOUR)).reset([]),
-            SeqbatchTypeError,
-            r"`states\[1\]` must have batch_size and reset, as RNNState; got a torch\.Tensor\.",
-        ),
     ],
 )
 def test_bad_construction(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_a_container_holds_states_of_any_kind() -> None:
+    counts = torch.tensor([1, 2, 3])
+    inner = ContainerState((counts,))
+    state = ContainerState((counts, rnn_state(3), None, inner, {"any": "thing"}))
+    assert state.batch_size == 3  # by those that say
+    assert ContainerState((inner, counts)).batch_size == 0
+    with pytest.raises(SeqbatchValueError, match=r"`states` must be of one number of sequences; got \[2, 3\]\."):
+        ContainerState((inner, ContainerState((inner, rnn_state(2))), rnn_state(3)))
+    moved = ContainerState((counts, rnn_state(3), inner)).to(torch.float32).detach()
+    assert {part.dtype for part in tensors_of(moved)} == {torch.float32}
+    for method in ("select", "reset", "__getitem__"):
+        must = "reset" if method == "reset" else "select"
+        for one, found in ((counts, r"a torch\.Tensor"), ({}, "a dict")):
+            message = rf"`states\[1\]` must have batch_size and {must}, as RNNState; got {found}\."
+            with pytest.raises(SeqbatchTypeError, match=message):
+                getattr(ContainerState((rnn_state(3), one)), method)([0])
 
 
 @every_state
@@ -159,84 +172,6 @@ def test_last_joins_forward_at_the_last_step_to_backward_at_the_first(lengths: l
         torch.cat([x[-1, :size], x[0, size:]]) if len(x) else torch.zeros(x.shape[1], dtype=x.dtype) for x in outputs
     ]
     assert_close(list(state.last()), wanted)
-
-
-@for_all_lengths(layer=recurrent_layers())
-def test_pytorchs_layout_and_back_are_views(lengths: list[int], layer: nn.RNNBase) -> None:
-    state = state_for(layer, len(lengths))
-    hx = state.to_torch()
-    back = type(state).from_torch(hx, layer)  # type: ignore[arg-type]  # each by its own kind
-    parts = hx if isinstance(hx, tuple) else (hx,)
-    directions = 2 if layer.bidirectional else 1
-    for part, old, new in zip(parts, tensors_of(state), tensors_of(back), strict=True):
-        assert part.shape == (layer.num_layers * directions, len(lengths), old.shape[3])
-        assert part.data_ptr() == old.data_ptr() == new.data_ptr()
-        assert_close(new, old)
-    if lengths:
-        steps = make((1, len(lengths), layer.input_size), torch.float64)
-        layer(steps.transpose(0, 1) if layer.batch_first else steps, hx)  # PyTorch takes it
-
-
-def test_pytorchs_layout_goes_by_layer_then_direction() -> None:
-    layer = nn.GRU(5, 3, num_layers=2, bidirectional=True)
-    _, hx = layer(torch.randn(7, 4, 5))
-    state = RNNState.from_torch(hx, layer)
-    for i in range(2):
-        for direction in range(2):
-            assert_close(state.hidden[i, direction], hx[2 * i + direction])
-
-
-PAIR = (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
-
-
-@pytest.mark.parametrize(
-    ("call", "kind", "message"),
-    [
-        (
-            lambda: LSTMState.from_torch(PAIR[0], nn.LSTM(5, 4, 2)),  # type: ignore[arg-type]  # wrong
-            SeqbatchTypeError,
-            r"`hx` must be a pair \(hidden, cell\) of Tensors; got a torch\.Tensor\.",
-        ),
-        (
-            lambda: LSTMState.from_torch((*PAIR, PAIR[0]), nn.LSTM(5, 4, 2)),  # type: ignore[arg-type]  # wrong
-            SeqbatchTypeError,
-            r"`hx` must be a pair \(hidden, cell\) of Tensors; got a tuple\.",
-        ),
-        (
-            lambda: LSTMState.from_torch((PAIR[0], [0.0]), nn.LSTM(5, 4, 2)),  # type: ignore[arg-type]  # wrong
-            SeqbatchTypeError,
-            r"`hx\[1\]` must be a Tensor; got a list\.",
-        ),
-        (
-            lambda: LSTMState.from_torch((PAIR[0], PAIR[1][:1]), nn.LSTM(5, 4, 2)),
-            SeqbatchValueError,
-            r"`hx\[1\]` must have shape \(2, batch, 4\), 2 layers x 1 direction; got \(1, 3, 4\)\.",
-        ),
-        (
-            lambda: RNNState.from_torch(PAIR, nn.GRU(5, 4, 2)),  # type: ignore[arg-type]  # wrong
-            SeqbatchTypeError,
-            r"`hx` must be a Tensor; got a tuple\.",
-        ),
-        (
-            lambda: RNNState.from_torch(PAIR[0], nn.GRU(5, 4, 2, bidirectional=True)),
-            SeqbatchValueError,
-            r"`hx` must have shape \(4, batch, 4\), 2 layers x 2 directions; got \(2, 3, 4\)\.",
-        ),
-        (
-            lambda: RNNState.from_torch(PAIR[0][0], nn.GRU(5, 4, 2)),
-            SeqbatchValueError,
-            r"`hx` must have shape \(2, batch, 4\), 2 layers x 1 direction; got \(3, 4\)\.",
-        ),
-        (
-            lambda: RNNState.from_torch(PAIR[0], nn.Linear(5, 4)),
-            SeqbatchTypeError,
-            r"`layer` must be a layer of PyTorch of mode GRU or RNN_TANH or RNN_RELU; got a torch",
-        ),
-    ],
-)
-def test_bad_layouts_of_pytorch(call: Callable[[], Any], kind: type[Exception], message: str) -> None:
-    with pytest.raises(kind, match=message):
-        call()
 
 
 def saved_and_loaded(thing: Any) -> Any:

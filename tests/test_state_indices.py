@@ -93,6 +93,17 @@ def test_reset_clears_what_is_not_finite(make_state: Callable[[int], Any]) -> No
             SeqbatchTypeError,
             r"`index` must be integers, as a Tensor of one axis .*; got shape \(1, 1",
         ),
+        (
+            torch.tensor([1, 0, 1], dtype=torch.uint8),
+            SeqbatchTypeError,
+            r"`index` must say whether it is a mask; got torch\.uint8\. Call \.bool\(\) for a mask, \.long\(\) for ind",
+        ),
+        (
+            slice(0.5, None),
+            SeqbatchTypeError,
+            r"`index` must be a slice of integers, its step not 0; got slice\(0\.5, ",
+        ),
+        (slice(None, None, 0), SeqbatchTypeError, r"`index` must be a slice of integers, .*; got slice\(None, None, 0"),
     ],
 )
 @every_state

@@ -116,6 +116,10 @@ def calls_sequence_by_sequence(layer: Any, batch: SequenceBatch) -> SequenceBatc
     return SequenceBatch.from_sequences([layer(x) for x in batch])
 
 
+def calls_a_copy(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(copy.copy(layer))
+
+
 def skips_hooks_inside(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     shell = copy.copy(layer)
     shell.forward = layer.inner.forward

@@ -3,6 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,7 +61,7 @@ def _states(layer: nn.Sequential, state: object, recurrent: list[bool], batch_si
         must = f"hold {counted(len(recurrent), 'state')}, None but for the layers {wanted}"
         found = f"{counted(len(holds), 'state')}, not None for {[i for i, there in enumerate(holds) if there]}"
         raise complaint(SeqbatchValueError, "state.states", must, found)
-    if state.batch_size != batch_size:
+    if state._sizes - {batch_size}:
         must = f"be of {counted(batch_size, 'sequence')}, as the batch"
         raise complaint(SeqbatchValueError, "state", must, state.batch_size)
     return list(state.states)
@@ -76,11 +77,11 @@ def _call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], value
     shell.forward = forward
     for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
         hooks = getattr(layer, kind)
-        setattr(shell, kind, OrderedDict((key, _with_layer(hook, layer)) for key, hook in hooks.items()))
+        setattr(shell, kind, OrderedDict((key, partial(_call_hook, hook, layer, shell)) for key, hook in hooks.items()))
     result: Tensor = shell(values)
     return result
 
 
-def _with_layer(hook: Callable[..., Any], layer: nn.Module) -> Callable[..., Any]:
-    """Let a hook see the layer and not its copy."""
-    return lambda copied, *rest: hook(layer, *rest)
+def _call_hook(hook: Callable[..., Any], layer: nn.Module, shell: nn.Module, copied: nn.Module, *rest: Any) -> Any:
+    """Let a hook see the layer and not its copy, which lives as long as its hooks do: until the backward pass."""
+    return hook(layer, *rest)

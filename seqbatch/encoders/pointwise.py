@@ -100,9 +100,8 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
     """Refuse a layer that works along an axis if that is the steps."""
     axes = 1 + len(batch.feature_shape)
     if layer.dim is None or layer.dim in (0, -axes):
-        remedy = "Give dim=-1 for the last feature."
-        if not isinstance(layer, nn.GLU):
-            remedy = "Give dim=-1 for the last feature; for a softmax over the steps call batch.softmax()."
+        remedy = "Give dim=-1 for the last feature" if axes > 1 else "Such a sequence has no features"
+        remedy += "." if isinstance(layer, nn.GLU) else "; for a softmax over the steps call batch.softmax()."
         must = f"work along a feature, not along the steps of a sequence of {counted(axes, 'dimension')}"
         raise complaint(SeqbatchValueError, "layer", must, describe(layer), remedy)
 

@@ -54,7 +54,7 @@ def _run(layer: _Recurrent, batch: SequenceBatch, hidden: Hidden | None, sizes: 
     """Run the layer on the sequences that have a step, and leave the others their initial state."""
     lengths = batch._lengths
     running = lengths.running
-    engine = engines.choose(layer)
+    engine = engines.choose(layer, batch.values, running)
     if running is lengths and lengths.total:
         return engine(layer, batch.values, lengths, hidden)
     rows = _rows(layer)

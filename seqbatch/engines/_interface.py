@@ -1,8 +1,8 @@
 """What every engine is: a function, with no choices of its own."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from seqbatch._lengths import Lengths
 
@@ -24,5 +24,5 @@ class Engine(Protocol):
     """
 
     def __call__(
-        self, layer: nn.Module, values: Tensor, lengths: Lengths, hidden: Hidden | None
+        self, layer: Any, values: Tensor, lengths: Lengths, hidden: Hidden | None
     ) -> tuple[Tensor, Hidden]: ...

@@ -1,4 +1,4 @@
-"""Every law for nn.Sequential, with and without recurrent layers inside, and its hooks."""
+"""Every law for nn.Sequential, with and without recurrent layers inside, and the states of those."""
 
 from typing import Any
 
@@ -19,6 +19,7 @@ from seqbatch import (
     encode,
     encode_with_state,
     is_recurrent,
+    register_recurrent,
 )
 
 
@@ -90,38 +91,6 @@ def test_without_a_recurrent_layer_it_keeps_no_state() -> None:
         encode_with_state(model, [torch.zeros(1, 2)])
 
 
-def test_hooks_see_flat_values() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), nn.LSTM(3, 4))
-    seen: list[tuple[int, ...]] = []
-
-    def before(module: nn.Module, args: Any) -> Any:
-        seen.append(tuple(args[0].shape))
-        return (2 * args[0],)
-
-    def after(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        seen.append(tuple(output.shape))
-        return -output
-
-    xs = [torch.randn(n, 2) for n in (3, 0, 2)]
-    plain = encode(model, [2 * x for x in xs])
-    model.register_forward_pre_hook(before)
-    model.register_forward_hook(after)
-    assert_close(encode(model, xs), [-output for output in plain])
-    assert seen == [(5, 2), (5, 4)]
-
-
-def test_backward_hooks_run() -> None:
-    model = nn.Sequential(nn.Linear(2, 3), nn.Tanh())
-    shapes: list[tuple[int, ...]] = []
-
-    def keep_shape(module: nn.Module, grads_in: Any, grads_out: Any) -> None:
-        shapes.append(tuple(grads_out[0].shape))
-
-    model.register_full_backward_hook(keep_shape)
-    encode(model, SequenceBatch(torch.randn(5, 2, requires_grad=True), [3, 2])).values.sum().backward()
-    assert shapes == [(5, 3)]
-
-
 def test_subclass_with_its_own_forward_is_refused() -> None:
     class Negated(nn.Sequential):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
@@ -179,3 +148,40 @@ def test_wrong_states() -> None:
     with pytest.raises(SeqbatchValueError, match=r"`state` must be of 2 sequences, as the batch; got 1\."):
         encode_with_state(model, xs * 2, good)
     assert calls == []
+
+
+class Counter(nn.Module):
+    """Gives its input, and counts the steps it has seen of each sequence."""
+
+
+@register_recurrent(Counter)
+def _(layer: Counter, batch: SequenceBatch, state: torch.Tensor | None) -> tuple[SequenceBatch, torch.Tensor]:
+    start = torch.zeros(batch.batch_size, dtype=torch.int64) if state is None else state
+    return batch, start + torch.tensor(batch.lengths)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(Counter()),
+        nn.Sequential(Counter(), nn.GRU(2, 2)),
+        nn.Sequential(nn.Sequential(nn.Tanh(), Counter()), nn.Linear(2, 2), nn.GRU(2, 2), Counter()),
+    ],
+    ids=["alone", "beside another", "inside another"],
+)
+def test_the_state_of_a_plugin_may_be_a_plain_tensor(model: nn.Sequential) -> None:
+    xs = sequences([3, 0, 2], (2,), torch.float32)
+    outputs, state = encode_with_state(model, xs)
+    assert isinstance(state, ContainerState)
+    assert_close(encode(model, xs), outputs)
+    _, again = encode_with_state(model, xs, state)
+    for one, times in ((state, 1), (again, 2)):
+        counts = {tuple(tensor.tolist()) for tensor in laws.tensors_of(one) if tensor.dtype is torch.int64}
+        assert counts == {(3 * times, 0, 2 * times)}
+    if any(isinstance(layer, nn.GRU) for layer in model):
+        with pytest.raises(SeqbatchValueError, match=r"`state` must be of 2 sequences, as the batch; got 3\."):
+            encode_with_state(model, xs[:2], state)
+    for method in ("select", "reset"):
+        message = rf"`states\[.\]` must have batch_size and {method}, as RNNState; got a torch\.Tensor\."
+        with pytest.raises(SeqbatchTypeError, match=message):
+            getattr(state, method)([])

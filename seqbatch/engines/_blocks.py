@@ -1,0 +1,99 @@
+"""Blocks of padded steps: where to cut time, and which row of a block is which step."""
+
+from bisect import bisect_right
+from typing import Self
+
+import attrs
+import torch
+from torch import Tensor
+
+from seqbatch._lengths import Lengths, Plan, reverse_plan, to_device
+
+# Places to cut that are weighed against each other; more would take longer to weigh than they save.
+PLACES = 32
+
+
+@attrs.frozen(eq=False)
+class Blocks:
+    """The blocks of a batch: their rows one after another, each block step by step, the longest sequence first.
+
+    Args:
+        shapes: steps and sequences of each block.
+        enter: flat values to rows.
+        ends: `(batch,)`, int64: the row of the last step of each sequence, of the longest first.
+        padding: `(rows, 1)`, 1 on padding; None if there is none.
+    """
+
+    shapes: list[tuple[int, int]]
+    enter: Plan
+    ends: Tensor
+    padding: Tensor | None
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the indices to a device."""
+        padding = None if self.padding is None else to_device(self.padding, device)
+        return type(self)(self.shapes, self.enter.to(device), to_device(self.ends, device), padding)
+
+
+def blocks_of(lengths: Lengths, overhead: int) -> Blocks:
+    """Cut a batch into blocks; no length may be 0.
+
+    Args:
+        lengths: the lengths.
+        overhead: how many rows take as long as one block more.
+    """
+    cuts = cut(lengths.counts, overhead)
+    shapes = [(end - begin, count) for begin, end, count in cuts]
+    begins, ends, counts = (torch.tensor(part, device="cpu") for part in zip(*cuts, strict=True))
+    sizes = (ends - begins) * counts
+    rank = torch.empty_like(lengths.order)
+    rank[lengths.order] = torch.arange(len(lengths), device="cpu")
+    block = torch.searchsorted(ends, lengths.steps, right=True)
+    firsts = sizes.cumsum(0) - sizes - begins * counts  # of each block, as if its first step were the first of all
+    give = firsts[block] + lengths.steps * counts[block] + rank[lengths.rows]
+    rows = sum(steps * count for steps, count in shapes)
+    take = torch.full((rows,), lengths.total, device="cpu")
+    take[give] = torch.arange(lengths.total, device="cpu")
+    padded = rows > lengths.total
+    padding = (take == lengths.total).float()[:, None] if padded else None
+    return Blocks(shapes, Plan(take, give, take_fills=padded), give[lengths.offsets[1:] - 1][lengths.order], padding)
+
+
+def turn_plan(lengths: Lengths, overhead: int) -> Plan:
+    """Rows of `blocks_of` to those of every sequence back to front; padding stays where it is."""
+    enter = lengths.plan(blocks_of, overhead, device=torch.device("cpu")).enter
+    turn = torch.arange(len(enter.take), device="cpu")
+    turn[enter.inverse.take] = enter.inverse.take[reverse_plan(lengths).take]
+    return Plan(turn, turn)
+
+
+def cut(counts: tuple[int, ...], overhead: int) -> list[tuple[int, int, int]]:
+    """Cut time so that the rows of all blocks, and an overhead for each block, are as few as can be.
+
+    Args:
+        counts: the steps of each sequence.
+        overhead: what a block costs beside its rows, in rows.
+
+    Returns:
+        for each block its first step, the step after its last, and the sequences that have its first step.
+    """
+    ascending = sorted(counts)
+    distinct = sorted(set(counts))
+    stride = -(-len(distinct) // PLACES)
+    places = [0, *distinct[:-1][::stride], distinct[-1]]
+    running = [len(counts) - bisect_right(ascending, place) for place in places]
+    # From the back: what the best cuts of all that comes after a place cost, and where the first of them is.
+    last = len(places) - 1
+    costs, following = [0] * len(places), [last] * len(places)
+    for i in range(last - 1, -1, -1):
+        count, here = running[i], places[i]
+        costs[i] = overhead + (places[last] - here) * count
+        for j in range(i + 1, last):
+            total = overhead + (places[j] - here) * count + costs[j]
+            if total < costs[i]:
+                costs[i], following[i] = total, j
+    cuts, i = [], 0
+    while i < last:
+        cuts.append((places[i], places[following[i]], running[i]))
+        i = following[i]
+    return cuts

@@ -1,0 +1,76 @@
+"""Which engine runs a layer on given sequences: what each engine can, and then what was measured."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from seqbatch._lengths import Lengths
+from seqbatch.engines import blocks, direct, packed, scan
+from seqbatch.engines._interface import Engine
+
+_KINDS = (nn.LSTM, nn.GRU, nn.RNN)
+
+
+def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
+    """Choose the way to run a layer.
+
+    - `packed` calls the layer itself, so it serves every layer, on every device. Of what is left it is the fastest on
+      CUDA, and on the CPU where no gradients are wanted; and in half precision it rounds as PyTorch does.
+    - `blocks` reaches oneDNN, which serves an LSTM in single precision on the CPU.
+    - `scan` trains what oneDNN does not serve: its backward pass takes half the time of PyTorch's, or less.
+    - `direct` is what there is nothing to add to where lengths are equal, unless `scan` trains faster.
+    """
+    serves = values.is_cpu and values.dtype in (torch.float32, torch.float64)
+    if not serves or not is_open(layer) or torch.is_autocast_enabled("cpu"):
+        return packed.run
+    equal = len(set(lengths.counts)) == 1
+    if isinstance(layer, nn.LSTM) and values.dtype is torch.float32 and has_onednn():
+        return direct.run if equal else blocks.run
+    if wants_gradients(layer, values) and not _is_transformed():
+        return scan.run
+    return direct.run if equal else packed.run
+
+
+def is_open(layer: nn.Module) -> bool:
+    """Tell whether a layer is no more than its weights and its options, so that it need not be called itself."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    kept = type(layer).forward in [kind.forward for kind in _KINDS] and "forward" not in vars(layer)
+    return (
+        kept
+        and isinstance(layer, _KINDS)
+        and not any(hooks)
+        and not _has_global_hooks()
+        and not is_parametrized(layer)
+        and not layer.proj_size
+    )
+
+
+def wants_gradients(layer: nn.Module, values: Tensor) -> bool:
+    """Tell whether a backward pass may follow."""
+    return torch.is_grad_enabled() and (values.requires_grad or any(p.requires_grad for p in layer.parameters()))
+
+
+def has_onednn() -> bool:
+    """Tell whether oneDNN is there and not switched off."""
+    backend: Any = torch.backends.mkldnn  # torch gives its switch no type
+    return bool(backend.is_available() and backend.enabled)
+
+
+def _has_global_hooks() -> bool:
+    """Tell whether hooks are registered for the forward or backward pass of every module."""
+    module: Any = nn.modules.module
+    names = (
+        "_global_forward_hooks",
+        "_global_forward_pre_hooks",
+        "_global_backward_hooks",
+        "_global_backward_pre_hooks",
+    )
+    return any(getattr(module, name, None) for name in names)
+
+
+def _is_transformed() -> bool:
+    """Tell whether a transform of `torch.func` runs, which an autograd function of one's own is in the way of."""
+    active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+    return bool(active())

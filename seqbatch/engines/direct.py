@@ -1,0 +1,18 @@
+"""The direct engine: sequences of equal length are a padded tensor without padding; call the layer on it."""
+
+from torch import Tensor, nn
+
+from seqbatch._lengths import Lengths
+from seqbatch.engines._interface import Hidden
+
+
+def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+    """Run the layer as `Engine` says; for equal lengths, and layers without hooks or a `forward` of their own."""
+    batch = values.view(len(lengths), lengths.longest, values.shape[1])
+    if not layer.batch_first:
+        batch = batch.transpose(0, 1)
+    state = hidden if hidden is None or layer.mode == "LSTM" else hidden[0]
+    output, final = layer(batch, state)
+    if not layer.batch_first:
+        output = output.transpose(0, 1)
+    return output.reshape(lengths.total, output.shape[2]), final if isinstance(final, tuple) else (final,)

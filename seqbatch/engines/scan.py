@@ -1,0 +1,131 @@
+"""The scan engine: step by step in packed order, all directions at once, with a backward pass of its own."""
+
+from collections.abc import Iterable
+from itertools import repeat
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._lengths import Lengths, packed_plan
+from seqbatch.engines._cells import Cell, GRUCell, LSTMCell, RNNCell, Tensors
+from seqbatch.engines._interface import Hidden
+from seqbatch.engines._stack import run_stack, weights_of
+from seqbatch.engines._steps import Steps, steps_of, turn_plan
+from seqbatch.layouts import rearrange
+
+_CELLS: dict[str, Cell] = {
+    "LSTM": LSTMCell(),
+    "GRU": GRUCell(),
+    "RNN_TANH": RNNCell("tanh"),
+    "RNN_RELU": RNNCell("relu"),
+}
+# PyTorch's own functions for the same layers, of which gradients of any order are to be had.
+_FUNCTIONS: dict[str, Any] = {
+    "LSTM": torch.lstm,
+    "GRU": torch.gru,
+    "RNN_TANH": torch.rnn_tanh,
+    "RNN_RELU": torch.rnn_relu,
+}
+
+
+def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+    """Run the layer as `Engine` says; for layers without projection, hooks or a `forward` of their own."""
+    steps = lengths.plan(steps_of, device=values.device)
+
+    def run_layer(index: int, current: Tensor, start: Hidden) -> tuple[Tensor, Hidden]:
+        weights = [torch.stack(parts) for parts in zip(*weights_of(layer, index), strict=True)]
+        biases: list[Tensor | None] = [bias[:, None] for bias in weights[2:]] or [None, None]
+        if not layer.bidirectional:
+            rows, *final = _apply(layer.mode, steps, current[None], *weights[:2], *biases, *start)
+            return rows[0], tuple(final)
+        turn = lengths.plan(turn_plan, device=current.device)
+        both = torch.stack([current, rearrange(current, turn)])
+        rows, *final = _apply(layer.mode, steps, both, *weights[:2], *biases, *start)
+        return torch.cat([rows[0], rearrange(rows[1], turn)], 1), tuple(final)
+
+    return run_stack(layer, values, lengths, hidden, lengths.plan(packed_plan, device=values.device), run_layer)
+
+
+def _apply(*arguments: Any) -> Tensors:
+    apply: Any = _Scan.apply  # torch gives it no types
+    results: Tensors = apply(*arguments)
+    return results
+
+
+class _Scan(torch.autograd.Function):
+    """One layer in all its directions: rows in packed order to rows, final hidden state and, for an LSTM, cell."""
+
+    @staticmethod
+    def forward(ctx: Any, mode: str, steps: Steps, inputs: Tensor, *rest: Any) -> Tensors:
+        w_ih, w_hh, b_ih, b_hh, *start = rest
+        size = start[0].shape[2]
+        if b_ih is None:
+            gates = torch.bmm(inputs, w_ih.transpose(1, 2))
+        else:
+            # A GRU adds the last third of the hidden state's bias inside its reset gate, not here.
+            known = b_ih + b_hh if mode != "GRU" else torch.cat([(b_ih + b_hh)[..., :-size], b_ih[..., -size:]], 2)
+            gates = torch.baddbmm(known, inputs, w_ih.transpose(1, 2))
+        # As a matrix of its own it is read faster in every step than as a view.
+        saved = _CELLS[mode].forward(steps, gates, w_hh.transpose(1, 2).contiguous(), b_hh, tuple(start))
+        ctx.mode, ctx.steps, ctx.number = mode, steps, len(saved)
+        ctx.save_for_backward(*saved, inputs, *rest)
+        ctx.set_materialize_grads(False)
+        rows = [room[:, -inputs.shape[1] :] for room in saved[: len(start)]]
+        return rows[0], *(part.index_select(1, steps.ends) for part in rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        saved, (inputs, w_ih, w_hh, b_ih, b_hh, *start) = (
+            ctx.saved_tensors[: ctx.number],
+            ctx.saved_tensors[ctx.number :],
+        )
+        steps: Steps = ctx.steps
+        if torch.is_grad_enabled():
+            wanted = [inputs, w_ih, w_hh, b_ih, b_hh, *start]
+            return None, None, *_replay(ctx.mode, steps, wanted, gradients)
+        shape = (*inputs.shape[:2], start[0].shape[2])
+        dh, dc = (inputs.new_zeros(shape) for _ in range(2))
+        if gradients[0] is not None:
+            dh.copy_(gradients[0])
+        for rows, end in zip((dh, dc), gradients[1:], strict=False):
+            if end is not None:
+                rows.index_add_(1, steps.ends, end)
+        (d_x, d_h), d_start = _CELLS[ctx.mode].backward(steps, w_hh, saved, dh, dc)
+        earlier = saved[0].index_select(1, steps.before)
+        found = [torch.bmm(d_x, w_ih), torch.bmm(d_x.transpose(1, 2), inputs), torch.bmm(d_h.transpose(1, 2), earlier)]
+        biases = [None, None] if b_ih is None else [d_x.sum(1, keepdim=True), d_h.sum(1, keepdim=True)]
+        return None, None, *found, *biases, *d_start
+
+
+def _replay(
+    mode: str, steps: Steps, wanted: list[Tensor | None], gradients: tuple[Tensor | None, ...]
+) -> list[Tensor | None]:
+    """Give the same gradients as functions of everything, from a second run through PyTorch's own functions."""
+    sizes = torch.tensor(steps.sizes, device="cpu")
+    ways: Any = zip(*map(_ways, wanted), strict=False)  # of which only biases may be None
+    results = [_run_one_way(mode, sizes, *parts) for parts in ways]
+    outputs = [torch.stack([result[0] for result in results])]
+    outputs += [torch.cat(parts) for parts in zip(*(result[1:] for result in results), strict=True)]
+    given = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
+    asked = [part for part in wanted if part is not None and part.requires_grad]
+    ends, weights = zip(*given, strict=True)
+    found = iter(torch.autograd.grad(ends, asked, weights, create_graph=True, allow_unused=True))
+    return [next(found) if part is not None and part.requires_grad else None for part in wanted]
+
+
+def _ways(part: Tensor | None) -> Iterable[Tensor | None]:
+    """Give what belongs to each direction, its axis kept."""
+    return repeat(None) if part is None else part.split(1)
+
+
+def _run_one_way(
+    mode: str, sizes: Tensor, inputs: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Any, b_hh: Any, *start: Tensor
+) -> Tensors:
+    """Run one direction on packed rows by PyTorch's function; biases may be None."""
+    biases = [] if b_ih is None else [b_ih[0, 0], b_hh[0, 0]]
+    state = start if mode == "LSTM" else start[0]
+    results: Tensors = _FUNCTIONS[mode](
+        inputs[0], sizes, state, [w_ih[0], w_hh[0], *biases], bool(biases), 1, 0.0, False, False
+    )
+    return results

@@ -1,0 +1,80 @@
+"""Who is measured: ways to run a recurrent layer, each from a list of tensors to a list of tensors."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
+from workloads import Workload
+
+from seqbatch import encode
+
+Contender = Callable[[nn.RNNBase, list[Tensor]], list[Tensor]]
+
+
+def by_seqbatch(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
+    """One call."""
+    return encode(layer, sequences)
+
+
+def packed_by_hand(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
+    """What the tutorials teach, and the only exact way of PyTorch itself for every layer."""
+    output, _ = layer(pack_sequence(sequences, enforce_sorted=False))
+    padded, lengths = pad_packed_sequence(output, batch_first=True)
+    return [row[:length] for row, length in zip(padded, lengths.tolist(), strict=True)]
+
+
+def padded_by_hand(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
+    """Exact for the outputs of a one-way layer, whose real steps come before the padding; not for its final cell."""
+    output, _ = layer(pad_sequence(sequences))
+    return [output[: len(sequence), i] for i, sequence in enumerate(sequences)]
+
+
+def one_by_one(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
+    """A loop over the sequences."""
+    return [layer(sequence)[0] for sequence in sequences]
+
+
+def contenders(workload: Workload) -> dict[str, Contender]:
+    """Those that are exact for a workload and can be had here; seqbatch is the first."""
+    found: dict[str, Contender] = {"seqbatch": by_seqbatch, "packed by hand": packed_by_hand}
+    if not workload.two_way:
+        found["padded by hand"] = padded_by_hand
+    if workload.batch <= 64:
+        found["one by one"] = one_by_one
+    found.update(_by_torchrua())
+    return found
+
+
+def _by_torchrua() -> dict[str, Contender]:
+    index = Tensor.__getitem__
+    try:
+        import torchrua
+    except ImportError:
+        return {}
+    # Importing it replaces the indexing of all tensors by a slower one, which would tell on everybody here.
+    Tensor.__getitem__ = index  # type: ignore[method-assign]
+    library: Any = torchrua
+
+    def run(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
+        output, _ = layer(library.new_pack(sequences))
+        return list(library.cat_pack_split(output))
+
+    return {"torchrua": run}
+
+
+def limit(workload: Workload, gates: int, training: bool, device: str) -> Callable[[], Any]:
+    """The matrix products alone, each as large as it can be: forward, and for training twice as many again."""
+    pairs = [
+        (torch.empty(rows, inner, device=device).normal_(), torch.empty(inner, gates * size, device=device).normal_())
+        for rows, inner, size in workload.products()
+    ]
+    times = 3 if training else 1
+
+    def run() -> None:
+        for _ in range(times):
+            for left, right in pairs:
+                torch.mm(left, right)
+
+    return run

@@ -1,0 +1,149 @@
+"""Which engine is chosen, and that every layer that is more than its weights is called itself."""
+
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+import torch.ao.nn.quantized.dynamic as quantized
+from torch import nn
+
+from seqbatch import encode
+from seqbatch._lengths import Lengths
+from seqbatch.engines import blocks, choose, direct, packed, scan
+
+FLOAT = torch.zeros(3, 2)
+RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("layer", "values", "engine"),
+    [
+        (nn.LSTM(2, 3), FLOAT, blocks.run),
+        (nn.LSTM(2, 3, num_layers=2, bidirectional=True, bias=False), FLOAT, blocks.run),
+        (nn.LSTM(2, 3).double(), FLOAT.double(), scan.run),
+        (nn.LSTM(2, 3).bfloat16(), FLOAT.bfloat16(), packed.run),
+        (nn.LSTM(2, 3, proj_size=1), FLOAT, packed.run),
+        (nn.GRU(2, 3), FLOAT, scan.run),
+        (nn.RNN(2, 3), FLOAT, scan.run),
+        (nn.GRU(2, 3).requires_grad_(False), FLOAT, packed.run),
+        (nn.GRU(2, 3).requires_grad_(False), FLOAT.clone().requires_grad_(), scan.run),
+        (nn.LSTM(2, 3, device="meta"), FLOAT.to("meta"), packed.run),
+    ],
+    ids=str,
+)
+def test_by_layer_dtype_device_and_gradients(layer: nn.Module, values: torch.Tensor, engine: Any) -> None:
+    assert choose(layer, values, RAGGED) is engine
+
+
+def test_equal_lengths() -> None:
+    assert choose(nn.LSTM(2, 3), FLOAT, EQUAL) is direct.run
+    assert choose(nn.LSTM(2, 3), FLOAT, Lengths((3,))) is direct.run
+    assert choose(nn.GRU(2, 3), FLOAT, EQUAL) is scan.run
+    assert choose(Own(2, 3), FLOAT, EQUAL) is packed.run
+
+
+def test_without_gradients() -> None:
+    with torch.no_grad():
+        assert choose(nn.RNN(2, 3), FLOAT, EQUAL) is direct.run
+        assert choose(nn.GRU(2, 3), FLOAT, RAGGED) is packed.run
+        assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is blocks.run
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # of which the switch itself warns
+def test_without_onednn() -> None:
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is scan.run
+    with patch.object(torch.backends.mkldnn, "is_available", lambda: False):
+        assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is scan.run
+
+
+def test_autocast_casts_what_a_layer_is_called_with() -> None:
+    with torch.autocast("cpu"):
+        assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is packed.run
+
+
+class Own(nn.LSTM):
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        return super().forward(input, hx)
+
+
+def changed(how: str) -> nn.Module:
+    """Make a layer that must be called itself."""
+    layer = nn.LSTM(2, 3)
+    if how == "own forward":
+        return Own(2, 3)
+    if how == "forward set on the layer":
+        layer.forward = layer.forward  # type: ignore[method-assign]
+    if how == "weight norm":
+        nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+    if how == "hook":
+        layer.register_forward_hook(lambda *arguments: None)
+    if how == "pre-hook":
+        layer.register_forward_pre_hook(lambda *arguments: None)
+    if how == "backward hook":
+        layer.register_full_backward_hook(lambda *arguments: None)
+    if how == "backward pre-hook":
+        layer.register_full_backward_pre_hook(lambda *arguments: None)
+    if how == "quantized":
+        return quantized.LSTM(2, 3)
+    return layer
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    "how",
+    [
+        "own forward",
+        "forward set on the layer",
+        "weight norm",
+        "hook",
+        "pre-hook",
+        "backward hook",
+        "backward pre-hook",
+        "quantized",
+    ],
+)
+def test_a_layer_that_is_more_than_its_weights_is_called(how: str) -> None:
+    assert choose(changed(how), FLOAT, RAGGED) is packed.run
+
+
+def test_hooks_of_all_modules_run() -> None:
+    calls: list[nn.Module] = []
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: calls.append(module))
+    try:
+        layer = nn.LSTM(2, 3)
+        encode(layer, [FLOAT, FLOAT[:1]])
+    finally:
+        handle.remove()
+    assert calls == [layer]
+
+
+def test_gradients_of_functions_see_through_blocks() -> None:
+    layer = nn.LSTM(2, 3)
+    parameters = dict(layer.named_parameters())
+    x = torch.randn(4, 2)
+
+    def loss(weights: Any) -> torch.Tensor:
+        class Encoded(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layer = layer
+
+            def forward(self) -> torch.Tensor:
+                return encode(self.layer, x).sum()
+
+        prefixed = {f"layer.{name}": weight for name, weight in weights.items()}
+        total: torch.Tensor = torch.func.functional_call(Encoded(), prefixed, ())
+        return total
+
+    found = torch.func.grad(loss)(parameters)
+    layer(x)[0].sum().backward()
+
+    def assert_choice_under_a_transform(x: torch.Tensor) -> torch.Tensor:
+        assert choose(nn.GRU(2, 3), x, RAGGED) is packed.run  # an autograd function of one's own would be in the way
+        return x.sum()
+
+    torch.func.grad(assert_choice_under_a_transform)(x)
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(found[name], parameter.grad)

@@ -1,0 +1,154 @@
+"""Every engine on every law, whatever the choice between them would be; and gradients of gradients."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import laws
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import run_alone
+from strategies import for_all_lengths, make, recurrent_layers, sequences, state_for
+from torch import Tensor, nn
+
+from seqbatch import SequenceBatch, encode, encode_with_state, engines
+from seqbatch.engines import Engine, blocks, direct, packed, scan
+
+
+@contextmanager
+def run_by(engine: Engine) -> Iterator[None]:
+    """Run every recurrent layer by one engine."""
+    with patch.object(engines, "choose", lambda layer, values, lengths: engine):
+        yield
+
+
+def layers(engine: Engine) -> st.SearchStrategy[nn.RNNBase]:
+    """Layers of all kinds and options that an engine serves."""
+    made = recurrent_layers(torch.float32 if engine is blocks.run else torch.float64)
+    if engine is blocks.run:
+        return made.filter(lambda layer: isinstance(layer, nn.LSTM) and not layer.proj_size)
+    return made.filter(lambda layer: engine is packed.run or not layer.proj_size)
+
+
+every_engine = st.sampled_from([packed.run, scan.run, blocks.run]).flatmap(
+    lambda engine: st.tuples(st.just(engine), layers(engine))
+)
+
+
+def inputs(layer: nn.RNNBase, lengths: list[int]) -> list[Tensor]:
+    return sequences(lengths, (layer.input_size,), next(layer.parameters()).dtype)
+
+
+@for_all_lengths(engine_and_layer=every_engine, stateful=st.booleans())
+def test_alone(lengths: list[int], engine_and_layer: Any, stateful: bool) -> None:
+    engine, layer = engine_and_layer
+    xs = inputs(layer, lengths)
+    with run_by(engine):
+        laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
+
+
+@for_all_lengths(engine_and_layer=every_engine, random=st.randoms(use_true_random=False))
+def test_order(lengths: list[int], engine_and_layer: Any, random: Any) -> None:
+    engine, layer = engine_and_layer
+    xs = inputs(layer, lengths)
+    with run_by(engine):
+        laws.check_order(layer, xs, random.sample(range(len(xs)), len(xs)), state_for(layer, len(xs)))
+
+
+@for_all_lengths(
+    engine_and_layer=every_engine,
+    poison=st.sampled_from([float("nan"), 1e9, float("inf")]),
+    side=st.sampled_from(["left", "right"]),
+)
+def test_padding_lengths_empty_and_what_is_the_callers(
+    lengths: list[int], engine_and_layer: Any, poison: float, side: Any
+) -> None:
+    engine, layer = engine_and_layer
+    xs = inputs(layer, lengths or [0])
+    state = state_for(layer, len(xs))
+    with run_by(engine):
+        laws.check_padding(layer, xs, poison, side, True)
+        laws.check_lengths(layer, xs)
+        laws.check_empty(layer, xs, state)
+        laws.check_unmodified(layer, xs, state)
+
+
+@given(
+    layer=recurrent_layers(torch.float32), length=st.integers(1, 5), number=st.integers(1, 4), stateful=st.booleans()
+)
+def test_alone_by_the_layer_itself_on_equal_lengths(
+    layer: nn.RNNBase, length: int, number: int, stateful: bool
+) -> None:
+    xs = inputs(layer, [length] * number)
+    with run_by(direct.run):
+        laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
+
+
+@pytest.mark.parametrize("lengths", [[2, 2], [3, 1], [1, 3, 3]])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bias", [True, False])
+def test_gradients_of_both_orders_by_scan(lengths: list[int], kind: Any, bias: bool) -> None:
+    layer = kind(2, 2, num_layers=2, bidirectional=True, bias=bias, dtype=torch.float64)
+    values = make((sum(lengths), 2), torch.float64).requires_grad_()
+    state = state_for(layer, len(lengths))
+
+    def outputs(values: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
+        batch, final = encode_with_state(layer, SequenceBatch(values, lengths), type(state)(*hidden))
+        return batch.values, *laws.tensors_of(final)
+
+    given = (values, *laws.tensors_of(state))
+    with run_by(scan.run):
+        assert torch.autograd.gradcheck(outputs, given, fast_mode=True)
+        assert torch.autograd.gradgradcheck(outputs, given, fast_mode=True)
+
+
+@pytest.mark.parametrize("way", [blocks, scan])
+def test_gradients_of_second_order_are_those_of_packed(way: Any) -> None:
+    torch.manual_seed(0)
+    layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
+    found = []
+    for engine in (packed.run, way.run):
+        xs = sequences([5, 2, 2, 1], (3,), torch.float32)
+        with run_by(engine):
+            outputs, state = encode_with_state(layer, xs)
+        loss = (torch.cat(outputs) ** 2).sum() + (state.cell**3).sum()
+        firsts = torch.autograd.grad(loss, [*xs, *layer.parameters()], create_graph=True)
+        penalty = torch.stack([(first**2).sum() for first in firsts]).sum()
+        found.append(torch.autograd.grad(penalty, [*xs, *layer.parameters()]))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
+
+
+def test_gradients_of_final_states_alone() -> None:
+    torch.manual_seed(0)
+    layer = nn.LSTM(3, 4, bidirectional=True, dtype=torch.float64)
+    found = []
+    for engine in (packed.run, scan.run):
+        xs = sequences([5, 2, 2], (3,))
+        with run_by(engine):
+            state = encode_with_state(layer, xs)[1]
+        found.append(torch.autograd.grad(state.cell.sum(), [*xs, *layer.parameters()]))
+    torch.testing.assert_close(found[1], found[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_half_precision_is_as_near_to_the_truth_as_a_run_alone(kind: Any, dtype: torch.dtype) -> None:
+    # Which sequences are rounded together differs, so results differ in the last digit; PyTorch's own do too.
+    torch.manual_seed(0)
+    layer = kind(3, 4, num_layers=2, bidirectional=True, dtype=dtype)
+    exact = copy.deepcopy(layer).double()
+    xs = sequences([5, 2, 0, 7], (3,), dtype)
+    truth, _ = run_alone(exact, [x.double() for x in xs])
+    alone, _ = run_alone(layer, xs)
+    outputs = encode(layer, xs)
+    assert all(output.dtype is dtype for output in outputs)
+
+    def error(found: list[Tensor]) -> float:
+        pairs = zip(found, truth, strict=True)
+        return max(float((one - other).detach().abs().max()) for one, other in pairs if len(one))
+
+    assert error(outputs) <= max(2 * error(alone), torch.finfo(dtype).eps)  # one rounding of what may be up to 1
