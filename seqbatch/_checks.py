@@ -98,7 +98,8 @@ def require_padding_value(padding_value: complex, dtype: torch.dtype) -> complex
     """Return the padding value as a number of Python if the dtype can hold it without making it another, else raise."""
     if not isinstance(padding_value, numbers.Complex):
         raise complaint(SeqbatchTypeError, "padding_value", "be a number", type_name(padding_value))
-    number: complex = padding_value.item() if hasattr(padding_value, "item") else padding_value
+    to_python = getattr(padding_value, "item", None)  # which numbers of NumPy have
+    number: complex = padding_value if to_python is None else to_python()
     try:
         written = torch.full((), number, dtype=dtype, device="cpu").item()
         kept = written == number

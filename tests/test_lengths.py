@@ -163,7 +163,7 @@ def test_a_structure_first_computed_without_gradients_serves_training(name: str,
 
 def test_a_batch_unpacked_in_inference_mode_serves_training() -> None:
     with torch.inference_mode():
-        packed = pack_sequence(values().split([2, 3]), enforce_sorted=False)
+        packed = pack_sequence(list(values().split([2, 3])), enforce_sorted=False)
         batch = SequenceBatch.from_packed(packed)
     gru = nn.GRU(2, 3)
     leaf = values().requires_grad_()

@@ -97,8 +97,11 @@ def test_subclass_with_its_own_forward_is_refused() -> None:
             return -input
 
     message = r"`layer` must have an encoder; got .*Negated: it has a forward of its own. Register one:"
-    with pytest.raises(UnsupportedLayerError, match=message):
-        encode(Negated(nn.Linear(2, 2)), [torch.zeros(3, 2)])
+    xs = [torch.zeros(3, 2)]
+    for call in (encode, encode_with_state, lambda layer, _: is_recurrent(layer)):
+        for layer in (nn.Linear(2, 2), nn.GRU(2, 2)):
+            with pytest.raises(UnsupportedLayerError, match=message):
+                call(Negated(layer), xs)
 
 
 def test_subclass_without_one_is_a_sequential() -> None:
