@@ -6,6 +6,7 @@ import seqbatch.encoders  # noqa: F401  # registers the built-in encoders
 from seqbatch._lengths import Lengths as _Lengths
 from seqbatch._registry import is_recurrent, register_encoder, register_recurrent
 from seqbatch.batch import SequenceBatch
+from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
 from seqbatch.errors import (
     SeqbatchError,
@@ -14,7 +15,7 @@ from seqbatch.errors import (
     SeqbatchValueError,
     UnsupportedLayerError,
 )
-from seqbatch.state import ContainerState, LSTMState, RNNState
+from seqbatch.state import LSTMState, RNNState
 
 __all__ = [
     "ContainerState",

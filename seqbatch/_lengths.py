@@ -1,4 +1,4 @@
-"""Integer arithmetic of lengths: offsets, orders, positions, masks and gather plans; knows no features.
+"""Integer arithmetic of lengths: offsets, orders and positions, and where the plans made of them are kept.
 
 Everything here is computed on the host, once per `Lengths`, and copied to a device once, without waiting for it.
 """
@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, Protocol, Self, TypeVar
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -30,36 +29,6 @@ _arange, _full, _tensor = (partial(make, device="cpu") for make in (torch.arange
 # with the chunk and the number of chunks, not with the length. With 32, a million equal terms in single precision stay
 # within the tolerance of `torch.testing.assert_close`; with 128 they do not.
 CHUNK = 32
-
-
-@attrs.frozen(eq=False)
-class Plan:
-    """How the rows of one tensor become the rows of another: a gather, and the gather that undoes it.
-
-    Args:
-        take: `(rows_out,)`, int64: the source row of each output row. The number of source rows itself stands for
-            "no row": there the output is filled.
-        give: `(rows_in,)`, int64: the output row that each source row went to, in the same way. None where a source
-            row may be taken more than once, so that no single gather undoes it.
-        take_fills: whether `take` says "no row" anywhere.
-        give_fills: whether `give` says "no row" anywhere.
-    """
-
-    take: Tensor
-    give: Tensor | None
-    take_fills: bool = False
-    give_fills: bool = False
-
-    @property
-    def inverse(self) -> "Plan":
-        """The plan of the way back."""
-        assert self.give is not None, "rows that are taken more than once have no way back"
-        return Plan(self.give, self.take, self.give_fills, self.take_fills)
-
-    def to(self, device: torch.device) -> Self:
-        """Copy the plan to a device."""
-        give = None if self.give is None else to_device(self.give, device)
-        return type(self)(to_device(self.take, device), give, self.take_fills, self.give_fills)
 
 
 class _Kept(cached_property[T]):
@@ -194,88 +163,3 @@ class Lengths:
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copy a host tensor to a device without waiting for the device."""
     return tensor.to(device, non_blocking=True)
-
-
-def reverse_plan(lengths: Lengths) -> Plan:
-    """Every sequence back to front."""
-    ends = lengths.offsets[:-1] + lengths.offsets[1:] - 1
-    back = ends[lengths.rows] - _arange(lengths.total)
-    return Plan(back, back)
-
-
-def packed_plan(lengths: Lengths) -> Plan:
-    """Flat values to the data of a PackedSequence: step by step, the longest sequence first in each step."""
-    sizes = lengths.batch_sizes
-    starts = sizes.cumsum(0) - sizes
-    rank = torch.empty_like(lengths.order)
-    rank[lengths.order] = _arange(len(lengths))
-    give = starts[lengths.steps] + rank[lengths.rows]
-    return Plan(_undo(give, lengths.total), give)
-
-
-def padded_plan(lengths: Lengths, batch_first: bool, side: str, time: int) -> Plan:
-    """Flat values to the rows of a padded tensor of `time` steps, batch and time as one axis."""
-    steps = lengths.steps
-    if side == "left":
-        steps = steps + (time - lengths.tensor)[lengths.rows]
-    give = lengths.rows * time + steps if batch_first else steps * len(lengths) + lengths.rows
-    cells = len(lengths) * time
-    return Plan(_undo(give, cells), give, take_fills=cells > lengths.total)
-
-
-def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
-    """The rows of a padded tensor, batch and time as one axis, to flat values: those where the mask is True."""
-    if batch_first:
-        take = mask.flatten().nonzero().flatten()
-    else:
-        rows, steps = mask.T.nonzero(as_tuple=True)
-        take = steps * mask.shape[1] + rows
-    return Plan(take, _undo(take, mask.numel()), give_fills=mask.numel() > len(take))
-
-
-def window_plan(starts: Tensor, lengths: Lengths, rows: int) -> Plan:
-    """A tensor of `rows` rows to flat values, where each sequence starts at a row of its own; no two may overlap."""
-    take = _runs(starts, lengths.tensor)
-    return Plan(take, _undo(take, rows), give_fills=rows > lengths.total)
-
-
-def edge_plan(lengths: Lengths, last: bool) -> Plan:
-    """Flat values to the first or the last step of each sequence; nothing for a sequence of no steps."""
-    full = lengths.not_empty
-    edges = lengths.offsets[1:][full] - 1 if last else lengths.offsets[:-1][full]
-    take = _full((len(lengths),), lengths.total)
-    take[full] = edges
-    give = _full((lengths.total,), len(lengths))
-    give[edges] = full
-    return Plan(take, give, take_fills=len(full) < len(lengths), give_fills=lengths.total > len(full))
-
-
-def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
-    """Flat values to those of the chosen sequences, in the order chosen."""
-    rows = _tensor(chosen, dtype=torch.int64)
-    take = _runs(lengths.offsets[rows], lengths.tensor[rows])
-    if len(set(chosen)) < len(chosen):
-        return Plan(take, None)
-    return Plan(take, _undo(take, lengths.total), give_fills=len(take) < lengths.total)
-
-
-def mask(lengths: Lengths, batch_first: bool, side: str, time: int) -> Tensor:
-    """`(batch, time)` or `(time, batch)`, bool, on the host: True on real steps."""
-    steps = _arange(time)
-    if side == "left":
-        steps = steps.flip(0)
-    counts = lengths.tensor
-    return steps < counts[:, None] if batch_first else steps[:, None] < counts
-
-
-def _runs(starts: Tensor, counts: Tensor) -> Tensor:
-    """Join the runs `start, start + 1, ...` of the given numbers of steps."""
-    ends = counts.cumsum(0)
-    return _arange(int(counts.sum())) + torch.repeat_interleave(starts - (ends - counts), counts)
-
-
-def _undo(index: Tensor, rows: int) -> Tensor:
-    """Turn a gather from `rows` rows, none twice, into the gather that undoes it."""
-    back = _full((rows,), len(index))
-    back[index] = _arange(len(index))
-    return back

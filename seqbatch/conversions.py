@@ -8,9 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch import _checks, layouts
-from seqbatch._checks import PaddingSide, complaint
-from seqbatch._lengths import Lengths, mask, to_device
+from seqbatch import _checks, _layout_checks, layouts
+from seqbatch._checks import complaint
+from seqbatch._layout_checks import PaddingSide
+from seqbatch._lengths import Lengths, to_device
+from seqbatch._plans import mask
 from seqbatch.errors import SeqbatchValueError
 
 
@@ -84,7 +86,7 @@ class Conversions(ABC):
         >>> batch.values
         tensor([1, 2, 3])
         """
-        size, time = _checks.padded_shape("padded", padded, batch_first)
+        size, time = _layout_checks.padded_shape("padded", padded, batch_first)
         counts = _checks.lengths_of("lengths", lengths)
         if len(counts) != size:
             raise complaint(SeqbatchValueError, "lengths", f"have shape ({size},), as the batch", (len(counts),))
@@ -92,7 +94,7 @@ class Conversions(ABC):
             i = next(i for i, count in enumerate(counts) if count > time)
             raise complaint(SeqbatchValueError, f"lengths[{i}]", f"be at most {time}, the time axis", counts[i])
         structure = Lengths(counts)
-        side = _checks.require_side(padding_side)
+        side = _layout_checks.require_side(padding_side)
         return cls._of(layouts.from_padded(padded, structure, batch_first, side), structure)
 
     @classmethod
@@ -117,8 +119,8 @@ class Conversions(ABC):
         >>> SequenceBatch.from_mask(torch.tensor([[0, 1], [2, 3]]), mask, batch_first=True).values
         tensor([1, 2, 3])
         """
-        _checks.padded_shape("padded", padded, batch_first)
-        real = _checks.require_mask("mask", mask, tuple(padded.shape[:2]), batch_first)
+        _layout_checks.padded_shape("padded", padded, batch_first)
+        real = _layout_checks.require_mask("mask", mask, tuple(padded.shape[:2]), batch_first)
         counts = real.sum(1 if batch_first else 0)
         return cls._of(layouts.from_masked(padded, real, batch_first), Lengths(tuple(counts.tolist())))
 
@@ -145,7 +147,7 @@ class Conversions(ABC):
         >>> SequenceBatch.from_packed(packed).values
         tensor([1, 2, 3])
         """
-        _checks.require_packed("packed", packed)
+        _layout_checks.require_packed("packed", packed)
         order = packed.sorted_indices
         lengths = Lengths.from_batch_sizes(packed.batch_sizes, None if order is None else order.cpu())
         return cls._of(layouts.from_packed(packed.data, lengths), lengths)
@@ -172,7 +174,7 @@ class Conversions(ABC):
         >>> SequenceBatch.from_nested(nested).lengths
         (2, 3)
         """
-        values, lengths = layouts.from_nested(_checks.require_nested("nested", nested))
+        values, lengths = layouts.from_nested(_layout_checks.require_nested("nested", nested))
         return cls._of(values, lengths)
 
     @classmethod
@@ -196,7 +198,7 @@ class Conversions(ABC):
         (2, 0, 7)
         """
         steps = len(_checks.require_steps("values", values))
-        return cls._of(values, Lengths(_checks.lengths_of_offsets("offsets", offsets, steps)))
+        return cls._of(values, Lengths(_layout_checks.lengths_of_offsets("offsets", offsets, steps)))
 
     def to_sequences(self) -> list[Tensor]:
         """Give the sequences one by one.
@@ -239,10 +241,10 @@ class Conversions(ABC):
         tensor([[1, 2],
                 [3, 0]])
         """
-        _checks.require_bool("batch_first", batch_first)
-        fill = _checks.require_padding_value(padding_value, self.values.dtype)
-        side = _checks.require_side(padding_side)
-        time = _checks.require_total_length(total_length, self._lengths.longest)
+        _layout_checks.require_bool("batch_first", batch_first)
+        fill = _layout_checks.require_padding_value(padding_value, self.values.dtype)
+        side = _layout_checks.require_side(padding_side)
+        time = _layout_checks.require_total_length(total_length, self._lengths.longest)
         return layouts.to_padded(self.values, self._lengths, batch_first, side, time, fill)
 
     def to_packed(self) -> PackedSequence:
@@ -300,7 +302,7 @@ class Conversions(ABC):
         tensor([[ True,  True],
                 [ True, False]])
         """
-        _checks.require_bool("batch_first", batch_first)
-        side = _checks.require_side(padding_side)
-        time = _checks.require_total_length(total_length, self._lengths.longest)
+        _layout_checks.require_bool("batch_first", batch_first)
+        side = _layout_checks.require_side(padding_side)
+        time = _layout_checks.require_total_length(total_length, self._lengths.longest)
         return to_device(mask(self._lengths, batch_first, side, time), self.values.device)

@@ -14,8 +14,9 @@ from seqbatch._kinds import is_nothing, open_kind
 from seqbatch._registry import find
 from seqbatch._state import State
 from seqbatch.batch import SequenceBatch
+from seqbatch.container_state import ContainerState
 from seqbatch.errors import UnsupportedLayerError
-from seqbatch.state import ContainerState, LSTMState, RNNState
+from seqbatch.state import LSTMState, RNNState
 
 T = TypeVar("T", bound=Tensor)
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)

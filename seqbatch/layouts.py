@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch._checks import PaddingSide
-from seqbatch._lengths import Lengths, Plan, masked_plan, packed_plan, padded_plan, window_plan
+from seqbatch._layout_checks import PaddingSide
+from seqbatch._lengths import Lengths
+from seqbatch._plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
 
 # Dtypes of which PyTorch gathers nothing on the CPU, and others of the same size.
 _BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from seqbatch._checks import complaint
-from seqbatch._lengths import CHUNK, Lengths, edge_plan
+from seqbatch._lengths import CHUNK, Lengths
+from seqbatch._plans import edge_plan
 from seqbatch.errors import SeqbatchTypeError
 from seqbatch.layouts import rearrange
 

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from seqbatch._checks import complaint, counted, describe, type_name
 from seqbatch._registry import is_recurrent, register_recurrent, unsupported
 from seqbatch.batch import SequenceBatch
+from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders._layers import keeps_forward
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
-from seqbatch.state import ContainerState
 
 
 def _holds_state(layer: nn.Sequential) -> bool:

@@ -11,6 +11,7 @@ from seqbatch._kinds import is_nothing
 from seqbatch._lengths import to_device
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
+from seqbatch.container_state import ContainerState
 from seqbatch.encoders._layers import (
     autocasts,
     keeps_forward,
@@ -22,7 +23,7 @@ from seqbatch.encoders._layers import (
 )
 from seqbatch.engines import Hidden
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
-from seqbatch.state import ContainerState, LSTMState, RNNState
+from seqbatch.state import LSTMState, RNNState
 
 # Modules and not RNNBase: the quantized layers, which PyTorch means to drop some day, are no subclasses of it.
 _Recurrent = Any

@@ -7,7 +7,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from seqbatch._lengths import Lengths, Plan, reverse_plan, to_device
+from seqbatch._lengths import Lengths, to_device
+from seqbatch._plans import Plan, reverse_plan
 
 # Places to cut that are weighed against each other; more would take longer to weigh than they save.
 PLACES = 32

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from seqbatch._lengths import Lengths, Plan
+from seqbatch._lengths import Lengths
+from seqbatch._plans import Plan
 from seqbatch.engines._interface import Hidden
 from seqbatch.layouts import rearrange
 

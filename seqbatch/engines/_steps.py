@@ -7,7 +7,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from seqbatch._lengths import Lengths, Plan, packed_plan, reverse_plan, to_device
+from seqbatch._lengths import Lengths, to_device
+from seqbatch._plans import Plan, packed_plan, reverse_plan
 
 # Steps that are cut at a time: one by one would take longer, and all at once memory for the views of a long sequence.
 CUT = 256

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqbatch._lengths import Lengths, packed_plan
+from seqbatch._lengths import Lengths
+from seqbatch._plans import packed_plan
 from seqbatch.engines._cells import Cell, GRUCell, LSTMCell, RNNCell, Tensors
 from seqbatch.engines._interface import Hidden
 from seqbatch.engines._stack import run_stack, weights_of

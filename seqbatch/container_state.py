@@ -1,0 +1,112 @@
+"""ContainerState: the states of the layers in a container."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Self
+
+import attrs
+from torch import Tensor
+
+from seqbatch import _checks
+from seqbatch._checks import complaint
+from seqbatch._state import Index, State
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+
+def _to_tuple(states: Iterable[Any]) -> tuple[Any, ...]:
+    if not isinstance(states, Iterable) or isinstance(states, (State, Tensor)):
+        raise complaint(SeqbatchTypeError, "states", "be a tuple of states and Nones", _checks.type_name(states))
+    return tuple(states)
+
+
+@attrs.frozen(eq=False)
+class ContainerState(State):
+    """The state of a container such as `nn.Sequential`.
+
+    Args:
+        states: one for each layer in the container, in order; None for a layer that keeps no state. What sums up the
+            sequences is that of one layer: `state.states[1].last()`. The state of a layer that is not PyTorch's may
+            be anything; the methods here need those of the same name there.
+
+    Raises:
+        SeqbatchTypeError: these are no states.
+        SeqbatchValueError: the states are of different numbers of sequences.
+
+    >>> _, state = encode_with_state(nn.Sequential(nn.Linear(5, 4), nn.GRU(4, 3)), [torch.zeros(7, 5)])
+    >>> state.states
+    (None, RNNState(1 sequence, 1 layer, 1 direction, size 3, torch.float32, cpu))
+    """
+
+    states: tuple[Any, ...] = attrs.field(converter=_to_tuple)
+
+    def __attrs_post_init__(self) -> None:
+        if len(self._sizes) > 1:
+            raise complaint(SeqbatchValueError, "states", "be of one number of sequences", sorted(self._sizes))
+
+    @property
+    def batch_size(self) -> int:
+        """The number of sequences; 0 if no state in it says."""
+        return next(iter(self._sizes), 0)
+
+    @property
+    def _sizes(self) -> set[int]:
+        """The numbers of sequences of the states in it that say."""
+        sizes: set[int] = set()
+        for state in self.states:
+            if isinstance(state, ContainerState):
+                sizes |= state._sizes
+            elif hasattr(state, "batch_size"):
+                sizes.add(int(state.batch_size))
+        return sizes
+
+    def select(self, indices: Index) -> Self:
+        """Take the states of some sequences, in the order given.
+
+        Args:
+            indices: which sequences, by an integer or by any other index.
+
+        Returns:
+            a state of copies, through which gradients flow.
+
+        Raises:
+            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchTypeError: this is no index, or a state in the container has no `select`.
+
+        >>> state = ContainerState((None, RNNState(torch.zeros(1, 1, 3, 8))))
+        >>> state.select([2, 0]).states[1].batch_size
+        2
+        """
+        self._require("select")
+        return super().select(indices)
+
+    def reset(self, indices: Index) -> Self:
+        """Set the states of some sequences to zeros, and keep those of the others.
+
+        Args:
+            indices: which sequences, by an integer or by any other index.
+
+        Returns:
+            a state of copies, through which gradients flow but for the zeros.
+
+        Raises:
+            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchTypeError: this is no index, or a state in the container has no `reset`.
+
+        >>> state = ContainerState((None, RNNState(torch.ones(1, 1, 3, 1))))
+        >>> state.reset(1).states[1].hidden.flatten()
+        tensor([1., 0., 1.])
+        """
+        self._require("reset")
+        return super().reset(indices)
+
+    def _require(self, method: str) -> None:
+        """Raise unless every state in it has a method; that of a Tensor of the same name is another one."""
+        for i, state in enumerate(self.states):
+            if state is not None and (isinstance(state, Tensor) or not hasattr(state, method)):
+                must = f"have batch_size and {method}, as RNNState"
+                raise complaint(SeqbatchTypeError, f"states[{i}]", must, _checks.type_name(state))
+
+    def _map(self, function: Callable[[Any], Any]) -> Self:
+        return type(self)(tuple(None if state is None else function(state) for state in self.states))
+
+    def __reduce__(self) -> tuple[type[Self], tuple[tuple[Any, ...]]]:
+        return type(self), (self.states,)
