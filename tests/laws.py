@@ -150,9 +150,9 @@ def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> No
         assert_close(tensors_of(final.select(full)), tensors_of(without_final))
 
 
-def check_memory(layer: nn.Module, features: int, times: float) -> None:
+def check_memory(layer: nn.Module, features: int, times: float, ones: int = 511, longest: int = 512) -> None:
     """Forward and backward memory grows with the steps, not with batch x longest."""
-    lengths = [1] * 511 + [512]
+    lengths = [1] * ones + [longest]
     batch = SequenceBatch(torch.randn(sum(lengths), features), lengths)
     with torch.profiler.profile(profile_memory=True) as profile:
         encode(layer, batch).values.sum().backward()

@@ -60,6 +60,10 @@ def test_memory(kind: Any) -> None:
     laws.check_memory(kind(32, 32), 32, times=30)
 
 
+def test_memory_of_one_long_sequence_beside_thousands_of_one_step() -> None:
+    laws.check_memory(nn.LSTM(32, 32), 32, times=30, ones=4095, longest=65536)
+
+
 @for_all_lengths(layer=recurrent_layers())
 def test_called_as_itself(lengths: list[int], layer: nn.RNNBase) -> None:
     laws.check_called_as_itself(layer, sequences(lengths, (layer.input_size,)))
