@@ -1,5 +1,6 @@
 """Who is measured: ways to run a recurrent layer, each from a list of tensors to a list of tensors."""
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -50,12 +51,11 @@ def contenders(workload: Workload) -> dict[str, Contender]:
 def _by_torchrua() -> dict[str, Contender]:
     index = Tensor.__getitem__
     try:
-        import torchrua
+        library: Any = importlib.import_module("torchrua")
     except ImportError:
         return {}
     # Importing it replaces the indexing of all tensors by a slower one, which would tell on everybody here.
     Tensor.__getitem__ = index  # type: ignore[method-assign]
-    library: Any = torchrua
 
     def run(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
         output, _ = layer(library.new_pack(sequences))
