@@ -92,17 +92,22 @@ class Lengths:
     @_Kept
     def rows(self) -> Tensor:
         """`(total_steps,)`, int64, on the host: the sequence that each step belongs to."""
-        return torch.repeat_interleave(_arange(len(self)), self.tensor)
+        return torch.repeat_interleave(self.tensor, output_size=self.total)
 
     @_Kept
     def steps(self) -> Tensor:
         """`(total_steps,)`, int64, on the host: the position of each step in its sequence."""
-        return _arange(self.total) - self.offsets[self.rows]
+        return _arange(self.total) - self.offsets.index_select(0, self.rows)
 
     @_Kept
     def order(self) -> Tensor:
         """`(batch,)`, int64, on the host: the sequences from longest to shortest, equals in the caller's order."""
         return self.tensor.argsort(descending=True, stable=True)
+
+    @_Kept
+    def rank(self) -> Tensor:
+        """`(batch,)`, int64, on the host: the place of each sequence in `order`."""
+        return torch.empty_like(self.order).scatter_(0, self.order, _arange(len(self)))
 
     @_Kept
     def batch_sizes(self) -> Tensor:

@@ -46,7 +46,7 @@ class Plan:
 def reverse_plan(lengths: Lengths) -> Plan:
     """Every sequence back to front."""
     ends = lengths.offsets[:-1] + lengths.offsets[1:] - 1
-    back = ends[lengths.rows] - _arange(lengths.total)
+    back = ends.index_select(0, lengths.rows) - _arange(lengths.total)
     return Plan(back, back)
 
 
@@ -54,20 +54,18 @@ def packed_plan(lengths: Lengths) -> Plan:
     """Flat values to the data of a PackedSequence: step by step, the longest sequence first in each step."""
     sizes = lengths.batch_sizes
     starts = sizes.cumsum(0) - sizes
-    rank = torch.empty_like(lengths.order)
-    rank[lengths.order] = _arange(len(lengths))
-    give = starts[lengths.steps] + rank[lengths.rows]
-    return Plan(_undo(give, lengths.total), give)
+    give = starts.index_select(0, lengths.steps) + lengths.rank.index_select(0, lengths.rows)
+    return Plan(undo(give, lengths.total), give)
 
 
 def padded_plan(lengths: Lengths, batch_first: bool, side: str, time: int) -> Plan:
     """Flat values to the rows of a padded tensor of `time` steps, batch and time as one axis."""
     steps = lengths.steps
     if side == "left":
-        steps = steps + (time - lengths.tensor)[lengths.rows]
+        steps = steps + (time - lengths.tensor).index_select(0, lengths.rows)
     give = lengths.rows * time + steps if batch_first else steps * len(lengths) + lengths.rows
     cells = len(lengths) * time
-    return Plan(_undo(give, cells), give, take_fills=cells > lengths.total)
+    return Plan(undo(give, cells), give, take_fills=cells > lengths.total)
 
 
 def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
@@ -77,13 +75,13 @@ def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
     else:
         rows, steps = mask.T.nonzero(as_tuple=True)
         take = steps * mask.shape[1] + rows
-    return Plan(take, _undo(take, mask.numel()), give_fills=mask.numel() > len(take))
+    return Plan(take, undo(take, mask.numel()), give_fills=mask.numel() > len(take))
 
 
 def window_plan(starts: Tensor, lengths: Lengths, rows: int) -> Plan:
     """A tensor of `rows` rows to flat values, where each sequence starts at a row of its own; no two may overlap."""
     take = _runs(starts, lengths.tensor)
-    return Plan(take, _undo(take, rows), give_fills=rows > lengths.total)
+    return Plan(take, undo(take, rows), give_fills=rows > lengths.total)
 
 
 def edge_plan(lengths: Lengths, last: bool) -> Plan:
@@ -103,7 +101,7 @@ def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
     take = _runs(lengths.offsets[rows], lengths.tensor[rows])
     if len(set(chosen)) < len(chosen):
         return Plan(take, None)
-    return Plan(take, _undo(take, lengths.total), give_fills=len(take) < lengths.total)
+    return Plan(take, undo(take, lengths.total), give_fills=len(take) < lengths.total)
 
 
 def mask(lengths: Lengths, batch_first: bool, side: str, time: int) -> Tensor:
@@ -121,8 +119,6 @@ def _runs(starts: Tensor, counts: Tensor) -> Tensor:
     return _arange(int(counts.sum())) + torch.repeat_interleave(starts - (ends - counts), counts)
 
 
-def _undo(index: Tensor, rows: int) -> Tensor:
+def undo(index: Tensor, rows: int) -> Tensor:
     """Turn a gather from `rows` rows, none twice, into the gather that undoes it."""
-    back = _full((rows,), len(index))
-    back[index] = _arange(len(index))
-    return back
+    return _full((rows,), len(index)).scatter_(0, index, _arange(len(index)))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from seqbatch._lengths import Lengths, to_device
-from seqbatch._plans import Plan, reverse_plan
+from seqbatch._plans import Plan, reverse_plan, undo
 
 # Places to cut that are weighed against each other; more would take longer to weigh than they save.
 PLACES = 32
@@ -47,17 +47,15 @@ def blocks_of(lengths: Lengths, overhead: int) -> Blocks:
     shapes = [(end - begin, count) for begin, end, count in cuts]
     begins, ends, counts = (torch.tensor(part, device="cpu") for part in zip(*cuts, strict=True))
     sizes = (ends - begins) * counts
-    rank = torch.empty_like(lengths.order)
-    rank[lengths.order] = torch.arange(len(lengths), device="cpu")
     block = torch.searchsorted(ends, lengths.steps, right=True)
     firsts = sizes.cumsum(0) - sizes - begins * counts  # of each block, as if its first step were the first of all
-    give = firsts[block] + lengths.steps * counts[block] + rank[lengths.rows]
+    give = firsts.index_select(0, block) + lengths.steps * counts.index_select(0, block)
+    give += lengths.rank.index_select(0, lengths.rows)
     rows = sum(steps * count for steps, count in shapes)
-    take = torch.full((rows,), lengths.total, device="cpu")
-    take[give] = torch.arange(lengths.total, device="cpu")
-    padded = rows > lengths.total
-    padding = (take == lengths.total).float()[:, None] if padded else None
-    return Blocks(shapes, Plan(take, give, take_fills=padded), give[lengths.offsets[1:] - 1][lengths.order], padding)
+    enter = Plan(undo(give, rows), give, take_fills=rows > lengths.total)
+    padding = (enter.take == lengths.total).float()[:, None] if enter.take_fills else None
+    lasts = (lengths.offsets[1:] - 1).index_select(0, lengths.order)
+    return Blocks(shapes, enter, give.index_select(0, lasts), padding)
 
 
 def turn_plan(lengths: Lengths, overhead: int) -> Plan:

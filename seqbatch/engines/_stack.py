@@ -55,9 +55,7 @@ def weights_of(layer: nn.RNNBase, index: int) -> list[list[Tensor]]:
 
 def rank_plan(lengths: Lengths) -> Plan:
     """Sequences, longest first, to the caller's order."""
-    rank = torch.empty_like(lengths.order)
-    rank[lengths.order] = torch.arange(len(lengths), device="cpu")
-    return Plan(rank, lengths.order)
+    return Plan(lengths.rank, lengths.order)
 
 
 def _reorder(state: Tensor, plan: Plan) -> Tensor:

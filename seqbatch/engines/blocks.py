@@ -40,8 +40,11 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
 
 
 def block_overhead(input_size: int, hidden_size: int) -> int:
-    """How many rows take as long as one block more: to lay out the weights anew, and a call."""
-    return 32 + 2**20 // (hidden_size * (input_size + hidden_size))
+    """How many rows take as long as one block more: to lay out the weights anew, and a call.
+
+    Fitted to `torch.lstm` on 2 to 32 sequences of 5 to 60 steps, of sizes 64 to 1024, in inference and training.
+    """
+    return 64 + 2**20 // (hidden_size * (input_size + hidden_size))
 
 
 def _run_way(blocks: Blocks, rows: Tensor, weights: list[Tensor], start: Hidden) -> tuple[Tensor, Tensor, Tensor]:
@@ -59,7 +62,7 @@ def _run_way(blocks: Blocks, rows: Tensor, weights: list[Tensor], start: Hidden)
         outputs.append(output.flatten(0, 1))
         cells.append(cell[:, running:])
         hidden, cell = hidden[:, :running], cell[:, :running]
-    output = torch.cat(outputs)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return output, output.index_select(0, blocks.ends)[None], torch.cat(cells[::-1], 1)
 
 

@@ -59,7 +59,7 @@ WORKLOADS = [
     Workload("tiny", 8, 64, 64, shortest=5, longest=40),
     Workload("one sequence", 1, 64, 128, given=(100,)),
     Workload("equal lengths", 32, 64, 128, given=(40,) * 32),
-    Workload("one long, many short", 256, 64, 64, given=(1,) * 255 + (2000,)),
+    Workload("one long, many short", 128, 64, 64, given=(1,) * 127 + (500,)),
     Workload("single steps", 512, 64, 64, given=(1,) * 512),
     Workload("long", 8, 64, 64, shortest=500, longest=1000),
 ]

@@ -85,5 +85,5 @@ def test_padding_holds_the_cell_exactly(scale: float) -> None:
 
 
 def test_a_block_costs_more_rows_where_a_row_costs_less() -> None:
-    assert blocks.block_overhead(64, 64) == 160
-    assert blocks.block_overhead(64, 1024) == 32
+    assert blocks.block_overhead(64, 64) == 192
+    assert blocks.block_overhead(64, 1024) == 64
