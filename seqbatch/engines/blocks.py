@@ -14,8 +14,9 @@ from seqbatch.engines._interface import Hidden
 from seqbatch.engines._stack import run_stack, weights_of
 from seqbatch.layouts import rearrange
 
-# By how much padding shuts and opens gates: far beyond where a sigmoid is 0 or 1 in single precision.
-SHUT = 1e4
+# By how much padding shuts and opens gates: far beyond where a sigmoid is 0 or 1 in single precision, and beyond what
+# weights may add against it, since hidden states are 1 at most.
+SHUT = 1e18
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:

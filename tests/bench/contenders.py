@@ -55,7 +55,7 @@ def _by_torchrua() -> dict[str, Contender]:
     except ImportError:
         return {}
     # Importing it replaces the indexing of all tensors by a slower one, which would tell on everybody here.
-    Tensor.__getitem__ = index  # type: ignore[method-assign]
+    Tensor.__getitem__ = index  # type: ignore[method-assign]  # which is what is undone
 
     def run(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
         output, _ = layer(library.new_pack(sequences))

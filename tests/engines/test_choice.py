@@ -74,7 +74,7 @@ def changed(how: str) -> nn.Module:
     if how == "own forward":
         return Own(2, 3)
     if how == "forward set on the layer":
-        layer.forward = layer.forward  # type: ignore[method-assign]
+        layer.forward = layer.forward  # type: ignore[method-assign]  # as libraries that wrap a layer do
     if how == "weight norm":
         nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
     if how == "hook":
