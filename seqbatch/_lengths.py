@@ -140,12 +140,13 @@ class Lengths:
     def plan(self, make: Callable[..., Made], *options: object, device: torch.device) -> Made:
         """Give the plan `make(self, *options)` on a device, made the first time only."""
         key = (make, options, device)
-        if key not in self._plans:
-            if len(self._plans) == KEPT_PLANS:
-                self._plans.pop(next(iter(self._plans)))
+        plan: Made | None = self._plans.get(key)
+        if plan is None:
             with torch.inference_mode(False):
-                self._plans[key] = make(self, *options).to(device)
-        plan: Made = self._plans[key]
+                plan = make(self, *options).to(device)
+            self._plans[key] = plan
+            for oldest in list(self._plans)[:-KEPT_PLANS]:
+                self._plans.pop(oldest, None)  # another thread may have done so
         return plan
 
     @_Kept

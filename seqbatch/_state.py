@@ -32,6 +32,9 @@ class State(ABC):
     def _map(self, function: Callable[[Any], Any]) -> Self:
         """Apply a function to each part: a Tensor with the batch as its third axis, or a state."""
 
+    def _require(self, method: str) -> None:  # noqa: B027  # only the parts of a container may lack one
+        """Raise unless every part has a method."""
+
     def __getitem__(self, index: Index) -> Self:
         """The state of one sequence, or of several, its batch dimension kept; as `select`."""
         return self.select(index)
@@ -53,11 +56,12 @@ class State(ABC):
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index.
+            SeqbatchTypeError: this is no index, or a state in a container has no `select`.
 
         >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).select([2, 0]).hidden.flatten()
         tensor([3., 1.])
         """
+        self._require("select")
         chosen = _chosen(indices, self.batch_size)
         return self._map(lambda part: _select(part, chosen))
 
@@ -72,11 +76,12 @@ class State(ABC):
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index.
+            SeqbatchTypeError: this is no index, or a state in a container has no `reset`.
 
         >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).reset([True, False, True]).hidden.flatten()
         tensor([0., 2., 0.])
         """
+        self._require("reset")
         chosen = _chosen(indices, self.batch_size)
         return self._map(lambda part: _reset(part, chosen))
 

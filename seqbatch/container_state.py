@@ -8,7 +8,7 @@ from torch import Tensor
 
 from seqbatch import _checks
 from seqbatch._checks import complaint
-from seqbatch._state import Index, State
+from seqbatch._state import State
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
@@ -57,46 +57,6 @@ class ContainerState(State):
             elif hasattr(state, "batch_size"):
                 sizes.add(int(state.batch_size))
         return sizes
-
-    def select(self, indices: Index) -> Self:
-        """Take the states of some sequences, in the order given.
-
-        Args:
-            indices: which sequences, by an integer or by any other index.
-
-        Returns:
-            a state of copies, through which gradients flow.
-
-        Raises:
-            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index, or a state in the container has no `select`.
-
-        >>> state = ContainerState((None, RNNState(torch.zeros(1, 1, 3, 8))))
-        >>> state.select([2, 0]).states[1].batch_size
-        2
-        """
-        self._require("select")
-        return super().select(indices)
-
-    def reset(self, indices: Index) -> Self:
-        """Set the states of some sequences to zeros, and keep those of the others.
-
-        Args:
-            indices: which sequences, by an integer or by any other index.
-
-        Returns:
-            a state of copies, through which gradients flow but for the zeros.
-
-        Raises:
-            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index, or a state in the container has no `reset`.
-
-        >>> state = ContainerState((None, RNNState(torch.ones(1, 1, 3, 1))))
-        >>> state.reset(1).states[1].hidden.flatten()
-        tensor([1., 0., 1.])
-        """
-        self._require("reset")
-        return super().reset(indices)
 
     def _require(self, method: str) -> None:
         """Raise unless every state in it has a method; that of a Tensor of the same name is another one."""

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from laws import tensors_of
-from strategies import for_all_lengths, make, recurrent_layers, sequences
+from states import container_state, every_state, lstm_state, rnn_state
+from strategies import for_all_lengths, recurrent_layers, sequences
 from torch import nn
 from torch.testing import assert_close
 
@@ -21,22 +22,6 @@ from seqbatch import (
     SeqbatchValueError,
     encode_with_state,
 )
-
-
-def rnn_state(batch: int) -> RNNState:
-    return RNNState(make((2, 2, batch, 4), torch.float64))
-
-
-def lstm_state(batch: int) -> LSTMState:
-    return LSTMState(make((2, 1, batch, 4), torch.float64), make((2, 1, batch, 5), torch.float64, seed=1))
-
-
-def container_state(batch: int) -> ContainerState:
-    return ContainerState((None, rnn_state(batch), ContainerState((lstm_state(batch), None))))
-
-
-MAKERS: list[Callable[[int], Any]] = [rnn_state, lstm_state, container_state]
-every_state = pytest.mark.parametrize("make_state", MAKERS)
 
 
 @every_state

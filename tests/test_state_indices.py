@@ -6,27 +6,12 @@ from typing import Any
 import pytest
 import torch
 from laws import tensors_of
-from strategies import make, sequences
+from states import every_state, lstm_state, rnn_state
+from strategies import sequences
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from seqbatch import ContainerState, LSTMState, RNNState, SeqbatchIndexError, SeqbatchTypeError, encode_with_state
-
-
-def rnn_state(batch: int) -> RNNState:
-    return RNNState(make((2, 2, batch, 4), torch.float64))
-
-
-def lstm_state(batch: int) -> LSTMState:
-    return LSTMState(make((2, 1, batch, 4), torch.float64), make((2, 1, batch, 5), torch.float64, seed=1))
-
-
-def container_state(batch: int) -> ContainerState:
-    return ContainerState((None, rnn_state(batch), ContainerState((lstm_state(batch), None))))
-
-
-MAKERS: list[Callable[[int], Any]] = [rnn_state, lstm_state, container_state]
-every_state = pytest.mark.parametrize("make_state", MAKERS)
+from seqbatch import ContainerState, LSTMState, SeqbatchIndexError, SeqbatchTypeError, encode_with_state
 
 INDICES: list[tuple[Any, list[int]]] = [
     (1, [1]),

@@ -150,7 +150,8 @@ class RNNCell(Cell):
 
     def backward(self, steps: Steps, weight: Tensor, saved: Tensors, dh: Tensor, dc: Tensor) -> tuple[Tensors, Tensors]:
         rows = saved[0][:, -dh.shape[1] :]
-        slopes = 1 - rows * rows if self.is_tanh else (rows > 0).to(rows.dtype)
+        # As in PyTorch, NaN is not below 0: its gradient must not look like one that is merely small.
+        slopes = 1 - rows * rows if self.is_tanh else (~(rows <= 0)).to(rows.dtype)
         later: list[Tensor] = []
         for dh_, slope in zip(*map(steps.split_back, (dh, slopes)), strict=True):
             if later:

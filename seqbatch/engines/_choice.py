@@ -71,6 +71,6 @@ def _has_global_hooks() -> bool:
 
 
 def _is_transformed() -> bool:
-    """Tell whether a transform of `torch.func` runs, which an autograd function of one's own is in the way of."""
+    """Tell whether `torch.func` or forward-mode differentiation runs, which `scan` knows nothing of."""
     active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    return bool(active())
+    return bool(active()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0

@@ -15,7 +15,7 @@ from seqbatch.engines._stack import run_stack, weights_of
 from seqbatch.layouts import rearrange
 
 # By how much padding shuts and opens gates: far beyond where a sigmoid is 0 or 1 in single precision, and beyond what
-# weights may add against it, since hidden states are 1 at most.
+# weights add against it, up to some 1e17 each, since hidden states are 1 at most.
 SHUT = 1e18
 
 

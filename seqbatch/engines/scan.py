@@ -77,10 +77,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
-        saved, (inputs, w_ih, w_hh, b_ih, b_hh, *start) = (
-            ctx.saved_tensors[: ctx.number],
-            ctx.saved_tensors[ctx.number :],
-        )
+        kept = ctx.saved_tensors  # asked for once, since checkpoints give them once
+        saved, (inputs, w_ih, w_hh, b_ih, b_hh, *start) = kept[: ctx.number], kept[ctx.number :]
         steps: Steps = ctx.steps
         if torch.is_grad_enabled():
             wanted = [inputs, w_ih, w_hh, b_ih, b_hh, *start]

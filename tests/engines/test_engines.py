@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from reference import run_alone
 from strategies import for_all_lengths, make, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from seqbatch import SequenceBatch, encode, encode_with_state, engines
 from seqbatch.engines import Engine, blocks, direct, packed, scan
@@ -152,3 +153,43 @@ def test_half_precision_is_as_near_to_the_truth_as_a_run_alone(kind: Any, dtype:
         return max(float((one - other).detach().abs().max()) for one, other in pairs if len(one))
 
     assert error(outputs) <= max(2 * error(alone), torch.finfo(dtype).eps)  # one rounding of what may be up to 1
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_checkpoints_run_it_again(kind: Any) -> None:
+    layer = kind(3, 4, dtype=torch.float64)
+    values = make((6, 3), torch.float64).requires_grad_()
+    batch = SequenceBatch(values, [4, 2])
+
+    def run_layer(values: Tensor) -> Tensor:
+        return encode(layer, batch.with_values(values)).values
+
+    with run_by(scan.run):
+        wanted = torch.autograd.grad(run_layer(values).sum(), values)
+        rerun: Any = checkpoint(run_layer, values, use_reentrant=False)
+        torch.testing.assert_close(torch.autograd.grad(rerun.sum(), values), wanted)
+
+
+def test_what_is_not_a_number_shows_in_every_gradient_that_it_reaches() -> None:
+    torch.manual_seed(0)
+    layer = nn.RNN(2, 3, nonlinearity="relu", dtype=torch.float64)
+    xs = sequences([3, 2], (2,))
+    with torch.no_grad():
+        xs[0][1, 0] = float("nan")
+    with run_by(scan.run):
+        found = torch.autograd.grad(torch.cat(encode(layer, xs)).sum(), [*xs, *layer.parameters()])
+    alone = torch.autograd.grad(torch.cat(run_alone(layer, xs)[0]).sum(), [*xs, *layer.parameters()])
+    torch.testing.assert_close(found, alone, equal_nan=True)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which PyTorch's forward mode calls itself
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+def test_forward_mode_differentiation(kind: Any) -> None:
+    layer = kind(2, 3, dtype=torch.float64)
+    x, tangent = make((4, 2), torch.float64), make((4, 2), torch.float64, seed=1)
+    tangents = []
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x, tangent)
+        for output in (layer(dual)[0], encode(layer, [dual, x[:2]])[0]):
+            tangents.append(torch.autograd.forward_ad.unpack_dual(output).tangent)
+    torch.testing.assert_close(tangents[1], tangents[0])
