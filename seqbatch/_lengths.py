@@ -31,11 +31,19 @@ _arange, _full, _tensor = (partial(make, device="cpu") for make in (torch.arange
 CHUNK = 32
 
 
+def _outside_inference_mode(make: Callable[[], T]) -> T:
+    """Make something that is of use in training too; to leave the mode takes time, so only where it is on."""
+    if not torch.is_inference_mode_enabled():
+        return make()
+    with torch.inference_mode(False):
+        return make()
+
+
 class _Kept(cached_property[T]):
     """A property that is computed once, and of use in training too if that was in `torch.inference_mode`."""
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
-        super().__init__(torch.inference_mode(False)(compute))
+        super().__init__(lambda lengths: _outside_inference_mode(lambda: compute(lengths)))
 
 
 class Lengths:
@@ -124,8 +132,7 @@ class Lengths:
         """Give one of the tensors above, by its name, on a device."""
         key = (name, device)
         if key not in self._on_device:
-            with torch.inference_mode(False):
-                self._on_device[key] = to_device(getattr(self, name), device)
+            self._on_device[key] = _outside_inference_mode(lambda: to_device(getattr(self, name), device))
         return self._on_device[key]
 
     def adopt_offsets(self, offsets: Tensor) -> None:
@@ -142,8 +149,7 @@ class Lengths:
         key = (make, options, device)
         plan: Made | None = self._plans.get(key)
         if plan is None:
-            with torch.inference_mode(False):
-                plan = make(self, *options).to(device)
+            plan = _outside_inference_mode(lambda: make(self, *options).to(device))
             self._plans[key] = plan
             for oldest in list(self._plans)[:-KEPT_PLANS]:
                 self._plans.pop(oldest, None)  # another thread may have done so

@@ -120,5 +120,5 @@ def _runs(starts: Tensor, counts: Tensor) -> Tensor:
 
 
 def undo(index: Tensor, rows: int) -> Tensor:
-    """Turn a gather from `rows` rows, none twice, into the gather that undoes it."""
+    """Turn a gather from `rows` rows into the gather that undoes it, from any place of a row that is taken twice."""
     return _full((rows,), len(index)).scatter_(0, index, _arange(len(index)))

@@ -21,7 +21,7 @@ class Blocks:
     Args:
         shapes: steps and sequences of each block.
         enter: flat values to rows.
-        ends: `(batch,)`, int64: the row of the last step of each sequence, of the longest first.
+        ends: `(batch,)`, int64: the row of the last step of each sequence, in the caller's order.
         padding: `(rows, 1)`, 1 on padding; None if there is none.
     """
 
@@ -45,17 +45,19 @@ def blocks_of(lengths: Lengths, overhead: int) -> Blocks:
     """
     cuts = cut(lengths.counts, overhead)
     shapes = [(end - begin, count) for begin, end, count in cuts]
-    begins, ends, counts = (torch.tensor(part, device="cpu") for part in zip(*cuts, strict=True))
-    sizes = (ends - begins) * counts
-    block = torch.searchsorted(ends, lengths.steps, right=True)
-    firsts = sizes.cumsum(0) - sizes - begins * counts  # of each block, as if its first step were the first of all
-    give = firsts.index_select(0, block) + lengths.steps * counts.index_select(0, block)
-    give += lengths.rank.index_select(0, lengths.rows)
-    rows = sum(steps * count for steps, count in shapes)
-    enter = Plan(undo(give, rows), give, take_fills=rows > lengths.total)
-    padding = (enter.take == lengths.total).float()[:, None] if enter.take_fills else None
-    lasts = (lengths.offsets[1:] - 1).index_select(0, lengths.order)
-    return Blocks(shapes, enter, give.index_select(0, lasts), padding)
+    firsts = lengths.offsets[:-1].index_select(0, lengths.order)
+    counts = lengths.tensor.index_select(0, lengths.order)
+    steps = torch.arange(lengths.longest, device="cpu")[:, None]
+    # Of padding the row of a step after the last of all, which there is none of.
+    takes = [
+        torch.where(part < counts[:count], part + firsts[:count], lengths.total).flatten()
+        for part, (_, count) in zip(steps.split([steps for steps, _ in shapes]), shapes, strict=True)
+    ]
+    take = takes[0] if len(takes) == 1 else torch.cat(takes)
+    give = undo(take, lengths.total + 1)[: lengths.total]
+    enter = Plan(take, give, take_fills=len(take) > lengths.total)
+    padding = (take == lengths.total).float()[:, None] if enter.take_fills else None
+    return Blocks(shapes, enter, give.index_select(0, lengths.offsets[1:] - 1), padding)
 
 
 def turn_plan(lengths: Lengths, overhead: int) -> Plan:

@@ -9,6 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from seqbatch._lengths import Lengths
 from seqbatch.engines import blocks, direct, packed, scan
 from seqbatch.engines._interface import Engine
+from seqbatch.engines._products import pays
 
 _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
 
@@ -19,16 +20,17 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
     - `packed` calls the layer itself, so it serves every layer, on every device. Of what is left it is the fastest on
       CUDA, and on the CPU where no gradients are wanted; and in half precision it rounds as PyTorch does.
     - `blocks` reaches oneDNN, which serves an LSTM in single precision on the CPU.
-    - `scan` trains what oneDNN does not serve: its backward pass takes half the time of PyTorch's, or less.
+    - `scan` trains what oneDNN does not serve: its backward pass takes half the time of PyTorch's, or less. And it runs
+      wide layers, of which every step is one large product, and oneDNN has a faster one.
     - `direct` is what there is nothing to add to where lengths are equal, unless `scan` trains faster.
     """
     serves = values.is_cpu and values.dtype in (torch.float32, torch.float64)
     if not serves or not is_open(layer) or torch.is_autocast_enabled("cpu"):
         return packed.run
     equal = len(set(lengths.counts)) == 1
-    if isinstance(layer, nn.LSTM) and values.dtype is torch.float32 and has_onednn():
+    if isinstance(layer, nn.LSTM) and values.dtype is torch.float32 and has_onednn() and blocks.is_there():
         return direct.run if equal else blocks.run
-    if wants_gradients(layer, values) and not _is_transformed():
+    if (wants_gradients(layer, values) or _is_wide(layer, values, lengths)) and not _is_transformed():
         return scan.run
     return direct.run if equal else packed.run
 
@@ -50,6 +52,12 @@ def is_open(layer: nn.Module) -> bool:
 def wants_gradients(layer: nn.Module, values: Tensor) -> bool:
     """Tell whether a backward pass may follow."""
     return torch.is_grad_enabled() and (values.requires_grad or any(p.requires_grad for p in layer.parameters()))
+
+
+def _is_wide(layer: nn.Module, values: Tensor, lengths: Lengths) -> bool:
+    """Tell whether the smallest product of a step is worth a weight of its own layout."""
+    size: Any = layer.hidden_size
+    return pays(values, size**2, lengths.longest)
 
 
 def has_onednn() -> bool:

@@ -10,8 +10,9 @@ from seqbatch._plans import Plan
 from seqbatch.engines._interface import Hidden
 from seqbatch.layouts import rearrange
 
-# From the number of a layer, its input and its initial state to its output and final state; rows in an order of the
-# engine's own, states `(directions, batch, size)` of the longest sequence first.
+# From the number of a layer, its input and its initial state to its output and final state. Rows are in an order of the
+# engine's own; initial states are `(directions, batch, size)`, the longest sequence first, and final ones in the
+# caller's order, for they are gathered anyway.
 RunLayer = Callable[[int, Tensor, Hidden], tuple[Tensor, Hidden]]
 
 
@@ -29,12 +30,11 @@ def run_stack(
         run_layer: see above.
     """
     directions = 2 if layer.bidirectional else 1
-    rank = lengths.plan(rank_plan, device=values.device)
     if hidden is None:
         zeros = values.new_zeros(layer.num_layers * directions, len(lengths), layer.hidden_size)
         starts: Hidden = (zeros, zeros) if layer.mode == "LSTM" else (zeros,)
     else:
-        starts = tuple(_reorder(part, rank.inverse) for part in hidden)
+        starts = tuple(part.index_select(1, lengths.on("order", values.device)) for part in hidden)
     current = rearrange(values, enter)
     finals = []
     for i in range(layer.num_layers):
@@ -42,8 +42,8 @@ def run_stack(
             current = nn.functional.dropout(current, layer.dropout, layer.training)
         current, final = run_layer(i, current, tuple(part[i * directions : (i + 1) * directions] for part in starts))
         finals.append(final)
-    ends = (torch.cat(parts) for parts in zip(*finals, strict=True))
-    return rearrange(current, enter.inverse), tuple(_reorder(end, rank) for end in ends)
+    ends = finals[0] if len(finals) == 1 else tuple(map(torch.cat, zip(*finals, strict=True)))
+    return rearrange(current, enter.inverse), ends
 
 
 def weights_of(layer: nn.RNNBase, index: int) -> list[list[Tensor]]:
@@ -51,13 +51,3 @@ def weights_of(layer: nn.RNNBase, index: int) -> list[list[Tensor]]:
     kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
     ways = ["", "_reverse"] if layer.bidirectional else [""]
     return [[getattr(layer, f"{kind}_l{index}{way}") for kind in kinds] for way in ways]
-
-
-def rank_plan(lengths: Lengths) -> Plan:
-    """Sequences, longest first, to the caller's order."""
-    return Plan(lengths.rank, lengths.order)
-
-
-def _reorder(state: Tensor, plan: Plan) -> Tensor:
-    """Gather along the second axis, that of the batch."""
-    return rearrange(state.transpose(0, 1), plan).transpose(0, 1)

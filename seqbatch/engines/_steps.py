@@ -21,16 +21,18 @@ class Steps:
     Args:
         sizes: how many sequences have each step, never rising.
         before: `(total_steps,)`, int64: of each row the row a step before, where the rows begin with the starts.
-        ends: `(batch,)`, int64: the last row of each sequence.
+        ends: `(batch,)`, int64: the last row of each sequence, in the caller's order.
+        rank: `(batch,)`, int64: the place of each sequence of the caller's.
     """
 
     sizes: list[int]
     before: Tensor
     ends: Tensor
+    rank: Tensor
 
     def to(self, device: torch.device) -> Self:
         """Copy the indices to a device."""
-        return type(self)(self.sizes, to_device(self.before, device), to_device(self.ends, device))
+        return type(self)(self.sizes, *(to_device(part, device) for part in (self.before, self.ends, self.rank)))
 
     def split(self, rows: Tensor) -> Iterator[Tensor]:
         """Give the rows of each step, as views."""
@@ -63,13 +65,13 @@ class Steps:
 
 def steps_of(lengths: Lengths) -> Steps:
     """Work out the steps; no length may be 0."""
-    sizes, order = lengths.batch_sizes, lengths.order
+    sizes = lengths.batch_sizes
     firsts = sizes.cumsum(0) - sizes
     # All steps have the sequences in one order, so that those that have this step were the first ones a step before.
     shift = torch.cat([-firsts[:1], len(lengths) + firsts[:-1] - firsts[1:]])
     before = torch.repeat_interleave(shift, sizes) + torch.arange(lengths.total, device="cpu")
-    ends = firsts[lengths.tensor[order] - 1] + torch.arange(len(lengths), device="cpu")
-    return Steps(sizes.tolist(), before, ends)
+    ends = firsts.index_select(0, lengths.tensor - 1) + lengths.rank
+    return Steps(sizes.tolist(), before, ends, lengths.rank)
 
 
 def turn_plan(lengths: Lengths) -> Plan:

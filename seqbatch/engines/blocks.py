@@ -5,6 +5,8 @@ at a, padded to b; its state, of the sequences still running at b, starts the ne
 feature shuts the input gate and opens the forget gate wide, so that the cell of a sequence that has ended is held.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor, nn
 
@@ -22,13 +24,14 @@ SHUT = 1e18
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
     """Run the layer as `Engine` says; for an `nn.LSTM` without projection, hooks or a `forward` of its own."""
     overhead = block_overhead(layer.input_size, layer.hidden_size)
+    rank = lengths.on("rank", values.device)
     blocks = lengths.plan(blocks_of, overhead, device=values.device)
     turn = lengths.plan(turn_plan, overhead, device=values.device) if layer.bidirectional else None
 
     def run_layer(index: int, current: Tensor, start: Hidden) -> tuple[Tensor, Hidden]:
         inputs = [current] if turn is None else [current, rearrange(current, turn)]
         results = [
-            _run_way(blocks, rows, weights, tuple(part[way : way + 1] for part in start))
+            _run_way(blocks, rank, rows, weights, tuple(part[way : way + 1] for part in start))
             for way, (rows, weights) in enumerate(zip(inputs, weights_of(layer, index), strict=True))
         ]
         outputs, hiddens, cells = zip(*results, strict=True)
@@ -40,6 +43,21 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     return run_stack(layer, values, lengths, hidden, blocks.enter, run_layer)
 
 
+@cache
+def is_there() -> bool:
+    """Tell whether this PyTorch has `torch.lstm`, which it does not document, and it does what it should."""
+    one, gates = torch.ones(1, 1, 1, device="cpu"), torch.ones(4, 1, device="cpu")
+    state = torch.zeros_like(one)
+    try:
+        with torch.no_grad():
+            output, _, cell = torch.lstm(one, (state, state), [gates, gates], False, 1, 0.0, False, False, False)
+    except (AttributeError, RuntimeError, TypeError):
+        return False
+    opened = one.sigmoid()
+    wanted = opened * one.tanh()
+    return torch.allclose(cell, wanted) and torch.allclose(output, opened * wanted.tanh())
+
+
 def block_overhead(input_size: int, hidden_size: int) -> int:
     """How many rows take as long as one block more: to lay out the weights anew, and a call.
 
@@ -48,7 +66,9 @@ def block_overhead(input_size: int, hidden_size: int) -> int:
     return 64 + 2**20 // (hidden_size * (input_size + hidden_size))
 
 
-def _run_way(blocks: Blocks, rows: Tensor, weights: list[Tensor], start: Hidden) -> tuple[Tensor, Tensor, Tensor]:
+def _run_way(
+    blocks: Blocks, rank: Tensor, rows: Tensor, weights: list[Tensor], start: Hidden
+) -> tuple[Tensor, Tensor, Tensor]:
     """Run one layer in one direction; its output, and its hidden state and cell at each sequence's end."""
     if blocks.padding is not None:
         rows = torch.cat([rows, blocks.padding.to(rows.dtype)], 1)
@@ -64,7 +84,7 @@ def _run_way(blocks: Blocks, rows: Tensor, weights: list[Tensor], start: Hidden)
         cells.append(cell[:, running:])
         hidden, cell = hidden[:, :running], cell[:, :running]
     output = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
-    return output, output.index_select(0, blocks.ends)[None], torch.cat(cells[::-1], 1)
+    return output, output.index_select(0, blocks.ends)[None], torch.cat(cells[::-1], 1).index_select(1, rank)
 
 
 def _gates(weight: Tensor) -> Tensor:

@@ -21,13 +21,9 @@ _CELLS: dict[str, Cell] = {
     "RNN_TANH": RNNCell("tanh"),
     "RNN_RELU": RNNCell("relu"),
 }
-# PyTorch's own functions for the same layers, of which gradients of any order are to be had.
-_FUNCTIONS: dict[str, Any] = {
-    "LSTM": torch.lstm,
-    "GRU": torch.gru,
-    "RNN_TANH": torch.rnn_tanh,
-    "RNN_RELU": torch.rnn_relu,
-}
+
+
+_ROWS = torch.contiguous_format
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
@@ -35,7 +31,7 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     steps = lengths.plan(steps_of, device=values.device)
 
     def run_layer(index: int, current: Tensor, start: Hidden) -> tuple[Tensor, Hidden]:
-        weights = [torch.stack(parts) for parts in zip(*weights_of(layer, index), strict=True)]
+        weights = [_stack(parts) for parts in zip(*weights_of(layer, index), strict=True)]
         biases: list[Tensor | None] = [bias[:, None] for bias in weights[2:]] or [None, None]
         if not layer.bidirectional:
             rows, *final = _apply(layer.mode, steps, current[None], *weights[:2], *biases, *start)
@@ -46,6 +42,11 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
         return torch.cat([rows[0], rearrange(rows[1], turn)], 1), tuple(final)
 
     return run_stack(layer, values, lengths, hidden, lengths.plan(packed_plan, device=values.device), run_layer)
+
+
+def _stack(parts: Tensors) -> Tensor:
+    """Stack the weights of all directions; of one without a copy."""
+    return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
 def _apply(*arguments: Any) -> Tensors:
@@ -67,8 +68,7 @@ class _Scan(torch.autograd.Function):
             # A GRU adds the last third of the hidden state's bias inside its reset gate, not here.
             known = b_ih + b_hh if mode != "GRU" else torch.cat([(b_ih + b_hh)[..., :-size], b_ih[..., -size:]], 2)
             gates = torch.baddbmm(known, inputs, w_ih.transpose(1, 2))
-        # As a matrix of its own it is read faster in every step than as a view.
-        saved = _CELLS[mode].forward(steps, gates, w_hh.transpose(1, 2).contiguous(), b_hh, tuple(start))
+        saved = _CELLS[mode].forward(steps, gates, w_hh.transpose(1, 2), b_hh, tuple(start))
         ctx.mode, ctx.steps, ctx.number = mode, steps, len(saved)
         ctx.save_for_backward(*saved, inputs, *rest)
         ctx.set_materialize_grads(False)
@@ -84,16 +84,19 @@ class _Scan(torch.autograd.Function):
             wanted = [inputs, w_ih, w_hh, b_ih, b_hh, *start]
             return None, None, *_replay(ctx.mode, steps, wanted, gradients)
         shape = (*inputs.shape[:2], start[0].shape[2])
-        dh, dc = (inputs.new_zeros(shape) for _ in range(2))
-        if gradients[0] is not None:
-            dh.copy_(gradients[0])
-        for rows, end in zip((dh, dc), gradients[1:], strict=False):
+        # Of the output comes the gradient of the hidden state after each step, of the cell of an LSTM none.
+        from_outside = [inputs.new_zeros(shape) if gradients[0] is None else gradients[0].clone(memory_format=_ROWS)]
+        from_outside += [inputs.new_zeros(shape) for _ in start[1:]]
+        for rows, end in zip(from_outside, gradients[1:], strict=True):
             if end is not None:
                 rows.index_add_(1, steps.ends, end)
-        (d_x, d_h), d_start = _CELLS[ctx.mode].backward(steps, w_hh, saved, dh, dc)
+        d_x, d_h, d_start = _CELLS[ctx.mode].backward(steps, w_hh, saved, *from_outside)
         earlier = saved[0].index_select(1, steps.before)
-        found = [torch.bmm(d_x, w_ih), torch.bmm(d_x.transpose(1, 2), inputs), torch.bmm(d_h.transpose(1, 2), earlier)]
-        biases = [None, None] if b_ih is None else [d_x.sum(1, keepdim=True), d_h.sum(1, keepdim=True)]
+        d_w_hh = torch.cat([torch.bmm(part.transpose(1, 2), earlier) for part in d_h], 1)
+        found = [torch.bmm(d_x, w_ih), torch.bmm(d_x.transpose(1, 2), inputs), d_w_hh]
+        biases: list[Tensor | None] = [None, None]
+        if b_ih is not None:
+            biases = [d_x.sum(1, keepdim=True), torch.cat([part.sum(1, keepdim=True) for part in d_h], 2)]
         return None, None, *found, *biases, *d_start
 
 
@@ -105,7 +108,8 @@ def _replay(
     ways: Any = zip(*map(_ways, wanted), strict=False)  # of which only biases may be None
     results = [_run_one_way(mode, sizes, *parts) for parts in ways]
     outputs = [torch.stack([result[0] for result in results])]
-    outputs += [torch.cat(parts) for parts in zip(*(result[1:] for result in results), strict=True)]
+    finals = zip(*(result[1:] for result in results), strict=True)
+    outputs += [torch.cat(parts).index_select(1, steps.rank) for parts in finals]
     given = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
     asked = [part for part in wanted if part is not None and part.requires_grad]
     ends, weights = zip(*given, strict=True)
@@ -124,7 +128,8 @@ def _run_one_way(
     """Run one direction on packed rows by PyTorch's function; biases may be None."""
     biases = [] if b_ih is None else [b_ih[0, 0], b_hh[0, 0]]
     state = start if mode == "LSTM" else start[0]
-    results: Tensors = _FUNCTIONS[mode](
+    function: Any = getattr(torch, mode.lower())  # PyTorch's own, of which gradients of any order are to be had
+    results: Tensors = function(
         inputs[0], sizes, state, [w_ih[0], w_hh[0], *biases], bool(biases), 1, 0.0, False, False
     )
     return results

@@ -56,7 +56,7 @@ def test_rows_hold_each_step_once(counts: list[int], overhead: int) -> None:
     assert sorted(step for step in rows if step >= 0) == list(range(lengths.total))
     assert sum(steps * count for steps, count in plan.shapes) == len(rows)
     assert [rows[row] for row in plan.enter.inverse.take.tolist()] == list(range(lengths.total))
-    last = [int(lengths.offsets[i + 1]) - 1 for i in lengths.order.tolist()]
+    last = [int(end) - 1 for end in lengths.offsets[1:]]
     assert [rows[row] for row in plan.ends.tolist()] == last
     turned = [rows[row] for row in turn_plan(lengths, overhead).take.tolist()]
     for step, other in zip(rows, turned, strict=True):

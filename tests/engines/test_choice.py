@@ -10,7 +10,7 @@ from torch import nn
 
 from seqbatch import encode
 from seqbatch._lengths import Lengths
-from seqbatch.engines import blocks, choose, direct, packed, scan
+from seqbatch.engines import _products, blocks, choose, direct, packed, scan
 
 FLOAT = torch.zeros(3, 2)
 RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
@@ -50,12 +50,50 @@ def test_without_gradients() -> None:
         assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is blocks.run
 
 
+def test_wide_layers_without_gradients() -> None:
+    long = Lengths((_products.MANY, 1))
+    with torch.no_grad():
+        assert choose(nn.GRU(2, 512), FLOAT, long) is scan.run
+        assert choose(nn.RNN(2, 512), FLOAT, Lengths((_products.MANY,) * 2)) is scan.run
+        assert choose(nn.GRU(2, 512), FLOAT, RAGGED) is packed.run  # too few steps to lay out a weight for
+        assert choose(nn.GRU(2, 511), FLOAT, long) is packed.run
+        assert choose(nn.GRU(2, 512).double(), FLOAT.double(), long) is packed.run
+        assert choose(nn.LSTM(2, 512), FLOAT, long) is blocks.run
+        with patch.object(_products, "is_there", lambda: False):
+            assert choose(nn.GRU(2, 512), FLOAT, long) is packed.run
+
+
 @pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # of which the switch itself warns
 def test_without_onednn() -> None:
     with torch.backends.mkldnn.flags(enabled=False):
         assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is scan.run
     with patch.object(torch.backends.mkldnn, "is_available", lambda: False):
         assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is scan.run
+
+
+def missing(*arguments: Any) -> Any:
+    raise AttributeError("module 'torch' has no attribute 'lstm'")
+
+
+def refusing(*arguments: Any) -> Any:
+    raise TypeError("lstm() received an invalid combination of arguments")
+
+
+def wrong(given: torch.Tensor, state: Any, *arguments: Any) -> Any:
+    return given, *state
+
+
+@pytest.mark.parametrize("function", [missing, refusing, wrong])
+def test_without_the_function_of_blocks(function: Any) -> None:
+    layer, xs = nn.LSTM(2, 3), [FLOAT, FLOAT[:1]]
+    wanted = encode(layer, xs)
+    try:
+        with patch.object(torch, "lstm", function), torch.no_grad():
+            blocks.is_there.cache_clear()
+            assert choose(layer, FLOAT, RAGGED) is packed.run
+            torch.testing.assert_close(encode(layer, xs), [x.detach() for x in wanted])
+    finally:
+        blocks.is_there.cache_clear()
 
 
 def test_autocast_casts_what_a_layer_is_called_with() -> None:

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -17,25 +17,32 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from seqbatch import SequenceBatch, encode, encode_with_state, engines
-from seqbatch.engines import Engine, blocks, direct, packed, scan
+from seqbatch._lengths import Lengths
+from seqbatch.engines import Engine, Hidden, _products, blocks, direct, packed, scan
+
+
+def wide(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+    """The scan engine as it runs wide layers, here with every weight laid out for oneDNN, however small."""
+    return scan.run(layer, values, lengths, hidden)
 
 
 @contextmanager
 def run_by(engine: Engine) -> Iterator[None]:
     """Run every recurrent layer by one engine."""
-    with patch.object(engines, "choose", lambda layer, values, lengths: engine):
+    everything = patch.multiple(_products, LARGE=0, MANY=0) if engine is wide else nullcontext()
+    with patch.object(engines, "choose", lambda layer, values, lengths: engine), everything:
         yield
 
 
 def layers(engine: Engine) -> st.SearchStrategy[nn.RNNBase]:
     """Layers of all kinds and options that an engine serves."""
-    made = recurrent_layers(torch.float32 if engine is blocks.run else torch.float64)
+    made = recurrent_layers(torch.float32 if engine in (blocks.run, wide) else torch.float64)
     if engine is blocks.run:
         return made.filter(lambda layer: isinstance(layer, nn.LSTM) and not layer.proj_size)
     return made.filter(lambda layer: engine is packed.run or not layer.proj_size)
 
 
-every_engine = st.sampled_from([packed.run, scan.run, blocks.run]).flatmap(
+every_engine = st.sampled_from([packed.run, scan.run, wide, blocks.run]).flatmap(
     lambda engine: st.tuples(st.just(engine), layers(engine))
 )
 
