@@ -2,7 +2,7 @@
 
 import operator
 from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -87,24 +87,23 @@ def sequences_of(subject: str, value: object) -> list[Tensor]:
     if not isinstance(value, Iterable):
         raise complaint(SeqbatchTypeError, subject, "be an iterable of Tensors", type_name(value))
     tensors = list(value)
-    for i, tensor in enumerate(tensors):
-        if i and _is_alike(tensor, tensors[0]):
-            continue
-        require_steps(f"{subject}[{i}]", tensor)
-        same_kind(f"{subject}[{i}]", tensor, f"{subject}[0]", tensors[0])
+    if not _are_alike(tensors):
+        for i, tensor in enumerate(tensors):
+            require_steps(f"{subject}[{i}]", tensor)
+            same_kind(f"{subject}[{i}]", tensor, f"{subject}[0]", tensors[0])
     return tensors
 
 
-def _is_alike(tensor: object, like: Tensor) -> bool:
+def _are_alike(tensors: list[Any]) -> bool:
     """Tell quickly whether nothing is wrong: this is asked of every sequence of every batch."""
+    if len({*map(type, tensors)}) != 1 or not isinstance(tensors[0], Tensor):
+        return False
     return (
-        type(tensor) is type(like)
-        and tensor.layout is torch.strided
-        and tensor.dtype is like.dtype
-        and tensor.device == like.device
-        and tensor.shape[1:] == like.shape[1:]
-        and tensor.dim() > 0
-        and not tensor.is_nested
+        len({(one.layout, one.dtype, one.device, one.is_nested) for one in tensors}) == 1
+        and tensors[0].layout is torch.strided
+        and not tensors[0].is_nested
+        and all(shapes := [one.shape for one in tensors])
+        and len({shape[1:] for shape in shapes}) == 1
     )
 
 

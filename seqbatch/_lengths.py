@@ -75,7 +75,8 @@ class Lengths:
         counts = torch.empty_like(descending)
         counts[order] = descending
         lengths = cls(tuple(counts.tolist()))
-        lengths.order = order
+        lengths.tensor, lengths.order = counts, order
+        lengths.batch_sizes = batch_sizes.to(torch.int64, copy=True)
         return lengths
 
     def __len__(self) -> int:

@@ -60,10 +60,14 @@ def packed_plan(lengths: Lengths) -> Plan:
 
 def padded_plan(lengths: Lengths, batch_first: bool, side: str, time: int) -> Plan:
     """Flat values to the rows of a padded tensor of `time` steps, batch and time as one axis."""
-    steps = lengths.steps
+    firsts = _arange(len(lengths)) * (time if batch_first else 1)
     if side == "left":
-        steps = steps + (time - lengths.tensor).index_select(0, lengths.rows)
-    give = lengths.rows * time + steps if batch_first else steps * len(lengths) + lengths.rows
+        firsts += (time - lengths.tensor) * (1 if batch_first else len(lengths))
+    if batch_first:
+        shifts = torch.repeat_interleave(firsts - lengths.offsets[:-1], lengths.tensor, output_size=lengths.total)
+        give = shifts.add_(_arange(lengths.total))
+    else:
+        give = lengths.steps * len(lengths) + firsts.index_select(0, lengths.rows)
     cells = len(lengths) * time
     return Plan(undo(give, cells), give, take_fills=cells > lengths.total)
 

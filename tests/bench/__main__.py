@@ -3,49 +3,94 @@
 import argparse
 import json
 import platform
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import conversions
+import growth
+import measure
+import report
 import torch
-from measure import measure
-from report import draw, table
 from tqdm import tqdm
-from workloads import WORKLOADS
+from workloads import BATCHES, WORKLOADS
+
+Tasks = list[Callable[[], dict[str, Any]]]
 
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python tests/bench", description=(__doc__ or "").partition(":")[0])
     add = parser.add_argument
+    add("--what", nargs="+", default=[*SECTIONS], choices=[*SECTIONS], help="what to measure (%(default)s)")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)")
     add("--rounds", type=int, default=9, help="runs of each contender (%(default)s)")
-    add("--kinds", nargs="+", default=["lstm", "gru", "rnn"], help="layers (%(default)s)")
+    add("--kinds", nargs="+", default=["lstm", "gru", "rnn"], help="layers; growth takes the first (%(default)s)")
     add("--only", default="", metavar="TEXT", help="workloads whose name has this text")
     add("--json", type=Path, metavar="PATH", help="where to write the results")
-    add("--picture", type=Path, metavar="PATH", help="where to draw the results")
+    add(
+        "--picture",
+        type=Path,
+        metavar="PATH",
+        help="where to draw layers, and growth with -growth in the name",
+    )
     return parser.parse_args()
 
 
-def main() -> None:
-    """Measure, print, write and draw."""
-    options = parse_options()
-    tasks = [
-        (workload, kind, training)
+def layers(options: argparse.Namespace) -> Tasks:
+    """All workloads, by each kind of layer, in inference and in training."""
+    return [
+        partial(measure.measure, workload, kind, training, options.rounds, options.device)
         for kind in options.kinds
         for training in (False, True)
         for workload in WORKLOADS
         if options.only in workload.name
     ]
-    results: list[dict[str, Any]] = [
-        measure(*task, options.rounds, options.device) for task in tqdm(tasks, desc="measuring", unit="workload")
+
+
+def between_layouts(options: argparse.Namespace) -> Tasks:
+    """All conversions of all batches, alone and with the way back; through token ids no gradients flow."""
+    return [
+        partial(conversions.measure, name, batch, training, options.rounds, options.device)
+        for name in conversions.TASKS
+        for training in (False, True)
+        for batch in BATCHES
+        if options.only in batch.name and (batch.features or not training)
     ]
+
+
+def growing(options: argparse.Namespace) -> Tasks:
+    """All points of growth of one kind of layer, in inference and in training."""
+    return [
+        partial(growth.measure, point, options.kinds[0], training, options.rounds, options.device)
+        for training in (False, True)
+        for point in growth.points()
+        if options.only in point.workload.name
+    ]
+
+
+SECTIONS = {"layers": layers, "conversions": between_layouts, "growth": growing}
+
+
+def main() -> None:
+    """Measure, print, write and draw."""
+    options = parse_options()
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     about = {"machine": platform.machine(), "device": device, "torch": torch.__version__, "rounds": options.rounds}
-    print(table(results, about))
+    print(", ".join(f"{name} {value}" for name, value in about.items()))
+    found: dict[str, report.Results] = {}
+    for name in options.what:
+        results = [task() for task in tqdm(SECTIONS[name](options), desc=name, unit="workload")]
+        if results:  # `--only` may leave none
+            found[name] = results
+            print("", report.table(name, results), "", report.faster(name, results), sep="\n")
     if options.json:
-        options.json.write_text(json.dumps({"about": about, "results": results}, indent=1) + "\n")
-    if options.picture:
-        draw(results, options.picture)
+        options.json.write_text(json.dumps({"about": about, **found}, indent=1) + "\n")
+    if options.picture and "layers" in found:
+        report.draw(found["layers"], options.picture)
+    if options.picture and "growth" in found:
+        growth.draw(found["growth"], options.picture.with_stem(f"{options.picture.stem}-growth"))
 
 
 if __name__ == "__main__":

@@ -1,9 +1,13 @@
-"""Who is measured: ways to run a recurrent layer, each from a list of tensors to a list of tensors."""
+"""Who is measured: ways to run a recurrent layer, each from a list of tensors to a list of tensors.
 
-import importlib
+torch.nested is not among them: PyTorch's recurrent layers raise on a nested tensor, and so do their cells. What it can
+do is measured in conversions.py.
+"""
+
 from collections.abc import Callable
 from typing import Any
 
+import peers
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
@@ -37,31 +41,26 @@ def one_by_one(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
     return [layer(sequence)[0] for sequence in sequences]
 
 
-def contenders(workload: Workload) -> dict[str, Contender]:
+def contenders(workload: Workload, layer: nn.RNNBase) -> dict[str, Contender]:
     """Those that are exact for a workload and can be had here; seqbatch is the first."""
     found: dict[str, Contender] = {"seqbatch": by_seqbatch, "packed by hand": packed_by_hand}
     if not workload.two_way:
         found["padded by hand"] = padded_by_hand
     if workload.batch <= 64:
         found["one by one"] = one_by_one
-    found.update(_by_torchrua())
+    if peers.torchrua() is not None:
+        found["torchrua"] = _by_torchrua
+    same = peers.opacus_layer(layer)
+    if same is not None:
+        # It takes the same packed input, as a layer of its own, made once, as a model would.
+        found["opacus"] = lambda _, sequences: packed_by_hand(same, sequences)
     return found
 
 
-def _by_torchrua() -> dict[str, Contender]:
-    index = Tensor.__getitem__
-    try:
-        library: Any = importlib.import_module("torchrua")
-    except ImportError:
-        return {}
-    # Importing it replaces the indexing of all tensors by a slower one, which would tell on everybody here.
-    Tensor.__getitem__ = index  # type: ignore[method-assign]  # which is what is undone
-
-    def run(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
-        output, _ = layer(library.new_pack(sequences))
-        return list(library.cat_pack_split(output))
-
-    return {"torchrua": run}
+def _by_torchrua(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
+    library = peers.torchrua()
+    output, _ = layer(library.new_pack(sequences))
+    return list(library.cat_pack_split(output))
 
 
 def limit(workload: Workload, gates: int, training: bool, device: str) -> Callable[[], Any]:

@@ -1,4 +1,4 @@
-"""What is told of the results: a table of ratios with geometric means, and a picture of it."""
+"""What is told of the results: tables of ratios with geometric means, who is faster than seqbatch, and a picture."""
 
 import statistics
 from pathlib import Path
@@ -6,40 +6,62 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-OTHERS = ["packed by hand", "padded by hand", "one by one", "torchrua", "products"]
+# The others in the order of the columns, by the section of the results.
+OTHERS = {
+    "layers": ["packed by hand", "padded by hand", "one by one", "torchrua", "opacus", "products"],
+    "conversions": ["PyTorch", "by hand", "torch.nested", "torchrua"],
+    "growth": ["packed by hand", "padded by hand", "one by one", "torchrua"],
+}
+# What the results of a section are of besides workload and mode.
+TASKS = {"layers": "kind", "conversions": "task", "growth": "kind"}
+
+Results = list[dict[str, Any]]
 
 
-def ratios(result: dict[str, Any]) -> dict[str, float]:
+def ratios(result: dict[str, Any], others: list[str]) -> dict[str, float]:
     """How many times as long as seqbatch each other takes."""
     taken = result["ms"]
-    return {name: taken[name] / taken["seqbatch"] for name in OTHERS if name in taken}
+    return {name: taken[name] / taken["seqbatch"] for name in others if name in taken}
 
 
-def table(results: list[dict[str, Any]], about: dict[str, Any]) -> str:
-    """A table in Markdown: for each task how many times as long as seqbatch the others take."""
-    header = ["layer", "mode", "workload", "seqbatch, ms", *OTHERS, "peak memory, of packed"]
-    lines = [", ".join(f"{name} {value}" for name, value in about.items()), ""]
-    lines += [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
-    for kind, training in dict.fromkeys((result["kind"], result["training"]) for result in results):
-        group = [result for result in results if (result["kind"], result["training"]) == (kind, training)]
-        mode = "train" if training else "infer"
+def table(section: str, results: Results) -> str:
+    """A table in Markdown: for each task how many times as long as seqbatch the others take; blank for who does not."""
+    task, others = TASKS[section], OTHERS[section]
+    memory = ["peak memory, of packed"] if section == "layers" else []
+    header = [task, "mode", "workload", "seqbatch, ms", *others, *memory]
+    lines = [_row(*header), f"|{' --- |' * len(header)}"]
+    for name, training in _groups(results, task):
+        group = _group(results, task, name, training)
+        mode = _mode(training)
         for result in group:
-            found, peaks = ratios(result), result["peaks"]
-            memory = f"{peaks['seqbatch'] / peaks['packed by hand']:.2f}" if peaks else ""
-            cells = [f"{found[name]:.2f}" if name in found else "" for name in OTHERS]
-            lines.append(_row(kind, mode, result["workload"], f"{result['ms']['seqbatch']:.2f}", *cells, memory))
-        means = [_mean([ratios(result)[name] for result in group if name in result["ms"]]) for name in OTHERS]
-        lines.append(_row(kind, mode, "**geometric mean**", "", *means, ""))
+            found = ratios(result, others)
+            cells = [f"{found[other]:.2f}" if other in found else "" for other in others]
+            of_packed = [_of_packed(result["peaks"])] if memory else []
+            lines.append(_row(name, mode, result["workload"], f"{result['ms']['seqbatch']:.3g}", *cells, *of_packed))
+        means = [_mean([ratio for one in group for ratio in ratios(one, [other]).values()]) for other in others]
+        lines.append(_row(name, mode, "**geometric mean**", "", *means, *([""] * len(memory))))
     return "\n".join(lines)
 
 
-def draw(results: list[dict[str, Any]], path: Path) -> None:
-    """Draw the ratios to packed by hand as bars, a group for each layer and mode."""
-    groups = list(dict.fromkeys((result["kind"], result["training"]) for result in results))
+def faster(section: str, results: Results) -> str:
+    """A list in Markdown of every case in which another takes less time than seqbatch, and what part of it."""
+    others = [name for name in OTHERS[section] if name != "products"]
+    lines = []
+    for result in results:
+        beaten = {name: ratio for name, ratio in ratios(result, others).items() if ratio < 1}
+        told = ", ".join(f"{name} {beaten[name]:.2f}" for name in sorted(beaten, key=beaten.__getitem__))
+        if told:
+            lines.append(f"- {result[TASKS[section]]}, {_mode(result['training'])}, {result['workload']}: {told}")
+    return "\n".join(["Faster than seqbatch:", "", *(lines or ["- nobody"])])
+
+
+def draw(results: Results, path: Path) -> None:
+    """Draw the ratios of layers to packed by hand as bars, a group for each layer and mode."""
+    groups = _groups(results, "kind")
     figure = Figure(figsize=(13, 3.6 * len(groups)), layout="constrained")
     for axes, (kind, training) in zip(figure.subplots(len(groups), 1, squeeze=False)[:, 0], groups, strict=True):
-        group = [result for result in results if (result["kind"], result["training"]) == (kind, training)]
-        values = [ratios(result)["packed by hand"] for result in group]
+        group = _group(results, "kind", kind, training)
+        values = [ratios(result, ["packed by hand"])["packed by hand"] for result in group]
         bars = axes.bar([result["workload"] for result in group], values, color="tab:blue")
         axes.bar_label(bars, fmt="%.1f")
         axes.axhline(1, color="black", linewidth=0.8)
@@ -47,6 +69,22 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
         axes.margins(y=0.15)
         axes.set(title=f"{kind}, {'training' if training else 'inference'}", ylabel="times faster than packed by hand")
     figure.savefig(path, dpi=100)
+
+
+def _groups(results: Results, task: str) -> list[tuple[str, bool]]:
+    return list(dict.fromkeys((result[task], result["training"]) for result in results))
+
+
+def _group(results: Results, task: str, name: str, training: bool) -> Results:
+    return [result for result in results if (result[task], result["training"]) == (name, training)]
+
+
+def _mode(training: bool) -> str:
+    return "train" if training else "infer"
+
+
+def _of_packed(peaks: dict[str, int]) -> str:
+    return f"{peaks['seqbatch'] / peaks['packed by hand']:.2f}" if peaks else ""
 
 
 def _row(*cells: str) -> str:

@@ -8,18 +8,18 @@ KINDS: dict[str, type[nn.LSTM] | type[nn.GRU] | type[nn.RNN]] = {"lstm": nn.LSTM
 
 
 @attrs.frozen
-class Workload:
-    """A layer and sequences for it: lengths are uniform from `shortest` to `longest`, or as `given`."""
+class Sequences:
+    """Sequences of one kind: lengths are uniform from `shortest` to `longest`, or as `given`.
+
+    Those of 0 features are one-dimensional, of token ids.
+    """
 
     name: str
     batch: int
     features: int
-    hidden: int
-    num_layers: int = 1
-    two_way: bool = False
-    shortest: int = 1
-    longest: int = 1
-    given: tuple[int, ...] = ()
+    shortest: int = attrs.field(default=1, kw_only=True)
+    longest: int = attrs.field(default=1, kw_only=True)
+    given: tuple[int, ...] = attrs.field(default=(), kw_only=True)
 
     def lengths(self) -> list[int]:
         """The steps of each sequence."""
@@ -31,8 +31,19 @@ class Workload:
 
     def sequences(self, gradients: bool, device: str) -> list[Tensor]:
         """Sequences of random values, which want gradients as inputs from an earlier layer would."""
+        if not self.features:
+            return [torch.randint(1000, (length,), device=device) for length in self.lengths()]
         made = [torch.randn(length, self.features, device=device) for length in self.lengths()]
         return [one.requires_grad_() for one in made] if gradients else made
+
+
+@attrs.frozen
+class Workload(Sequences):
+    """A layer and sequences for it."""
+
+    hidden: int
+    num_layers: int = 1
+    two_way: bool = False
 
     def layer(self, kind: str, device: str) -> nn.RNNBase:
         """A layer of a kind, with random weights."""
@@ -62,4 +73,16 @@ WORKLOADS = [
     Workload("one long, many short", 128, 64, 64, given=(1,) * 127 + (500,)),
     Workload("single steps", 512, 64, 64, given=(1,) * 512),
     Workload("long", 8, 64, 64, shortest=500, longest=1000),
+]
+
+# For the conversions, which know no layers.
+BATCHES = [
+    Sequences("8 x 5-40 x 64", 8, 64, shortest=5, longest=40),
+    Sequences("32 x 5-60 x 64", 32, 64, shortest=5, longest=60),
+    Sequences("128 x 1-200 x 100", 128, 100, shortest=1, longest=200),
+    Sequences("256 x 10-50 x 256", 256, 256, shortest=10, longest=50),
+    Sequences("single steps, 512 x 64", 512, 64, given=(1,) * 512),
+    Sequences("one long, many short", 128, 64, given=(1,) * 127 + (500,)),
+    Sequences("equal lengths, 32 x 40 x 64", 32, 64, given=(40,) * 32),
+    Sequences("token ids, 64 x 5-60", 64, 0, shortest=5, longest=60),
 ]

@@ -1,0 +1,62 @@
+"""The laws on a GPU, and that no call waits for it; they are skipped where there is none."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import laws
+import pytest
+import torch
+from hypothesis import strategies as st
+from strategies import for_all_lengths, recurrent_layers, sequences, state_for
+from torch import Tensor, nn
+
+from seqbatch import SequenceBatch, encode, encode_with_state
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def single_precision_as_it_is() -> Iterator[None]:
+    """Keep the GPU from rounding products to fewer digits, which the oracle's shorter runs would do otherwise."""
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+def on_gpu(tensors: list[Tensor]) -> list[Tensor]:
+    return [tensor.detach().cuda().requires_grad_(tensor.requires_grad) for tensor in tensors]
+
+
+@for_all_lengths(layer=recurrent_layers(), stateful=st.booleans())
+def test_alone(lengths: list[int], layer: Any, stateful: bool) -> None:
+    state = state_for(layer, len(lengths)).to("cuda") if stateful else None
+    laws.check_alone(layer.cuda(), on_gpu(sequences(lengths, (layer.input_size,))), state)
+
+
+@for_all_lengths(layer=recurrent_layers())
+def test_empty_and_order(lengths: list[int], layer: Any) -> None:
+    xs = on_gpu(sequences(lengths, (layer.input_size,)))
+    laws.check_order(layer.cuda(), xs, list(reversed(range(len(xs)))), state_for(layer, len(xs)).to("cuda"))
+    if xs:
+        laws.check_empty(layer, xs)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("lengths", [(3, 3), (5, 1, 7), (2, 0, 4)])
+def test_nothing_waits_for_the_gpu(kind: Any, lengths: tuple[int, ...]) -> None:
+    layer = kind(5, 3, num_layers=2, bidirectional=True).cuda()
+    values = torch.randn(sum(lengths), 5, device="cuda", requires_grad=True)
+    encode(layer, [values])  # what is made once, as the workspace of cuDNN, may wait
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = SequenceBatch(values, lengths)
+        outputs, state = encode_with_state(layer, batch)
+        encode(layer, batch.to_sequences())
+        encode_with_state(layer, outputs.map(lambda rows: rows[:, :5]), state)
+        padded = outputs.to_padded(batch_first=True)
+        SequenceBatch.from_padded(padded, lengths, batch_first=True).mean().sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert values.grad is not None
