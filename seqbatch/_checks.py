@@ -95,7 +95,7 @@ def sequences_of(subject: str, value: object) -> list[Tensor]:
 
 
 def _are_alike(tensors: list[Any]) -> bool:
-    """Tell quickly whether nothing is wrong: this is asked of every sequence of every batch."""
+    """Tell quickly whether nothing is wrong, which is asked of every list."""
     if len({*map(type, tensors)}) != 1 or not isinstance(tensors[0], Tensor):
         return False
     return (
@@ -103,7 +103,7 @@ def _are_alike(tensors: list[Any]) -> bool:
         and tensors[0].layout is torch.strided
         and not tensors[0].is_nested
         and all(shapes := [one.shape for one in tensors])
-        and len({shape[1:] for shape in shapes}) == 1
+        and all(shape[1:] == shapes[0][1:] for shape in shapes)  # not by a set: a traced size has no hash
     )
 
 

@@ -4,7 +4,7 @@ Everything here is computed on the host, once per `Lengths`, and copied to a dev
 """
 
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property, partial, wraps
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -43,7 +43,7 @@ class _Kept(cached_property[T]):
     """A property that is computed once, and of use in training too if that was in `torch.inference_mode`."""
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
-        super().__init__(lambda lengths: _outside_inference_mode(lambda: compute(lengths)))
+        super().__init__(wraps(compute)(lambda lengths: _outside_inference_mode(lambda: compute(lengths))))
 
 
 class Lengths:

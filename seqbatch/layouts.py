@@ -123,7 +123,8 @@ def from_masked(padded: Tensor, mask: Tensor, batch_first: bool) -> Tensor:
 def to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
     """Turn flat values into PyTorch's packed form; no length may be 0."""
     data = rearrange(values, lengths.plan(packed_plan, device=values.device))
-    return PackedSequence(data, lengths.batch_sizes, lengths.on("order", values.device))
+    # Copies, for what is kept is of use later, and the caller may write to what he is given.
+    return PackedSequence(data, lengths.batch_sizes.clone(), lengths.on("order", values.device).clone())
 
 
 def from_packed(data: Tensor, lengths: Lengths) -> Tensor:

@@ -135,10 +135,9 @@ class GRUCell(Cell):
         torch.mul(by_h, from_h, out=to_r).mul_(1 - r)
         torch.sub(hs.index_select(1, steps.before), n, out=to_z).mul_(z).mul_(1 - z)
         dgates = torch.empty_like(slopes)
-        d_n, d_rz, dgates_h, dgates_x = (
-            dgates[:, :, span].flatten(2) for span in (slice(1), slice(1, 3), slice(3), slice(1, 4))
-        )
-        weight = weight.roll(size, 1)
+        dgates_h, dgates_x = dgates[:, :, :3].flatten(2), dgates[:, :, 1:].flatten(2)
+        d_n, d_rz = dgates_h.split([size, 2 * size], 2)
+        weight = weight.roll(size, 1)  # its rows in the order n, r, z too
         product = product_by(weight, len(steps.sizes))
         later: list[Tensor] = []
         for part, quarters, dh_, z_, slope in zip(

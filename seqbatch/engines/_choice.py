@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch._lengths import Lengths
-from seqbatch.engines import blocks, direct, packed, scan
+from seqbatch.engines import blocks, direct, packed, scan, single
 from seqbatch.engines._interface import Engine
+from seqbatch.engines._modes import is_transformed
 from seqbatch.engines._products import pays
 
 _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
@@ -17,20 +18,23 @@ _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
 def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
     """Choose the way to run a layer.
 
-    - `packed` calls the layer itself, so it serves every layer, on every device. Of what is left it is the fastest on
-      CUDA, and on the CPU where no gradients are wanted; and in half precision it rounds as PyTorch does.
+    - `packed` calls the layer itself, so it serves every layer, on every device. On CUDA it is what PyTorch has; on the
+      CPU nothing faster is left where no gradients are wanted; and in half precision it rounds as PyTorch does.
     - `blocks` reaches oneDNN, which serves an LSTM in single precision on the CPU.
-    - `scan` trains what oneDNN does not serve: its backward pass takes half the time of PyTorch's, or less. And it runs
-      wide layers, of which every step is one large product, and oneDNN has a faster one.
+    - `scan` trains what oneDNN does not serve: its backward pass adds up the gradients of weights once, not in every
+      step. And it runs wide layers, of which every step is one large product, and oneDNN has a faster one.
+    - `single` is for what PyTorch transforms (`torch.func`, forward mode), which packed sequences do not survive.
     - `direct` is what there is nothing to add to where lengths are equal, unless `scan` trains faster.
     """
     serves = values.is_cpu and values.dtype in (torch.float32, torch.float64)
     if not serves or not is_open(layer) or torch.is_autocast_enabled("cpu"):
         return packed.run
     equal = len(set(lengths.counts)) == 1
-    if isinstance(layer, nn.LSTM) and values.dtype is torch.float32 and has_onednn() and blocks.is_there():
+    if isinstance(layer, nn.LSTM) and values.dtype is torch.float32 and has_onednn() and blocks.IS_THERE:
         return direct.run if equal else blocks.run
-    if (wants_gradients(layer, values) or _is_wide(layer, values, lengths)) and not _is_transformed():
+    if is_transformed():
+        return direct.run if equal else single.run
+    if wants_gradients(layer, values) or _is_wide(layer, values, lengths):
         return scan.run
     return direct.run if equal else packed.run
 
@@ -76,9 +80,3 @@ def _has_global_hooks() -> bool:
         "_global_backward_pre_hooks",
     )
     return any(getattr(module, name, None) for name in names)
-
-
-def _is_transformed() -> bool:
-    """Tell whether `torch.func` or forward-mode differentiation runs, which `scan` knows nothing of."""
-    active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    return bool(active()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0

@@ -5,8 +5,6 @@ at a, padded to b; its state, of the sequences still running at b, starts the ne
 feature shuts the input gate and opens the forget gate wide, so that the cell of a sequence that has ended is held.
 """
 
-from functools import cache
-
 import torch
 from torch import Tensor, nn
 
@@ -43,19 +41,21 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     return run_stack(layer, values, lengths, hidden, blocks.enter, run_layer)
 
 
-@cache
-def is_there() -> bool:
-    """Tell whether this PyTorch has `torch.lstm`, which it does not document, and it does what it should."""
-    one, gates = torch.ones(1, 1, 1, device="cpu"), torch.ones(4, 1, device="cpu")
+def probe() -> bool:
+    """Try whether this PyTorch has `torch.lstm`, which it does not document, and it does what it should."""
+    one, gates = (torch.ones(*shape, device="cpu", dtype=torch.float32) for shape in ((1, 1, 1), (4, 1)))
     state = torch.zeros_like(one)
     try:
         with torch.no_grad():
             output, _, cell = torch.lstm(one, (state, state), [gates, gates], False, 1, 0.0, False, False, False)
-    except (AttributeError, RuntimeError, TypeError):
+    except Exception:  # whatever it raises, there is another way
         return False
     opened = one.sigmoid()
     wanted = opened * one.tanh()
     return torch.allclose(cell, wanted) and torch.allclose(output, opened * wanted.tanh())
+
+
+IS_THERE = probe()
 
 
 def block_overhead(input_size: int, hidden_size: int) -> int:

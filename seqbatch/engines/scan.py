@@ -11,6 +11,7 @@ from seqbatch._lengths import Lengths
 from seqbatch._plans import packed_plan
 from seqbatch.engines._cells import Cell, GRUCell, LSTMCell, RNNCell, Tensors
 from seqbatch.engines._interface import Hidden
+from seqbatch.engines._modes import are_batched
 from seqbatch.engines._stack import run_stack, weights_of
 from seqbatch.engines._steps import Steps, steps_of, turn_plan
 from seqbatch.layouts import rearrange
@@ -21,9 +22,6 @@ _CELLS: dict[str, Cell] = {
     "RNN_TANH": RNNCell("tanh"),
     "RNN_RELU": RNNCell("relu"),
 }
-
-
-_ROWS = torch.contiguous_format
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
@@ -80,12 +78,14 @@ class _Scan(torch.autograd.Function):
         kept = ctx.saved_tensors  # asked for once, since checkpoints give them once
         saved, (inputs, w_ih, w_hh, b_ih, b_hh, *start) = kept[: ctx.number], kept[ctx.number :]
         steps: Steps = ctx.steps
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or are_batched(gradients):
             wanted = [inputs, w_ih, w_hh, b_ih, b_hh, *start]
-            return None, None, *_replay(ctx.mode, steps, wanted, gradients)
+            with torch.enable_grad():
+                return None, None, *_replay(ctx.mode, steps, wanted, gradients)
         shape = (*inputs.shape[:2], start[0].shape[2])
-        # Of the output comes the gradient of the hidden state after each step, of the cell of an LSTM none.
-        from_outside = [inputs.new_zeros(shape) if gradients[0] is None else gradients[0].clone(memory_format=_ROWS)]
+        # A copy to write to; of the cell of an LSTM no gradient comes from outside but at the ends.
+        of_output = None if gradients[0] is None else gradients[0].clone(memory_format=torch.contiguous_format)
+        from_outside = [inputs.new_zeros(shape) if of_output is None else of_output]
         from_outside += [inputs.new_zeros(shape) for _ in start[1:]]
         for rows, end in zip(from_outside, gradients[1:], strict=True):
             if end is not None:

@@ -14,7 +14,7 @@ import measure
 import report
 import torch
 from tqdm import tqdm
-from workloads import BATCHES, WORKLOADS
+from workloads import BATCHES, KINDS, WORKLOADS
 
 Tasks = list[Callable[[], dict[str, Any]]]
 
@@ -26,7 +26,7 @@ def parse_options() -> argparse.Namespace:
     add("--what", nargs="+", default=[*SECTIONS], choices=[*SECTIONS], help="what to measure (%(default)s)")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)")
     add("--rounds", type=int, default=9, help="runs of each contender (%(default)s)")
-    add("--kinds", nargs="+", default=["lstm", "gru", "rnn"], help="layers; growth takes the first (%(default)s)")
+    add("--kinds", nargs="+", default=[*KINDS], choices=[*KINDS], help="layers; growth takes the first (%(default)s)")
     add("--only", default="", metavar="TEXT", help="workloads whose name has this text")
     add("--json", type=Path, metavar="PATH", help="where to write the results")
     add(

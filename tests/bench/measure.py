@@ -109,12 +109,14 @@ def medians(
     times: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     gc.disable()
-    for i in range(rounds + 2):
-        # Each is first in some round, for whoever follows another finds its leavings in the caches.
-        for name in names[i % len(names) :] + names[: i % len(names)]:
-            if i < (limits or {}).get(name, rounds) + 2:
-                times[name].append(1000 * _seconds(calls[name], arguments(), arguments()))
-    gc.enable()
+    try:
+        for i in range(rounds + 2):
+            # Each is first in some round, for whoever follows another finds its leavings in the caches.
+            for name in names[i % len(names) :] + names[: i % len(names)]:
+                if i < (limits or {}).get(name, rounds) + 2:
+                    times[name].append(1000 * _seconds(calls[name], arguments(), arguments()))
+    finally:
+        gc.enable()
     return {name: statistics.median(taken[2:]) for name, taken in times.items()}
 
 

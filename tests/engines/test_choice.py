@@ -8,9 +8,9 @@ import torch
 import torch.ao.nn.quantized.dynamic as quantized
 from torch import nn
 
-from seqbatch import encode
+from seqbatch import encode, encode_with_state
 from seqbatch._lengths import Lengths
-from seqbatch.engines import _products, blocks, choose, direct, packed, scan
+from seqbatch.engines import _products, blocks, choose, direct, packed, scan, single
 
 FLOAT = torch.zeros(3, 2)
 RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
@@ -59,7 +59,7 @@ def test_wide_layers_without_gradients() -> None:
         assert choose(nn.GRU(2, 511), FLOAT, long) is packed.run
         assert choose(nn.GRU(2, 512).double(), FLOAT.double(), long) is packed.run
         assert choose(nn.LSTM(2, 512), FLOAT, long) is blocks.run
-        with patch.object(_products, "is_there", lambda: False):
+        with patch.object(_products, "IS_THERE", False):
             assert choose(nn.GRU(2, 512), FLOAT, long) is packed.run
 
 
@@ -87,13 +87,11 @@ def wrong(given: torch.Tensor, state: Any, *arguments: Any) -> Any:
 def test_without_the_function_of_blocks(function: Any) -> None:
     layer, xs = nn.LSTM(2, 3), [FLOAT, FLOAT[:1]]
     wanted = encode(layer, xs)
-    try:
-        with patch.object(torch, "lstm", function), torch.no_grad():
-            blocks.is_there.cache_clear()
+    with patch.object(torch, "lstm", function), torch.no_grad():
+        assert not blocks.probe()
+        with patch.object(blocks, "IS_THERE", False):
             assert choose(layer, FLOAT, RAGGED) is packed.run
             torch.testing.assert_close(encode(layer, xs), [x.detach() for x in wanted])
-    finally:
-        blocks.is_there.cache_clear()
 
 
 def test_autocast_casts_what_a_layer_is_called_with() -> None:
@@ -157,10 +155,11 @@ def test_hooks_of_all_modules_run() -> None:
     assert calls == [layer]
 
 
-def test_gradients_of_functions_see_through_blocks() -> None:
-    layer = nn.LSTM(2, 3)
-    parameters = dict(layer.named_parameters())
-    x = torch.randn(4, 2)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("lengths", [(3, 3), (4, 1, 2)])
+def test_gradients_of_functions(kind: Any, lengths: tuple[int, ...]) -> None:
+    layer = kind(2, 3, num_layers=2, bidirectional=True)
+    xs = [torch.randn(length, 2) for length in lengths]
 
     def loss(weights: Any) -> torch.Tensor:
         class Encoded(nn.Module):
@@ -169,19 +168,43 @@ def test_gradients_of_functions_see_through_blocks() -> None:
                 self.layer = layer
 
             def forward(self) -> torch.Tensor:
-                return encode(self.layer, x).sum()
+                outputs, state = encode_with_state(self.layer, xs)
+                total: torch.Tensor = torch.cat(outputs).square().sum() + state.last().sin().sum()
+                return total
 
         prefixed = {f"layer.{name}": weight for name, weight in weights.items()}
         total: torch.Tensor = torch.func.functional_call(Encoded(), prefixed, ())
         return total
 
-    found = torch.func.grad(loss)(parameters)
-    layer(x)[0].sum().backward()
-
-    def assert_choice_under_a_transform(x: torch.Tensor) -> torch.Tensor:
-        assert choose(nn.GRU(2, 3), x, RAGGED) is packed.run  # an autograd function of one's own would be in the way
-        return x.sum()
-
-    torch.func.grad(assert_choice_under_a_transform)(x)
-    for name, parameter in parameters.items():
+    found = torch.func.grad(loss)(dict(layer.named_parameters()))
+    loss(dict(layer.named_parameters())).backward()
+    for name, parameter in layer.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_gradients_of_many_outputs_at_once(kind: Any) -> None:
+    layer = kind(3, 4)
+    x = torch.randn(4, 3)
+
+    def last(x: torch.Tensor) -> torch.Tensor:
+        return encode(layer, [x, x[:2]])[0][-1]
+
+    found, wanted = (torch.autograd.functional.jacobian(last, x, vectorize=at_once) for at_once in (True, False))
+    torch.testing.assert_close(found, wanted)
+
+
+def test_under_a_transform_each_sequence_runs_alone() -> None:
+    gru, state = nn.GRU(2, 3), torch.randn(1, 2, 3)
+    wanted, (end,) = packed.run(gru, FLOAT, RAGGED, (state,))
+
+    def assert_choice(x: torch.Tensor) -> torch.Tensor:
+        assert choose(gru, x, RAGGED) is single.run
+        assert choose(gru, x, EQUAL) is direct.run
+        assert choose(nn.LSTM(2, 3), x, RAGGED) is blocks.run
+        outputs, (final,) = single.run(gru, x, RAGGED, (state,))
+        assert (outputs - wanted).abs().max() < 1e-6
+        assert (final - end).abs().max() < 1e-6
+        return outputs.sum()
+
+    torch.func.grad(assert_choice)(FLOAT)

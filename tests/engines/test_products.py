@@ -1,22 +1,14 @@
 """The product of every step: the same by MKL and by oneDNN, and what happens where oneDNN's operators are not there."""
 
-from collections.abc import Iterator
 from typing import Any
 from unittest.mock import patch
 
+import laws
 import pytest
 import torch
 
 from seqbatch import encode
-from seqbatch.engines import _products
-
-
-@pytest.fixture(autouse=True)
-def asked_anew() -> Iterator[None]:
-    """Forget before and after each test whether the operators are there."""
-    _products.is_there.cache_clear()
-    yield
-    _products.is_there.cache_clear()
+from seqbatch.engines import _products, blocks
 
 
 def set_operator(monkeypatch: pytest.MonkeyPatch, operator: Any) -> None:
@@ -28,7 +20,7 @@ def set_operator(monkeypatch: pytest.MonkeyPatch, operator: Any) -> None:
 @pytest.mark.parametrize("added", [1, 2])
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_both_ways_give_the_same(directions: int, added: int, rows: int) -> None:
-    assert _products.is_there(), "this build of PyTorch has no oneDNN, so that nothing would be compared"
+    assert _products.IS_THERE, "this build of PyTorch has no oneDNN, so that nothing would be compared"
     weight, given = torch.randn(directions, 5, 6), torch.randn(directions, rows, 5)
     addend = torch.randn(min(added, directions), rows if added == 2 else 1, 6)
     results = []
@@ -68,7 +60,25 @@ def test_without_the_operators_all_runs_as_ever(monkeypatch: pytest.MonkeyPatch,
     xs = [torch.randn(3, 4), torch.randn(1, 4)]
     wanted = encode(gru, xs)
     set_operator(monkeypatch, operator)
-    with patch.multiple(_products, LARGE=0, MANY=0):
-        assert not _products.is_there()
+    assert not _products.probe()
+    with patch.multiple(_products, LARGE=0, MANY=0, IS_THERE=False):
         found = encode(gru, xs)
     torch.testing.assert_close(found, wanted)
+
+
+def test_another_default_dtype_is_no_reason() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        assert _products.probe()
+        assert blocks.probe()
+    finally:
+        torch.set_default_dtype(before)
+
+
+@pytest.mark.parametrize("kind", [torch.nn.GRU, torch.nn.RNN])
+def test_wide_layers_as_they_are(kind: Any) -> None:
+    layer = kind(3, 512, bidirectional=True)
+    xs = [torch.randn(steps, 3, requires_grad=True) for steps in (_products.MANY, 1, 5)]
+    assert _products.pays(xs[0], layer.hidden_size**2, _products.MANY)
+    laws.check_alone(layer, xs)
