@@ -2,7 +2,8 @@
 
 import torch
 
-import seqbatch.encoders  # noqa: F401  # registers the built-in encoders
+import seqbatch.encoders  # registers the built-in encoders
+import seqbatch.layers  # noqa: F401  # and those of its own layers
 from seqbatch._lengths import Lengths as _Lengths
 from seqbatch._registry import is_recurrent, register_encoder, register_recurrent
 from seqbatch.batch import SequenceBatch

@@ -20,6 +20,9 @@ from seqbatch.state import LSTMState, RNNState
 
 T = TypeVar("T", bound=Tensor)
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
+_OfLSTMState = nn.LSTM | nn.LSTMCell
+_OfRNNState = nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell
+_OfKnownState = _OfLSTMState | _OfRNNState | nn.Sequential
 
 
 class _NotTheStateOfThisLayer:
@@ -39,9 +42,9 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     A subclass is run as its base is, so one whose own `forward` mixes steps needs an encoder of its own.
 
     Args:
-        layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind, layers that treat every step by
-            itself, `nn.Sequential` of such, and what `register_encoder` and `register_recurrent` add. Whether it is
-            `batch_first` does not matter.
+        layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind and their cells, layers that treat
+            every step by itself, `nn.Sequential` of such, and what `register_encoder` and `register_recurrent` add.
+            Whether it is `batch_first` does not matter.
         sequences: a list or tuple of Tensors `(steps, *features)`, and no other iterable, one such Tensor, a
             SequenceBatch, a PackedSequence, or a nested Tensor of jagged layout.
 
@@ -75,18 +78,18 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
 
 
 @overload
-def encode_with_state(layer: nn.LSTM, sequences: Same, state: LSTMState | None = None) -> tuple[Same, LSTMState]: ...
+def encode_with_state(
+    layer: _OfLSTMState, sequences: Same, state: LSTMState | None = None
+) -> tuple[Same, LSTMState]: ...
 @overload
 def encode_with_state(
-    layer: nn.LSTM, sequences: list[T] | tuple[T, ...], state: LSTMState | None = None
+    layer: _OfLSTMState, sequences: list[T] | tuple[T, ...], state: LSTMState | None = None
 ) -> tuple[list[Tensor], LSTMState]: ...
 @overload
-def encode_with_state(
-    layer: nn.GRU | nn.RNN, sequences: Same, state: RNNState | None = None
-) -> tuple[Same, RNNState]: ...
+def encode_with_state(layer: _OfRNNState, sequences: Same, state: RNNState | None = None) -> tuple[Same, RNNState]: ...
 @overload
 def encode_with_state(
-    layer: nn.GRU | nn.RNN, sequences: list[T] | tuple[T, ...], state: RNNState | None = None
+    layer: _OfRNNState, sequences: list[T] | tuple[T, ...], state: RNNState | None = None
 ) -> tuple[list[Tensor], RNNState]: ...
 @overload
 def encode_with_state(
@@ -98,13 +101,11 @@ def encode_with_state(
 ) -> tuple[list[Tensor], ContainerState]: ...
 @overload
 def encode_with_state(  # pyright: ignore[reportOverlappingOverload]
-    layer: nn.LSTM | nn.GRU | nn.RNN | nn.Sequential, sequences: Same, state: State | Tensor | tuple[Any, ...]
+    layer: _OfKnownState, sequences: Same, state: State | Tensor | tuple[Any, ...]
 ) -> _NotTheStateOfThisLayer: ...
 @overload
 def encode_with_state(  # pyright: ignore[reportOverlappingOverload]
-    layer: nn.LSTM | nn.GRU | nn.RNN | nn.Sequential,
-    sequences: list[T] | tuple[T, ...],
-    state: State | Tensor | tuple[Any, ...],
+    layer: _OfKnownState, sequences: list[T] | tuple[T, ...], state: State | Tensor | tuple[Any, ...]
 ) -> _NotTheStateOfThisLayer: ...
 @overload
 def encode_with_state(layer: nn.Module, sequences: Same, state: Any = None) -> tuple[Same, Any]: ...
@@ -119,7 +120,8 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
         layer: as for `encode`, but one that keeps a state; `nn.Sequential` does if a layer in it does.
         sequences: as for `encode`.
         state: the state to start from, that of each sequence at its index; zeros by default. That of `nn.LSTM` is an
-            LSTMState, that of `nn.GRU` and `nn.RNN` an RNNState, that of `nn.Sequential` a ContainerState.
+            LSTMState, that of `nn.GRU` and `nn.RNN` an RNNState, so for their cells, that of `nn.Sequential` a
+            ContainerState.
 
     Returns:
         the outputs as from `encode`, and the state after the last step of each sequence, which may go in again. The

@@ -1,6 +1,6 @@
 """The oracle: run each sequence alone through the plain PyTorch layer, in a loop; knows nothing of seqbatch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def run_alone(
 
 def _run(layer: nn.Module, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
     """Run one sequence; also give the part of the state that this layer does not take."""
-    if isinstance(layer, nn.Sequential):
+    if isinstance(layer, (nn.ModuleList, nn.Sequential)):
         finals: Hidden = []
         for child in layer:
             sequence, final, left = _run(child, sequence, hidden)
@@ -37,6 +37,16 @@ def _run(layer: nn.Module, sequence: Tensor, hidden: Hidden | None) -> tuple[Ten
         return sequence, finals, hidden or []
     if isinstance(layer, nn.RNNBase):
         return _run_recurrent(layer, sequence, hidden)
+    if isinstance(layer, nn.RNNCellBase):
+        return _run_cell(layer, sequence, hidden)
+    if isinstance(layer, nn.MultiheadAttention):
+        return layer(sequence, sequence, sequence)[0], [], hidden or []
+    if isinstance(layer, nn.InstanceNorm1d):
+        return layer(sequence.T).T, [], hidden or []
+    if isinstance(layer, _OVER_STEPS):
+        return _run_over_steps(layer, sequence), [], hidden or []
+    if type(layer).__name__ in _BY_HAND:
+        return _BY_HAND[type(layer).__name__](layer, sequence, hidden)
     return layer(sequence.clone()), [], hidden or []  # a copy, for a layer that works in place
 
 
@@ -55,3 +65,80 @@ def _run_recurrent(layer: nn.RNNBase, sequence: Tensor, hidden: Hidden | None) -
         output = sequence.new_zeros(0, directions * sizes[0])
         final = mine or [sequence.new_zeros(layer.num_layers * directions, size) for size in sizes]
     return output, [part.unflatten(0, (layer.num_layers, directions)) for part in final], left
+
+
+def _run_cell(cell: nn.RNNCellBase, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
+    number = 2 if isinstance(cell, nn.LSTMCell) else 1
+    left = [] if hidden is None else hidden[number:]
+    parts = [sequence.new_zeros(cell.hidden_size)] * number
+    given: Any = ()
+    if hidden is not None:
+        parts = [part[0] for part in hidden[:number]]
+        given = (parts[0],) if number == 1 else (tuple(parts),)
+    outputs = []
+    for step in sequence:
+        result = cell(step, *given)
+        given = (result,)
+        parts = list(result) if number == 2 else [result]
+        outputs.append(parts[0])
+    output = torch.stack(outputs) if outputs else sequence.new_zeros(0, cell.hidden_size)
+    return output, [part[None, None] for part in parts], left
+
+
+def _run_over_steps(layer: Any, sequence: Tensor) -> Tensor:
+    """Run a layer that takes `(batch, channels, steps)`; of no steps it is to make none, whatever it would do."""
+    if not len(sequence):
+        return sequence.new_zeros(0, getattr(layer, "out_channels", sequence.shape[1]))
+    output: Tensor = layer(sequence.T[None].clone())[0].T
+    return output
+
+
+def _run_residual(layer: Any, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
+    output, final, left = _run(layer.layer, sequence, hidden)
+    return sequence + output, final, left
+
+
+def _run_two_way(layer: Any, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
+    forward, final, left = _run(layer.forward_layer, sequence, hidden)
+    backward, other, left = _run(layer.backward_layer, sequence.flip(0), None if hidden is None else left)
+    return torch.cat([forward, backward.flip(0)], -1), final + other, left
+
+
+def _run_layer_norm_lstm(layer: Any, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
+    state = None if hidden is None else tuple(part[0] for part in hidden[:2])
+    output, end = layer(sequence, state)
+    return output, [part[None, None] for part in end], [] if hidden is None else hidden[2:]
+
+
+def _pool(function: Callable[[Any, Tensor], Tensor]) -> Callable[..., tuple[Tensor, Hidden, Hidden]]:
+    """Give the run of a pool: one step by a function, or none."""
+
+    def run(layer: Any, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
+        return function(layer, sequence)[None] if len(sequence) else sequence, [], hidden or []
+
+    return run
+
+
+_OVER_STEPS = (
+    nn.AvgPool1d,
+    nn.CircularPad1d,
+    nn.ConstantPad1d,
+    nn.Conv1d,
+    nn.LPPool1d,
+    nn.MaxPool1d,
+    nn.ReflectionPad1d,
+    nn.ReplicationPad1d,
+)
+# Layers that are not PyTorch's, by the names of their classes.
+_BY_HAND: dict[str, Callable[..., tuple[Tensor, Hidden, Hidden]]] = {
+    "AttentionPool": _pool(lambda layer, x: ((x @ layer.query).softmax(0)[:, None] * x).sum(0)),
+    "FirstStep": _pool(lambda layer, x: x[0]),
+    "LastStep": _pool(lambda layer, x: x[-1]),
+    "LayerNormLSTM": _run_layer_norm_lstm,
+    "MaxPool": _pool(lambda layer, x: x.amax(0)),
+    "MeanPool": _pool(lambda layer, x: x.mean(0)),
+    "MinPool": _pool(lambda layer, x: x.amin(0)),
+    "Residual": _run_residual,
+    "SumPool": _pool(lambda layer, x: x.sum(0)),
+    "TwoWay": _run_two_way,
+}

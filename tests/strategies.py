@@ -10,18 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqbatch import LSTMState, RNNState
+from seqbatch.testing._strategies import PATTERNS as PATTERNS
 
-_ragged = st.lists(st.integers(1, 7), min_size=2, max_size=6)
-
-# On CPU PyTorch takes other kernels for equal lengths than for ragged ones, so that one hides the other's faults.
-PATTERNS: dict[str, st.SearchStrategy[list[int]]] = {
-    "equal": st.builds(lambda length, number: [length] * number, st.integers(1, 6), st.integers(1, 5)),
-    "sorted": _ragged.map(lambda lengths: sorted(lengths, reverse=True)),
-    "unsorted": _ragged.flatmap(st.permutations),
-    "with zeros": _ragged.flatmap(lambda lengths: st.permutations([0, *lengths, 0])),
-    "with ones": _ragged.flatmap(lambda lengths: st.permutations([1, *lengths, 1])),
-    "all zero": st.integers(0, 4).map(lambda number: [0] * number),
-}
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COMPLEX = (torch.complex64, torch.complex128)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)

@@ -29,6 +29,13 @@ def test_japanese_vowels_trains_prints_and_draws(tmp_path: Path) -> None:
     assert "is below 99.9 %" in again.stderr
 
 
+@pytest.mark.parametrize("model", ["gru", "conv", "transformer"])
+def test_japanese_vowels_by_other_models(model: str, tmp_path: Path) -> None:
+    done = run("japanese_vowels.py", "--model", model, "--epochs", "1", "--hidden", "8", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "japanese_vowels.png").exists()
+
+
 @pytest.mark.parametrize(
     ("options", "code", "said"),
     [
@@ -43,3 +50,26 @@ def test_japanese_vowels_options(options: list[str], code: int, said: str, tmp_p
     assert done.returncode == code
     assert said in (done.stdout if code == 0 else done.stderr)
     assert "Traceback" not in done.stderr
+
+
+def test_stress_trains_prints_and_draws(tmp_path: Path) -> None:
+    short = ("--words", "500", "--epochs", "1", "--size", "8", "--output", "picture.png")
+    done = run("stress.py", *short, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "held out: SequenceBatch(50 sequences of" in done.stdout
+    assert "held-out words whose stressed vowel is found" in done.stdout
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    again = run("stress.py", *short, "--minimum-accuracy", "100", folder=tmp_path)
+    assert again.stdout == done.stdout, "a fixed seed gives the same numbers"
+    assert again.returncode == 1
+    assert "is below 100 %" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--epochs", "0"], "must be at least 1"), (["--output", "nowhere/x.png"], "there is no folder 'nowhere'")],
+)
+def test_stress_options(options: list[str], said: str, tmp_path: Path) -> None:
+    done = run("stress.py", *options, folder=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr

@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import nn
 
 import seqbatch
+import seqbatch.layers
+import seqbatch.testing
 
 PACKAGE, TESTS = Path(seqbatch.__file__).parent, Path(__file__).parent
 
@@ -40,7 +43,9 @@ ORDER = [
     "encode",
     "engines",
     "encoders",
+    "layers",
     "__init__",
+    "testing",
 ]
 FILES = {
     ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
@@ -88,11 +93,15 @@ def test_runtime_dependencies_are_attrs_and_torch() -> None:
     project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
     names = [re.split(r"[^\w-]", dependency)[0] for dependency in project["dependencies"]]
     assert names == ["attrs", "torch"]
-    used = {name.split(".")[0] for path in FILES.values() for name in imports(path)}
-    assert used - sys.stdlib_module_names == {"attrs", "torch", "seqbatch"}
+    used = {file: {name.split(".")[0] for name in imports(path)} for file, path in FILES.items()}
+    kit = {file for file in used if file.split(".")[0] == "testing"}  # which has an extra of its own
+    assert set().union(*(used[file] for file in used.keys() - kit)) - sys.stdlib_module_names == {*names, "seqbatch"}
+    assert set().union(*(used[file] for file in kit)) - sys.stdlib_module_names == {*names, "seqbatch", "hypothesis"}
 
 
-@pytest.mark.parametrize("name", ["seqbatch", "seqbatch.engines", "seqbatch.encoders"])
+@pytest.mark.parametrize(
+    "name", ["seqbatch", "seqbatch.engines", "seqbatch.encoders", "seqbatch.layers", "seqbatch.testing"]
+)
 def test_what_is_public_is_listed_in_order(name: str) -> None:
     module = importlib.import_module(name)
     assert module.__all__ == sorted(module.__all__)
@@ -108,13 +117,21 @@ def test_all_that_is_public_is_listed() -> None:
 
 def public() -> Iterator[tuple[str, Any]]:
     """Give all that a user may call or read, with its name."""
-    for name in seqbatch.__all__:
-        value = getattr(seqbatch, name)
-        yield name, value
-        for member, inner in inspect.getmembers(value) if isinstance(value, type) else []:
-            function = inspect.unwrap(getattr(inner, "fget", inner))
-            if not member.startswith("_") and str(getattr(function, "__module__", "")).startswith("seqbatch"):
-                yield f"{name}.{member}", inner
+    for module in (seqbatch, seqbatch.layers, seqbatch.testing):
+        for name in module.__all__:
+            value = getattr(module, name)
+            yield name, value
+            for member, inner in inspect.getmembers(value) if isinstance(value, type) else []:
+                function = inspect.unwrap(getattr(inner, "fget", inner))
+                here = str(getattr(function, "__module__", "")).startswith("seqbatch")
+                if here and not member.startswith("_") and not is_told_by_torch(value, member):
+                    yield f"{name}.{member}", inner
+
+
+def is_told_by_torch(value: type, member: str) -> bool:
+    """Tell whether a layer only does what PyTorch says of every such layer; its `forward` is its own."""
+    bases = [base for base in value.__mro__ if base.__module__.startswith("torch.")]
+    return issubclass(value, nn.Module) and member != "forward" and any(hasattr(base, member) for base in bases)
 
 
 @pytest.mark.parametrize(("name", "value"), [pytest.param(*one, id=one[0]) for one in public()])
@@ -138,7 +155,8 @@ def shown() -> Iterator[tuple[str, Any]]:
     """Give all that must have an example: what can be called, on any machine."""
     for name, value in public():
         is_error = isinstance(value, type) and issubclass(value, Exception)
-        if callable(value) and not is_error and name != "SequenceBatch.cuda":
+        # A layer is called in the example of its class.
+        if callable(value) and not is_error and name != "SequenceBatch.cuda" and not name.endswith(".forward"):
             yield name, value
 
 

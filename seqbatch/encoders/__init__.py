@@ -1,5 +1,5 @@
 """The built-in encoders, one file a family; importing this registers them, as any plug-in does."""
 
-from seqbatch.encoders import container, pointwise, recurrent
+from seqbatch.encoders import attention, cells, container, convolution, normalization, pointwise, recurrent, shape
 
-__all__ = ["container", "pointwise", "recurrent"]
+__all__ = ["attention", "cells", "container", "convolution", "normalization", "pointwise", "recurrent", "shape"]

@@ -1,4 +1,7 @@
-"""The encoder of nn.Sequential: each layer in it by its own encoder, with the states of those that keep one."""
+"""Encoders of containers: each layer in them by its own encoder, in order, with the states of those that keep one.
+
+An `nn.ModuleList`, which PyTorch cannot call, is run as an `nn.Sequential` is.
+"""
 
 import copy
 from collections import OrderedDict
@@ -16,23 +19,26 @@ from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders._layers import keeps_forward
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
+_Container = nn.Sequential | nn.ModuleList
+_KINDS: tuple[type[Any], ...] = (nn.Sequential, nn.ModuleList)
 
-def _holds_state(layer: nn.Sequential) -> bool:
+
+def _holds_state(layer: _Container) -> bool:
     _refuse_own_forward(layer)
     return any(is_recurrent(child) for child in layer)
 
 
-def _refuse_own_forward(layer: nn.Sequential) -> None:
+def _refuse_own_forward(layer: _Container) -> None:
     """Raise if the layer has a `forward` of its own, which may do anything with the layers in it."""
-    if not keeps_forward(layer, nn.Sequential):
+    if not any(isinstance(layer, kind) and keeps_forward(layer, kind) for kind in _KINDS):
         raise unsupported(layer, reason="it has a forward of its own")
 
 
-@register_recurrent(nn.Sequential, when=_holds_state)
-def _(layer: nn.Sequential, batch: SequenceBatch, state: ContainerState | None) -> tuple[SequenceBatch, ContainerState]:
+def _run(layer: _Container, batch: SequenceBatch, state: ContainerState | None) -> tuple[SequenceBatch, ContainerState]:
+    """Run the layers in a container one after another, from their states to their states."""
     _refuse_own_forward(layer)
     recurrent = [is_recurrent(child) for child in layer]
-    states = _states(layer, state, recurrent, batch.batch_size)
+    states = states_of(layer, state, recurrent, batch.batch_size)
     results: list[SequenceBatch] = []
 
     def forward(values: Tensor) -> Tensor:
@@ -45,11 +51,15 @@ def _(layer: nn.Sequential, batch: SequenceBatch, state: ContainerState | None) 
         results.append(current)
         return current.values
 
-    values = _call_as_itself(layer, forward, batch.values)
+    values = call_as_itself(layer, forward, batch.values)
     return results[0].with_values(values), ContainerState(tuple(states))
 
 
-def _states(layer: nn.Sequential, state: object, recurrent: list[bool], batch_size: int) -> list[object]:
+for _kind in _KINDS:
+    register_recurrent(_kind, when=_holds_state)(_run)
+
+
+def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size: int) -> list[object]:
     """Give the state of each layer in the container, or raise."""
     if state is None:
         return [None] * len(recurrent)
@@ -67,7 +77,7 @@ def _states(layer: nn.Sequential, state: object, recurrent: list[bool], batch_si
     return list(state.states)
 
 
-def _call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """Call a layer with another `forward`, so that its hooks and those of all modules run on the flat values.
 
     The caller's layer is not touched: a shallow copy is called, which shares parameters and layers, and whose hooks are
@@ -77,11 +87,11 @@ def _call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], value
     shell.forward = forward
     for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
         hooks = getattr(layer, kind)
-        setattr(shell, kind, OrderedDict((key, partial(_call_hook, hook, layer, shell)) for key, hook in hooks.items()))
+        setattr(shell, kind, OrderedDict((key, partial(call_hook, hook, layer, shell)) for key, hook in hooks.items()))
     result: Tensor = shell(values)
     return result
 
 
-def _call_hook(hook: Callable[..., Any], layer: nn.Module, shell: nn.Module, copied: nn.Module, *rest: Any) -> Any:
+def call_hook(hook: Callable[..., Any], layer: nn.Module, shell: nn.Module, copied: nn.Module, *rest: Any) -> Any:
     """Let a hook see the layer and not its copy, which lives as long as its hooks do: until the backward pass."""
     return hook(layer, *rest)

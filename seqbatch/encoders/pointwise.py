@@ -12,7 +12,7 @@ from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import keeps_forward, quantized_layers, require_device, require_dtype, require_features
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
-_ELEMENTWISE: tuple[type[nn.Module], ...] = (
+ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.AlphaDropout,
     nn.CELU,
     nn.Dropout,
@@ -48,7 +48,7 @@ _WITH_FEATURES: dict[type[nn.Module], str] = {
 }
 
 
-def _register(kind: type[nn.Module], check: Callable[[Any, SequenceBatch], None]) -> None:
+def register_stepwise(kind: type[nn.Module], check: Callable[[Any, SequenceBatch], None]) -> None:
     """Register the encoder of a layer that is called as itself on the flat values, once they are checked."""
 
     @register_encoder(kind)
@@ -106,10 +106,10 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
         raise complaint(SeqbatchValueError, "layer", must, describe(layer), remedy)
 
 
-for _kind in (*_ELEMENTWISE, *quantized_layers("Linear")):
-    _register(_kind, _check_nothing)
+for _kind in (*ELEMENTWISE, *quantized_layers("Linear")):
+    register_stepwise(_kind, _check_nothing)
 for _kind in _WITH_FEATURES:
-    _register(_kind, _check_features)
+    register_stepwise(_kind, _check_features)
 for _kind in _ALONG_AN_AXIS:
-    _register(_kind, _check_axis)
-_register(nn.Embedding, _check_tokens)
+    register_stepwise(_kind, _check_axis)
+register_stepwise(nn.Embedding, _check_tokens)

@@ -47,7 +47,7 @@ def is_open(layer: nn.Module) -> bool:
         kept
         and isinstance(layer, _KINDS)
         and not any(hooks)
-        and not _has_global_hooks()
+        and not has_global_hooks()
         and not is_parametrized(layer)
         and not layer.proj_size
     )
@@ -70,7 +70,7 @@ def has_onednn() -> bool:
     return bool(backend.is_available() and backend.enabled)
 
 
-def _has_global_hooks() -> bool:
+def has_global_hooks() -> bool:
     """Tell whether hooks are registered for the forward or backward pass of every module."""
     module: Any = nn.modules.module
     names = (

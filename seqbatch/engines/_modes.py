@@ -14,6 +14,7 @@ def is_transformed() -> bool:
 
 
 def are_batched(gradients: Iterable[Tensor | None]) -> bool:
-    """Tell whether gradients of many outputs are asked for at once, as by `is_grads_batched` of `torch.autograd.grad`."""
-    batched: Any = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda gradient: False)
+    """Tell whether gradients of many outputs are asked for at once, as `torch.autograd.grad(is_grads_batched=True)`."""
+    functorch: Any = getattr(torch._C, "_functorch", None)
+    batched: Any = getattr(functorch, "is_legacy_batchedtensor", lambda gradient: False)
     return any(gradient is not None and batched(gradient) for gradient in gradients)

@@ -23,11 +23,25 @@ from seqbatch import (
     register_encoder,
     register_recurrent,
 )
+from seqbatch.layers import (
+    AttentionPool,
+    LayerNormLSTM,
+    LayerNormLSTMCell,
+    LockedDropout,
+    MeanPool,
+    Residual,
+    TwoWay,
+    WordDropout,
+)
 
 Either = TypeVar("Either", Tensor, SequenceBatch)
 
 
 class MyLSTM(nn.LSTM):
+    pass
+
+
+class MyCell(nn.GRUCell):
     pass
 
 
@@ -121,6 +135,19 @@ def encode_with_state_knows_the_state(
     assert_type(encode_with_state(nn.Sequential(lstm, gru), batch), tuple[SequenceBatch, ContainerState])
 
 
+def encode_with_state_knows_the_state_of_cells(
+    x: Tensor, several: tuple[Tensor, ...], batch: SequenceBatch, packed: PackedSequence
+) -> None:
+    lstm, gru, rnn = nn.LSTMCell(5, 3), nn.GRUCell(5, 3), nn.RNNCell(5, 3)
+    assert_type(encode(lstm, [x, x]), list[Tensor])
+    assert_type(encode_with_state(lstm, [x, x]), tuple[list[Tensor], LSTMState])
+    assert_type(encode_with_state(lstm, packed), tuple[PackedSequence, LSTMState])
+    assert_type(encode_with_state(LayerNormLSTMCell(5, 3), x), tuple[Tensor, LSTMState])
+    assert_type(encode_with_state(gru, batch), tuple[SequenceBatch, RNNState])
+    assert_type(encode_with_state(MyCell(5, 3), several), tuple[list[Tensor], RNNState])
+    assert_type(encode_with_state(rnn, x, RNNState(x)), tuple[Tensor, RNNState])
+
+
 def encode_with_state_leaves_the_state_of_other_layers_open(
     layer: nn.Module, lstm_or_gru: nn.LSTM | nn.GRU, x: Tensor, batch: SequenceBatch, state: LSTMState
 ) -> None:
@@ -145,6 +172,16 @@ def encode_with_state_takes_back_its_state(lstm: nn.LSTM, gru: nn.GRU, chunks: l
     both = nn.Sequential(lstm, gru)
     _, states = encode_with_state(both, chunks[0], None)
     assert_type(encode_with_state(both, chunks[1], states), tuple[SequenceBatch, ContainerState])
+
+
+def layers_are_made_and_run(x: Tensor, batch: SequenceBatch) -> None:
+    assert_type(LockedDropout(0.5)(x), Any)  # as every layer of PyTorch
+    assert_type(encode(LockedDropout(0.5), batch), SequenceBatch)
+    assert_type(encode(WordDropout(0.1, token=0), [x, x]), list[Tensor])
+    assert_type(encode(nn.Sequential(AttentionPool(5), MeanPool()), x), Tensor)
+    assert_type(encode(Residual(nn.Linear(5, 5)), batch), SequenceBatch)
+    assert_type(encode_with_state(TwoWay(nn.LSTM(5, 3), LayerNormLSTM(5, 3)), x), tuple[Tensor, Any])
+    assert_type(LayerNormLSTM(5, 3).cell, LayerNormLSTMCell)
 
 
 def batches_are_made(x: Tensor, sequences: list[Tensor], packed: PackedSequence, lengths: tuple[int, ...]) -> None:

@@ -19,6 +19,7 @@ from seqbatch import (
     register_encoder,
     register_recurrent,
 )
+from seqbatch.layers import AttentionPool, LayerNormLSTM, LockedDropout, Residual, TwoWay, WordDropout
 
 
 class MyLayer(nn.Module):
@@ -95,6 +96,29 @@ def encode_with_state_takes_the_state_of_the_layer(
     ys, end = encode_with_state(both, batch, (lstm_state, rnn_state))  # wrong
     encode_with_state(gru, x, lstm_state)[0]  # wrong
     encode_with_state(lstm, x, lstm_state.hidden)[1]  # wrong
+
+
+def encode_with_state_takes_the_state_of_the_cell(
+    lstm: nn.LSTMCell, gru: nn.GRUCell, rnn: nn.RNNCell, x: Tensor, lstm_state: LSTMState, rnn_state: RNNState
+) -> None:
+    hs, end = encode_with_state(lstm, [x, x], rnn_state)  # wrong
+    hs, end = encode_with_state(lstm, x, (x, x))  # wrong
+    ys, end = encode_with_state(gru, x, lstm_state)  # wrong
+    ys, end = encode_with_state(rnn, [x, x], x)  # wrong
+    pair: LSTMState = encode_with_state(gru, x)[1]  # wrong
+    encode_with_state(rnn, x)[1].cell  # wrong
+
+
+def layers_are_made(x: Tensor) -> None:
+    LockedDropout("0.5")  # wrong
+    LockedDropout()  # wrong
+    WordDropout(0.5, 7)  # wrong
+    WordDropout(0.5, token=x)  # wrong
+    AttentionPool()  # wrong
+    Residual(torch.relu)  # wrong
+    Residual(nn.Linear)  # wrong
+    TwoWay(nn.LSTM(5, 3))  # wrong
+    LayerNormLSTM(5)  # wrong
 
 
 def encode_with_state_gives_the_state_of_the_layer(lstm: nn.LSTM, gru: nn.GRU, batch: SequenceBatch) -> None:

@@ -1,0 +1,64 @@
+"""Attention within each sequence: projections of all steps at once, scores bucket by bucket."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqbatch._lengths import Lengths
+from seqbatch.encoders._buckets import buckets_of
+
+# What a bucket more costs, in pairs of steps times features: measured on the CPU, forward and backward. Elsewhere it is
+# mostly the launch of kernels, which takes as long as many more pairs; an estimate.
+OVERHEAD = {"cpu": 2**18}
+OVERHEAD_ELSEWHERE = 2**26
+
+
+def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
+    """Let every step attend to all steps of its sequence, or to those up to it.
+
+    Steps go into buckets before they are projected, when they are a third as wide. Padding is zeros there, is no key of
+    a real step, and what comes of it is dropped; so its gradient is zero, and it adds nothing to that of a weight.
+
+    Args:
+        attention: a layer that is no more than its weights and options.
+        values: `(total_steps, embed_dim)`.
+        lengths: the lengths, none of them 0.
+        causal: whether a step attends to none that comes after it.
+
+    Returns:
+        `(total_steps, embed_dim)`.
+    """
+    overhead = OVERHEAD.get(values.device.type, OVERHEAD_ELSEWHERE) // attention.embed_dim
+    extra = (attention.bias_k is not None) + attention.add_zero_attn
+    buckets = lengths.plan(buckets_of, overhead, causal, extra, values.dtype, device=values.device)
+    projected = functional.linear(buckets.fill(values), attention.in_proj_weight, attention.in_proj_bias)
+    before = _keys_before(attention, projected) if extra else None
+    dropout = attention.dropout if attention.training else 0.0
+    results = []
+    for rows, shape, mask in zip(buckets.split(projected), buckets.shapes, buckets.masks, strict=True):
+        # (query, key and value, number, heads, steps, features of a head)
+        parts = rows.view(*shape, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind()
+        if before is not None:
+            key, value = torch.cat([before.expand(-1, shape[0], -1, -1, -1), parts[1:]], 3).unbind()
+        attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal and mask is None)
+        results.append(attended.transpose(1, 2).reshape(len(rows), attention.embed_dim))
+    return functional.linear(buckets.join(results), attention.out_proj.weight, attention.out_proj.bias)
+
+
+def _keys_before(attention: nn.MultiheadAttention, like: Tensor) -> Tensor:
+    """Give the keys and values that `add_bias_kv` and `add_zero_attn` add to those of every sequence, one at least.
+
+    PyTorch sets them behind the steps, where a causal mask of its own kernels would hide them; the order of keys does
+    not matter, and before the steps no step is before them.
+
+    Returns:
+        `(2, 1, num_heads, number, head_dim)`.
+    """
+    shape = (2, 1, attention.num_heads, 1, attention.head_dim)
+    parts = []
+    if attention.bias_k is not None and attention.bias_v is not None:
+        parts.append(torch.stack([attention.bias_k, attention.bias_v]).to(like.dtype).view(shape))
+    if attention.add_zero_attn:
+        parts.append(like.new_zeros(shape))
+    return torch.cat(parts, 3)

@@ -1,0 +1,146 @@
+"""Buckets: sequences of similar lengths side by side in one padded tensor, unpadded where lengths are equal."""
+
+from collections.abc import Callable
+from itertools import groupby
+from typing import Any, Self
+
+import attrs
+import torch
+from torch import Tensor
+
+from seqbatch._lengths import Lengths, to_device
+from seqbatch._plans import Plan, undo
+from seqbatch.batch import SequenceBatch
+from seqbatch.layouts import rearrange
+
+# Pairs of steps that take as long as one step more does outside them.
+STEP = 32
+
+
+@attrs.frozen(eq=False)
+class Buckets:
+    """The buckets of a batch: their rows one after another, each sequence by sequence, the longest sequences first.
+
+    Args:
+        shapes: sequences and steps of each bucket.
+        enter: flat values to rows; None if they are the same.
+        masks: what is added to the scores of each bucket, see `_mask_of`; None where there is nothing to hide.
+    """
+
+    shapes: list[tuple[int, int]]
+    enter: Plan | None
+    masks: list[Tensor | None]
+
+    def to(self, device: torch.device) -> Self:
+        """Copy indices and masks to a device."""
+        masks = [None if mask is None else to_device(mask, device) for mask in self.masks]
+        return type(self)(self.shapes, None if self.enter is None else self.enter.to(device), masks)
+
+    def fill(self, values: Tensor) -> Tensor:
+        """Turn flat values into the rows of all buckets, zeros for padding."""
+        return values if self.enter is None else rearrange(values, self.enter)
+
+    def split(self, rows: Tensor) -> tuple[Tensor, ...]:
+        """Split the rows of all buckets into those of each."""
+        return torch.split(rows, [number * steps for number, steps in self.shapes])
+
+    def join(self, parts: list[Tensor]) -> Tensor:
+        """Turn the rows of each bucket into flat values; those of padding are never read."""
+        rows = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return rows if self.enter is None else rearrange(rows, self.enter.inverse)
+
+
+def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype: torch.dtype) -> Buckets:
+    """Cut a batch into buckets for attention; no length may be 0.
+
+    Args:
+        lengths: the lengths.
+        overhead: how many pairs of steps take as long as one bucket more; 0 for equal lengths in each.
+        causal: whether a step attends to none that comes after it.
+        extra: keys that stand before the steps of each sequence, which every step attends to.
+        dtype: that of the masks.
+    """
+    order, counts = lengths.order, lengths.tensor.index_select(0, lengths.order)
+    shapes = cut(counts.tolist(), overhead)
+    firsts = lengths.offsets.index_select(0, order)
+    takes, masks = [], []
+    for part, first, (_, longest) in zip(
+        *(one.split([number for number, _ in shapes]) for one in (counts, firsts)), shapes, strict=True
+    ):
+        steps = torch.arange(longest, device="cpu")
+        # Of padding the row of a step after the last of all, which there is none of.
+        takes.append(torch.where(steps < part[:, None], steps + first[:, None], lengths.total).flatten())
+        masks.append(_mask_of(part, causal, extra, dtype))
+    take = torch.cat(takes)
+    if torch.equal(take, torch.arange(lengths.total, device="cpu")):
+        return Buckets(shapes, None, masks)
+    give = undo(take, lengths.total + 1)[: lengths.total]
+    return Buckets(shapes, Plan(take, give, take_fills=len(take) > lengths.total), masks)
+
+
+def cut(counts: list[int], overhead: int) -> list[tuple[int, int]]:
+    """Put sequences into buckets: a bucket is full when its padding would take longer than one bucket more.
+
+    So padding never takes longer than the buckets do, and there are few of them, however skewed the lengths are.
+
+    Args:
+        counts: the steps of each sequence, the longest first.
+        overhead: what a bucket costs beside its steps, in pairs of steps.
+
+    Returns:
+        for each bucket its sequences, and the steps of the longest.
+    """
+    shapes: list[tuple[int, int]] = []
+    number, longest, padding = 0, 0, 0
+    for count, equals in groupby(counts):
+        more = len([*equals])
+        padding += more * (_cost(longest) - _cost(count))
+        if number and padding > overhead:
+            shapes.append((number, longest))
+            number, padding = 0, 0
+        if not number:
+            longest, padding = count, 0
+        number += more
+    return [*shapes, (number, longest)]
+
+
+def _cost(steps: int) -> int:
+    """How long a sequence takes, in pairs of steps."""
+    return steps * (steps + STEP)
+
+
+def _mask_of(counts: Tensor, causal: bool, extra: int, dtype: torch.dtype) -> Tensor | None:
+    """Give what is added to the scores of a bucket: -inf where a step must not attend to a key.
+
+    Args:
+        counts: `(number,)`, the steps of each sequence in it, the longest first.
+        causal: as for `buckets_of`; as padding is after all real steps, nothing else is to be hidden then.
+        extra: as for `buckets_of`.
+        dtype: as for `buckets_of`.
+
+    Returns:
+        `(number or 1, 1, steps or 1, extra + steps)`; None where nothing is to be hidden, or no more than PyTorch's own
+        causal mask hides. There is no row without any key to attend to: the first step of a sequence is always one.
+    """
+    longest = int(counts[0])
+    if not extra if causal else counts[-1] == longest:
+        return None
+    if causal:
+        whole = torch.full((longest, extra + longest), float("-inf"), dtype=dtype, device="cpu")
+        return whole.triu(extra + 1)[None, None]
+    hidden = torch.arange(-extra, longest, device="cpu") >= counts[:, None]
+    return torch.zeros(hidden.shape, dtype=dtype, device="cpu").masked_fill(hidden, float("-inf"))[:, None, None]
+
+
+def run_in_groups(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> SequenceBatch:
+    """Run something on all sequences of a length at once, with nothing between them: no padding and no mask.
+
+    Args:
+        call: from `(number, steps, *features)` to the same number of sequences and steps.
+        batch: a batch of one step at least.
+    """
+    lengths: Any = batch._lengths.running
+    groups = lengths.plan(buckets_of, 0, False, 0, torch.float32, device=batch.device)
+    parts = zip(groups.split(groups.fill(batch.values)), groups.shapes, strict=True)
+    results = [call(part.unflatten(0, shape)).flatten(0, 1) for part, shape in parts]
+    return batch.with_values(groups.join(results))

@@ -1,0 +1,62 @@
+"""Whether a layer with others inside is no more than their weights and options, so that none need be called itself."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from seqbatch.encoders.pointwise import ELEMENTWISE
+from seqbatch.engines._choice import has_global_hooks
+
+# Layers that treat every step by itself, so that they can run on flat values; not their subclasses.
+_STEPWISE = {*ELEMENTWISE, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.RMSNorm, NonDynamicallyQuantizableLinear}
+_ACTIVATIONS = (functional.relu, functional.gelu, functional.silu, torch.relu, torch.sigmoid, torch.tanh)
+_WEIGHTS = (nn.Parameter, Tensor, type(None))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_METHODS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.MultiheadAttention: ("forward",),
+    nn.TransformerEncoder: ("forward",),
+    nn.TransformerEncoderLayer: ("forward", "_sa_block", "_ff_block"),
+}
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Tell whether a module, those in it aside, has no hooks and no weights but its own, as they are kept."""
+    return _is_untouched(module) and not has_global_hooks()
+
+
+def _is_untouched(module: nn.Module) -> bool:
+    held = vars(module)
+    # `is_parametrized` says the same, and takes longer than all the rest.
+    return (
+        not any(held[name] for name in _HOOKS)
+        and "parametrizations" not in module._modules
+        and all(type(weight) in _WEIGHTS for weight in module._parameters.values())
+    )
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Tell whether a layer of attention, and all in it, is what its class says, and per step but for the attention."""
+    return not has_global_hooks() and all(_is_untouched(module) and _is_known(module) for module in layer.modules())
+
+
+def _is_known(module: nn.Module) -> bool:
+    if type(module) in _STEPWISE:
+        held = vars(module)
+        return "forward" not in held and len(held.get("normalized_shape", "1")) == 1
+    for kind, methods in _METHODS.items():
+        if isinstance(module, kind):
+            kept = all(getattr(type(module), name) is getattr(kind, name) for name in methods)
+            return kept and not vars(module).keys() & {*methods} and _holds_what_it_should(module)
+    return False
+
+
+def _holds_what_it_should(module: nn.Module) -> bool:
+    """Tell whether there is nothing in a layer that it is not made with, as far as attention goes."""
+    if isinstance(module, nn.TransformerEncoder):
+        return all(isinstance(layer, nn.TransformerEncoderLayer) for layer in module.layers)
+    if isinstance(module, nn.TransformerEncoderLayer):
+        activation = module.activation
+        is_known = isinstance(activation, nn.Module) or activation in _ACTIVATIONS
+        return is_known and isinstance(module.self_attn, nn.MultiheadAttention)
+    return True

@@ -1,0 +1,121 @@
+"""What encoders of recurrent layers have in common: checks of input and state, and sequences of no steps."""
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+
+from seqbatch._checks import complaint, counted, describe, type_name
+from seqbatch._kinds import is_nothing
+from seqbatch._lengths import Lengths, to_device
+from seqbatch.batch import SequenceBatch
+from seqbatch.container_state import ContainerState
+from seqbatch.encoders._layers import autocasts, require_device, require_dtype, require_features, run_on_nothing
+from seqbatch.engines import Hidden
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+from seqbatch.state import LSTMState, RNNState
+
+StateType = type[LSTMState] | type[RNNState]
+# What an engine does, of one layer: from flat values, lengths of which none is 0, and the state of these sequences.
+Run = Callable[[Tensor, Lengths, Hidden | None], tuple[Tensor, Hidden]]
+
+
+@attrs.frozen
+class Form:
+    """What the state of a layer looks like.
+
+    Args:
+        state_type: its class.
+        num_layers: its first axis.
+        num_directions: its second axis.
+        remedy: what to write for a state of PyTorch's layout.
+        sizes: the last axis of each tensor, which for the first is also the size of one direction's output.
+    """
+
+    state_type: StateType
+    num_layers: int
+    num_directions: int
+    remedy: str
+    sizes: list[int]
+
+
+def sizes_of(layer: Any, state_type: StateType) -> list[int]:
+    """Give the last axis of each tensor of the state of a layer or cell of PyTorch."""
+    size = getattr(layer, "proj_size", 0) or layer.hidden_size
+    return [size, layer.hidden_size] if state_type is LSTMState else [size]
+
+
+def require_input(batch: SequenceBatch, layer: Any) -> None:
+    """Raise unless the batch has the features, dtype and device that the layer takes, or comes from an empty list."""
+    if not is_nothing(batch):
+        require_features(batch, (layer.input_size,), layer, exactly=True)
+        require_dtype(batch, layer)
+        require_device(batch, layer)
+
+
+def require_state(state: object, form: Form, layer: nn.Module, batch: SequenceBatch) -> Hidden | None:
+    """Return a state of this layer for this batch as engines take it, else raise; None stays None."""
+    if state is None:
+        return None
+    name = form.state_type.__name__
+    if not isinstance(state, form.state_type):
+        remedy = form.remedy
+        if isinstance(state, ContainerState):
+            remedy = "Take that of the layer, state.states[i]."
+        elif isinstance(state, (LSTMState, RNNState)):
+            remedy = "It is that of another kind of layer."
+        must = f"be an {name}, for {describe(layer)}"
+        raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy)
+    nothing = is_nothing(batch)
+    for part, size in zip(("hidden", "cell"), form.sizes, strict=False):
+        tensor: Tensor = getattr(state, part)
+        for what, found, wanted in (
+            ("shape", tuple(tensor.shape), (form.num_layers, form.num_directions, batch.batch_size, size)),
+            ("dtype", tensor.dtype, tensor.dtype if nothing or _cast_alike(tensor, batch) else batch.dtype),
+            ("device", tensor.device, tensor.device if nothing else batch.device),
+        ):
+            if found != wanted:
+                must = f"have {what} {wanted}, for {counted(batch.batch_size, 'sequence')} and {describe(layer)}"
+                raise complaint(SeqbatchValueError, f"state.{part}", must, found)
+    hidden = state.to_torch()
+    return hidden if isinstance(hidden, tuple) else (hidden,)
+
+
+def run_where_steps_are(
+    layer: nn.Module, batch: SequenceBatch, hidden: Hidden | None, form: Form, run: Run
+) -> tuple[Tensor, Hidden]:
+    """Run a layer on the sequences that have a step, and leave the others their initial state.
+
+    Args:
+        layer: the layer.
+        batch: the batch, checked.
+        hidden: the initial state in PyTorch's layout, checked; None for zeros.
+        form: what its state looks like.
+        run: runs it.
+
+    Returns:
+        the outputs `(total_steps, size)`, and the final state in PyTorch's layout.
+    """
+    lengths = batch._lengths
+    running = lengths.running
+    if running is lengths and lengths.total:
+        return run(batch.values, lengths, hidden)
+    # A batch of none may come from an empty list, whose dtype and device say nothing.
+    like = next(layer.parameters(), batch.values) if is_nothing(batch) else batch.values
+    rows = form.num_layers * form.num_directions
+    start = hidden or tuple(like.new_zeros(rows, batch.batch_size, size) for size in form.sizes)
+    if not lengths.total:
+        nothing = like.new_zeros(0, form.sizes[0] * form.num_directions)
+        return run_on_nothing(layer, nothing, batch), tuple(run_on_nothing(layer, part, batch) for part in start)
+    alive = to_device(lengths.not_empty, batch.device)
+    chosen = None if hidden is None else tuple(part.index_select(1, alive) for part in hidden)
+    values, final = run(batch.values, running, chosen)
+    ended = zip(start, final, strict=True)
+    return values, tuple(old.to(new.dtype).index_copy(1, alive, new) for old, new in ended)
+
+
+def _cast_alike(state: Tensor, batch: SequenceBatch) -> bool:
+    """Tell whether autocast gives a state and a batch of other dtypes the same one."""
+    return autocasts(batch.device) and torch.float64 not in (state.dtype, batch.dtype)

@@ -1,0 +1,140 @@
+"""Encoders of nn.MultiheadAttention, nn.TransformerEncoderLayer and nn.TransformerEncoder: each sequence to itself.
+
+A sequence is query, key and value, and gives what it attends to, without the weights; no step attends to one of another
+sequence. A causal mask is that of `seqbatch.layers.Causal`.
+
+A layer with hooks, with weights of another kind or with a `forward` of its own, and one that holds such a layer, is
+called as itself: once for each length, on all sequences of that length, without padding or mask. So its hooks run once
+for each length too. Any other runs on the flat values, and its attention on sequences of similar lengths side by side.
+
+Derivatives of second order need `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own layers.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._checks import complaint, describe
+from seqbatch._lengths import Lengths
+from seqbatch._registry import register_encoder, unsupported
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._attend import attend
+from seqbatch.encoders._buckets import run_in_groups
+from seqbatch.encoders._layers import (
+    keeps_forward,
+    require_device,
+    require_dtype,
+    require_features,
+    run_on_nothing,
+    takes_its_weights_dtype,
+)
+from seqbatch.encoders._plain import is_plain
+from seqbatch.errors import SeqbatchValueError
+
+# Steps that are fed forward at once where nothing has to be kept for a backward pass. On the CPU it takes up to a fifth
+# less time than all at once, for what is between the two products is still in the cache; 512 take longer, as do 4,096.
+AT_ONCE = 1024
+
+KINDS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+
+
+def _register(kind: type[nn.Module]) -> None:
+    @register_encoder(kind)
+    def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
+        def call(group: Tensor) -> Any:
+            return layer(group, group, group) if isinstance(layer, nn.MultiheadAttention) else layer(group)
+
+        plain = is_plain(layer)
+        require_input(layer, batch, plain)
+        return run(layer, batch, call, plain=plain, causal=False)
+
+
+for _kind in KINDS:
+    _register(_kind)
+
+
+def require_input(layer: nn.Module, batch: SequenceBatch, plain: bool) -> None:
+    """Raise unless a layer of one of the `KINDS` takes a batch; one with a `forward` of its own may take anything."""
+    kind = next(kind for kind in KINDS if isinstance(layer, kind))
+    attentions = [module for module in layer.modules() if isinstance(module, nn.MultiheadAttention)]
+    if not keeps_forward(layer, kind) or not attentions:
+        return
+    for attention in attentions:
+        sizes = attention.embed_dim, attention.kdim, attention.vdim
+        if len({*sizes}) > 1:
+            must = f"have kdim and vdim {sizes[0]}, as its embed_dim, for each sequence attends to itself"
+            raise complaint(SeqbatchValueError, "layer", must, f"kdim {sizes[1]} and vdim {sizes[2]}")
+    require_features(batch, (attentions[0].embed_dim,), layer, exactly=True)
+    if plain or all(takes_its_weights_dtype(module) for module in layer.modules()):
+        require_dtype(batch, layer)
+        require_device(batch, layer)
+
+
+def run(
+    layer: nn.Module, batch: SequenceBatch, call: Callable[[Tensor], Any], *, plain: bool, causal: bool
+) -> SequenceBatch:
+    """Run a layer of one of the `KINDS`, so that each sequence attends to itself.
+
+    Args:
+        layer: the layer.
+        batch: the batch.
+        call: calls the layer itself on a Tensor of three dimensions, sequences or steps first as the layer asks for.
+        plain: whether it need not be called itself; then all but the attention runs on the flat values.
+        causal: whether a step attends to none that comes after it; `call` must see to it too.
+    """
+    if not batch.total_steps:
+        return batch.with_values(run_on_nothing(layer, batch.values, batch))
+    if not plain:
+        return run_in_groups(_batch_first(layer, call), batch)
+    return batch.with_values(_run_plain(layer, batch.values, batch._lengths.running, causal))
+
+
+def _run_plain(layer: Any, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
+    """Do on flat values what the `forward` of the layer does, but for the attention."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return attend(layer, values, lengths, causal)
+    if isinstance(layer, nn.TransformerEncoder):
+        for part in layer.layers:
+            values = _run_plain(part, values, lengths, causal)
+        return values if layer.norm is None else layer.norm(values)
+    if layer.norm_first:
+        values = values + layer.dropout1(attend(layer.self_attn, layer.norm1(values), lengths, causal))
+        return values + _feed_forward(layer, layer.norm2(values))
+    values = layer.norm1(values + layer.dropout1(attend(layer.self_attn, values, lengths, causal)))
+    result: Tensor = layer.norm2(values + _feed_forward(layer, values))
+    return result
+
+
+def _feed_forward(layer: Any, values: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or not values.is_cpu:
+        return _feed(layer, values)
+    return torch.cat([_feed(layer, part) for part in values.split(AT_ONCE)])
+
+
+def _feed(layer: Any, values: Tensor) -> Tensor:
+    hidden = layer.dropout(layer.activation(layer.linear1(values)))
+    result: Tensor = layer.dropout2(layer.linear2(hidden))
+    return result
+
+
+def is_batch_first(layer: Any) -> bool:
+    """Tell whether a layer takes sequences before steps, by what PyTorch itself looks at."""
+    inner = layer.layers[0] if isinstance(layer, nn.TransformerEncoder) else layer
+    holder = inner if isinstance(inner, nn.MultiheadAttention) else getattr(inner, "self_attn", inner)
+    if not isinstance(getattr(holder, "batch_first", None), bool):
+        raise unsupported(layer, reason=f"{describe(holder)} in it does not say whether it is batch_first")
+    return bool(holder.batch_first)
+
+
+def _batch_first(layer: nn.Module, call: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    """Make a call one from sequences before steps to the same, without the weights of the attention."""
+    first = is_batch_first(layer)
+
+    def call_batch_first(group: Tensor) -> Tensor:
+        result = call(group if first else group.transpose(0, 1))
+        output: Tensor = result[0] if isinstance(result, tuple) else result
+        return output if first else output.transpose(0, 1)
+
+    return call_batch_first

@@ -1,0 +1,178 @@
+"""Encoders of nn.LSTMCell, nn.GRUCell and nn.RNNCell: a cell is called at each step on the sequences that have it."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from seqbatch import engines
+from seqbatch._checks import complaint, counted, type_name
+from seqbatch._lengths import Lengths
+from seqbatch._plans import packed_plan
+from seqbatch._registry import register_recurrent
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._layers import keeps_forward, quantized_layers
+from seqbatch.encoders._recurrent import (
+    Form,
+    Run,
+    StateType,
+    require_input,
+    require_state,
+    run_where_steps_are,
+    sizes_of,
+)
+from seqbatch.engines import Hidden
+from seqbatch.engines._choice import has_global_hooks
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+from seqbatch.layouts import rearrange
+from seqbatch.state import LSTMState, RNNState
+
+# Modules and not RNNCellBase: the quantized cells, which PyTorch means to drop some day, are no subclasses of it.
+_Cell = Any
+# From the rows of one step, and the state of these sequences, nothing where they start from none, to their next state.
+_Step = Callable[[Tensor, Hidden], Hidden]
+
+# Steps that are cut at a time: one by one would take longer, and all at once memory for the views of a long sequence.
+_CUT = 256
+# Steps that take less time by calling the cell than by setting up an engine, measured for sizes of 16 to 512.
+_FEW = 4
+
+
+def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
+    """Register the encoder of a type of cell, which has `input_size` and `hidden_size`, and checks both.
+
+    A subclass with a `forward` of its own may take other features, so nothing is checked of its input.
+    """
+
+    @register_recurrent(cell_type)
+    def _(cell: _Cell, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
+        if keeps_forward(cell, cell_type):
+            require_input(batch, cell)
+        form = Form(state_type, 1, 1, _remedy(state_type), sizes_of(cell, state_type))
+        hidden = require_state(state, form, cell, batch)
+        values, final = run_where_steps_are(cell, batch, hidden, form, _run_of(cell, form))
+        return batch.with_values(values), state_type(*(part[None] for part in final))
+
+
+def _remedy(state_type: StateType) -> str:
+    parts = "hidden[None, None], cell[None, None]" if state_type is LSTMState else "hidden[None, None]"
+    return f"For what a cell of PyTorch takes give {state_type.__name__}({parts})."
+
+
+def _run_of(cell: _Cell, form: Form) -> Run:
+    """Choose the way to run a cell: by an engine if it is no more than its weights and has many steps, else itself."""
+
+    def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        if lengths.longest > _FEW and _is_open(cell) and _rounds_alike(values):
+            layer = _as_layer(cell)
+            return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
+        return _run_steps(_step_of(cell, form), values, lengths, hidden)
+
+    return run
+
+
+def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+    """Run step by step as an engine does, in packed order, where those that have the next step stand first."""
+    plan = lengths.plan(packed_plan, device=values.device)
+    order, rank = (lengths.on(name, values.device) for name in ("order", "rank"))
+    state: Hidden = () if hidden is None else tuple(part[0].index_select(0, order) for part in hidden)
+    outputs: list[Tensor] = []
+    ended: list[Hidden] = []
+    for rows in _cut(rearrange(values, plan), lengths.batch_sizes.tolist()):
+        count = len(rows)
+        if state and len(state[0]) > count:
+            ended.append(tuple(part[count:] for part in state))
+            state = tuple(part[:count] for part in state)
+        state = step(rows, state)
+        outputs.append(state[0])
+    final = (torch.cat(parts).index_select(0, rank)[None] for parts in zip(state, *reversed(ended), strict=True))
+    return rearrange(torch.cat(outputs), plan.inverse), tuple(final)
+
+
+def _cut(rows: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+    """Give the rows of each step, as views."""
+    chunks = [sizes[i : i + _CUT] for i in range(0, len(sizes), _CUT)]
+    for part, chunk in zip(rows.split([sum(chunk) for chunk in chunks]), chunks, strict=True):
+        yield from part.split(chunk)
+
+
+def _step_of(cell: _Cell, form: Form) -> _Step:
+    """Give the function that calls the cell itself, and checks what it gives."""
+    one = len(form.sizes) == 1
+    must = "give a hidden state" if one else "give a pair (hidden, cell)"
+    remedy = f"Register an encoder for {type(cell).__name__}."
+
+    def step(rows: Tensor, state: Hidden) -> Hidden:
+        # Where no state is given none is passed, for a cell may have one of its own to start from.
+        result = cell(rows, state[0] if one else state) if state else cell(rows)
+        parts = (result,) if one else result
+        is_state = isinstance(parts, (tuple, list)) and len(parts) == len(form.sizes)
+        if not (is_state and all(isinstance(part, Tensor) for part in parts)):
+            raise complaint(SeqbatchTypeError, "layer", f"{must}, as its base does", type_name(result), remedy)
+        for part, size in zip(parts, form.sizes, strict=True):
+            if part.shape != (len(rows), size):
+                shape = f"of shape ({len(rows)}, {size}) for {counted(len(rows), 'sequence')}"
+                raise complaint(SeqbatchValueError, "layer", f"{must} {shape}", tuple(part.shape), remedy)
+        return tuple(parts)
+
+    return step
+
+
+# PyTorch's cells, the layer that does the same, and the names of their weights.
+_LAYERS: dict[type[nn.Module], Any] = {nn.LSTMCell: nn.LSTM, nn.GRUCell: nn.GRU, nn.RNNCell: nn.RNN}
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _is_open(cell: _Cell) -> bool:
+    """Tell whether a cell is no more than its weights and its options, so that it need not be called itself."""
+    hooks = (cell._forward_hooks, cell._forward_pre_hooks, cell._backward_hooks, cell._backward_pre_hooks)
+    weights = [cell._parameters.get(name) for name in _WEIGHTS]
+    return (
+        min(cell.input_size, cell.hidden_size) > 0  # as PyTorch asks of layers, and not of cells
+        and any(keeps_forward(cell, kind) for kind in _LAYERS)
+        and not any(hooks)
+        and not has_global_hooks()
+        and not is_parametrized(cell)
+        and all(type(weight) in (nn.Parameter, Tensor) for weight in weights[: 4 if cell.bias else 2])
+    )
+
+
+def _rounds_alike(values: Tensor) -> bool:
+    """Tell whether a layer gives what its cell does, but for the last bits; in half precision each rounds elsewhere.
+
+    On CUDA a layer would move the weights, which are the caller's, to a place that cuDNN likes.
+    """
+    return values.is_cpu and values.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+
+
+def _as_layer(cell: _Cell) -> nn.RNNBase:
+    """Give the layer that runs the cell over sequences, with the cell's own weights."""
+    layer_type = next(layer for kind, layer in _LAYERS.items() if isinstance(cell, kind))
+    nonlinearity = getattr(cell, "nonlinearity", None)
+    layer = copy.copy(_blank_layer(layer_type, cell.input_size, cell.hidden_size, bool(cell.bias), nonlinearity))
+    # Not set as attributes: what stands in for a parameter, as in `torch.func.functional_call`, may be none itself.
+    layer._parameters = {f"{name}_l0": getattr(cell, name) for name in _WEIGHTS[: 4 if cell.bias else 2]}
+    return layer
+
+
+@lru_cache(maxsize=64)
+def _blank_layer(
+    layer_type: Any, input_size: int, hidden_size: int, bias: bool, nonlinearity: str | None
+) -> nn.RNNBase:
+    """Make a layer without memory for weights; that takes as long as two or three steps, so it is kept."""
+    options: dict[str, Any] = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
+    layer: nn.RNNBase = layer_type(input_size, hidden_size, bias=bias, device="meta", **options)
+    return layer
+
+
+_WITH_CELL: list[type[nn.Module]] = [nn.LSTMCell, *quantized_layers("LSTMCell")]
+_WITHOUT: list[type[nn.Module]] = [nn.GRUCell, nn.RNNCell, *quantized_layers("GRUCell", "RNNCell")]
+
+for _cell_type in _WITH_CELL:
+    register_cell(_cell_type, LSTMState)
+for _cell_type in _WITHOUT:
+    register_cell(_cell_type, RNNState)

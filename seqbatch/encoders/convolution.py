@@ -1,0 +1,255 @@
+"""Encoders of layers whose windows read several steps: convolution, pooling; and of those that pad each sequence.
+
+A sequence `(steps, channels)` gets what it would get alone, `layer(sequence.T[None])[0].T`, and by the layer's own rule
+another number of steps:
+
+- `nn.Conv1d`, `nn.MaxPool1d`, `nn.AvgPool1d` and `nn.LPPool1d` give `(steps + left + right - span) / stride + 1`,
+  rounded down, where `span` is `dilation * (kernel_size - 1) + 1`, and `left` and `right` are the padding; with
+  `ceil_mode` rounded up, but no window starts behind the last step. A sequence too short for one window is refused.
+- Layers that pad give `steps + left + right`.
+- A sequence of no steps gives none, whatever it would be padded with.
+
+No window reads a step of another sequence. NaN or infinity in a sequence reaches the gradient of the weights where it
+does alone, through a window that reads it; but then it may reach it at other places of the kernel too, for windows that
+are not picked count there with 0 times NaN.
+
+A layer with hooks is called as itself, once: they see all steps end to end, `(1, channels, total_steps)`. One with a
+`forward` of its own runs it once for each length, on all sequences of that length, so it gives what it does alone,
+whatever it does with the steps.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._checks import complaint, counted, describe, require_tensor
+from seqbatch._lengths import Lengths
+from seqbatch._registry import register_encoder
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._borders import Border
+from seqbatch.encoders._layers import (
+    keeps_forward,
+    quantized_layers,
+    require_device,
+    require_dtype,
+    require_features,
+    run_on_nothing,
+)
+from seqbatch.encoders._windows import Windows, border_layout, window_layout
+from seqbatch.encoders.container import call_hook
+from seqbatch.errors import SeqbatchValueError
+from seqbatch.layouts import rearrange
+
+# From all steps end to end, `(1, channels, total_steps)`, to those of the outputs, and their lengths if they change.
+_Run = Callable[[Tensor], tuple[Tensor, Lengths | None]]
+
+
+def _register(
+    kind: type[nn.Module], rule: Callable[[Any], Windows | Border], start: Callable[..., _Run] | None = None
+) -> None:
+    """Register the encoder of a layer, from what tells its windows or its border, and how it is run."""
+
+    @register_encoder(kind)
+    def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
+        if getattr(layer, "return_indices", False):
+            must = "give no indices, which would count steps of another sequence than the caller's"
+            raise complaint(SeqbatchValueError, "layer", must, f"{type(layer).__name__}(..., return_indices=True)")
+        plain = keeps_forward(layer, kind)
+        _require_channels(layer, batch, plain)
+        if not plain:
+            return _call(layer, batch, _by_length(layer, batch))
+        drawn = rule(layer)
+        _require_options(layer, drawn)
+        _require_lengths(layer, drawn, batch)
+        try:
+            return _call(layer, batch, (start or _START[type(drawn)])(layer, batch, drawn))
+        except (IndexError, NotImplementedError, RuntimeError) as error:
+            if layer._forward_pre_hooks or layer._forward_hooks:
+                raise
+            must, found = f"be what {describe(layer)} takes", f"features {tuple(batch.feature_shape)} and {batch.dtype}"
+            remedy = f"PyTorch says: {str(error).splitlines()[0]}"
+            raise complaint(SeqbatchValueError, "sequences", must, found, remedy) from error
+
+
+def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
+    """Call the layer as itself on all steps end to end: a shallow copy, whose hooks are given the layer itself."""
+    changed: list[Lengths | None] = []
+
+    def forward(steps: Tensor) -> Tensor:
+        if steps.shape[-1] != batch.total_steps:
+            must = f"be given all {counted(batch.total_steps, 'step')} by the hooks before it"
+            raise complaint(SeqbatchValueError, "layer", must, steps.shape[-1])
+        result, lengths = run(steps)
+        changed.append(lengths)
+        return result
+
+    # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one. What
+    # `layer.compile` has made is the layer's own, and would not call this forward.
+    shell = type(layer).__new__(type(layer))
+    vars(shell).update(vars(layer), forward=forward, _compiled_call_impl=None)
+    for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+        hooks = getattr(layer, kind)
+        vars(shell)[kind] = OrderedDict((key, partial(call_hook, hook, layer, shell)) for key, hook in hooks.items())
+    values = shell(batch.values.T[None])[0].T
+    return batch.with_values(values) if changed[0] is None else SequenceBatch(values, changed[0])
+
+
+def _in_windows(layer: nn.Module, batch: SequenceBatch, windows: Windows) -> _Run:
+    """Run a layer on all sequences in one long one, or side by side if their lengths are equal."""
+    layout = batch._lengths.plan(window_layout, windows, device=batch.device)
+    fill = float("-inf") if isinstance(layer, nn.MaxPool1d) else 0
+
+    def run(steps: Tensor) -> tuple[Tensor, Lengths | None]:
+        values = steps[0].T
+        if layout.lay is None or layout.pick is None:
+            result = layer.forward(_channels_first(layer, values.unflatten(0, (-1, batch.max_length))))
+            return result.mT.flatten(0, 1).T[None], layout.lengths
+        result = layer.forward(_channels_first(layer, rearrange(values, layout.lay, fill)[None]))
+        if layout.corrections is not None:
+            result = result * layout.corrections.to(result.dtype)
+        return rearrange(result[0].T.contiguous(), layout.pick).T[None], layout.lengths
+
+    return run
+
+
+def _channels_first(layer: nn.Module, steps: Tensor) -> Tensor:
+    """Turn `(batch, steps, channels)` into `(batch, channels, steps)`, a view where PyTorch is faster with that."""
+    viewed = isinstance(layer, nn.AvgPool1d) or (isinstance(layer, nn.MaxPool1d) and steps.requires_grad)
+    return steps.mT if viewed else steps.mT.contiguous()
+
+
+def _in_borders(layer: Any, batch: SequenceBatch, border: Border) -> _Run:
+    """Pad each sequence, by one gather; the layer itself only says with what."""
+    layout = batch._lengths.plan(border_layout, border, device=batch.device)
+    plan, fill = layout.lay, getattr(layer, "value", 0)
+    assert plan is not None, "a border is always laid out"
+    return lambda steps: (rearrange(steps[0].T, plan, fill).T[None], layout.lengths)
+
+
+_START: dict[type, Callable[..., _Run]] = {Windows: _in_windows, Border: _in_borders}
+
+
+def _by_length(layer: nn.Module, batch: SequenceBatch, rule: object = None, together: bool = True) -> _Run:
+    """Run a layer on the sequences of each length, or on each sequence, and take what number of steps it gives."""
+    counts = batch._lengths.running.counts
+    groups: dict[int, list[int]] = {}
+    for i, count in enumerate(counts):
+        groups.setdefault(count if together else i, []).append(i)
+
+    def run(steps: Tensor) -> tuple[Tensor, Lengths | None]:
+        if not counts:
+            nothing = steps.new_zeros(1, getattr(layer, "out_channels", steps.shape[1]), 0)
+            return run_on_nothing(layer, nothing, batch.with_values(steps[0].T)), None
+        parts, results = steps.split(counts, -1), [steps] * len(counts)
+        for chosen in groups.values():
+            # A copy, even of one, for a layer with a `forward` of its own may write to it.
+            result = require_tensor("layer(sequence)", layer.forward(torch.cat([parts[i] for i in chosen])))
+            for i, one in zip(chosen, result.split(1), strict=True):
+                results[i] = one
+        found = iter(results)
+        lengths = tuple(next(found).shape[-1] if count else 0 for count in batch.lengths)
+        return torch.cat(results, -1), None if lengths == batch.lengths else Lengths(lengths)
+
+    return run
+
+
+def _one_by_one(layer: nn.Module, batch: SequenceBatch, rule: object) -> _Run:
+    """Run a layer that treats other sequences of its batch as one with this, as those do that quantize their input."""
+    return _by_length(layer, batch, rule, together=False)
+
+
+def _require_channels(layer: Any, batch: SequenceBatch, plain: bool) -> None:
+    """Raise unless each step is the channels that the layer takes, of a dtype and on a device that it takes."""
+    if plain and hasattr(layer, "in_channels"):
+        require_features(batch, (layer.in_channels,), layer, exactly=True)
+        require_dtype(batch, layer)
+        require_device(batch, layer)
+    if len(batch.feature_shape) != 1:
+        must = f"have features (channels,), for {describe(layer)}"
+        remedy = "For a padded Tensor call SequenceBatch.from_padded."
+        if not batch.feature_shape:
+            remedy = "Give x.unsqueeze(-1) for one channel."
+        raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape), remedy)
+    if plain and isinstance(layer, _POOLS) and not (batch.dtype.is_floating_point or layer._forward_pre_hooks):
+        raise complaint(SeqbatchValueError, "sequences", f"be floating, for {describe(layer)}", batch.dtype)
+
+
+def _require_options(layer: nn.Module, rule: Windows | Border) -> None:
+    """Raise if there are no such windows; PyTorch looks at them as late as in the call."""
+    if isinstance(rule, Windows):
+        sizes, padding = (rule.kernel, rule.stride, rule.dilation), (rule.border.left, rule.border.right)
+        if min(sizes) < 1 or min(padding) < 0:
+            must = "have a kernel, a stride and a dilation of 1 at least, and padding of 0 at least"
+            raise complaint(SeqbatchValueError, "layer", must, describe(layer))
+
+
+def _require_lengths(layer: nn.Module, rule: Windows | Border, batch: SequenceBatch) -> None:
+    """Raise if a sequence is too short to be padded or for one window."""
+    border = rule.border if isinstance(rule, Windows) else rule
+    least, what, remedy = border.least, "be padded", "Leave it out"
+    if isinstance(rule, Windows) and rule.least > least:
+        least, what, remedy = rule.least, "fill a window", "Pad it or leave it out"
+    counts = batch.lengths
+    if min(batch._lengths.running.counts, default=least) < least:
+        i = next(i for i, count in enumerate(counts) if 0 < count < least)
+        must = f"have {counted(least, 'step')} at least to {what}, for {describe(layer)}"
+        raise complaint(SeqbatchValueError, f"sequences[{i}]", must, counts[i], f"{remedy}, by batch[indices].")
+
+
+def _windows_of_convolution(layer: Any) -> Windows:
+    kernel, stride, dilation = (_one(size) for size in (layer.kernel_size, layer.stride, layer.dilation))
+    if isinstance(layer.padding, str):
+        both = dilation * (kernel - 1) if layer.padding == "same" else 0
+        left, right = both // 2, both - both // 2
+    else:
+        left = right = _one(layer.padding)
+    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
+    return Windows(kernel, stride, dilation, Border(mode, left, right))
+
+
+def _windows_of_maximum(layer: Any) -> Windows:
+    padding = _one(layer.padding)
+    border = Border("maximum" if padding else "constant", padding, padding)
+    return Windows(_one(layer.kernel_size), _one(layer.stride), _one(layer.dilation), border, layer.ceil_mode)
+
+
+def _windows_of_mean(layer: Any) -> Windows:
+    padding = _one(layer.padding)
+    divides_by: str | None = "padded" if layer.count_include_pad else "real"
+    if not layer.ceil_mode and (layer.count_include_pad or not padding):
+        divides_by = None  # all by the kernel
+    border = Border("constant", padding, padding)
+    return Windows(_one(layer.kernel_size), _one(layer.stride), 1, border, layer.ceil_mode, divides_by)
+
+
+def _windows_of_power_mean(layer: Any) -> Windows:
+    stride = layer.kernel_size if layer.stride is None else layer.stride
+    return Windows(_one(layer.kernel_size), _one(stride), ceil=layer.ceil_mode)
+
+
+def _one(size: Any) -> int:
+    """Give a size that a layer keeps as it was given: a number, or one in a tuple."""
+    number: int = size[0] if isinstance(size, tuple) else size
+    return number
+
+
+def _border_of(mode: str, layer: Any) -> Border:
+    return Border(mode, *layer.padding)
+
+
+_POOLS = (nn.AvgPool1d, nn.LPPool1d, nn.MaxPool1d)
+_register(nn.Conv1d, _windows_of_convolution)
+for _kind in quantized_layers("Conv1d"):
+    _register(_kind, _windows_of_convolution, _one_by_one)
+_register(nn.MaxPool1d, _windows_of_maximum)
+_register(nn.AvgPool1d, _windows_of_mean)
+# By length, for behind a window that is not picked its gradient would be 0 times NaN, and reach other sequences.
+_register(nn.LPPool1d, _windows_of_power_mean, _by_length)
+_register(nn.CircularPad1d, partial(_border_of, "circular"))
+_register(nn.ConstantPad1d, partial(_border_of, "constant"))
+_register(nn.ReflectionPad1d, partial(_border_of, "reflect"))
+_register(nn.ReplicationPad1d, partial(_border_of, "replicate"))

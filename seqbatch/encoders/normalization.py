@@ -1,0 +1,134 @@
+"""Encoders of layers that normalize by statistics of real steps; nn.LayerNorm and nn.RMSNorm are in `pointwise`.
+
+- `nn.BatchNorm1d` and `nn.SyncBatchNorm` in training take their statistics over all steps of the batch, each counted
+  once, and update those they keep once. So what a sequence gets depends on the others, by the nature of the layer: it
+  is what the layer gives for the flat values. In evaluation each sequence gets what it would get alone.
+- `nn.GroupNorm` normalizes each step by itself, over groups of its channels: a step stands where PyTorch has a sample.
+- `nn.InstanceNorm1d` normalizes each sequence by itself, over its steps. What it keeps is the mean of the statistics of
+  the sequences, as for the samples of a batch in PyTorch.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from seqbatch._checks import complaint, counted, describe
+from seqbatch._registry import register_encoder
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._buckets import run_in_groups
+from seqbatch.encoders._layers import keeps_forward, require_device, require_features, takes_its_weights_dtype
+from seqbatch.encoders._plain import is_untouched
+from seqbatch.encoders.pointwise import register_stepwise
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+_HALF = (torch.bfloat16, torch.float16)
+
+
+def _check_batch_norm(layer: Any, batch: SequenceBatch) -> None:
+    _require_channels(batch, layer.num_features, layer)
+    if isinstance(layer, nn.BatchNorm1d) and len(batch.feature_shape) > 2:
+        must = f"have features of 1 or 2 dimensions, for {describe(layer)}"
+        raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape))
+    if batch.values.numel() == layer.num_features and _takes_statistics(layer) and not _synchronizes(layer):
+        must = f"have 2 steps or more together, for {describe(layer)} takes statistics over them"
+        raise complaint(SeqbatchValueError, "sequences", must, 1)
+
+
+def _check_group_norm(layer: nn.GroupNorm, batch: SequenceBatch) -> None:
+    _require_channels(batch, layer.num_channels, layer)
+    if batch.values.numel() == layer.num_groups:
+        must = f"have 2 steps or more together, or 2 values or more in a group, for {describe(layer)}"
+        raise complaint(SeqbatchValueError, "sequences", must, 1)
+
+
+def _check_instance_norm(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> None:
+    require_features(batch, (layer.num_features,), layer, exactly=True)
+    _require_kind(batch, layer)
+    if _takes_statistics(layer) and 1 in batch.lengths:
+        must = f"have 2 steps or more, or none, for {describe(layer)} takes statistics over them"
+        raise complaint(SeqbatchValueError, f"sequences[{batch.lengths.index(1)}]", must, 1)
+
+
+def _require_channels(batch: SequenceBatch, channels: int, layer: nn.Module) -> None:
+    """Raise unless the first feature is the channels, as in PyTorch."""
+    found = tuple(batch.feature_shape)
+    if found[:1] != (channels,):
+        remedy = "For a padded Tensor call SequenceBatch.from_padded." if found[-1:] == (channels,) else ""
+        must = f"have features that begin with ({channels},), for {describe(layer)}"
+        raise complaint(SeqbatchValueError, "sequences", must, found, remedy)
+    _require_kind(batch, layer)
+
+
+def _require_kind(batch: SequenceBatch, layer: nn.Module) -> None:
+    """Raise unless a batch has dtype and device of what a norm holds; half precision goes with whole weights too."""
+    if not batch.dtype.is_floating_point:
+        raise complaint(SeqbatchTypeError, "sequences", f"have a floating dtype, for {describe(layer)}", batch.dtype)
+    require_device(batch, layer)
+    held = next((tensor for tensor in (*layer.parameters(), *layer.buffers()) if tensor.is_floating_point()), None)
+    if held is None or batch.dtype in (held.dtype, *_HALF) or not takes_its_weights_dtype(layer):
+        return
+    must = f"have dtype {held.dtype}, as the weights or statistics of {describe(layer)}"
+    raise complaint(SeqbatchValueError, "sequences", must, batch.dtype)
+
+
+def _takes_statistics(layer: Any) -> bool:
+    """Tell whether a norm uses the statistics of its input, and not those it has kept."""
+    return bool(layer.training) or layer.running_mean is None
+
+
+def _synchronizes(layer: nn.Module) -> bool:
+    """Tell whether a norm adds the statistics of other processes, which may have more steps."""
+    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return spread and isinstance(layer, nn.SyncBatchNorm)
+
+
+register_stepwise(nn.BatchNorm1d, _check_batch_norm)
+register_stepwise(nn.SyncBatchNorm, _check_batch_norm)
+register_stepwise(nn.GroupNorm, _check_group_norm)
+
+
+@register_encoder(nn.InstanceNorm1d)
+def _(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> SequenceBatch:
+    kept = keeps_forward(layer, nn.InstanceNorm1d)
+    if kept:
+        _check_instance_norm(layer, batch)
+    if kept and is_untouched(layer):
+        return _normalize(layer, batch)
+    groups = {*batch.lengths} - {0}
+    if layer.training and layer.running_mean is not None and len(groups) > 1:
+        must = "have no hooks and no forward of its own, for it is called once for each length and keeps statistics"
+        raise complaint(SeqbatchValueError, "layer", must, f"{describe(layer)} and {counted(len(groups), 'length')}")
+    return run_in_groups(lambda group: layer(group.mT).mT, batch) if groups else batch
+
+
+def _normalize(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    """Do what the layer does for one sequence, its steps as the last axis, for all of them."""
+    if not _takes_statistics(layer):
+        kept = layer.running_mean, layer.running_var, layer.weight, layer.bias
+        return batch.map(lambda values: functional.batch_norm(values, *kept, eps=layer.eps))
+    wide = batch.map(Tensor.float) if batch.dtype in _HALF else batch
+    rows = batch._lengths.on("rows", batch.device)
+    means = wide.mean()
+    centred = wide.map(lambda values: values - means.index_select(0, rows))
+    variances = centred.map(torch.square).mean()
+    values = centred.values * (variances + layer.eps).rsqrt().index_select(0, rows)
+    if layer.weight is not None:
+        values = values * layer.weight
+    if layer.bias is not None:
+        values = values + layer.bias
+    if layer.running_mean is not None and batch.total_steps:
+        _keep(layer, batch, means.detach(), variances.detach())
+    return batch.with_values(values.to(batch.dtype))
+
+
+@torch.no_grad()
+def _keep(layer: Any, batch: SequenceBatch, means: Tensor, variances: Tensor) -> None:
+    """Update the statistics that the layer keeps by those of the sequences, each sequence counted once."""
+    counts = batch._lengths.on("tensor", batch.device)[:, None]
+    there = counts > 0
+    unbiased = variances * counts / (counts - 1).clamp(min=1)
+    share = (layer.momentum or 0.0) / there.sum()
+    for kept, found in ((layer.running_mean, means), (layer.running_var, unbiased)):
+        kept.mul_(1 - (layer.momentum or 0.0)).add_((found * there).sum(0) * share)

@@ -1,0 +1,31 @@
+"""Encoders of nn.Flatten and nn.Unflatten, of features and never of steps; and why there is none of nn.EmbeddingBag."""
+
+from typing import Any
+
+from torch import nn
+
+from seqbatch._checks import complaint, counted, describe
+from seqbatch._registry import register_encoder
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders.pointwise import register_stepwise
+from seqbatch.errors import SeqbatchValueError, UnsupportedLayerError
+
+
+def _check_axes(layer: Any, batch: SequenceBatch) -> None:
+    """Refuse a layer that changes the axis of the steps, which stand where PyTorch has samples: at 0."""
+    name = "start_dim" if isinstance(layer, nn.Flatten) else "dim"
+    axes = 1 + len(batch.feature_shape)
+    if getattr(layer, name) in (0, -axes):
+        must = f"change features, and not the steps of a sequence of {counted(axes, 'dimension')}"
+        raise complaint(SeqbatchValueError, "layer", must, describe(layer), f"Give {name}=1 for the first feature.")
+
+
+register_stepwise(nn.Flatten, _check_axes)
+register_stepwise(nn.Unflatten, _check_axes)
+
+
+@register_encoder(nn.EmbeddingBag)
+def _(layer: nn.EmbeddingBag, batch: SequenceBatch) -> SequenceBatch:
+    remedy = f"Encode by nn.Embedding, and call {layer.mode}() on the SequenceBatch."
+    must = "give one step for each step of a sequence"
+    raise complaint(UnsupportedLayerError, "layer", must, f"{describe(layer)}, which gives one vector for all", remedy)

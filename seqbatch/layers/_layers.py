@@ -1,0 +1,37 @@
+"""What these layers have in common: that they have no `forward` of their own, and what is asked of probabilities."""
+
+from torch import Tensor, nn
+
+from seqbatch._checks import complaint, describe, require_steps
+from seqbatch._registry import unsupported
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._layers import keeps_forward
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+
+def refuse_own_forward(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """Raise if a subclass has a `forward` of its own, which takes one sequence and may do anything with it."""
+    if not keeps_forward(layer, kind):
+        raise unsupported(layer, reason="it has a forward of its own")
+
+
+def as_batch(sequence: object) -> SequenceBatch:
+    """Give what a layer is called with, one sequence `(steps, *features)`, as a batch of one, or raise."""
+    values = require_steps("sequence", sequence)
+    return SequenceBatch(values, [len(values)])
+
+
+def probability(subject: str, value: float) -> float:
+    """Return the value if it is a number from 0 to 1, else raise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise complaint(SeqbatchTypeError, subject, "be a number", repr(value))
+    if not 0 <= value <= 1:
+        raise complaint(SeqbatchValueError, subject, "be from 0 to 1", value)
+    return value
+
+
+def require_floating(subject: str, values: Tensor, layer: nn.Module, remedy: str = "") -> None:
+    """Raise unless the dtype is floating or complex."""
+    if not (values.is_floating_point() or values.is_complex()):
+        must = f"have a floating or complex dtype, for {describe(layer)}"
+        raise complaint(SeqbatchTypeError, subject, must, values.dtype, remedy)

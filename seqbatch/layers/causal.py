@@ -1,0 +1,72 @@
+"""Causal: a layer of attention in which no step attends to one that comes after it."""
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._checks import complaint, require_steps, type_name
+from seqbatch._registry import register_encoder
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._layers import keeps_forward
+from seqbatch.encoders._plain import is_plain, is_untouched
+from seqbatch.encoders.attention import KINDS, is_batch_first, require_input, run
+from seqbatch.errors import SeqbatchTypeError
+
+
+class Causal(nn.Module):
+    """Runs a layer of attention with a causal mask: each step attends to itself and to those before it.
+
+    PyTorch's layers take such a mask anew at every call, of the size of the sequence. For one that is trained to tell
+    the next step from those before, wrap it once. What `add_bias_kv` and `add_zero_attn` add is attended to by every
+    step.
+
+    Args:
+        layer: an `nn.MultiheadAttention`, each sequence to itself, an `nn.TransformerEncoderLayer` or an
+            `nn.TransformerEncoder`.
+
+    Raises:
+        SeqbatchTypeError: the layer is no such layer.
+
+    >>> from seqbatch.layers import Causal
+    >>> layer = Causal(nn.TransformerEncoderLayer(8, 2, dropout=0.0))
+    >>> xs, ys = torch.randn(10, 8), torch.randn(7, 8)
+    >>> hs_x, hs_y = encode(layer, [xs, ys])
+    >>> torch.testing.assert_close(encode(layer, xs[:4]), hs_x[:4])
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        if not isinstance(layer, KINDS):
+            must = "be an nn.MultiheadAttention, nn.TransformerEncoderLayer or nn.TransformerEncoder"
+            raise complaint(SeqbatchTypeError, "layer", must, type_name(layer))
+        self.layer = layer
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """Run the layer itself on one sequence, or on several of equal length.
+
+        Args:
+            sequence: `(steps, features)`, or of three dimensions in the order that the layer's `batch_first` says.
+
+        Returns:
+            the output, of the same shape, and no weights; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: it is no Tensor.
+        """
+        several = require_steps("sequence", sequence).dim() == 3 and is_batch_first(self.layer)
+        steps = sequence.shape[1 if several else 0]
+        hidden = torch.ones(steps, steps, dtype=torch.bool, device=sequence.device).triu(1)
+        if isinstance(self.layer, nn.MultiheadAttention):
+            output: Tensor = self.layer(sequence, sequence, sequence, attn_mask=hidden, need_weights=False)[0]
+            return output
+        # Of `is_causal` PyTorch makes another mask, which hides what `add_bias_kv` and `add_zero_attn` add.
+        result: Tensor = self.layer(sequence, hidden, is_causal=False)
+        return result
+
+
+@register_encoder(Causal)
+def _(layer: Causal, batch: SequenceBatch) -> SequenceBatch:
+    kept = keeps_forward(layer, Causal)
+    plain = is_plain(layer.layer)
+    if kept:
+        require_input(layer.layer, batch, plain)
+    return run(layer.layer, batch, layer, plain=plain and kept and is_untouched(layer), causal=True)

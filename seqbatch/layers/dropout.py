@@ -1,0 +1,142 @@
+"""LockedDropout and WordDropout: dropout that keeps to sequences and to steps."""
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._checks import complaint, describe, integer, require_steps
+from seqbatch._registry import register_encoder
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders.container import call_as_itself
+from seqbatch.errors import SeqbatchTypeError
+from seqbatch.layers._layers import probability, refuse_own_forward, require_floating
+
+
+class LockedDropout(nn.Module):
+    """Variational dropout: what is dropped of one step of a sequence is dropped of all its steps.
+
+    While training, each feature of each sequence is set to zeros with probability `p`, by a mask that is drawn once for
+    the sequence, and what is left is divided by `1 - p`, as in `nn.Dropout`. In evaluation mode the input is returned.
+
+    Args:
+        p: how likely a feature is dropped, from 0 to 1.
+
+    Raises:
+        SeqbatchTypeError: it is no number.
+        SeqbatchValueError: it is not from 0 to 1.
+
+    Source: Gal and Ghahramani, 2016, A Theoretically Grounded Application of Dropout in Recurrent Neural Networks.
+
+    >>> xs, ys = encode(LockedDropout(0.5), [torch.ones(10, 4), torch.ones(7, 4)])
+    >>> bool((xs == xs[0]).all()), bool((ys == ys[0]).all())
+    (True, True)
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p: float = probability("p", p)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """Run on one sequence, with one mask for it.
+
+        Args:
+            sequence: `(steps, *features)`, floating or complex.
+
+        Returns:
+            `(steps, *features)`, through which gradients flow; the very input where nothing is dropped.
+
+        Raises:
+            SeqbatchTypeError: it is no Tensor, or of another dtype.
+            SeqbatchValueError: it has no dimension of steps.
+        """
+        values = require_steps("sequence", sequence)
+        require_floating("sequence", values, self)
+        mask = self._mask(1, values)
+        return values if mask is None else values * mask
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}"
+
+    def _mask(self, number: int, values: Tensor) -> Tensor | None:
+        """Draw the factor of each feature for a number of sequences; None if nothing is dropped."""
+        if not self.training or self.p == 0:
+            return None
+        ones = values.new_ones(number, *values.shape[1:], dtype=values.dtype.to_real())
+        return nn.functional.dropout(ones, self.p)
+
+
+@register_encoder(LockedDropout)
+def _(layer: LockedDropout, batch: SequenceBatch) -> SequenceBatch:
+    refuse_own_forward(layer, LockedDropout)
+    require_floating("sequences", batch.values, layer)
+
+    def forward(values: Tensor) -> Tensor:
+        mask = layer._mask(batch.batch_size, values)
+        return values if mask is None else values * mask.index_select(0, batch._lengths.on("rows", values.device))
+
+    return batch.with_values(call_as_itself(layer, forward, batch.values))
+
+
+class WordDropout(nn.Module):
+    """Drops whole steps: words of a sentence.
+
+    While training, each step is dropped with probability `p`: all its features become 0, and nothing else is changed
+    to make up for it. With a `token` the sequences are ids, and those of a dropped step become the token, such as that
+    of an unknown word. The number of steps stays. In evaluation mode the input is returned.
+
+    Args:
+        p: how likely a step is dropped, from 0 to 1.
+        token: the id that stands for a dropped word; None for sequences of features.
+
+    Raises:
+        SeqbatchTypeError: `p` is no number, or the token no integer.
+        SeqbatchValueError: `p` is not from 0 to 1.
+
+    Source: Iyyer et al., 2015, Deep Unordered Composition Rivals Syntactic Methods for Text Classification; with a
+    token Bowman et al., 2016, Generating Sentences from a Continuous Space.
+
+    >>> WordDropout(1.0, token=9)(torch.tensor([3, 1, 4]))
+    tensor([9, 9, 9])
+    """
+
+    def __init__(self, p: float, *, token: int | None = None) -> None:
+        super().__init__()
+        self.p: float = probability("p", p)
+        self.token: int | None = None if token is None else integer("token", token)
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """Run on one sequence, or on the flat values of several.
+
+        Args:
+            sequence: `(steps, *features)`, floating or complex, or integers if there is a token.
+
+        Returns:
+            `(steps, *features)`, through which gradients flow but for what is dropped; the very input where nothing is.
+
+        Raises:
+            SeqbatchTypeError: it is no Tensor, or of another dtype.
+            SeqbatchValueError: it has no dimension of steps.
+        """
+        values = require_steps("sequence", sequence)
+        self._require_dtype("sequence", values)
+        if not self.training or self.p == 0:
+            return values
+        dropped = torch.empty(len(values), dtype=torch.bool, device=values.device).bernoulli_(self.p)
+        return values.masked_fill(dropped.view(-1, *(1 for _ in values.shape[1:])), self.token or 0)
+
+    def extra_repr(self) -> str:
+        return f"p={self.p}" if self.token is None else f"p={self.p}, token={self.token}"
+
+    def _require_dtype(self, subject: str, values: Tensor) -> None:
+        if self.token is None:
+            remedy = f"For ids give the one that stands for a dropped word: WordDropout({self.p}, token=0)."
+            require_floating(subject, values, self, remedy)
+        elif values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:
+            must = f"have an integer dtype, for {describe(self)}"
+            raise complaint(SeqbatchTypeError, subject, must, values.dtype, "For features give no token.")
+
+
+@register_encoder(WordDropout)
+def _(layer: WordDropout, batch: SequenceBatch) -> SequenceBatch:
+    refuse_own_forward(layer, WordDropout)
+    layer._require_dtype("sequences", batch.values)
+    return batch.map(layer)

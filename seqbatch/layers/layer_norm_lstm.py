@@ -1,0 +1,154 @@
+"""LayerNormLSTM: an LSTM with layer normalization, as an example of a recurrent layer of one's own."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._checks import require_steps
+from seqbatch._registry import register_recurrent
+from seqbatch.batch import SequenceBatch
+from seqbatch.encode import encode_with_state
+from seqbatch.encoders._recurrent import require_input
+from seqbatch.encoders.cells import register_cell
+from seqbatch.encoders.container import call_as_itself
+from seqbatch.layers._layers import refuse_own_forward
+from seqbatch.state import LSTMState
+
+Pair = tuple[Tensor, Tensor]
+
+
+class LayerNormLSTMCell(nn.LSTMCell):
+    """An `nn.LSTMCell` whose gates and cell are normalized.
+
+    What input and hidden state add to the gates is normalized each by itself, and so is the cell before its tanh. The
+    bias of `norm_input` is that of the gates.
+
+    Args:
+        input_size: the features of the input.
+        hidden_size: the features of hidden state and cell.
+        device: the device of the weights, as for layers of PyTorch.
+        dtype: their dtype, in the same way.
+
+    Source: Ba, Kiros and Hinton, 2016, Layer Normalization, equations 20 to 22.
+
+    >>> hidden, cell = LayerNormLSTMCell(5, 3)(torch.randn(2, 5))
+    >>> hidden.shape, cell.shape
+    (torch.Size([2, 3]), torch.Size([2, 3]))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias=False, device=device, dtype=dtype)
+        self.norm_input: nn.LayerNorm = nn.LayerNorm(4 * hidden_size, device=device, dtype=dtype)
+        self.norm_hidden: nn.LayerNorm = nn.LayerNorm(4 * hidden_size, bias=False, device=device, dtype=dtype)
+        self.norm_cell: nn.LayerNorm = nn.LayerNorm(hidden_size, device=device, dtype=dtype)
+
+    def reset_parameters(self) -> None:
+        """Set weights anew, at random as those of `nn.LSTMCell`, and the norms to ones and zeros."""
+        super().reset_parameters()
+        for norm in self.children():  # of which there are none yet when `nn.LSTMCell` is made
+            if isinstance(norm, nn.LayerNorm):
+                norm.reset_parameters()
+
+    def forward(self, input: Tensor, hx: Pair | None = None) -> Pair:  # noqa: A002  # as its base
+        """Go one step.
+
+        Args:
+            input: `(batch, input_size)` or `(input_size,)`.
+            hx: hidden state and cell, each `(batch, hidden_size)` or `(hidden_size,)`; zeros by default.
+
+        Returns:
+            hidden state and cell after the step, in the same shapes; gradients flow.
+        """
+        if hx is None:
+            zeros = input.new_zeros(*input.shape[:-1], self.hidden_size)
+            hx = zeros, zeros
+        hidden, cell = hx
+        from_input = nn.functional.linear(input, self.weight_ih)
+        from_hidden = nn.functional.linear(hidden, self.weight_hh)
+        i, f, g, o = (self.norm_input(from_input) + self.norm_hidden(from_hidden)).chunk(4, -1)
+        cell = f.sigmoid() * cell + i.sigmoid() * g.tanh()
+        return o.sigmoid() * self.norm_cell(cell).tanh(), cell
+
+
+register_cell(LayerNormLSTMCell, LSTMState)
+
+
+class LayerNormLSTM(nn.Module):
+    """An LSTM with layer normalization, of one layer and one direction, whose state is an LSTMState.
+
+    `TwoWay` of two gives both directions, and `nn.Sequential` of several gives layers.
+
+    Args:
+        input_size: the features of the input.
+        hidden_size: the features of the output.
+        device: the device of the weights, as for layers of PyTorch.
+        dtype: their dtype, in the same way.
+
+    Source: Ba, Kiros and Hinton, 2016, Layer Normalization.
+
+    >>> outputs, state = encode_with_state(LayerNormLSTM(5, 3), [torch.randn(10, 5), torch.randn(7, 5)])
+    >>> outputs[1].shape, state
+    (torch.Size([7, 3]), LSTMState(2 sequences, 1 layer, 1 direction, size 3+3, torch.float32, cpu))
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.input_size: int = input_size
+        self.hidden_size: int = hidden_size
+        self.cell: LayerNormLSTMCell = LayerNormLSTMCell(input_size, hidden_size, device=device, dtype=dtype)
+
+    def forward(self, sequence: Tensor, state: Pair | None = None) -> tuple[Tensor, Pair]:
+        """Run on one sequence.
+
+        Args:
+            sequence: `(steps, input_size)`.
+            state: hidden state and cell to start from, each `(hidden_size,)`; zeros by default.
+
+        Returns:
+            the outputs `(steps, hidden_size)`, and hidden state and cell after the last step; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: the sequence is no Tensor.
+            SeqbatchValueError: it has no dimension of steps.
+        """
+        values = require_steps("sequence", sequence)
+        zeros = values.new_zeros(self.hidden_size)
+        current: Pair = (zeros, zeros) if state is None else state
+        outputs = [values.new_zeros(0, self.hidden_size)]
+        for step in values:
+            current = self.cell(step, current)
+            outputs.append(current[0][None])
+        return torch.cat(outputs), current
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}"
+
+
+@register_recurrent(LayerNormLSTM)
+def _(layer: LayerNormLSTM, batch: SequenceBatch, state: LSTMState | None) -> tuple[SequenceBatch, LSTMState]:
+    refuse_own_forward(layer, LayerNormLSTM)
+    require_input(batch, layer)
+
+    def forward(values: Tensor) -> Any:
+        outputs, end = encode_with_state(layer.cell, batch.with_values(values), state)
+        return outputs.values, (end.hidden[0, 0], end.cell[0, 0])
+
+    # Hooks of the layer are given what its own `forward` gives, but of flat values.
+    result: Any = call_as_itself(layer, forward, batch.values)
+    values, (hidden, cell) = result
+    return batch.with_values(values), LSTMState(hidden[None, None], cell[None, None])

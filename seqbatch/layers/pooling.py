@@ -1,0 +1,180 @@
+"""Pools: layers that make of each sequence a sequence of one step, and of one without steps one without steps."""
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._checks import integer
+from seqbatch._lengths import Lengths
+from seqbatch._registry import register_encoder
+from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._layers import require_device, require_dtype, require_features
+from seqbatch.encoders.container import call_as_itself
+from seqbatch.layers._layers import as_batch, refuse_own_forward
+
+
+class _Pool(nn.Module):
+    """What makes of each sequence one step."""
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """Run on one sequence.
+
+        Args:
+            sequence: `(steps, *features)`.
+
+        Returns:
+            `(1, *features)`, or `(0, *features)` for a sequence of no steps; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: it is no Tensor, or of a dtype that the pool does not take.
+            SeqbatchValueError: it has no dimension of steps.
+        """
+        return self._pool(as_batch(sequence))
+
+    def _check(self, batch: SequenceBatch) -> None:
+        """Raise unless a batch is what the pool takes."""
+
+    @abstractmethod
+    def _reduce(self, batch: SequenceBatch) -> Tensor:
+        """Give `(batch, *features)`, anything for a sequence of no steps."""
+
+    def _pool(self, batch: SequenceBatch) -> Tensor:
+        """Give the one step of each sequence that has any, end to end."""
+        reduced = self._reduce(batch)
+        if batch._lengths.running is batch._lengths:
+            return reduced
+        return reduced.index_select(0, batch._lengths.on("not_empty", batch.device))
+
+
+@register_encoder(_Pool)  # type: ignore[type-abstract]  # for those made of it
+def _(layer: _Pool, batch: SequenceBatch) -> SequenceBatch:
+    refuse_own_forward(layer, _Pool)
+    layer._check(batch)
+    values = call_as_itself(layer, lambda values: layer._pool(batch.with_values(values)), batch.values)
+    return SequenceBatch(values, Lengths(tuple(min(length, 1) for length in batch.lengths)))
+
+
+class SumPool(_Pool):
+    """Adds up the steps of each sequence, as `SequenceBatch.sum`.
+
+    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps. Integers and bools give
+    int64.
+
+    >>> encode(SumPool(), [torch.tensor([1, 2]), torch.tensor([3])])
+    [tensor([3]), tensor([3])]
+    """
+
+    def _reduce(self, batch: SequenceBatch) -> Tensor:
+        return batch.sum()
+
+
+class MeanPool(_Pool):
+    """Averages the steps of each sequence, as `SequenceBatch.mean`; the dtype must be floating or complex.
+
+    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps.
+
+    >>> encode(MeanPool(), [torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
+    [tensor([1.5000]), tensor([3.])]
+    """
+
+    def _reduce(self, batch: SequenceBatch) -> Tensor:
+        return batch.mean()
+
+
+class MaxPool(_Pool):
+    """Takes the largest step of each sequence, feature by feature, as `SequenceBatch.max`; complex has no largest.
+
+    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps. Steps that are equally
+    large share the gradient.
+
+    >>> encode(MaxPool(), [torch.tensor([1, 2]), torch.tensor([3])])
+    [tensor([2]), tensor([3])]
+    """
+
+    def _reduce(self, batch: SequenceBatch) -> Tensor:
+        return batch.max()
+
+
+class MinPool(_Pool):
+    """Takes the smallest step of each sequence, feature by feature, as `SequenceBatch.min`; complex has no smallest.
+
+    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps. Steps that are equally
+    small share the gradient.
+
+    >>> encode(MinPool(), [torch.tensor([1, 2]), torch.tensor([3])])
+    [tensor([1]), tensor([3])]
+    """
+
+    def _reduce(self, batch: SequenceBatch) -> Tensor:
+        return batch.min()
+
+
+class FirstStep(_Pool):
+    """Takes the first step of each sequence, as `SequenceBatch.first`.
+
+    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps.
+
+    >>> encode(FirstStep(), [torch.tensor([1, 2]), torch.tensor([3])])
+    [tensor([1]), tensor([3])]
+    """
+
+    def _reduce(self, batch: SequenceBatch) -> Tensor:
+        return batch.first()
+
+
+class LastStep(_Pool):
+    """Takes the last real step of each sequence, as `SequenceBatch.last`.
+
+    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps. Of a two-way layer the
+    backward half has seen one step there.
+
+    >>> encode(LastStep(), [torch.tensor([1, 2]), torch.tensor([3])])
+    [tensor([2]), tensor([3])]
+    """
+
+    def _reduce(self, batch: SequenceBatch) -> Tensor:
+        return batch.last()
+
+
+class AttentionPool(_Pool):
+    """Averages the steps of each sequence by shares that it learns.
+
+    The share of a step is the softmax, over the steps of its sequence, of its product with `query`, a parameter. That
+    begins as zeros, so that all steps have equal shares until something is learned. A sequence becomes one of one step,
+    `(1, features)`; one of no steps stays one of no steps.
+
+    Args:
+        features: the size of a step.
+        device: the device of the query, as for layers of PyTorch.
+        dtype: its dtype, in the same way.
+
+    Raises:
+        SeqbatchTypeError: `features` is no integer.
+
+    Source: Yang et al., 2016, Hierarchical Attention Networks for Document Classification, of which it leaves out the
+    layer before the product: that is an `nn.Sequential(nn.Linear(...), nn.Tanh(), AttentionPool(...))`.
+
+    >>> xs, ys = encode(AttentionPool(5), [torch.randn(10, 5), torch.randn(7, 5)])
+    >>> xs.shape, ys.shape
+    (torch.Size([1, 5]), torch.Size([1, 5]))
+    """
+
+    def __init__(
+        self, features: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.features: int = integer("features", features)
+        self.query: nn.Parameter = nn.Parameter(torch.zeros(self.features, device=device, dtype=dtype))
+
+    def extra_repr(self) -> str:
+        return f"{self.features}"
+
+    def _check(self, batch: SequenceBatch) -> None:
+        require_features(batch, (self.features,), self, exactly=True)
+        require_dtype(batch, self)
+        require_device(batch, self)
+
+    def _reduce(self, batch: SequenceBatch) -> Tensor:
+        shares = batch.map(lambda values: values @ self.query).softmax()
+        return batch.map(lambda values, shares: values * shares[:, None], shares).sum()

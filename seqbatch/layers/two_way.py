@@ -1,0 +1,113 @@
+"""TwoWay: one layer forward and another backward, side by side."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._checks import complaint
+from seqbatch._kinds import is_nothing
+from seqbatch._registry import is_recurrent, register_recurrent
+from seqbatch.batch import SequenceBatch
+from seqbatch.container_state import ContainerState
+from seqbatch.encode import encode, encode_with_state
+from seqbatch.encoders.container import call_as_itself, states_of
+from seqbatch.errors import SeqbatchValueError
+from seqbatch.layers._layers import as_batch, refuse_own_forward
+
+
+class TwoWay(nn.Module):
+    """Runs one layer on the sequences and another on the reversed sequences, and joins what both give.
+
+    What the second layer gives is reversed in turn, and both are joined along the last feature: at each step stands
+    what the first has made of all steps up to it, beside what the second has made of all steps from the end to it.
+    Lengths are those that both layers give, which must be equal. If a layer keeps a state, so does this: a
+    ContainerState of both, None for one that keeps none.
+
+    Args:
+        forward_layer: any layer that has an encoder; if recurrent, one of one direction.
+        backward_layer: the layer for the reversed sequences, of which the same holds.
+
+    Source: Schuster and Paliwal, 1997, Bidirectional Recurrent Neural Networks.
+
+    >>> xs = [torch.randn(10, 5), torch.randn(7, 5)]
+    >>> outputs, state = encode_with_state(TwoWay(nn.GRU(5, 3), nn.LSTM(5, 4)), xs)
+    >>> outputs[1].shape, state.states[0]
+    (torch.Size([7, 7]), RNNState(2 sequences, 1 layer, 1 direction, size 3, torch.float32, cpu))
+    """
+
+    def __init__(self, forward_layer: nn.Module, backward_layer: nn.Module) -> None:
+        super().__init__()
+        self.forward_layer: nn.Module = forward_layer
+        self.backward_layer: nn.Module = backward_layer
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        """Run on one sequence, from the states that the layers start from.
+
+        Args:
+            sequence: `(steps, *features)`.
+
+        Returns:
+            `(steps, *features)` of both layers, joined along the last axis; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: it is no Tensor, or of a dtype that a layer does not take.
+            SeqbatchValueError: it is nothing that both layers take, or what they give cannot be joined.
+            UnsupportedLayerError: no encoder handles a layer.
+        """
+        return self._run(as_batch(sequence), [None, None]).values
+
+    def _keep_states(self) -> list[bool]:
+        return [is_recurrent(self.forward_layer), is_recurrent(self.backward_layer)]
+
+    def _run(self, batch: SequenceBatch, states: list[Any]) -> SequenceBatch:
+        """Run both layers, and set the states to those at the end."""
+        results = []
+        layers = (self.forward_layer, self.backward_layer)
+        for i, (layer, keeps_state) in enumerate(zip(layers, self._keep_states(), strict=True)):
+            given = batch.reverse() if i else batch
+            if keeps_state:
+                given, states[i] = encode_with_state(layer, given, states[i])
+            else:
+                given = encode(layer, given)
+            results.append(given)
+        if is_nothing(batch):
+            return batch
+        _require_alike(*results)
+        return results[0].map(lambda one, other: torch.cat([one, other], -1), results[1].reverse())
+
+
+def _require_alike(forward: SequenceBatch, backward: SequenceBatch) -> None:
+    """Raise unless what both layers give can be joined along the last feature."""
+    if not forward.feature_shape:
+        must = "give steps of at least one feature dimension, along which they are joined"
+        raise complaint(SeqbatchValueError, "layer.forward_layer", must, "features ()")
+    if backward.lengths != forward.lengths:
+        raise _unlike("lengths", backward.lengths, forward.lengths)
+    found, wanted = tuple(backward.feature_shape), tuple(forward.feature_shape)
+    if len(found) != len(wanted) or found[:-1] != wanted[:-1]:
+        raise _unlike("features, but for the last,", found, wanted)
+
+
+def _unlike(what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> SeqbatchValueError:
+    must = f"give the {what} that `layer.forward_layer` gives"
+    return complaint(SeqbatchValueError, "layer.backward_layer", must, f"{found}, and there {wanted}")
+
+
+def _hold_states(layer: TwoWay) -> bool:
+    refuse_own_forward(layer, TwoWay)
+    return any(layer._keep_states())
+
+
+@register_recurrent(TwoWay, when=_hold_states)
+def _(layer: TwoWay, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, ContainerState]:
+    refuse_own_forward(layer, TwoWay)
+    states = states_of(layer, state, layer._keep_states(), batch.batch_size)
+    results: list[SequenceBatch] = []
+
+    def forward(values: Tensor) -> Tensor:
+        results.append(layer._run(batch.with_values(values), states))
+        return results[0].values
+
+    values = call_as_itself(layer, forward, batch.values)
+    return results[0].with_values(values), ContainerState(tuple(states))

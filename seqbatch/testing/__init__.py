@@ -1,0 +1,29 @@
+"""The laws as functions for authors of encoders, and Hypothesis strategies: `pip install seqbatch[testing]`."""
+
+from seqbatch.testing._conduct import check_called_as_itself, check_refused, check_unmodified
+from seqbatch.testing._encoder import check_encoder
+from seqbatch.testing._laws import (
+    check_alone,
+    check_empty,
+    check_lengths,
+    check_memory,
+    check_order,
+    check_padding,
+)
+from seqbatch.testing._strategies import lengths, maker, sequences
+
+__all__ = [
+    "check_alone",
+    "check_called_as_itself",
+    "check_empty",
+    "check_encoder",
+    "check_lengths",
+    "check_memory",
+    "check_order",
+    "check_padding",
+    "check_refused",
+    "check_unmodified",
+    "lengths",
+    "maker",
+    "sequences",
+]

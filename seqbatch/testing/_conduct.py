@@ -1,0 +1,155 @@
+"""The laws of conduct: a layer is called as itself, nothing of the caller's changes, and bad input is refused."""
+
+import copy
+import re
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.utils.rnn import PackedSequence
+from torch.testing import assert_close
+
+from seqbatch.batch import SequenceBatch
+from seqbatch.encode import encode
+from seqbatch.errors import SeqbatchError
+from seqbatch.testing._laws import Alone, Sequences, call_alone
+from seqbatch.testing._tensors import run, tensors_of
+
+
+def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alone = call_alone) -> None:
+    """Law No surprise: a layer is called as itself, and those in it, so that hooks run and what they return counts.
+
+    Args:
+        layer: as for `check_alone`; it is copied.
+        sequences: Tensors `(steps, *features)`.
+        alone: as for `check_alone`.
+
+    Raises:
+        AssertionError: the law is broken.
+
+    >>> check_called_as_itself(nn.Linear(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
+    """
+    watched = copy.deepcopy(layer)
+    plain, called = _called(watched, lambda: encode(watched, sequences))
+    entered, left = [], []
+
+    def double(module: nn.Module, args: Any, output: Any) -> Any:
+        left.append(module)
+        return _double(output)
+
+    watched.register_forward_pre_hook(lambda module, args: entered.append(module))
+    watched.register_forward_hook(double)
+    hooked = encode(watched, sequences)
+    if any(len(sequence) for sequence in sequences):
+        assert len(entered) == len(left) == 1, f"each hook must run once; they ran {len(entered)} and {len(left)} times"
+        assert entered[0] is left[0] is watched, "a hook is given another layer"
+        assert_close(hooked, [2 * output for output in plain])
+        longest = max(sequences, key=len)
+        wanted = _called(watched, lambda: alone(watched, longest, None))[1]
+        assert called == wanted, f"the layers in it that run must be {wanted}; got {called}"
+
+
+def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) -> None:
+    """Law Errors: nothing of the caller's is modified: not the sequences, the list, the state, the batch, or the layer.
+
+    Args:
+        layer: as for `check_alone`.
+        sequences: Tensors `(steps, *features)`.
+        state: the state to start from, of a recurrent layer.
+
+    Raises:
+        AssertionError: the law is broken.
+
+    >>> check_unmodified(nn.ReLU(inplace=True), [torch.randn(4, 5), torch.randn(2, 5)])
+    """
+    batch = SequenceBatch.from_sequences(sequences)
+    listed = list(sequences)
+    check = _watch(layer, [*sequences, batch.values, *tensors_of(state)])
+    run(layer, sequences, state)
+    encode(layer, batch)
+    for sequence in sequences[:1]:
+        encode(layer, sequence)
+    check()
+    assert all(one is other for one, other in zip(sequences, listed, strict=True)), "the list holds other tensors"
+
+
+def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], message: str, state: Any = None) -> None:
+    """Law Errors: bad input raises before any layer runs, and nothing is modified.
+
+    Args:
+        layer: as for `check_alone`.
+        sequences: what is wrong, or what `state` is wrong for.
+        kind: the class of the error.
+        message: a regular expression that its message must match.
+        state: the state to start from, of a recurrent layer.
+
+    Raises:
+        AssertionError: the law is broken.
+
+    >>> check_refused(nn.Linear(5, 3), [torch.randn(4, 2)], SeqbatchValueError, r"features that end with \\(5,\\)")
+    """
+    check = _watch(layer, [*(part for part in sequences if isinstance(part, Tensor)), *tensors_of(state)])
+    entered: list[nn.Module] = []
+    hook = register_module_forward_pre_hook(lambda module, args: entered.append(module))
+    refused: Exception | None = None
+    try:
+        run(layer, sequences, state)
+    except Exception as error:
+        refused = error
+    finally:
+        hook.remove()
+    assert isinstance(refused, kind), f"{refused!r} is no {kind.__name__}"
+    assert re.search(message, str(refused)), f"{refused} does not match {message}"
+    assert not [module for module in entered if not [*module.children()]], "a layer ran"
+    check()
+
+
+def _double(output: Any) -> Any:
+    if isinstance(output, PackedSequence):
+        return PackedSequence(2 * output.data, *output[1:])
+    if isinstance(output, tuple):
+        return (_double(output[0]), *output[1:])
+    return 2 * output
+
+
+def _called(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, list[str]]:
+    """Call something, and also give the names of the layers in a layer that were called, as often as they were."""
+    names = {module: name for name, module in layer.named_modules() if name}
+    called: list[str] = []
+    hook = register_module_forward_hook(
+        lambda module, args, output: called.append(names[module]) if module in names else None
+    )
+    try:
+        return call(), sorted(called)
+    finally:
+        hook.remove()
+
+
+def _watch(layer: nn.Module, tensors: list[Tensor]) -> Callable[[], None]:
+    """Give a function that checks that these tensors and the layer are what they are now."""
+    held = [*tensors, *layer.parameters()]
+    before = [(tensor, tensor.detach().clone(), tensor._version, tensor.requires_grad) for tensor in held]
+    attributes = _attributes(layer)
+
+    def check() -> None:
+        for tensor, value, version, requires_grad in before:
+            assert tensor._version == version, "a tensor was written to"
+            assert tensor.requires_grad == requires_grad, "a tensor asks for gradients, or no longer does"
+            if not tensor.is_meta:
+                assert_close(tensor.detach(), value, rtol=0, atol=0, equal_nan=True)
+        after = _attributes(layer)
+        changed = [key for key in {**attributes, **after} if after.get(key, check) is not attributes.get(key, check)]
+        assert not changed, f"the layer has changed: {changed}"
+
+    return check
+
+
+def _attributes(layer: nn.Module) -> dict[tuple[Any, ...], Any]:
+    """Give all that a layer and those in it hold, also their parameters and hooks one by one."""
+    return {
+        (name, attribute, key): held
+        for name, module in layer.named_modules()
+        for attribute, value in vars(module).items()
+        for key, held in (value.items() if isinstance(value, dict) else [("", value)])
+    }

@@ -1,0 +1,117 @@
+"""check_encoder: one layer on all laws, by lengths that Hypothesis draws and makes as small as can be."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from seqbatch._checks import describe
+from seqbatch._registry import is_recurrent
+from seqbatch.testing import _conduct, _laws
+from seqbatch.testing._laws import Alone, Sequences
+from seqbatch.testing._strategies import PATTERNS, make_all, maker
+
+_Law = Callable[[Sequences, Any], None]
+
+
+def check_encoder(
+    layer: nn.Module,
+    features: tuple[int, ...] = (),
+    *,
+    make: Callable[[int], Tensor] | None = None,
+    make_state: Callable[[int], Any] | None = None,
+    alone: Alone = _laws.call_alone,
+    rule: Callable[[int], int] = int,
+    times: float | None = 200,
+    examples: int = 10,
+) -> None:
+    """Check that the encoder of a layer obeys the laws, on lengths of each of six patterns.
+
+    Give it a layer in double precision, or results of single precision must agree to its own tolerance; and one that
+    draws no random numbers: `layer.eval()`, or dropout of 0.
+
+    Args:
+        layer: the layer; its encoder must be registered.
+        features: the shape of one step.
+        make: from a number of steps to a Tensor `(steps, *features)`, of random numbers of PyTorch's default generator,
+            which is seeded before; by default values of the dtype of the layer's weights, which require gradients. For
+            token ids give your own.
+        make_state: from a number of sequences to a state to start from, for a recurrent layer; by default its laws are
+            checked from no state only.
+        alone: the oracle, `(layer, sequence, state) -> output`, or `(output, state)` for a recurrent layer; by default
+            it calls the layer, a recurrent one of PyTorch with its state in PyTorch's layout.
+        rule: from the steps of a sequence, 1 at least, to those of its output.
+        times: how many times the bytes of the values may be in use at the peak of forward and backward, for 511
+            sequences of one step beside one of 512; None to leave that law out, as for values without gradients.
+        examples: how many lists of lengths are drawn for each law and pattern.
+
+    Raises:
+        AssertionError: a law is broken; it says which, the smallest lengths found that show it, and what differs.
+
+    Source: Hypothesis, `hypothesis.given`.
+
+    >>> check_encoder(nn.Linear(5, 3).double(), (5,), examples=1)
+    """
+    dtype = next((weight.dtype for weight in layer.parameters() if weight.is_floating_point()), torch.float64)
+    make = make or maker(features, dtype)
+    has_gradients = make(1).requires_grad
+    for name, law in _laws_of(layer, alone, rule, has_gradients).items():
+        for pattern in PATTERNS.values():
+            _check(layer, name, law, pattern, make, None, examples)
+            if make_state is not None and is_recurrent(layer):
+                _check(layer, name, law, pattern, make, make_state, examples)
+    if times is not None and has_gradients:
+        try:
+            _laws.check_memory(layer, make, times=times)
+        except AssertionError as error:
+            raise AssertionError(f"{describe(layer)} breaks the law Memory: {error}") from error
+
+
+def _laws_of(layer: nn.Module, alone: Alone, rule: Callable[[int], int], has_gradients: bool) -> dict[str, _Law]:
+    """Give the laws by their names, each a function of sequences and a state."""
+    found: dict[str, _Law] = {
+        "Alone": lambda xs, state: _laws.check_alone(layer, xs, state, alone=alone),
+        "Order": lambda xs, state: _laws.check_order(layer, xs, [*reversed(range(len(xs)))], state),
+        "Padding": lambda xs, state: _laws.check_padding(layer, xs, alone=alone),
+        "Lengths": lambda xs, state: _laws.check_lengths(layer, xs, rule=rule),
+        "Empty": lambda xs, state: _laws.check_empty(layer, xs, state) if xs else None,
+        "No surprise": lambda xs, state: _conduct.check_called_as_itself(layer, xs, alone=alone),
+        "Errors (nothing is modified)": lambda xs, state: _conduct.check_unmodified(layer, xs, state),
+    }
+    if not has_gradients:  # there is no poison that is a token id
+        del found["Padding"]
+    return found
+
+
+def _check(
+    layer: nn.Module,
+    name: str,
+    law: _Law,
+    pattern: st.SearchStrategy[list[int]],
+    make: Callable[[int], Tensor],
+    make_state: Callable[[int], Any] | None,
+    examples: int,
+) -> None:
+    """Check one law on one pattern; Hypothesis runs the smallest case that fails last, so that its error is raised."""
+
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        derandomize=True,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.nested_given],
+    )
+    @given(pattern)
+    def run(lengths: list[int]) -> None:
+        try:
+            law(make_all(make, lengths), None if make_state is None else make_state(len(lengths)))
+        except AssertionError as error:
+            start = "" if make_state is None else ", from a state"
+            raise AssertionError(
+                f"{describe(layer)} breaks the law {name} on sequences of {lengths} steps{start}: {error}"
+            ) from error
+
+    run()

@@ -1,0 +1,62 @@
+"""Layers of attention of every kind and option, for the tests of their encoders."""
+
+import warnings
+from typing import Any, TypeVar
+
+import torch
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional
+
+from seqbatch.layers import Causal
+
+Layer = TypeVar("Layer", bound=nn.Module)
+
+SIZE = 6
+ACTIVATIONS: list[Any] = [
+    "relu",
+    "gelu",
+    functional.silu,
+    torch.tanh,
+    nn.GELU(),
+    nn.ReLU(inplace=True),
+    lambda values: values.softmax(-1),  # of which only the layer itself knows what it does
+]
+
+
+def spread(layer: Layer, seed: int = 0) -> Layer:
+    """Set all weights at random, also those that PyTorch begins with zeros or ones."""
+    torch.manual_seed(seed)
+    for weight in layer.parameters():
+        nn.init.uniform_(weight, -1, 1)
+    return layer.double()
+
+
+@st.composite
+def attentions(draw: st.DrawFn) -> nn.MultiheadAttention:
+    flags = ("bias", "batch_first", "add_bias_kv", "add_zero_attn")
+    options: dict[str, Any] = {name: draw(st.booleans()) for name in flags}
+    options |= draw(st.sampled_from([{}, {"kdim": SIZE, "vdim": SIZE}]))
+    return nn.MultiheadAttention(SIZE, draw(st.sampled_from([1, 2, 3])), **options)
+
+
+@st.composite
+def encoder_layers(draw: st.DrawFn) -> nn.TransformerEncoderLayer:
+    options: dict[str, Any] = {name: draw(st.booleans()) for name in ("bias", "batch_first", "norm_first")}
+    activation = draw(st.sampled_from(ACTIVATIONS))
+    return nn.TransformerEncoderLayer(SIZE, draw(st.sampled_from([1, 2])), 4, 0.0, activation, **options)
+
+
+@st.composite
+def encoders(draw: st.DrawFn) -> nn.TransformerEncoder:
+    norm = draw(st.sampled_from([None, nn.LayerNorm(SIZE), nn.RMSNorm(SIZE)]))
+    with warnings.catch_warnings(action="ignore"):  # PyTorch tells which layers it cannot run on nested tensors
+        return nn.TransformerEncoder(draw(encoder_layers()), draw(st.integers(1, 2)), norm, draw(st.booleans()))
+
+
+@st.composite
+def layers(draw: st.DrawFn, *, causal: bool | None = None) -> nn.Module:
+    """Layers of every kind, in training or not; all causal, none, or some."""
+    layer: nn.Module = draw(st.one_of(attentions(), encoder_layers(), encoders()))
+    spread(layer, draw(st.integers(0, 3))).train(draw(st.booleans()))
+    return Causal(layer) if (draw(st.booleans()) if causal is None else causal) else layer

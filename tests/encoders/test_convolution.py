@@ -1,0 +1,243 @@
+"""Every law for convolution, pooling and padding, with the options of each, against each sequence alone."""
+
+from collections.abc import Callable
+from typing import Any
+
+import laws
+import pytest
+import torch
+from hypothesis import strategies as st
+from reference import run_alone
+from strategies import for_all_lengths, sequences
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from seqbatch import encode, testing
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
+CHANNELS = 2
+
+
+@st.composite
+def convolutions(draw: st.DrawFn) -> nn.Conv1d:
+    kernel, any_padding = draw(st.integers(1, 4)), st.integers(0, 3) | st.sampled_from(["same", "valid"])
+    padding = draw(any_padding)
+    torch.manual_seed(0)
+    return nn.Conv1d(
+        CHANNELS,
+        2 * draw(st.integers(1, 2)),
+        kernel,
+        stride=1 if padding == "same" else draw(st.integers(1, 5)),
+        padding=padding,
+        dilation=draw(st.integers(1, 3)),
+        groups=draw(st.integers(1, 2)),
+        bias=draw(st.booleans()),
+        padding_mode=draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"])),
+        dtype=torch.float64,
+    )
+
+
+@st.composite
+def maxima(draw: st.DrawFn) -> nn.MaxPool1d:
+    kernel = draw(st.integers(1, 5))
+    sizes = (kernel,) if draw(st.booleans()) else kernel
+    stride, dilation = draw(st.none() | st.integers(1, 5)), draw(st.integers(1, 3))
+    return nn.MaxPool1d(sizes, stride, draw(st.integers(0, kernel // 2)), dilation, ceil_mode=draw(st.booleans()))
+
+
+@st.composite
+def means(draw: st.DrawFn) -> nn.Module:
+    kernel, ceil = draw(st.integers(1, 5)), draw(st.booleans())
+    stride: Any = draw(st.none() | st.integers(1, 5))
+    if draw(st.integers(0, 3)) == 0:
+        return nn.LPPool1d(draw(st.sampled_from([1.0, 2.0, 4.0])), kernel, stride, ceil_mode=ceil)
+    padding = draw(st.integers(0, kernel // 2))
+    return nn.AvgPool1d(kernel, stride, padding, ceil_mode=ceil, count_include_pad=draw(st.booleans()))
+
+
+@st.composite
+def paddings(draw: st.DrawFn) -> nn.Module:
+    sides: Any = draw(st.integers(0, 3) | st.tuples(st.integers(-2, 3), st.integers(-2, 3)))
+    kind = draw(st.sampled_from(["constant", "zero", "reflect", "replicate", "circular"]))
+    makers: dict[str, Callable[[Any], nn.Module]] = {
+        "constant": lambda sides: nn.ConstantPad1d(sides, 1.5),
+        "zero": nn.ZeroPad1d,
+        "reflect": nn.ReflectionPad1d,
+        "replicate": nn.ReplicationPad1d,
+        "circular": nn.CircularPad1d,
+    }
+    return makers[kind](sides)
+
+
+layers = st.one_of(convolutions(), maxima(), means(), paddings())
+
+
+def one(size: Any) -> int:
+    """Give a number that may be in a tuple."""
+    return int(size[0] if isinstance(size, tuple) else size)
+
+
+def fewest(layer: Any) -> int:
+    """Give the fewest steps that the layer takes, by trying."""
+    for steps in range(1, 60):
+        try:
+            layer(torch.zeros(1, CHANNELS, steps, dtype=torch.float64))
+        except RuntimeError:
+            continue
+        if isinstance(layer, nn.MaxPool1d) and layer.padding:
+            return max(steps, one(layer.dilation))  # below, PyTorch writes its gradients out of bounds
+        if isinstance(layer, nn.CircularPad1d):  # which gives what stands in memory if it cuts too much off
+            return max(steps, max(layer.padding) - sum(min(side, 0) for side in layer.padding))
+        return steps
+    raise AssertionError(f"{layer} takes no sequence")
+
+
+def given(layer: nn.Module, lengths: list[int], **options: Any) -> list[Tensor]:
+    """Make sequences of lengths that the layer takes, none shorter by what the lengths are longer than 1."""
+    return sequences([length + fewest(layer) - 1 if length else 0 for length in lengths], (CHANNELS,), **options)
+
+
+@for_all_lengths(layer=layers)
+def test_alone(lengths: list[int], layer: nn.Module) -> None:
+    laws.check_alone(layer, given(layer, lengths))
+
+
+@for_all_lengths(layer=layers, random=st.randoms(use_true_random=False))
+def test_order(lengths: list[int], layer: nn.Module, random: Any) -> None:
+    laws.check_order(layer, given(layer, lengths), random.sample(range(len(lengths)), len(lengths)))
+
+
+@for_all_lengths(layer=layers, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
+def test_padding(lengths: list[int], layer: nn.Module, side: Any, batch_first: bool) -> None:
+    laws.check_padding(layer, given(layer, lengths or [0]), float("nan"), side, batch_first)
+
+
+def rule_of(layer: Any) -> Callable[[int], int]:
+    """Say by a formula how many steps a layer makes of some."""
+    if not hasattr(layer, "kernel_size"):
+        return lambda steps: steps + sum(layer.padding)
+    if getattr(layer, "padding", 0) == "same":
+        return lambda steps: steps
+    kernel, dilation = one(layer.kernel_size), one(getattr(layer, "dilation", 1))
+    padding = 0 if getattr(layer, "padding", 0) == "valid" else one(getattr(layer, "padding", 0))
+    stride = kernel if layer.stride is None else one(layer.stride)
+    if not getattr(layer, "ceil_mode", False):
+        return lambda steps: (steps + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+
+    def upwards(steps: int) -> int:
+        number = -(-(steps + 2 * padding - dilation * (kernel - 1) - 1) // stride) + 1
+        return number - 1 if (number - 1) * stride - padding >= steps else number
+
+    return upwards
+
+
+@for_all_lengths(layer=layers)
+def test_lengths_empty_hooks_and_what_is_the_callers(lengths: list[int], layer: nn.Module) -> None:
+    xs = given(layer, lengths)
+    testing.check_lengths(layer, xs, rule=rule_of(layer))
+    laws.check_empty(layer, xs or sequences([0], (CHANNELS,)))
+    laws.check_called_as_itself(layer, xs)
+    laws.check_unmodified(layer, xs)
+
+
+@for_all_lengths(layer=layers, poison=st.sampled_from([float("nan"), float("inf"), -float("inf")]), data=st.data())
+def test_what_stands_in_one_sequence_reaches_no_other(
+    lengths: list[int], layer: nn.Module, poison: float, data: st.DataObject
+) -> None:
+    xs = given(layer, lengths)
+    if not any(lengths):
+        return
+    chosen = data.draw(st.sampled_from([i for i, x in enumerate(xs) if len(x)]))
+    step = data.draw(st.integers(0, len(xs[chosen]) - 1))
+    with torch.no_grad():
+        xs[chosen][step] = poison
+    outputs = encode(layer, xs)
+    wanted, _ = run_alone(layer, xs)
+    assert_close(outputs, wanted, equal_nan=True)
+    sources = [*xs, *layer.parameters()]
+    found, expected = (
+        torch.autograd.grad(torch.cat(results).sum(), sources, materialize_grads=True) for results in (outputs, wanted)
+    )
+    for i in range(len(xs)):
+        assert_close(found[i], expected[i], equal_nan=True)
+    for gradient, other in zip(found[len(xs) :], expected[len(xs) :], strict=True):
+        if other.isfinite().all():  # else it is of no use, and NaN may stand at more places of the kernel
+            assert_close(gradient, other)
+
+
+@for_all_lengths(layer=maxima(), where=st.lists(st.booleans(), min_size=9, max_size=9))
+def test_maxima_of_minus_infinity_have_the_gradient_of_pytorch(
+    lengths: list[int], layer: nn.Module, where: list[bool]
+) -> None:
+    xs = given(layer, lengths)
+    with torch.no_grad():
+        for x in xs:
+            x[torch.tensor([where[i % 9] for i in range(len(x))], dtype=torch.bool)] = -float("inf")
+    laws.check_alone(layer, xs)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(CHANNELS, 3, 3, padding=1),
+        nn.Conv1d(CHANNELS, 3, 3, 2, 4, 2),
+        nn.Conv1d(CHANNELS, 3, 1, padding=2),  # some of its windows read nothing but padding
+        nn.Conv1d(CHANNELS, 3, 1, padding=3, padding_mode="reflect"),
+        nn.Conv1d(CHANNELS, 3, 4, padding="same", padding_mode="circular"),
+        nn.Conv1d(CHANNELS, 3, 2, 3, padding=1, padding_mode="replicate"),
+        nn.MaxPool1d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool1d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        nn.AvgPool1d(3, 2, 1, ceil_mode=True),
+        nn.LPPool1d(2.0, 3, 2),
+        nn.ReflectionPad1d(2),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("lengths", [[5, 5, 5], [9, 7, 4, 4], [4, 9, 0, 6], [0, 0]], ids=str)
+def test_single_precision(lengths: list[int], layer: nn.Module) -> None:
+    xs = sequences(lengths, (CHANNELS,), torch.float32)
+    laws.check_alone(layer, xs)
+    laws.check_order(layer, xs, [*range(len(xs))][::-1])
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("lengths", [[4, 4], [5, 3, 0, 4]], ids=str)
+def test_derivatives_of_second_order(lengths: list[int], mode: Any) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv1d(CHANNELS, 2, 2, stride=2, padding=1, padding_mode=mode, dtype=torch.float64)
+
+    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+        *xs, weight, bias = tensors
+        names = {"weight": weight, "bias": bias}
+        kept = torch.func.functional_call(Encoding(layer), {f"layer.{name}": one for name, one in names.items()}, (xs,))
+        return tuple(one for one in kept if len(one))
+
+    assert torch.autograd.gradgradcheck(run, [*sequences(lengths, (CHANNELS,)), *layer.parameters()])
+
+
+class Encoding(nn.Module):
+    """A layer that encodes by another, so that its weights can be given from outside."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, xs: list[Tensor]) -> list[Tensor]:
+        return encode(self.layer, xs)
+
+
+@pytest.mark.parametrize(
+    ("layer", "times"),
+    [
+        (nn.Conv1d(8, 8, 3, padding=1), 14),
+        (nn.Conv1d(8, 8, 3, 2, padding=1, padding_mode="replicate"), 16),
+        (nn.Sequential(nn.Linear(8, 8), nn.MaxPool1d(3, 2, 1)), 20),
+        (nn.Sequential(nn.Linear(8, 8), nn.AvgPool1d(3, 1, 1, count_include_pad=False)), 12),
+        (nn.Sequential(nn.Linear(8, 8), nn.LPPool1d(2.0, 1)), 14),
+        (nn.Sequential(nn.Linear(8, 8), nn.ConstantPad1d(1, 0.0)), 10),
+    ],
+    ids=str,
+)
+def test_memory(layer: nn.Module, times: float) -> None:
+    laws.check_memory(layer, 8, times)
+    laws.check_memory(layer, 8, times, ones=4095, longest=16384)

@@ -1,0 +1,163 @@
+"""What all layers of seqbatch have in common: no `forward` of their own, hooks, repr, and what is asked of options."""
+
+import re
+from typing import Any
+
+import laws
+import pytest
+import torch
+from strategies import sequences
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from seqbatch import (
+    SeqbatchTypeError,
+    SeqbatchValueError,
+    SequenceBatch,
+    UnsupportedLayerError,
+    encode,
+    encode_with_state,
+    is_recurrent,
+    layers,
+)
+
+MAKERS: dict[str, Any] = {
+    "AttentionPool": lambda kind: kind(3),
+    "FirstStep": lambda kind: kind(),
+    "LastStep": lambda kind: kind(),
+    "LayerNormLSTM": lambda kind: kind(3, 2),
+    "LockedDropout": lambda kind: kind(0.5),
+    "MaxPool": lambda kind: kind(),
+    "MeanPool": lambda kind: kind(),
+    "MinPool": lambda kind: kind(),
+    "Residual": lambda kind: kind(nn.GRU(3, 3)),
+    "SumPool": lambda kind: kind(),
+    "TwoWay": lambda kind: kind(nn.Linear(3, 2), nn.GRU(3, 2)),
+    "WordDropout": lambda kind: kind(0.5),
+}
+RECURRENT = {"LayerNormLSTM", "Residual", "TwoWay"}
+every_layer = pytest.mark.parametrize("name", MAKERS)
+
+
+def make_layer(name: str) -> nn.Module:
+    layer: nn.Module = MAKERS[name](getattr(layers, name))
+    return layer
+
+
+@every_layer
+def test_a_subclass_with_its_own_forward_is_refused(name: str) -> None:
+    def forward(self: Any, input: Tensor) -> Tensor:
+        raise AssertionError
+
+    layer = MAKERS[name](type("Mine", (getattr(layers, name),), {"forward": forward}))
+    with pytest.raises(UnsupportedLayerError, match=r"`layer` must have an encoder; got .*Mine: it has a forward of"):
+        encode(layer, [torch.zeros(2, 3)])
+
+
+@every_layer
+def test_a_subclass_without_one_runs_as_its_base(name: str) -> None:
+    layer = MAKERS[name](type("Mine", (getattr(layers, name),), {}))
+    assert [len(output) for output in encode(layer.eval(), [torch.zeros(1, 3), torch.zeros(0, 3)])] == [1, 0]
+
+
+@every_layer
+def test_it_keeps_a_state_or_not(name: str) -> None:
+    assert is_recurrent(make_layer(name)) == (name in RECURRENT)
+
+
+@every_layer
+def test_hooks_run_once_with_flat_values(name: str) -> None:
+    layer = make_layer(name).eval()
+    xs = sequences([3, 0, 2], (3,), torch.float32)
+    plain = encode(layer, xs)
+    seen: list[Any] = []
+
+    def after(module: nn.Module, args: Any, output: Any) -> Any:
+        seen.append((module, args[0].shape))
+        return (2 * output[0], output[1]) if isinstance(output, tuple) else 2 * output
+
+    layer.register_forward_pre_hook(lambda module, args: seen.append((module, args[0].shape)))
+    layer.register_forward_hook(after)
+    assert_close(encode(layer, xs), [2 * output for output in plain])
+    assert seen == [(layer, (5, 3))] * 2
+
+
+@every_layer
+def test_one_tensor_by_itself_gives_what_encode_gives(name: str) -> None:
+    layer = make_layer(name).eval()
+    for x in sequences([4, 1, 0], (3,), torch.float32):
+        found = layer(x)
+        assert_close(found[0] if isinstance(found, tuple) else found, encode(layer, x))
+
+
+@every_layer
+def test_an_empty_list_gives_an_empty_list(name: str) -> None:
+    layer = make_layer(name)
+    assert encode(layer, []) == []
+    assert encode(nn.Sequential(layer, nn.ReLU()), []) == []
+    if name in RECURRENT:
+        outputs, state = encode_with_state(layer, [])
+        assert (outputs, state.batch_size) == ([], 0)
+        assert encode_with_state(layer, [], state)[0] == []
+
+
+@every_layer
+def test_a_batch_of_none_that_fits_passes(name: str) -> None:
+    outputs = encode(make_layer(name), SequenceBatch(torch.zeros(0, 3), []))
+    assert outputs.lengths == ()
+
+
+@every_layer
+def test_what_has_no_steps_is_refused(name: str) -> None:
+    layer = make_layer(name)
+    with pytest.raises(
+        SeqbatchValueError, match=r"`sequence` must have shape \(steps, \*features\); got a Tensor of no"
+    ):
+        layer(torch.zeros(()))
+    with pytest.raises(SeqbatchTypeError, match=r"`sequence` must be a Tensor; got a list\."):
+        layer([torch.zeros(2, 3)])
+
+
+@pytest.mark.parametrize(
+    ("layer", "text"),
+    [
+        (layers.LockedDropout(0.25), "LockedDropout(p=0.25)"),
+        (layers.WordDropout(0.25), "WordDropout(p=0.25)"),
+        (layers.WordDropout(0.25, token=3), "WordDropout(p=0.25, token=3)"),
+        (layers.AttentionPool(5), "AttentionPool(5)"),
+        (layers.MeanPool(), "MeanPool()"),
+        (layers.LayerNormLSTM(5, 3), "LayerNormLSTM(\n  5, 3\n  (cell): LayerNormLSTMCell(\n    5, 3, bias=False\n"),
+    ],
+)
+def test_repr(layer: nn.Module, text: str) -> None:
+    assert repr(layer).startswith(text)
+
+
+@pytest.mark.parametrize("kind", [layers.LockedDropout, layers.WordDropout])
+@pytest.mark.parametrize(
+    ("p", "error", "found"),
+    [
+        (1.5, SeqbatchValueError, "be from 0 to 1; got 1.5."),
+        (-0.1, SeqbatchValueError, "be from 0 to 1; got -0.1."),
+        (float("nan"), SeqbatchValueError, "be from 0 to 1; got nan."),
+        ("0.5", SeqbatchTypeError, "be a number; got '0.5'."),
+        (None, SeqbatchTypeError, "be a number; got None."),
+        (True, SeqbatchTypeError, "be a number; got True."),
+    ],
+)
+def test_probabilities(kind: Any, p: Any, error: Any, found: str) -> None:
+    with pytest.raises(error, match=re.escape(f"`p` must {found}")):
+        kind(p)
+    assert kind(1).p == 1
+
+
+def test_other_options() -> None:
+    with pytest.raises(SeqbatchTypeError, match=r"`token` must be an integer; got 1\.5\."):
+        layers.WordDropout(0.5, token=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    with pytest.raises(SeqbatchTypeError, match=r"`features` must be an integer; got 'all'\."):
+        layers.AttentionPool("all")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@every_layer
+def test_nothing_is_modified(name: str) -> None:
+    laws.check_unmodified(make_layer(name), sequences([3, 0, 2], (3,), torch.float32))
