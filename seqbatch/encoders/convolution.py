@@ -98,10 +98,10 @@ def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
     return batch.with_values(values) if changed[0] is None else SequenceBatch(values, changed[0])
 
 
-def _in_windows(layer: nn.Module, batch: SequenceBatch, windows: Windows) -> _Run:
+def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
     """Run a layer on all sequences in one long one, or side by side if their lengths are equal."""
     layout = batch._lengths.plan(window_layout, windows, device=batch.device)
-    fill = float("-inf") if isinstance(layer, nn.MaxPool1d) else 0
+    fill = _fill_of(layer)
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths | None]:
         values = steps[0].T
@@ -114,6 +114,11 @@ def _in_windows(layer: nn.Module, batch: SequenceBatch, windows: Windows) -> _Ru
         return rearrange(result[0].T.contiguous(), layout.pick).T[None], layout.lengths
 
     return run
+
+
+def _fill_of(layer: nn.Module) -> float:
+    """What stands between sequences, where a last window of `ceil_mode` may read it."""
+    return float("-inf") if isinstance(layer, nn.MaxPool1d) else 0
 
 
 def _channels_first(layer: nn.Module, steps: Tensor) -> Tensor:
