@@ -42,9 +42,10 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     A subclass is run as its base is, so one whose own `forward` mixes steps needs an encoder of its own.
 
     Args:
-        layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind and their cells, layers that treat
-            every step by itself, `nn.Sequential` of such, and what `register_encoder` and `register_recurrent` add.
-            Whether it is `batch_first` does not matter.
+        layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind and their cells, convolution and
+            pooling over steps, which may change their number, self-attention and transformers, norms, layers that treat
+            every step by itself, those of `seqbatch.layers`, `nn.Sequential` of such, and what `register_encoder` and
+            `register_recurrent` add. Whether it is `batch_first` does not matter.
         sequences: a list or tuple of Tensors `(steps, *features)`, and no other iterable, one such Tensor, a
             SequenceBatch, a PackedSequence, or a nested Tensor of jagged layout.
 

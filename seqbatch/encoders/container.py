@@ -3,7 +3,6 @@
 An `nn.ModuleList`, which PyTorch cannot call, is run as an `nn.Sequential` is.
 """
 
-import copy
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
@@ -83,15 +82,17 @@ def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values
     The caller's layer is not touched: a shallow copy is called, which shares parameters and layers, and whose hooks are
     given the layer itself.
     """
-    shell = copy.copy(layer)
-    shell.forward = forward
+    # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one. What
+    # `layer.compile` has made is the layer's own, and would not call this forward.
+    shell = type(layer).__new__(type(layer))
+    vars(shell).update(vars(layer), forward=forward, _compiled_call_impl=None)
     for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
         hooks = getattr(layer, kind)
-        setattr(shell, kind, OrderedDict((key, partial(call_hook, hook, layer, shell)) for key, hook in hooks.items()))
+        vars(shell)[kind] = OrderedDict((key, partial(_call_hook, hook, layer, shell)) for key, hook in hooks.items())
     result: Tensor = shell(values)
     return result
 
 
-def call_hook(hook: Callable[..., Any], layer: nn.Module, shell: nn.Module, copied: nn.Module, *rest: Any) -> Any:
+def _call_hook(hook: Callable[..., Any], layer: nn.Module, shell: nn.Module, copied: nn.Module, *rest: Any) -> Any:
     """Let a hook see the layer and not its copy, which lives as long as its hooks do: until the backward pass."""
     return hook(layer, *rest)

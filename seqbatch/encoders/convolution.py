@@ -18,7 +18,6 @@ A layer with hooks is called as itself, once: they see all steps end to end, `(1
 whatever it does with the steps.
 """
 
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -40,7 +39,7 @@ from seqbatch.encoders._layers import (
     run_on_nothing,
 )
 from seqbatch.encoders._windows import Windows, border_layout, window_layout
-from seqbatch.encoders.container import call_hook
+from seqbatch.encoders.container import call_as_itself
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layouts import rearrange
 
@@ -76,7 +75,7 @@ def _register(
 
 
 def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
-    """Call the layer as itself on all steps end to end: a shallow copy, whose hooks are given the layer itself."""
+    """Call the layer as itself on all steps end to end."""
     changed: list[Lengths | None] = []
 
     def forward(steps: Tensor) -> Tensor:
@@ -87,14 +86,7 @@ def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
         changed.append(lengths)
         return result
 
-    # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one. What
-    # `layer.compile` has made is the layer's own, and would not call this forward.
-    shell = type(layer).__new__(type(layer))
-    vars(shell).update(vars(layer), forward=forward, _compiled_call_impl=None)
-    for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
-        hooks = getattr(layer, kind)
-        vars(shell)[kind] = OrderedDict((key, partial(call_hook, hook, layer, shell)) for key, hook in hooks.items())
-    values = shell(batch.values.T[None])[0].T
+    values = call_as_itself(layer, forward, batch.values.T[None])[0].T
     return batch.with_values(values) if changed[0] is None else SequenceBatch(values, changed[0])
 
 

@@ -133,3 +133,9 @@ def test_what_attention_refuses(pool: nn.Module, options: Any, message: str, len
 def test_a_classifier() -> None:
     model = nn.Sequential(nn.Embedding(9, 4), nn.LSTM(4, 3), AttentionPool(3), nn.Linear(3, 2)).double()
     laws.check_alone(model, [torch.tensor([1, 2, 3]), torch.tensor([], dtype=torch.int64), torch.tensor([4])])
+
+
+def test_a_pool_with_a_parametrization() -> None:
+    layer = attention(2, 0)
+    nn.utils.parametrizations.weight_norm(layer, "query", dim=None)
+    laws.check_alone(layer, sequences([3, 1, 4], (2,)))
