@@ -137,5 +137,5 @@ def test_a_classifier() -> None:
 
 def test_a_pool_with_a_parametrization() -> None:
     layer = attention(2, 0)
-    nn.utils.parametrizations.weight_norm(layer, "query", dim=None)
+    nn.utils.parametrizations.weight_norm(layer, "query")
     laws.check_alone(layer, sequences([3, 1, 4], (2,)))
