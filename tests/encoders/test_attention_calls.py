@@ -119,7 +119,7 @@ class OwnAttention(nn.MultiheadAttention):
 class TensorOnly(nn.MultiheadAttention):
     """Gives no tuple."""
 
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Any:  # type: ignore[override]
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Any:  # type: ignore[override]  # takes no more
         return -super().forward(query, key, value)[0]
 
 
