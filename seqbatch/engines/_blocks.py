@@ -1,13 +1,14 @@
 """Blocks of padded steps: where to cut time, and which row of a block is which step."""
 
 from bisect import bisect_right
+from itertools import accumulate
 from typing import Self
 
 import attrs
 import torch
 from torch import Tensor
 
-from seqbatch._lengths import Lengths, to_device
+from seqbatch._lengths import Lengths, ints, to_device
 from seqbatch._plans import Plan, reverse_plan, undo
 
 # Places to cut that are weighed against each other; more would take longer to weigh than they save.
@@ -20,20 +21,24 @@ class Blocks:
 
     Args:
         shapes: steps and sequences of each block.
-        enter: flat values to rows.
+        enter: flat values, and after them one row that stands for padding if there is any, to rows.
+        leave: rows to flat values.
         ends: `(batch,)`, int64: the row of the last step of each sequence, in the caller's order.
-        padding: `(rows, 1)`, 1 on padding; None if there is none.
+        rank: `(batch,)`, int64: the place of each sequence of the caller's.
+        padded: whether there is padding.
     """
 
     shapes: list[tuple[int, int]]
     enter: Plan
+    leave: Plan
     ends: Tensor
-    padding: Tensor | None
+    rank: Tensor
+    padded: bool
 
     def to(self, device: torch.device) -> Self:
         """Copy the indices to a device."""
-        padding = None if self.padding is None else to_device(self.padding, device)
-        return type(self)(self.shapes, self.enter.to(device), to_device(self.ends, device), padding)
+        plans = self.enter.to(device), self.leave.to(device)
+        return type(self)(self.shapes, *plans, to_device(self.ends, device), to_device(self.rank, device), self.padded)
 
 
 def blocks_of(lengths: Lengths, overhead: int) -> Blocks:
@@ -44,27 +49,45 @@ def blocks_of(lengths: Lengths, overhead: int) -> Blocks:
         overhead: how many rows take as long as one block more.
     """
     cuts = cut(lengths.counts, overhead)
+    firsts, counts, ends, rank = ints(*_of_sequences(lengths, cuts)).view(4, len(lengths)).unbind()
     shapes = [(end - begin, count) for begin, end, count in cuts]
-    firsts = lengths.offsets[:-1].index_select(0, lengths.order)
-    counts = lengths.tensor.index_select(0, lengths.order)
-    steps = torch.arange(lengths.longest, device="cpu")[:, None]
-    # Of padding the row of a step after the last of all, which there is none of.
-    takes = [
-        torch.where(part < counts[:count], part + firsts[:count], lengths.total).flatten()
-        for part, (_, count) in zip(steps.split([steps for steps, _ in shapes]), shapes, strict=True)
-    ]
+    steps = torch.arange(lengths.longest, device="cpu")[:, None].split([steps for steps, _ in shapes])
+    takes = []
+    for part, (_, count) in zip(steps, shapes, strict=True):
+        take = part + firsts[:count]
+        # Of padding the row after the last step of all.
+        takes.append(take.masked_fill_(part >= counts[:count], lengths.total).flatten())
     take = takes[0] if len(takes) == 1 else torch.cat(takes)
-    give = undo(take, lengths.total + 1)[: lengths.total]
-    enter = Plan(take, give, take_fills=len(take) > lengths.total)
-    padding = (take == lengths.total).float()[:, None] if enter.take_fills else None
-    return Blocks(shapes, enter, give.index_select(0, lengths.offsets[1:] - 1), padding)
+    padded = len(take) > lengths.total
+    give = undo(take, lengths.total + padded)
+    leave = Plan(give[: lengths.total], take, give_fills=padded)
+    return Blocks(shapes, Plan(take, give), leave, ends, rank, padded)
+
+
+def _of_sequences(lengths: Lengths, cuts: list[tuple[int, int, int]]) -> tuple[list[int], ...]:
+    """Give four numbers of each sequence: its first flat step and its steps, the longest first, its last row, its rank.
+
+    By Python, which for the numbers of a batch takes less time than calls of torch do.
+    """
+    order, counts, total = lengths.sequence_order, lengths.counts, len(lengths)
+    firsts = list(accumulate(counts, initial=0))
+    ends, rank = [0] * total, [0] * total
+    row, place = 0, total
+    for begin, end, count in cuts:
+        # The sequences that end in this block are the last of those that run.
+        while place and counts[order[place - 1]] <= end:
+            place -= 1
+            i = order[place]
+            ends[i], rank[i] = row + (counts[i] - 1 - begin) * count + place, place
+        row += (end - begin) * count
+    return [firsts[i] for i in order], [counts[i] for i in order], ends, rank
 
 
 def turn_plan(lengths: Lengths, overhead: int) -> Plan:
     """Rows of `blocks_of` to those of every sequence back to front; padding stays where it is."""
-    enter = lengths.plan(blocks_of, overhead, device=torch.device("cpu")).enter
-    turn = torch.arange(len(enter.take), device="cpu")
-    turn[enter.inverse.take] = enter.inverse.take[reverse_plan(lengths).take]
+    blocks = lengths.plan(blocks_of, overhead, device=torch.device("cpu"))
+    turn = torch.arange(len(blocks.enter.take), device="cpu")
+    turn[blocks.leave.take] = blocks.leave.take[reverse_plan(lengths).take]
     return Plan(turn, turn)
 
 

@@ -158,10 +158,10 @@ class RNNCell(Cell):
         self.is_tanh = nonlinearity == "tanh"
 
     def forward(self, steps: Steps, gates: Tensor, weight: Tensor, bias: Tensor | None, start: Tensors) -> Tensors:
-        hs = steps.make_room(start[0])
+        hs = torch.cat([start[0], gates], 1)  # as `make_room` does
         product = product_by(weight, len(steps.sizes))
-        for part, (h, new_h) in zip(steps.split(gates), steps.pairs(hs), strict=True):
-            product(part, h, new_h)
+        for h, new_h in steps.pairs(hs):
+            product(new_h, h, new_h)
             if self.is_tanh:
                 new_h.tanh_()
             else:

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from seqbatch._lengths import Lengths
 from seqbatch.engines import blocks, direct, packed, scan, single
 from seqbatch.engines._interface import Engine
-from seqbatch.engines._modes import is_transformed
+from seqbatch.engines._modes import is_transformed, wants_gradients
 from seqbatch.engines._products import pays
 
 _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
@@ -51,11 +51,6 @@ def is_open(layer: nn.Module) -> bool:
         and not is_parametrized(layer)
         and not layer.proj_size
     )
-
-
-def wants_gradients(layer: nn.Module, values: Tensor) -> bool:
-    """Tell whether a backward pass may follow."""
-    return torch.is_grad_enabled() and (values.requires_grad or any(p.requires_grad for p in layer.parameters()))
 
 
 def _is_wide(layer: nn.Module, values: Tensor, lengths: Lengths) -> bool:

@@ -28,7 +28,10 @@ def product_by(weight: Tensor, steps: int) -> Product:
         own = weight.contiguous()
 
         def plain(addend: Tensor, rows: Tensor, out: Tensor) -> None:
-            torch.baddbmm(addend, rows, own, out=out)
+            if out is addend:
+                out.baddbmm_(rows, own)  # which does not copy what it adds to
+            else:
+                torch.baddbmm(addend, rows, own, out=out)
 
         return plain
     laid_out = [_lay_out(one.t().contiguous()) for one in weight]

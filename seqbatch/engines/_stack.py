@@ -6,44 +6,44 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._lengths import Lengths
-from seqbatch._plans import Plan
 from seqbatch.engines._interface import Hidden
-from seqbatch.layouts import rearrange
 
-# From the number of a layer, its input and its initial state to its output and final state. Rows are in an order of the
-# engine's own; initial states are `(directions, batch, size)`, the longest sequence first, and final ones in the
-# caller's order, for they are gathered anyway.
-RunLayer = Callable[[int, Tensor, Hidden], tuple[Tensor, Hidden]]
+# From the number of a layer, its input and the initial state of each direction to its output and final state. Rows are
+# in an order of the engine's own; initial states are `(1, batch, size)`, the longest sequence first, and final ones
+# `(directions, batch, size)` in the caller's order, for they are gathered anyway.
+RunLayer = Callable[[int, Tensor, list[Hidden]], tuple[Tensor, Hidden]]
 
 
 def run_stack(
-    layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None, enter: Plan, run_layer: RunLayer
+    layer: nn.RNNBase, rows: Tensor, lengths: Lengths, hidden: Hidden | None, run_layer: RunLayer
 ) -> tuple[Tensor, Hidden]:
-    """Run all layers of a layer as `Engine` says, given a function that runs one of them.
+    """Run all layers of a layer, given a function that runs one of them.
 
     Args:
         layer: the layer.
-        values: `(total_steps, input_size)`.
-        lengths: their lengths.
+        rows: `(rows, input_size)`, in the engine's order.
+        lengths: the lengths.
         hidden: as for an engine.
-        enter: flat values to the engine's order of rows.
         run_layer: see above.
+
+    Returns:
+        the outputs, in the engine's order, and the final state as of an engine.
     """
     directions = 2 if layer.bidirectional else 1
     if hidden is None:
-        zeros = values.new_zeros(layer.num_layers * directions, len(lengths), layer.hidden_size)
-        starts: Hidden = (zeros, zeros) if layer.mode == "LSTM" else (zeros,)
+        zeros = rows.new_zeros(1, len(lengths), layer.hidden_size)
+        starts: list[Hidden] = [(zeros, zeros) if layer.mode == "LSTM" else (zeros,)] * (layer.num_layers * directions)
     else:
-        starts = tuple(part.index_select(1, lengths.on("order", values.device)) for part in hidden)
-    current = rearrange(values, enter)
+        ordered = [part.index_select(1, lengths.on("order", rows.device)).split(1) for part in hidden]
+        starts = list(zip(*ordered, strict=True))
     finals = []
     for i in range(layer.num_layers):
         if i and layer.dropout:
-            current = nn.functional.dropout(current, layer.dropout, layer.training)
-        current, final = run_layer(i, current, tuple(part[i * directions : (i + 1) * directions] for part in starts))
+            rows = nn.functional.dropout(rows, layer.dropout, layer.training)
+        rows, final = run_layer(i, rows, starts[i * directions : (i + 1) * directions])
         finals.append(final)
     ends = finals[0] if len(finals) == 1 else tuple(map(torch.cat, zip(*finals, strict=True)))
-    return rearrange(current, enter.inverse), ends
+    return rows, ends
 
 
 def weights_of(layer: nn.RNNBase, index: int) -> list[list[Tensor]]:

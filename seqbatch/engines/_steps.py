@@ -1,13 +1,14 @@
 """Rows in packed order, step by step: cutting them into steps, and finding the rows of the step before."""
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Self
 
 import attrs
 import torch
 from torch import Tensor
 
-from seqbatch._lengths import Lengths, to_device
+from seqbatch._lengths import Lengths, ints, to_device
 from seqbatch._plans import Plan, packed_plan, reverse_plan
 
 # Steps that are cut at a time: one by one would take longer, and all at once memory for the views of a long sequence.
@@ -65,13 +66,16 @@ class Steps:
 
 def steps_of(lengths: Lengths) -> Steps:
     """Work out the steps; no length may be 0."""
-    sizes = lengths.batch_sizes
-    firsts = sizes.cumsum(0) - sizes
+    sizes, order, batch = lengths.step_sizes, lengths.sequence_order, len(lengths)
+    firsts = list(accumulate(sizes, initial=0))
+    ends, rank = [0] * batch, [0] * batch
+    for place, i in enumerate(order):
+        ends[i], rank[i] = firsts[lengths.counts[i] - 1] + place, place
     # All steps have the sequences in one order, so that those that have this step were the first ones a step before.
-    shift = torch.cat([-firsts[:1], len(lengths) + firsts[:-1] - firsts[1:]])
-    before = torch.repeat_interleave(shift, sizes) + torch.arange(lengths.total, device="cpu")
-    ends = firsts.index_select(0, lengths.tensor - 1) + lengths.rank
-    return Steps(sizes.tolist(), before, ends, lengths.rank)
+    shifts = [0, *(batch - size for size in sizes[:-1])]
+    shift, repeats, *rest = ints(shifts, sizes, ends, rank).split([len(sizes), len(sizes), batch, batch])
+    before = torch.repeat_interleave(shift, repeats, output_size=lengths.total)
+    return Steps(sizes, before.add_(torch.arange(lengths.total, device="cpu")), *rest)
 
 
 def turn_plan(lengths: Lengths) -> Plan:

@@ -28,18 +28,21 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     """Run the layer as `Engine` says; for layers without projection, hooks or a `forward` of their own."""
     steps = lengths.plan(steps_of, device=values.device)
 
-    def run_layer(index: int, current: Tensor, start: Hidden) -> tuple[Tensor, Hidden]:
+    def run_layer(index: int, current: Tensor, start: list[Hidden]) -> tuple[Tensor, Hidden]:
         weights = [_stack(parts) for parts in zip(*weights_of(layer, index), strict=True)]
         biases: list[Tensor | None] = [bias[:, None] for bias in weights[2:]] or [None, None]
         if not layer.bidirectional:
-            rows, *final = _apply(layer.mode, steps, current[None], *weights[:2], *biases, *start)
-            return rows[0], tuple(final)
+            rows, *final = _apply(layer.mode, steps, current[None], *weights[:2], *biases, *start[0])
+            return rows.squeeze(0), tuple(final)  # rows[0] would fill zeros in the backward pass
         turn = lengths.plan(turn_plan, device=current.device)
         both = torch.stack([current, rearrange(current, turn)])
-        rows, *final = _apply(layer.mode, steps, both, *weights[:2], *biases, *start)
+        starts = map(torch.cat, zip(*start, strict=True))
+        rows, *final = _apply(layer.mode, steps, both, *weights[:2], *biases, *starts)
         return torch.cat([rows[0], rearrange(rows[1], turn)], 1), tuple(final)
 
-    return run_stack(layer, values, lengths, hidden, lengths.plan(packed_plan, device=values.device), run_layer)
+    packed = lengths.plan(packed_plan, device=values.device)
+    rows, final = run_stack(layer, rearrange(values, packed), lengths, hidden, run_layer)
+    return rearrange(rows, packed.inverse), final
 
 
 def _stack(parts: Tensors) -> Tensor:

@@ -55,7 +55,7 @@ def test_rows_hold_each_step_once(counts: list[int], overhead: int) -> None:
         rows[row] = step if step < lengths.total else -1
     assert sorted(step for step in rows if step >= 0) == list(range(lengths.total))
     assert sum(steps * count for steps, count in plan.shapes) == len(rows)
-    assert [rows[row] for row in plan.enter.inverse.take.tolist()] == list(range(lengths.total))
+    assert [rows[row] for row in plan.leave.take.tolist()] == list(range(lengths.total))
     last = [int(end) - 1 for end in lengths.offsets[1:]]
     assert [rows[row] for row in plan.ends.tolist()] == last
     turned = [rows[row] for row in turn_plan(lengths, overhead).take.tolist()]
@@ -63,10 +63,8 @@ def test_rows_hold_each_step_once(counts: list[int], overhead: int) -> None:
         sequence = int(lengths.rows[step]) if step >= 0 else 0
         start, end = lengths.offsets[sequence : sequence + 2].tolist()
         assert other == (start + end - 1 - step if step >= 0 else -1)
-    padding = torch.tensor([[float(step < 0)] for step in rows])
-    found = torch.zeros(len(rows), 1) if plan.padding is None else plan.padding
-    assert torch.equal(found, padding)
-    assert (plan.padding is None) == (-1 not in rows)
+    assert plan.padded == (-1 in rows)
+    assert plan.rank.tolist() == lengths.rank.tolist()
 
 
 @pytest.mark.parametrize("scale", [1.0, 30.0, 1e5])
@@ -78,12 +76,16 @@ def test_padding_holds_the_cell_exactly(scale: float) -> None:
             weight.mul_(scale)
     lengths = Lengths((1, 40, 7))
     values = torch.randn(lengths.total, 3)
-    assert blocks_of(lengths, blocks.block_overhead(3, 4)).padding is not None
+    assert blocks_of(lengths, blocks.block_overhead(3, 4, False)).padded
     _, (_, cell) = blocks.run(layer, values, lengths, None)
     _, (_, wanted) = packed.run(layer, values, lengths, None)
     torch.testing.assert_close(cell, wanted)
 
 
 def test_a_block_costs_more_rows_where_a_row_costs_less() -> None:
-    assert blocks.block_overhead(64, 64) == 192
-    assert blocks.block_overhead(64, 1024) == 64
+    assert blocks.block_overhead(64, 64, False) == 192
+    assert blocks.block_overhead(64, 1024, False) == 64
+
+
+def test_a_block_costs_fewer_rows_where_weights_are_laid_out_once() -> None:
+    assert blocks.block_overhead(64, 64, True) == 144
