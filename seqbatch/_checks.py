@@ -138,7 +138,8 @@ def integers(subject: str, value: object) -> list[int]:
         if value.dim() != 1 or value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
             must = "be integers, as a Tensor of one axis and an integer dtype"
             raise complaint(SeqbatchTypeError, subject, must, f"shape {tuple(value.shape)} and {value.dtype}")
-        return [int(number) for number in value.tolist()]
+        numbers: list[int] = value.tolist()
+        return numbers
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         remedy = "Call its tolist." if hasattr(value, "tolist") else ""
         must = "be a sequence of integers or an integer Tensor"

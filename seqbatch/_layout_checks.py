@@ -93,8 +93,11 @@ def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_firs
     return mask
 
 
-def require_packed(subject: str, value: object) -> None:
-    """Raise unless the value is a PackedSequence whose parts fit each other."""
+def require_packed(subject: str, value: object) -> tuple[list[int], list[int]]:
+    """Return the batch sizes of a PackedSequence and the caller's index of each sequence in it, else raise.
+
+    Raises unless its parts fit each other.
+    """
     if not isinstance(value, PackedSequence):
         raise complaint(SeqbatchTypeError, subject, "be a PackedSequence", type_name(value))
     require_steps(f"{subject}.data", value.data)
@@ -107,38 +110,26 @@ def require_packed(subject: str, value: object) -> None:
     if sum(sizes) != len(value.data):
         must = f"add up to {len(value.data)}, the steps of its data"
         raise complaint(SeqbatchValueError, name, must, sum(sizes))
-    _require_orders(subject, value, sizes[0] if sizes else 0)
+    return sizes, _order_of(subject, value, sizes[0] if sizes else 0)
 
 
-def _require_orders(subject: str, packed: PackedSequence, batch: int) -> None:
-    """Raise unless the two orders of a PackedSequence are there and undo each other, or neither is there."""
-    orders = packed.sorted_indices, packed.unsorted_indices
-    if orders == (None, None) or _undo_each_other(orders, batch):
-        return
-    for name, order in zip(("sorted_indices", "unsorted_indices"), orders, strict=True):
-        found = [] if order is None else integers(f"{subject}.{name}", require_tensor(f"{subject}.{name}", order))
-        if sorted(found) != list(range(batch)):
+def _order_of(subject: str, packed: PackedSequence, batch: int) -> list[int]:
+    """Return the sorted indices of a PackedSequence if the unsorted ones undo them, or neither is there, else raise."""
+    identity = list(range(batch))
+    if packed.sorted_indices is None and packed.unsorted_indices is None:
+        return identity
+    orders = []
+    for part in ("sorted_indices", "unsorted_indices"):
+        name, order = f"{subject}.{part}", getattr(packed, part)
+        orders.append([] if order is None else integers(name, require_tensor(name, order)))
+        if sorted(orders[-1]) != identity:
             must = f"name each of {counted(batch, 'sequence')} once"
-            raise complaint(SeqbatchValueError, f"{subject}.{name}", must, None if order is None else found)
-    first, back = (order.tolist() for order in orders if order is not None)
-    if [first[i] for i in back] != list(range(batch)):
+            raise complaint(SeqbatchValueError, name, must, None if order is None else orders[-1])
+    first, back = orders
+    if [first[i] for i in back] != identity:
         must = f"undo its sorted_indices, {first}"
         raise complaint(SeqbatchValueError, f"{subject}.unsorted_indices", must, back)
-
-
-def _undo_each_other(orders: tuple[object, ...], batch: int) -> bool:
-    """Tell quickly whether nothing is wrong with two orders on the host."""
-    first, back = orders
-    if not (isinstance(first, Tensor) and isinstance(back, Tensor) and first.is_cpu and back.is_cpu):
-        return False
-    if not (first.dtype is back.dtype is torch.int64 and first.shape == back.shape == (batch,)):
-        return False
-    identity = torch.arange(batch, device="cpu")
-    return (
-        torch.equal(first.sort().values, identity)
-        and torch.equal(back.sort().values, identity)
-        and torch.equal(first.index_select(0, back), identity)
-    )
+    return first
 
 
 def require_nested(subject: str, value: object) -> Tensor:

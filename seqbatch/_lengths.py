@@ -6,7 +6,7 @@ Everything here is computed on the host, once per `Lengths`, and copied to a dev
 from array import array
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial, wraps
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -62,23 +62,19 @@ class Lengths:
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
 
     @classmethod
-    @torch.inference_mode(False)
-    def from_batch_sizes(cls, batch_sizes: Tensor, order: Tensor | None) -> "Lengths":
+    def from_batch_sizes(cls, batch_sizes: list[int], order: list[int]) -> "Lengths":
         """Recover the lengths from PyTorch's packed form, and keep its order, so that packing again gives it back.
 
         Args:
-            batch_sizes: `(longest,)`, int64, on the host, never rising.
-            order: `(batch,)`, int64, on the host: the caller's index of each packed sequence; None if equal.
+            batch_sizes: how many sequences have a step at each position, never rising.
+            order: `(batch,)`, the caller's index of each packed sequence.
         """
-        batch = int(batch_sizes[0]) if len(batch_sizes) else 0
-        descending = len(batch_sizes) - torch.searchsorted(batch_sizes.flip(0), _arange(batch), right=True)
-        # A copy, for the caller's may be from `torch.inference_mode`, and of no use in training.
-        order = _arange(batch) if order is None else order.to(torch.int64, copy=True)
-        counts = torch.empty_like(descending)
-        counts[order] = descending
-        lengths = cls(tuple(counts.tolist()))
-        lengths.tensor, lengths.order = counts, order
-        lengths.batch_sizes = batch_sizes.to(torch.int64, copy=True)
+        counts = [0] * len(order)
+        for step, (running, after) in enumerate(pairwise([*batch_sizes, 0]), 1):
+            for i in order[after:running]:
+                counts[i] = step
+        lengths = cls(tuple(counts))
+        lengths.sequence_order, lengths.step_sizes = order, batch_sizes
         return lengths
 
     def __len__(self) -> int:
@@ -112,14 +108,14 @@ class Lengths:
 
     @_Kept
     def sequence_order(self) -> list[int]:
-        """The numbers of `order`, for whoever works with few of them."""
-        if "order" in vars(self):  # which may come from elsewhere
-            return self.order.tolist()
+        """The sequences from longest to shortest, equals in the caller's order."""
         return sorted(range(len(self)), key=self.counts.__getitem__, reverse=True)
 
     @_Kept
     def order(self) -> Tensor:
-        """`(batch,)`, int64, on the host: the sequences from longest to shortest, equals in the caller's order."""
+        """`(batch,)`, int64, on the host: the numbers of `sequence_order`."""
+        if "sequence_order" in vars(self):  # which may come from elsewhere
+            return ints(self.sequence_order)
         return self.tensor.argsort(descending=True, stable=True)
 
     @_Kept

@@ -147,9 +147,7 @@ class Conversions(ABC):
         >>> SequenceBatch.from_packed(packed).values
         tensor([1, 2, 3])
         """
-        _layout_checks.require_packed("packed", packed)
-        order = packed.sorted_indices
-        lengths = Lengths.from_batch_sizes(packed.batch_sizes, None if order is None else order.cpu())
+        lengths = Lengths.from_batch_sizes(*_layout_checks.require_packed("packed", packed))
         return cls._of(layouts.from_packed(packed.data, lengths), lengths)
 
     @classmethod
