@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import attrs
 import laws
 import pytest
 import wrong_encoders as wrong
@@ -69,6 +70,11 @@ def test_a_right_encoder_passes(law: str) -> None:
     LAWS[law](wrong.my_gru())
 
 
+def test_an_encoder_that_calls_the_layer_for_each_sequence_runs_its_hooks() -> None:
+    register_encoder(wrong.Scaled)(wrong.calls_sequence_by_sequence)
+    LAWS["called as itself"](wrong.Scaled())
+
+
 FAULTS: dict[str, list[Callable[[Any, SequenceBatch], SequenceBatch]]] = {
     "alone": [
         wrong.mixes_neighbours,
@@ -78,15 +84,28 @@ FAULTS: dict[str, list[Callable[[Any, SequenceBatch], SequenceBatch]]] = {
         wrong.gives_the_gradient_to_a_neighbour_of_equal_length,
     ],
     "order": [wrong.counts_the_sequences, wrong.reads_the_step_before_across_sequences],
-    "padding": [wrong.averages_over_padding, wrong.detaches_the_weights],
+    "padding": [
+        wrong.averages_over_padding,
+        wrong.detaches_the_weights,
+        wrong.multiplies_neighbours_by_zero,
+        wrong.multiplies_neighbours_by_zero_going_back,
+        wrong.multiplies_infinite_neighbours_by_zero,
+    ],
     "lengths": [wrong.drops_the_last_step, wrong.pads_empty_sequences],
-    "empty": [wrong.pads_empty_sequences, wrong.looks_up_empty_sequences],
+    "empty": [
+        wrong.pads_empty_sequences,
+        wrong.looks_up_empty_sequences,
+        wrong.forgets_the_features_of_empty_sequences,
+        wrong.forgets_the_dtype_of_empty_sequences,
+        wrong.forgets_the_features_of_no_sequences,
+        wrong.gives_a_step_if_all_are_empty,
+    ],
     "memory": [wrong.pads],
     "called as itself": [
         wrong.skips_hooks,
         wrong.skips_hooks_before,
         wrong.ignores_what_hooks_return,
-        wrong.calls_sequence_by_sequence,
+        wrong.counts_what_hooks_return_for_one_sequence,
         wrong.calls_a_copy,
         wrong.skips_hooks_inside,
     ],
@@ -95,6 +114,9 @@ FAULTS: dict[str, list[Callable[[Any, SequenceBatch], SequenceBatch]]] = {
         wrong.writes_to_the_input_unseen,
         wrong.leaves_an_attribute,
         wrong.leaves_eval_mode,
+        wrong.leaves_eval_mode_inside,
+        wrong.writes_to_a_buffer,
+        wrong.writes_to_a_buffer_unseen,
         wrong.leaves_a_hook_inside,
         wrong.leaves_frozen_weights,
     ],
@@ -125,7 +147,12 @@ def test_a_wrong_encoder_is_caught(law: str, fault: Callable[[Any, SequenceBatch
         ("alone, from a state", wrong.ignores_the_state),
         ("order", wrong.leaves_the_state_sorted),
         ("padding", wrong.leaves_the_state_sorted),
+        ("padding", wrong.adds_zero_times_other_states),
         ("empty", wrong.moves_the_state_of_empty_sequences),
+        ("empty", wrong.moves_the_state_of_the_last_if_empty),
+        ("empty", wrong.forgets_the_size_of_the_state_of_nothing),
+        ("empty, from a state", wrong.forgets_the_size_of_the_state_of_nothing),
+        ("empty", wrong.forgets_the_dtype_of_the_state_of_no_sequences),
         ("empty, from a state", wrong.resets_the_state_of_empty_sequences),
         ("unmodified", wrong.writes_to_the_state),
     ],
@@ -136,6 +163,53 @@ def test_a_wrong_recurrent_encoder_is_caught(
     register_recurrent(wrong.MyGRU)(fault)
     with pytest.raises(AssertionError):
         LAWS[law](wrong.my_gru())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda given: given.pop(), lambda given: given.append(given[0]), lambda given: given.reverse()],
+    ids=["pop", "append", "reverse"],
+)
+def test_a_change_of_the_callers_list_is_caught(change: Callable[[list[Tensor]], Any]) -> None:
+    given = xs()
+
+    @register_encoder(wrong.Scaled)
+    def _(layer: wrong.Scaled, batch: SequenceBatch) -> SequenceBatch:
+        change(given)
+        return batch.map(layer)
+
+    with pytest.raises(AssertionError, match="the list, or the state, holds other tensors"):
+        laws.check_unmodified(wrong.Scaled(), given)
+
+
+@attrs.define
+class Loose:
+    """A state that can be changed."""
+
+    hidden: Tensor
+
+
+def test_a_change_of_what_the_state_holds_is_caught() -> None:
+    @register_recurrent(wrong.MyGRU)
+    def _(layer: wrong.MyGRU, batch: SequenceBatch, state: Loose | None) -> tuple[SequenceBatch, Any]:
+        if state is not None:
+            state.hidden = state.hidden.clone()
+        return wrong.run(layer, batch, None)
+
+    with pytest.raises(AssertionError, match="the list, or the state, holds other tensors"):
+        laws.check_unmodified(wrong.my_gru(), xs(), Loose(xs()[0]))
+
+
+def test_what_of_a_neighbour_is_caught_is_said() -> None:
+    register_encoder(wrong.Scaled)(wrong.multiplies_neighbours_by_zero)
+    with pytest.raises(AssertionError, match=r"nan in sequence 0 reaches outputs of others: .* not close"):
+        laws.check_padding(wrong.Scaled(), xs(), 1e9, "right", False)
+    register_encoder(wrong.Scaled)(wrong.multiplies_neighbours_by_zero_going_back)
+    with pytest.raises(AssertionError, match=r"nan in sequence 0 reaches gradients of others: .* not close"):
+        laws.check_padding(wrong.Scaled(), xs(), 1e9, "right", False)
+    register_encoder(wrong.Scaled)(wrong.multiplies_infinite_neighbours_by_zero)
+    with pytest.raises(AssertionError, match=r"inf in sequence 0 reaches outputs of others: .* not close"):
+        laws.check_padding(wrong.Scaled(), xs(), 1e9, "right", False)
 
 
 def test_padding_that_is_read_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:

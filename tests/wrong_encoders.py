@@ -15,6 +15,7 @@ class Scaled(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.tensor([2.0, 3.0], dtype=torch.float64))
+        self.register_buffer("kept", torch.zeros(2, dtype=torch.float64))
 
     def forward(self, input: Tensor) -> Tensor:
         return self.weight * input
@@ -78,12 +79,43 @@ def averages_over_padding(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return batch.with_values(layer(real))
 
 
+def multiplies_neighbours_by_zero(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(lambda values: layer(values + 0 * values.sum(0)))
+
+
+def multiplies_neighbours_by_zero_going_back(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    total = batch.values.detach().sum(0)
+    return batch.map(lambda values: layer(values) + torch.where(total.isfinite(), 0 * total * values, 0))
+
+
+def multiplies_infinite_neighbours_by_zero(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(lambda values: layer(values + 0 * values.nan_to_num(0, torch.inf).sum(0)))
+
+
 def drops_the_last_step(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return SequenceBatch.from_sequences([layer(x[:-1]) for x in batch])
 
 
 def pads_empty_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return SequenceBatch.from_sequences([layer(x if len(x) else x.new_zeros(1, 2)) for x in batch])
+
+
+def forgets_the_features_of_empty_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(layer) if batch.total_steps else batch.with_values(batch.values[:, :1])
+
+
+def forgets_the_dtype_of_empty_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(layer) if batch.total_steps else batch.with_values(batch.values.float())
+
+
+def forgets_the_features_of_no_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(layer) if len(batch) else batch.with_values(batch.values[:, :1])
+
+
+def gives_a_step_if_all_are_empty(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    if batch.total_steps:
+        return batch.map(layer)
+    return SequenceBatch(batch.values.new_zeros(len(batch), 2), [1] * len(batch))
 
 
 def looks_up_empty_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
@@ -110,6 +142,10 @@ def skips_hooks_before(layer: Any, batch: SequenceBatch) -> SequenceBatch:
 def ignores_what_hooks_return(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     layer(batch.values)
     return batch.map(layer.forward)
+
+
+def counts_what_hooks_return_for_one_sequence(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return SequenceBatch.from_sequences([layer.forward(x) if i else layer(x) for i, x in enumerate(batch)])
 
 
 def calls_sequence_by_sequence(layer: Any, batch: SequenceBatch) -> SequenceBatch:
@@ -144,6 +180,21 @@ def leaves_an_attribute(layer: Any, batch: SequenceBatch) -> SequenceBatch:
 
 def leaves_eval_mode(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return batch.map(layer.eval())
+
+
+def leaves_eval_mode_inside(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    layer.inner.eval()
+    return batch.map(layer)
+
+
+def writes_to_a_buffer(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    layer.kept.add_(1)
+    return batch.map(layer)
+
+
+def writes_to_a_buffer_unseen(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    layer.kept.data.add_(1)
+    return batch.map(layer)
 
 
 def leaves_a_hook_inside(layer: Any, batch: SequenceBatch) -> SequenceBatch:
@@ -208,6 +259,27 @@ def detaches_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
 def moves_the_state_of_empty_sequences(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
     outputs, final = run(layer, batch, state)
     return outputs, RNNState(final.hidden + (torch.tensor(batch.lengths) == 0).view(-1, 1))
+
+
+def moves_the_state_of_the_last_if_empty(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    there = torch.tensor([i == len(batch) - 1 and not count for i, count in enumerate(batch.lengths)])
+    return outputs, RNNState(final.hidden + there.view(-1, 1))
+
+
+def forgets_the_size_of_the_state_of_nothing(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return outputs, final if batch.total_steps else RNNState(final.hidden[..., :1])
+
+
+def forgets_the_dtype_of_the_state_of_no_sequences(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return outputs, final if len(batch) else final.to(torch.float32)
+
+
+def adds_zero_times_other_states(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return outputs, RNNState(final.hidden + 0 * final.hidden.sum(2, keepdim=True))
 
 
 def resets_the_state_of_empty_sequences(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:

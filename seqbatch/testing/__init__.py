@@ -8,8 +8,8 @@ from seqbatch.testing._laws import (
     check_lengths,
     check_memory,
     check_order,
-    check_padding,
 )
+from seqbatch.testing._padding import check_padding
 from seqbatch.testing._strategies import lengths, maker, sequences
 
 __all__ = [

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.utils.rnn import PackedSequence
@@ -13,12 +14,15 @@ from torch.testing import assert_close
 from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode
 from seqbatch.errors import SeqbatchError
-from seqbatch.testing._laws import Alone, Sequences, call_alone
-from seqbatch.testing._tensors import run, tensors_of
+from seqbatch.testing._alone import Alone, Sequences, call_alone
+from seqbatch.testing._tensors import assert_alike, run, tensors_of
 
 
 def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alone = call_alone) -> None:
-    """Law No surprise: a layer is called as itself, and those in it, so that hooks run and what they return counts.
+    """Law No surprise: a layer is called as itself, and those in it: hooks run, and what they return counts.
+
+    They run once at least, and what they return counts for every sequence. How often is the encoder's affair: once, or
+    once for each length, each sequence or each step.
 
     Args:
         layer: as for `check_alone`; it is copied.
@@ -34,24 +38,28 @@ def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alo
     plain, called = _called(watched, lambda: encode(watched, sequences))
     entered, left = [], []
 
-    def double(module: nn.Module, args: Any, output: Any) -> Any:
+    def replace(module: nn.Module, args: Any, output: Any) -> Any:
         left.append(module)
-        return _double(output)
+        return _sevens(output)
 
     watched.register_forward_pre_hook(lambda module, args: entered.append(module))
-    watched.register_forward_hook(double)
+    watched.register_forward_hook(replace)
     hooked = encode(watched, sequences)
     if any(len(sequence) for sequence in sequences):
-        assert len(entered) == len(left) == 1, f"each hook must run once; they ran {len(entered)} and {len(left)} times"
-        assert entered[0] is left[0] is watched, "a hook is given another layer"
-        assert_close(hooked, [2 * output for output in plain])
+        assert entered, "a hook before the layer must run, once at least"
+        assert left, "a hook after the layer must run, once at least"
+        assert all(module is watched for module in entered + left), "a hook is given another layer"
+        replaced = [torch.full_like(output, 7) for output in plain]
+        assert_alike(hooked, replaced, "what a hook returns must count for every sequence")
         longest = max(sequences, key=len)
         wanted = _called(watched, lambda: alone(watched, longest, None))[1]
-        assert called == wanted, f"the layers in it that run must be {wanted}; got {called}"
+        assert called == wanted, f"the layers in it that run must be {sorted(wanted)}; got {sorted(called)}"
 
 
 def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) -> None:
     """Law Errors: nothing of the caller's is modified: not the sequences, the list, the state, the batch, or the layer.
+
+    Of the layer and those in it that is all: weights, buffers, hooks, attributes, and whether it is in training.
 
     Args:
         layer: as for `check_alone`.
@@ -64,14 +72,12 @@ def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) 
     >>> check_unmodified(nn.ReLU(inplace=True), [torch.randn(4, 5), torch.randn(2, 5)])
     """
     batch = SequenceBatch.from_sequences(sequences)
-    listed = list(sequences)
-    check = _watch(layer, [*sequences, batch.values, *tensors_of(state)])
+    check = _watch(layer, sequences, state, batch.values)
     run(layer, sequences, state)
     encode(layer, batch)
     for sequence in sequences[:1]:
         encode(layer, sequence)
     check()
-    assert all(one is other for one, other in zip(sequences, listed, strict=True)), "the list holds other tensors"
 
 
 def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], message: str, state: Any = None) -> None:
@@ -89,7 +95,7 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
 
     >>> check_refused(nn.Linear(5, 3), [torch.randn(4, 2)], SeqbatchValueError, r"features that end with \\(5,\\)")
     """
-    check = _watch(layer, [*(part for part in sequences if isinstance(part, Tensor)), *tensors_of(state)])
+    check = _watch(layer, sequences, state)
     entered: list[nn.Module] = []
     hook = register_module_forward_pre_hook(lambda module, args: entered.append(module))
     refused: Exception | None = None
@@ -105,30 +111,37 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
     check()
 
 
-def _double(output: Any) -> Any:
+def _sevens(output: Any) -> Any:
+    """Give an output of which every value is 7: what comes of it shows even where it is fed back into the layer."""
     if isinstance(output, PackedSequence):
-        return PackedSequence(2 * output.data, *output[1:])
+        return PackedSequence(_sevens(output.data), *output[1:])
     if isinstance(output, tuple):
-        return (_double(output[0]), *output[1:])
-    return 2 * output
+        return (_sevens(output[0]), *output[1:])
+    return torch.full_like(output, 7)
 
 
-def _called(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, list[str]]:
-    """Call something, and also give the names of the layers in a layer that were called, as often as they were."""
+def _called(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, set[str]]:
+    """Call something, and also give the names of the layers in a layer that were called."""
     names = {module: name for name, module in layer.named_modules() if name}
-    called: list[str] = []
+    called: set[str] = set()
     hook = register_module_forward_hook(
-        lambda module, args, output: called.append(names[module]) if module in names else None
+        lambda module, args, output: called.add(names[module]) if module in names else None
     )
     try:
-        return call(), sorted(called)
+        return call(), called
     finally:
         hook.remove()
 
 
-def _watch(layer: nn.Module, tensors: list[Tensor]) -> Callable[[], None]:
-    """Give a function that checks that these tensors and the layer are what they are now."""
-    held = [*tensors, *layer.parameters()]
+def _watch(layer: nn.Module, sequences: Any, state: Any, *others: Tensor) -> Callable[[], None]:
+    """Give a function that checks that sequences, what holds them, a state and a layer are what they are now."""
+
+    def listed() -> list[Any]:
+        return [*(sequences if isinstance(sequences, list) else []), *tensors_of(state)]
+
+    holding = listed()
+    given = [part for part in sequences if isinstance(part, Tensor)]
+    held = [*given, *tensors_of(state), *others, *layer.parameters(), *layer.buffers()]
     before = [(tensor, tensor.detach().clone(), tensor._version, tensor.requires_grad) for tensor in held]
     attributes = _attributes(layer)
 
@@ -138,6 +151,9 @@ def _watch(layer: nn.Module, tensors: list[Tensor]) -> Callable[[], None]:
             assert tensor.requires_grad == requires_grad, "a tensor asks for gradients, or no longer does"
             if not tensor.is_meta:
                 assert_close(tensor.detach(), value, rtol=0, atol=0, equal_nan=True)
+        now = listed()
+        same = len(now) == len(holding) and all(one is other for one, other in zip(now, holding, strict=True))
+        assert same, "the list, or the state, holds other tensors"
         after = _attributes(layer)
         changed = [key for key in {**attributes, **after} if after.get(key, check) is not attributes.get(key, check)]
         assert not changed, f"the layer has changed: {changed}"

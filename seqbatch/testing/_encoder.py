@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from seqbatch._checks import describe
 from seqbatch._registry import is_recurrent
-from seqbatch.testing import _conduct, _laws
-from seqbatch.testing._laws import Alone, Sequences
-from seqbatch.testing._strategies import PATTERNS, make_all, maker
+from seqbatch.testing import _conduct, _laws, _padding
+from seqbatch.testing._alone import Alone, Sequences, call_alone
+from seqbatch.testing._strategies import PATTERNS, lengths, make_all, maker
 
 _Law = Callable[[Sequences, Any], None]
 
@@ -23,9 +23,10 @@ def check_encoder(
     *,
     make: Callable[[int], Tensor] | None = None,
     make_state: Callable[[int], Any] | None = None,
-    alone: Alone = _laws.call_alone,
+    alone: Alone = call_alone,
     rule: Callable[[int], int] = int,
     times: float | None = 200,
+    least: int = 0,
     examples: int = 10,
 ) -> None:
     """Check that the encoder of a layer obeys the laws, on lengths of each of six patterns.
@@ -42,40 +43,47 @@ def check_encoder(
         make_state: from a number of sequences to a state to start from, for a recurrent layer; by default its laws are
             checked from no state only.
         alone: the oracle, `(layer, sequence, state) -> output`, or `(output, state)` for a recurrent layer; by default
-            it calls the layer, a recurrent one of PyTorch with its state in PyTorch's layout.
+            it calls the layer, and one of PyTorch as that asks for.
         rule: from the steps of a sequence, 1 at least, to those of its output.
         times: how many times the bytes of the values may be in use at the peak of forward and backward, for 511
             sequences of one step beside one of 512; None to leave that law out, as for values without gradients.
+        least: how many steps a sequence must have, for a layer that takes none shorter. With 1 or more the law Empty is
+            not checked; for that of memory all steps are multiplied by it.
         examples: how many lists of lengths are drawn for each law and pattern.
 
     Raises:
-        AssertionError: a law is broken; it says which, the smallest lengths found that show it, and what differs.
+        AssertionError: a law is broken, or something is raised where it is checked; it says which law, the smallest
+            lengths found that show it, and what differs or was raised, which is its cause.
 
     Source: Hypothesis, `hypothesis.given`.
 
     >>> check_encoder(nn.Linear(5, 3).double(), (5,), examples=1)
     """
-    dtype = next((weight.dtype for weight in layer.parameters() if weight.is_floating_point()), torch.float64)
+    dtypes = (weight.dtype for weight in layer.parameters() if weight.is_floating_point() or weight.is_complex())
+    dtype = next(dtypes, torch.float64)
     make = make or maker(features, dtype)
     has_gradients = make(1).requires_grad
-    for name, law in _laws_of(layer, alone, rule, has_gradients).items():
-        for pattern in PATTERNS.values():
-            _check(layer, name, law, pattern, make, None, examples)
+    for name, law in _laws_of(layer, alone, rule, has_gradients, least).items():
+        for pattern in PATTERNS:
+            drawn = lengths(pattern, least=least)
+            _check(layer, name, law, drawn, make, None, examples)
             if make_state is not None and is_recurrent(layer):
-                _check(layer, name, law, pattern, make, make_state, examples)
+                _check(layer, name, law, drawn, make, make_state, examples)
     if times is not None and has_gradients:
         try:
-            _laws.check_memory(layer, make, times=times)
-        except AssertionError as error:
-            raise AssertionError(f"{describe(layer)} breaks the law Memory: {error}") from error
+            _laws.check_memory(layer, make, times=times, least=least)
+        except Exception as error:
+            raise _broken(layer, "Memory", "", error) from error
 
 
-def _laws_of(layer: nn.Module, alone: Alone, rule: Callable[[int], int], has_gradients: bool) -> dict[str, _Law]:
+def _laws_of(
+    layer: nn.Module, alone: Alone, rule: Callable[[int], int], has_gradients: bool, least: int
+) -> dict[str, _Law]:
     """Give the laws by their names, each a function of sequences and a state."""
     found: dict[str, _Law] = {
         "Alone": lambda xs, state: _laws.check_alone(layer, xs, state, alone=alone),
         "Order": lambda xs, state: _laws.check_order(layer, xs, [*reversed(range(len(xs)))], state),
-        "Padding": lambda xs, state: _laws.check_padding(layer, xs, alone=alone),
+        "Padding": lambda xs, state: _padding.check_padding(layer, xs, alone=alone),
         "Lengths": lambda xs, state: _laws.check_lengths(layer, xs, rule=rule),
         "Empty": lambda xs, state: _laws.check_empty(layer, xs, state) if xs else None,
         "No surprise": lambda xs, state: _conduct.check_called_as_itself(layer, xs, alone=alone),
@@ -83,6 +91,8 @@ def _laws_of(layer: nn.Module, alone: Alone, rule: Callable[[int], int], has_gra
     }
     if not has_gradients:  # there is no poison that is a token id
         del found["Padding"]
+    if least:
+        del found["Empty"]
     return found
 
 
@@ -90,28 +100,34 @@ def _check(
     layer: nn.Module,
     name: str,
     law: _Law,
-    pattern: st.SearchStrategy[list[int]],
+    drawn: st.SearchStrategy[list[int]],
     make: Callable[[int], Tensor],
     make_state: Callable[[int], Any] | None,
     examples: int,
 ) -> None:
-    """Check one law on one pattern; Hypothesis runs the smallest case that fails last, so that its error is raised."""
+    """Check one law on lengths drawn; Hypothesis runs the smallest case that fails last, so its error is raised."""
 
     @settings(
         max_examples=examples,
         deadline=None,
         database=None,
         derandomize=True,
+        report_multiple_bugs=False,  # or two would come out as a group, which is no AssertionError
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.nested_given],
     )
-    @given(pattern)
+    @given(drawn)
     def run(lengths: list[int]) -> None:
+        made, state = make_all(make, lengths), None if make_state is None else make_state(len(lengths))
         try:
-            law(make_all(make, lengths), None if make_state is None else make_state(len(lengths)))
-        except AssertionError as error:
+            law(made, state)
+        except Exception as error:
             start = "" if make_state is None else ", from a state"
-            raise AssertionError(
-                f"{describe(layer)} breaks the law {name} on sequences of {lengths} steps{start}: {error}"
-            ) from error
+            raise _broken(layer, name, f" on sequences of {lengths} steps{start}", error) from error
 
     run()
+
+
+def _broken(layer: nn.Module, law: str, where: str, error: Exception) -> AssertionError:
+    """Make the error that says which law is broken and where; one that no law raised is named by its type too."""
+    told = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    return AssertionError(f"{describe(layer)} breaks the law {law}{where}: {told}")

@@ -19,12 +19,13 @@ PATTERNS: dict[str, st.SearchStrategy[list[int]]] = {
 }
 
 
-def lengths(*patterns: str) -> st.SearchStrategy[list[int]]:
+def lengths(*patterns: str, least: int = 0) -> st.SearchStrategy[list[int]]:
     """Give a strategy for the lengths of a batch.
 
     Args:
         patterns: names, of "equal", "sorted", "unsorted", "with zeros", "with ones" and "all zero"; all of them if none
             is given.
+        least: how many steps a sequence must have; the lengths begin there, where without it they begin with 0 and 1.
 
     Returns:
         lists of integers, in steps.
@@ -36,7 +37,9 @@ def lengths(*patterns: str) -> st.SearchStrategy[list[int]]:
     >>> find(lengths("with ones"), lambda drawn: len(drawn) == 4)
     [1, 1, 1, 1]
     """
-    return st.one_of([PATTERNS[name] for name in patterns or PATTERNS])
+    drawn = st.one_of([PATTERNS[name] for name in patterns or PATTERNS])
+    # Which leaves ragged lengths ragged.
+    return drawn.map(lambda counts: [max(count - 1, 0) + least for count in counts]) if least else drawn
 
 
 def maker(features: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Callable[[int], Tensor]:
@@ -44,7 +47,7 @@ def maker(features: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Call
 
     Args:
         features: the shape of one step.
-        dtype: a floating dtype.
+        dtype: a floating or complex dtype.
 
     Returns:
         a function from steps to a Tensor `(steps, *features)`, a leaf that requires gradients.

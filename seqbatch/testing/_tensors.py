@@ -5,9 +5,12 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
+from torch.testing import assert_close
 
+from seqbatch._checks import complaint, type_name
 from seqbatch._registry import is_recurrent
 from seqbatch.encode import encode, encode_with_state
+from seqbatch.errors import SeqbatchTypeError
 
 
 def run(layer: nn.Module, sequences: Any, state: Any = None) -> tuple[Any, Any]:
@@ -30,10 +33,25 @@ def tensors_of(state: Any) -> list[Tensor]:
     raise TypeError(f"a state must be a Tensor, an attrs class, a tuple or a list of these; got {type(state).__name__}")
 
 
+def select(state: Any, indices: list[int]) -> Any:
+    """Take the states of some sequences out of a state; of None nothing."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor) or not hasattr(state, "select"):  # that of a Tensor is another one
+        must = "have a method select, from a list of indices to the state of those sequences, as RNNState"
+        raise complaint(SeqbatchTypeError, "state", must, type_name(state), "Make it an attrs class that has one.")
+    return state.select(indices)
+
+
+def as_real(tensor: Tensor) -> Tensor:
+    """View complex numbers as pairs of real ones."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
 def gradients(results: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
     """Give the gradients of a sum weighted differently from element to element; zeros where there are none."""
     wanted = [source for source in sources if source.requires_grad]
-    flat = torch.cat([torch.zeros(0), *(result.flatten().cpu() for result in results)])
+    flat = torch.cat([torch.zeros(0), *(as_real(result).flatten().cpu() for result in results)])
     loss = (flat * torch.arange(1, 1 + len(flat)).cos()).sum()
     if not wanted or not loss.requires_grad:
         return [torch.zeros_like(source) for source in wanted]
@@ -44,9 +62,13 @@ def gradients(results: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
     ]
 
 
+def assert_alike(found: Any, wanted: Any, told: str) -> None:
+    """Compare at the dtype's default tolerance, and say of what the difference is."""
+    assert_close(found, wanted, msg=lambda difference: f"{told}: {difference}")
+
+
 def assert_same_bits(found: Tensor, wanted: Tensor, message: str = "other values") -> None:
     """Compare bit by bit, also in dtypes that PyTorch cannot compare."""
     assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape), message
-    parts = [torch.view_as_real(one) if one.is_complex() else one for one in (found, wanted)]
-    found, wanted = (one.reshape(-1).view(torch.uint8) for one in parts)
+    found, wanted = (as_real(one).reshape(-1).view(torch.uint8) for one in (found, wanted))
     assert torch.equal(found, wanted), message

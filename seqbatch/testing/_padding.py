@@ -1,0 +1,77 @@
+"""The law Padding: a sequence sees neither what pads it nor what stands in another one."""
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from seqbatch.batch import SequenceBatch
+from seqbatch.testing._alone import Alone, Sequences, beside_alone, call_alone
+from seqbatch.testing._tensors import assert_alike, gradients, run, select, tensors_of
+
+
+def check_padding(
+    layer: nn.Module,
+    sequences: Sequences,
+    *,
+    poison: float = float("nan"),
+    side: Literal["right", "left"] = "right",
+    batch_first: bool = True,
+    alone: Alone = call_alone,
+) -> None:
+    """Law Padding: what stands in padding reaches no result and no gradient, nor what stands in another sequence.
+
+    Each sequence in turn is NaN and then infinity throughout, and the results and gradients of the others must be what
+    they are without; but not the gradients of the weights, where 0 times NaN is right.
+
+    Args:
+        layer: as for `check_alone`.
+        sequences: Tensors `(steps, *features)` of a floating or complex dtype, leaves that require gradients.
+        poison: what stands in the padding that they are read out of.
+        side: the side of the padding.
+        batch_first: which axis of the padded tensor is the batch.
+        alone: as for `check_alone`.
+
+    Raises:
+        AssertionError: the law is broken.
+        SeqbatchTypeError: as for `check_alone`.
+
+    >>> check_padding(nn.LSTM(5, 3), [torch.randn(4, 5).requires_grad_(), torch.randn(2, 5).requires_grad_()])
+    """
+    batch = SequenceBatch.from_sequences(sequences).detach()
+    total = batch.max_length + 2
+    options: dict[str, Any] = {"batch_first": batch_first, "padding_side": side}
+    padded = batch.to_padded(padding_value=poison, total_length=total, **options).requires_grad_()
+    results = run(layer, SequenceBatch.from_padded(padded, batch.lengths, **options))
+    found, wanted = beside_alone(layer, results, sequences, None, alone)
+    assert_close(found, wanted)
+    weights = list(layer.parameters())
+    gradient, *others = gradients(found, [padded, *weights])
+    expected = gradients(wanted, [*sequences, *weights])
+    read = SequenceBatch.from_padded(gradient, batch.lengths, **options).to_sequences()
+    assert_alike([*read, *others], expected, "of gradients")
+    assert not gradient[~batch.mask(total_length=total, **options)].any(), "a gradient reaches padding"
+    _check_neighbours(layer, sequences)
+
+
+def _check_neighbours(layer: nn.Module, sequences: Sequences) -> None:
+    """Fill each sequence in turn with what spreads, and check that the others get what they get without."""
+    outputs, final, back = _run_there_and_back(layer, sequences)
+    for poisoned in [i for i, sequence in enumerate(sequences) if len(sequence)]:
+        others = [i for i in range(len(sequences)) if i != poisoned]
+        for poison in (float("nan"), float("inf")):
+            given = list(sequences)
+            given[poisoned] = torch.full_like(given[poisoned], poison).requires_grad_()
+            found, found_final, found_back = _run_there_and_back(layer, given)
+            told = f"{poison} in sequence {poisoned} reaches"
+            assert_alike([found[i] for i in others], [outputs[i] for i in others], f"{told} outputs of others")
+            left, wanted = (tensors_of(select(one, others)) for one in (found_final, final))
+            assert_alike(left, wanted, f"{told} states of others")
+            assert_alike([found_back[i] for i in others], [back[i] for i in others], f"{told} gradients of others")
+
+
+def _run_there_and_back(layer: nn.Module, sequences: Sequences) -> tuple[list[Tensor], Any, list[Tensor]]:
+    """Give the outputs and the state, and the gradients of them all."""
+    outputs, final = run(layer, sequences)
+    return outputs, final, gradients([*outputs, *tensors_of(final)], sequences)
