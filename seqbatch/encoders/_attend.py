@@ -22,12 +22,15 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
     Args:
         attention: a layer that is no more than its weights and options.
         values: `(total_steps, embed_dim)`.
-        lengths: the lengths, none of them 0.
+        lengths: the lengths, none of them 0; there may be none.
         causal: whether a step attends to none that comes after it.
 
     Returns:
         `(total_steps, embed_dim)`.
     """
+    if not lengths.total:
+        nothing = functional.linear(values, attention.in_proj_weight, attention.in_proj_bias)[:, : attention.embed_dim]
+        return functional.linear(nothing, attention.out_proj.weight, attention.out_proj.bias)
     overhead = OVERHEAD.get(values.device.type, OVERHEAD_ELSEWHERE) // attention.embed_dim
     extra = (attention.bias_k is not None) + attention.add_zero_attn
     buckets = lengths.plan(buckets_of, overhead, causal, extra, values.dtype, device=values.device)
@@ -41,7 +44,10 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
         query, key, value = parts.unbind()
         if before is not None:
             key, value = torch.cat([before.expand(-1, shape[0], -1, -1, -1), parts[1:]], 3).unbind()
-        attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal and mask is None)
+            if causal:  # the nth query attends to n keys, so there are as many queries more, whose results are dropped
+                query = functional.pad(query, (0, 0, extra, 0))
+        attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
+        attended = attended[:, :, -shape[1] :]
         results.append(attended.transpose(1, 2).reshape(len(rows), attention.embed_dim))
     return functional.linear(buckets.join(results), attention.out_proj.weight, attention.out_proj.bias)
 

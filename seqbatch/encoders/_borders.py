@@ -78,4 +78,6 @@ def repeated(values: Tensor, counts: Tensor, total: int) -> Tensor:
 
 def runs(starts: Tensor, counts: Tensor, total: int) -> Tensor:
     """Join the runs `start, start + 1, ...` of the given numbers of steps, `total` of them."""
-    return repeated(starts - (counts.cumsum(0) - counts), counts, total) + torch.arange(total, device="cpu")
+    jumps = starts - torch.cat([starts.new_ones(1), (starts + counts)[:-1]])  # from where the one before would go on
+    steps = torch.ones(total + 1, dtype=torch.int64, device="cpu").index_add_(0, counts.cumsum(0) - counts, jumps)
+    return steps[:total].cumsum(0)

@@ -24,7 +24,7 @@ class Buckets:
     Args:
         shapes: sequences and steps of each bucket.
         enter: flat values to rows; None if they are the same.
-        masks: what is added to the scores of each bucket, see `_mask_of`; None where there is nothing to hide.
+        masks: what is added to the scores of each bucket, see `_mask_of`; None where there is no padding to hide.
     """
 
     shapes: list[tuple[int, int]]
@@ -56,7 +56,7 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
     Args:
         lengths: the lengths.
         overhead: how many pairs of steps take as long as one bucket more; 0 for equal lengths in each.
-        causal: whether a step attends to none that comes after it.
+        causal: whether a step attends to none that comes after it, and so to no padding.
         extra: keys that stand before the steps of each sequence, which every step attends to.
         dtype: that of the masks.
     """
@@ -70,7 +70,7 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
         steps = torch.arange(longest, device="cpu")
         # Of padding the row of a step after the last of all, which there is none of.
         takes.append(torch.where(steps < part[:, None], steps + first[:, None], lengths.total).flatten())
-        masks.append(_mask_of(part, causal, extra, dtype))
+        masks.append(None if causal else _mask_of(part, extra, dtype))
     take = torch.cat(takes)
     if torch.equal(take, torch.arange(lengths.total, device="cpu")):
         return Buckets(shapes, None, masks)
@@ -109,25 +109,21 @@ def _cost(steps: int) -> int:
     return steps * (steps + STEP)
 
 
-def _mask_of(counts: Tensor, causal: bool, extra: int, dtype: torch.dtype) -> Tensor | None:
-    """Give what is added to the scores of a bucket: -inf where a step must not attend to a key.
+def _mask_of(counts: Tensor, extra: int, dtype: torch.dtype) -> Tensor | None:
+    """Give what is added to the scores of a bucket: -inf where a key is padding.
 
     Args:
         counts: `(number,)`, the steps of each sequence in it, the longest first.
-        causal: as for `buckets_of`; as padding is after all real steps, nothing else is to be hidden then.
         extra: as for `buckets_of`.
         dtype: as for `buckets_of`.
 
     Returns:
-        `(number or 1, 1, steps or 1, extra + steps)`; None where nothing is to be hidden, or no more than PyTorch's own
-        causal mask hides. There is no row without any key to attend to: the first step of a sequence is always one.
+        `(number, 1, 1, extra + steps)`; None where there is no padding. There is no row without any key to attend to:
+        the first step of a sequence is always one.
     """
     longest = int(counts[0])
-    if not extra if causal else counts[-1] == longest:
+    if counts[-1] == longest:
         return None
-    if causal:
-        whole = torch.full((longest, extra + longest), float("-inf"), dtype=dtype, device="cpu")
-        return whole.triu(extra + 1)[None, None]
     hidden = torch.arange(-extra, longest, device="cpu") >= counts[:, None]
     return torch.zeros(hidden.shape, dtype=dtype, device="cpu").masked_fill(hidden, float("-inf"))[:, None, None]
 

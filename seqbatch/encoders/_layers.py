@@ -1,9 +1,12 @@
 """What encoders ask about a layer: whether it is what its class says, and what it takes."""
 
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch._checks import complaint, describe
@@ -21,17 +24,47 @@ def takes_its_weights_dtype(layer: nn.Module) -> bool:
 
     A library that shards or quantizes a layer puts a hook before it, and a parametrization computes other weights.
     """
-    return not layer._forward_pre_hooks and not is_parametrized(layer)
+    return not has_hooks_before(layer) and not is_parametrized(layer)
+
+
+def is_lazy(layer: nn.Module) -> bool:
+    """Tell whether a layer has yet to take its sizes from what it is first called with."""
+    return isinstance(layer, LazyModuleMixin) and hasattr(layer, "_initialize_hook")
+
+
+def has_hooks_before(layer: nn.Module) -> bool:
+    """Tell whether hooks are called before a layer, other than the one by which a lazy layer takes its sizes."""
+    return len(layer._forward_pre_hooks) > is_lazy(layer)
+
+
+@contextmanager
+def refusals_of(layer: nn.Module, batch: SequenceBatch) -> Iterator[None]:
+    """Name the layer, and what it was given, where PyTorch refuses it; what comes of hooks stays as it is."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (ArithmeticError, IndexError, RuntimeError) as error:
+        if has_hooks_before(layer) or layer._forward_hooks:
+            raise
+        must = f"take features {tuple(batch.feature_shape)} and {batch.dtype}"
+        remedy = f"PyTorch says: {str(error).partition(chr(10))[0]}"
+        raise complaint(SeqbatchValueError, "layer", must, describe(layer), remedy) from error
 
 
 def require_features(
     batch: SequenceBatch, expected: tuple[int, ...], layer: nn.Module, *, exactly: bool = False
 ) -> None:
-    """Raise unless the features of the batch end with the expected ones, or are exactly these."""
-    found = tuple(batch.feature_shape)
+    """Raise unless the features of the batch end with the expected ones, or are exactly these.
+
+    A lazy layer takes any number of features: it has no size yet.
+    """
+    found, shown = tuple(batch.feature_shape), str(expected)
+    if is_lazy(layer):
+        expected, shown = found[-1:] or (0,), "(any,)"
     if found[max(len(found) - len(expected), 0) :] != expected or (exactly and found != expected):
         remedy = "For a padded Tensor call SequenceBatch.from_padded." if len(found) > len(expected) else ""
-        must = f"have features {'' if exactly else 'that end with '}{expected}, for {describe(layer)}"
+        must = f"have features {'' if exactly else 'that end with '}{shown}, for {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, found, remedy)
 
 
@@ -50,7 +83,7 @@ def require_dtype(batch: SequenceBatch, layer: nn.Module) -> None:
 def require_device(batch: SequenceBatch, layer: nn.Module) -> None:
     """Raise unless the batch is on the device of the layer's weights; a hook before the layer may move either."""
     weight = next(layer.parameters(), None)
-    if weight is not None and batch.device != weight.device and not layer._forward_pre_hooks:
+    if weight is not None and batch.device != weight.device and not has_hooks_before(layer):
         must = f"be on {weight.device}, as the weights of {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, batch.device)
 

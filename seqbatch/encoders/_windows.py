@@ -1,6 +1,7 @@
 """Windows over steps: how many there are, and how sequences lie end to end so that no window of one reads another."""
 
-from typing import Self, TypeVar
+from itertools import accumulate
+from typing import Self
 
 import attrs
 import torch
@@ -9,8 +10,6 @@ from torch import Tensor
 from seqbatch._lengths import Lengths, to_device
 from seqbatch._plans import Plan, undo
 from seqbatch.encoders._borders import Border, repeated, runs
-
-_Count = TypeVar("_Count", int, Tensor)
 
 
 @attrs.frozen
@@ -41,11 +40,8 @@ class Windows:
     @property
     def least(self) -> int:
         """The fewest steps of a sequence that fill a window."""
-        return max(self.span - self.border.left - self.border.right - self._spare, 1)
-
-    @property
-    def _spare(self) -> int:
-        return self.stride - 1 if self.ceil else 0
+        spare = self.stride - 1 if self.ceil else 0
+        return max(self.span - self.border.left - self.border.right - spare, 1)
 
     def may_read_nothing(self, length: int) -> bool:
         """Tell whether all that a window of so many steps reads may be padding, where PyTorch writes out of bounds."""
@@ -57,18 +53,23 @@ class Windows:
             return self.stride <= self.kernel
         return self.stride == 1 and min(numbers, default=self.dilation) >= self.dilation
 
-    def numbers(self, lengths: Tensor) -> Tensor:
+    def number(self, length: int) -> int:
         """Give how many windows a sequence has, which are the steps of its output, as PyTorch counts them.
 
         That is `(length + left + right - span) / stride + 1`, rounded down, or with `ceil` up, but then no window
         starts behind the last step; and none in a sequence of no steps.
         """
-        return torch.where(lengths > 0, self._number(lengths), 0)
+        if not length:
+            return 0
+        room = self.border.left + length + self.border.right - self.span
+        if not self.ceil:
+            return room // self.stride + 1
+        that_start_before_its_end = -(-(self.border.left + length) // self.stride)
+        return min(-(-room // self.stride) + 1, that_start_before_its_end)
 
-    def _number(self, length: _Count) -> _Count:
-        left, right = self.border.left, self.border.right
-        number = (length + (left + right - self.span + self._spare)) // self.stride + 1
-        return number - 1 * ((number - 1) * self.stride >= length + left) if self.ceil else number
+    def reach(self, number: int) -> int:
+        """Give the steps from where the first of so many windows starts to where the last ends."""
+        return (number - 1) * self.stride + self.span if number else 0
 
     def corrections(self, lengths: Lengths, numbers: Lengths) -> Tensor:
         """Give what the mean of each window is to be multiplied by if it was divided by the kernel: `(windows,)`."""
@@ -121,16 +122,18 @@ def window_layout(lengths: Lengths, windows: Windows) -> Layout:
     Windows in between are computed and not picked. What no window of theirs reads is left out, for the gradient of a
     weight is a sum over all windows, where even 0 times NaN counts.
     """
-    numbers = Lengths(tuple(windows.numbers(lengths.tensor).tolist()))
+    # Of each length once, for a tensor of a few numbers takes longer to work with than the numbers do.
+    numbers_of = {length: windows.number(length) for length in {*lengths.counts}}
+    numbers = Lengths(tuple(numbers_of[length] for length in lengths.counts))
     changed = None if numbers.counts == lengths.counts else numbers
-    if len({*lengths.counts} - {0}) == 1 and not windows.may_read_nothing(lengths.longest):
+    if len(numbers_of.keys() - {0}) == 1 and not windows.may_read_nothing(lengths.longest):
         return Layout(None, None, changed)
-    first, reach, end = _spread(lengths.tensor, numbers.tensor, windows)
+    first, end = _spread(lengths, numbers_of, windows)
     long = _rounded(end - windows.border.left)
-    number = windows._number(long)
+    number = windows.number(long)
     take = runs(first, numbers.tensor, numbers.total)
     pick = Plan(take, undo(take, number), give_fills=True)
-    lay = _lay(lengths, windows, first * windows.stride, reach, long)
+    lay = _lay(lengths, numbers_of, windows, first * windows.stride, long)
     if not windows.are_dense(numbers.counts):
         read = torch.zeros(windows.border.left + long, dtype=torch.bool, device="cpu")
         for tap in range(0, windows.span, windows.dilation):
@@ -146,28 +149,28 @@ def window_layout(lengths: Lengths, windows: Windows) -> Layout:
     return Layout(lay, pick, changed, corrections)
 
 
-def _spread(lengths: Tensor, numbers: Tensor, windows: Windows) -> tuple[Tensor, Tensor, int]:
+def _spread(lengths: Lengths, numbers_of: dict[int, int], windows: Windows) -> tuple[Tensor, int]:
     """Set the sequences one behind another.
 
     Args:
-        lengths: `(batch,)`, int64, in steps.
-        numbers: `(batch,)`, int64: the windows of each sequence.
+        lengths: the lengths.
+        numbers_of: how many windows a sequence of each length has.
         windows: the windows.
 
     Returns:
-        the first window of each sequence, counted in the long one; the steps from where its first window starts to
-        where its last one ends; and the steps of the long one with the layer's own padding before it.
+        `(batch,)`, int64: the first window of each sequence, counted in the long one; and the steps of the long one
+        with the layer's own padding before it.
     """
     stride, left = windows.stride, windows.border.left
-    reach = torch.where(numbers > 0, (numbers - 1) * stride + windows.span, 0)
-    taken = reach
-    if windows.border.mode == "constant":
-        # The next sequence may start where the last window still reads, as long as it finds nothing but padding there.
-        taken = torch.maximum(reach - left, reach.minimum(lengths + left))
-    advance = torch.maximum((taken + stride - 1) // stride, numbers)
-    start = -(-left // stride)
-    end = (start + int(advance.sum())) * stride + max(windows.span, left + 1)
-    return start + advance.cumsum(0) - advance, reach, end
+    advance = {}
+    for length, number in numbers_of.items():
+        taken = windows.reach(number)
+        if windows.border.mode == "constant":
+            # The next sequence may start where the last window still reads, as long as it finds nothing but padding.
+            taken = max(taken - left, min(taken, length + left))
+        advance[length] = max(-(-taken // stride), number)
+    *firsts, end = accumulate((advance[length] for length in lengths.counts), initial=-(-left // stride))
+    return torch.tensor(firsts, dtype=torch.int64, device="cpu"), end * stride + max(windows.span, left + 1)
 
 
 def _rounded(steps: int) -> int:
@@ -176,19 +179,27 @@ def _rounded(steps: int) -> int:
     return -(-steps // unit) * unit
 
 
-def _lay(lengths: Lengths, windows: Windows, starts: Tensor, reach: Tensor, long: int) -> Plan:
+def _lay(lengths: Lengths, numbers_of: dict[int, int], windows: Windows, starts: Tensor, long: int) -> Plan:
     """Plan the long sequence of `long` steps, in which the first windows start at `starts`, counted as in `_spread`."""
     border = windows.border
     if border.mode != "constant":
-        wide = (lengths.tensor + (border.left + border.right)).minimum(reach)
+        both = border.left + border.right
+        wide = _each(lengths, {length: min(length + both, windows.reach(n)) for length, n in numbers_of.items()})
         take = torch.full((long,), lengths.total, device="cpu")
         rows = border.rows(lengths, wide, windows.dilation)
         take[runs(starts - border.left, wide, len(rows))] = rows
         return Plan(take, None, take_fills=True)
-    wide = lengths.tensor.minimum(reach - border.left).clamp(min=0)
-    taken = int(wide.sum())
-    give = runs(starts, wide, taken)
-    if taken < lengths.total:
+    read = {length: min(length, max(windows.reach(number) - border.left, 0)) for length, number in numbers_of.items()}
+    if all(read[length] == length for length in read):
+        give = runs(starts, lengths.tensor, lengths.total)
+    else:
+        wide = _each(lengths, read)
+        taken = int(wide.sum())
         kept = runs(lengths.offsets[:-1], wide, taken)
-        give = torch.full((lengths.total,), long, device="cpu").scatter_(0, kept, give)
+        give = torch.full((lengths.total,), long, device="cpu").scatter_(0, kept, runs(starts, wide, taken))
     return Plan(undo(give, long + 1)[:long], give, take_fills=True, give_fills=True)
+
+
+def _each(lengths: Lengths, values: dict[int, int]) -> Tensor:
+    """Give the value of each sequence by its length: `(batch,)`, int64."""
+    return torch.tensor([values[length] for length in lengths.counts], dtype=torch.int64, device="cpu")

@@ -85,7 +85,9 @@ def run(
         causal: whether a step attends to none that comes after it; `call` must see to it too.
     """
     if not batch.total_steps:
-        return batch.with_values(run_on_nothing(layer, batch.values, batch))
+        # By the same products, of no rows, for `torch.autocast` may change the dtype.
+        nothing = _run_plain(layer, batch.values, batch._lengths.running, causal) if plain else batch.values
+        return batch.with_values(run_on_nothing(layer, nothing, batch))
     if not plain:
         return run_in_groups(_batch_first(layer, call), batch)
     return batch.with_values(_run_plain(layer, batch.values, batch._lengths.running, causal))

@@ -11,11 +11,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch import engines
 from seqbatch._checks import complaint, counted, type_name
+from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths
 from seqbatch._plans import packed_plan
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import keeps_forward, quantized_layers
+from seqbatch.encoders._layers import autocasts, keeps_forward, quantized_layers
 from seqbatch.encoders._recurrent import (
     Form,
     Run,
@@ -27,6 +28,7 @@ from seqbatch.encoders._recurrent import (
 )
 from seqbatch.engines import Hidden
 from seqbatch.engines._choice import has_global_hooks
+from seqbatch.engines._modes import is_transformed
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
 from seqbatch.state import LSTMState, RNNState
@@ -55,6 +57,9 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
         form = Form(state_type, 1, 1, _remedy(state_type), sizes_of(cell, state_type))
         hidden = require_state(state, form, cell, batch)
         values, final = run_where_steps_are(cell, batch, hidden, form, _run_of(cell, form))
+        if not (batch.total_steps or is_nothing(batch)) and autocasts(batch.device) and _is_open(cell):
+            dtype = _step_of(cell, form)(batch.values, ())[0].dtype
+            values, final = values.to(dtype), tuple(part.to(dtype) for part in final)
         return batch.with_values(values), state_type(*(part[None] for part in final))
 
 
@@ -67,7 +72,7 @@ def _run_of(cell: _Cell, form: Form) -> Run:
     """Choose the way to run a cell: by an engine if it is no more than its weights and has many steps, else itself."""
 
     def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        if lengths.longest > _FEW and _is_open(cell) and _rounds_alike(values):
+        if lengths.longest > _FEW and _is_open(cell) and _rounds_alike(values) and not is_transformed():
             layer = _as_layer(cell)
             return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
         return _run_steps(_step_of(cell, form), values, lengths, hidden)
@@ -134,6 +139,7 @@ def _is_open(cell: _Cell) -> bool:
     return (
         min(cell.input_size, cell.hidden_size) > 0  # as PyTorch asks of layers, and not of cells
         and any(keeps_forward(cell, kind) for kind in _LAYERS)
+        and getattr(cell, "nonlinearity", "tanh") in ("tanh", "relu")
         and not any(hooks)
         and not has_global_hooks()
         and not is_parametrized(cell)

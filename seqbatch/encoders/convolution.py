@@ -31,12 +31,22 @@ from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._borders import Border
 from seqbatch.encoders._layers import (
+    has_hooks_before,
     keeps_forward,
     quantized_layers,
+    refusals_of,
     require_device,
     require_dtype,
     require_features,
     run_on_nothing,
+)
+from seqbatch.encoders._options import (
+    border_of,
+    require_options,
+    windows_of_convolution,
+    windows_of_maximum,
+    windows_of_mean,
+    windows_of_power_mean,
 )
 from seqbatch.encoders._windows import Windows, border_layout, window_layout
 from seqbatch.encoders.container import call_as_itself
@@ -45,12 +55,11 @@ from seqbatch.layouts import rearrange
 
 # From all steps end to end, `(1, channels, total_steps)`, to those of the outputs, and their lengths if they change.
 _Run = Callable[[Tensor], tuple[Tensor, Lengths | None]]
+_Start = Callable[[nn.Module, SequenceBatch], _Run]
 
 
-def _register(
-    kind: type[nn.Module], rule: Callable[[Any], Windows | Border], start: Callable[..., _Run] | None = None
-) -> None:
-    """Register the encoder of a layer, from what tells its windows or its border, and how it is run."""
+def _register(kind: type[nn.Module], rule: Callable[[Any], Windows | Border], start: _Start | None = None) -> None:
+    """Register the encoder of a layer, from what tells its windows or its border; `start` if these are not laid out."""
 
     @register_encoder(kind)
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
@@ -62,16 +71,11 @@ def _register(
         if not plain:
             return _call(layer, batch, _by_length(layer, batch))
         drawn = rule(layer)
-        _require_options(layer, drawn)
+        if isinstance(drawn, Windows):
+            require_options(layer, drawn)
         _require_lengths(layer, drawn, batch)
-        try:
-            return _call(layer, batch, (start or _START[type(drawn)])(layer, batch, drawn))
-        except (IndexError, NotImplementedError, RuntimeError) as error:
-            if layer._forward_pre_hooks or layer._forward_hooks:
-                raise
-            must, found = f"be what {describe(layer)} takes", f"features {tuple(batch.feature_shape)} and {batch.dtype}"
-            remedy = f"PyTorch says: {str(error).splitlines()[0]}"
-            raise complaint(SeqbatchValueError, "sequences", must, found, remedy) from error
+        with refusals_of(layer, batch):
+            return _call(layer, batch, start(layer, batch) if start else _laid_out(layer, batch, drawn))
 
 
 def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
@@ -127,22 +131,33 @@ def _in_borders(layer: Any, batch: SequenceBatch, border: Border) -> _Run:
     return lambda steps: (rearrange(steps[0].T, plan, fill).T[None], layout.lengths)
 
 
-_START: dict[type, Callable[..., _Run]] = {Windows: _in_windows, Border: _in_borders}
+def _laid_out(layer: nn.Module, batch: SequenceBatch, rule: Windows | Border) -> _Run:
+    return _in_windows(layer, batch, rule) if isinstance(rule, Windows) else _in_borders(layer, batch, rule)
 
 
-def _by_length(layer: nn.Module, batch: SequenceBatch, rule: object = None, together: bool = True) -> _Run:
-    """Run a layer on the sequences of each length, or on each sequence, and take what number of steps it gives."""
-    counts = batch._lengths.running.counts
+def _by_length(layer: nn.Module, batch: SequenceBatch) -> _Run:
+    """Run a layer on all sequences of a length at once."""
     groups: dict[int, list[int]] = {}
-    for i, count in enumerate(counts):
-        groups.setdefault(count if together else i, []).append(i)
+    for i, count in enumerate(batch._lengths.running.counts):
+        groups.setdefault(count, []).append(i)
+    return _in_groups(layer, batch, [*groups.values()])
+
+
+def _one_by_one(layer: nn.Module, batch: SequenceBatch) -> _Run:
+    """Run a layer that treats other sequences of its batch as one with this, as those do that quantize their input."""
+    return _in_groups(layer, batch, [[i] for i in range(len(batch._lengths.running))])
+
+
+def _in_groups(layer: nn.Module, batch: SequenceBatch, groups: list[list[int]]) -> _Run:
+    """Run a layer on groups of sequences of equal length, and take what number of steps it gives."""
+    counts = batch._lengths.running.counts
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths | None]:
         if not counts:
             nothing = steps.new_zeros(1, getattr(layer, "out_channels", steps.shape[1]), 0)
             return run_on_nothing(layer, nothing, batch.with_values(steps[0].T)), None
         parts, results = steps.split(counts, -1), [steps] * len(counts)
-        for chosen in groups.values():
+        for chosen in groups:
             # A copy, even of one, for a layer with a `forward` of its own may write to it.
             result = require_tensor("layer(sequence)", layer.forward(torch.cat([parts[i] for i in chosen])))
             for i, one in zip(chosen, result.split(1), strict=True):
@@ -152,11 +167,6 @@ def _by_length(layer: nn.Module, batch: SequenceBatch, rule: object = None, toge
         return torch.cat(results, -1), None if lengths == batch.lengths else Lengths(lengths)
 
     return run
-
-
-def _one_by_one(layer: nn.Module, batch: SequenceBatch, rule: object) -> _Run:
-    """Run a layer that treats other sequences of its batch as one with this, as those do that quantize their input."""
-    return _by_length(layer, batch, rule, together=False)
 
 
 def _require_channels(layer: Any, batch: SequenceBatch, plain: bool) -> None:
@@ -171,17 +181,8 @@ def _require_channels(layer: Any, batch: SequenceBatch, plain: bool) -> None:
         if not batch.feature_shape:
             remedy = "Give x.unsqueeze(-1) for one channel."
         raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape), remedy)
-    if plain and isinstance(layer, _POOLS) and not (batch.dtype.is_floating_point or layer._forward_pre_hooks):
+    if plain and isinstance(layer, _POOLS) and not (batch.dtype.is_floating_point or has_hooks_before(layer)):
         raise complaint(SeqbatchValueError, "sequences", f"be floating, for {describe(layer)}", batch.dtype)
-
-
-def _require_options(layer: nn.Module, rule: Windows | Border) -> None:
-    """Raise if there are no such windows; PyTorch looks at them as late as in the call."""
-    if isinstance(rule, Windows):
-        sizes, padding = (rule.kernel, rule.stride, rule.dilation), (rule.border.left, rule.border.right)
-        if min(sizes) < 1 or min(padding) < 0:
-            must = "have a kernel, a stride and a dilation of 1 at least, and padding of 0 at least"
-            raise complaint(SeqbatchValueError, "layer", must, describe(layer))
 
 
 def _require_lengths(layer: nn.Module, rule: Windows | Border, batch: SequenceBatch) -> None:
@@ -197,56 +198,15 @@ def _require_lengths(layer: nn.Module, rule: Windows | Border, batch: SequenceBa
         raise complaint(SeqbatchValueError, f"sequences[{i}]", must, counts[i], f"{remedy}, by batch[indices].")
 
 
-def _windows_of_convolution(layer: Any) -> Windows:
-    kernel, stride, dilation = (_one(size) for size in (layer.kernel_size, layer.stride, layer.dilation))
-    if isinstance(layer.padding, str):
-        both = dilation * (kernel - 1) if layer.padding == "same" else 0
-        left, right = both // 2, both - both // 2
-    else:
-        left = right = _one(layer.padding)
-    mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
-    return Windows(kernel, stride, dilation, Border(mode, left, right))
-
-
-def _windows_of_maximum(layer: Any) -> Windows:
-    padding = _one(layer.padding)
-    border = Border("maximum" if padding else "constant", padding, padding)
-    return Windows(_one(layer.kernel_size), _one(layer.stride), _one(layer.dilation), border, layer.ceil_mode)
-
-
-def _windows_of_mean(layer: Any) -> Windows:
-    padding = _one(layer.padding)
-    divides_by: str | None = "padded" if layer.count_include_pad else "real"
-    if not layer.ceil_mode and (layer.count_include_pad or not padding):
-        divides_by = None  # all by the kernel
-    border = Border("constant", padding, padding)
-    return Windows(_one(layer.kernel_size), _one(layer.stride), 1, border, layer.ceil_mode, divides_by)
-
-
-def _windows_of_power_mean(layer: Any) -> Windows:
-    stride = layer.kernel_size if layer.stride is None else layer.stride
-    return Windows(_one(layer.kernel_size), _one(stride), ceil=layer.ceil_mode)
-
-
-def _one(size: Any) -> int:
-    """Give a size that a layer keeps as it was given: a number, or one in a tuple."""
-    number: int = size[0] if isinstance(size, tuple) else size
-    return number
-
-
-def _border_of(mode: str, layer: Any) -> Border:
-    return Border(mode, *layer.padding)
-
-
 _POOLS = (nn.AvgPool1d, nn.LPPool1d, nn.MaxPool1d)
-_register(nn.Conv1d, _windows_of_convolution)
+_register(nn.Conv1d, windows_of_convolution)
 for _kind in quantized_layers("Conv1d"):
-    _register(_kind, _windows_of_convolution, _one_by_one)
-_register(nn.MaxPool1d, _windows_of_maximum)
-_register(nn.AvgPool1d, _windows_of_mean)
+    _register(_kind, windows_of_convolution, _one_by_one)
+_register(nn.MaxPool1d, windows_of_maximum)
+_register(nn.AvgPool1d, windows_of_mean)
 # By length, for behind a window that is not picked its gradient would be 0 times NaN, and reach other sequences.
-_register(nn.LPPool1d, _windows_of_power_mean, _by_length)
-_register(nn.CircularPad1d, partial(_border_of, "circular"))
-_register(nn.ConstantPad1d, partial(_border_of, "constant"))
-_register(nn.ReflectionPad1d, partial(_border_of, "reflect"))
-_register(nn.ReplicationPad1d, partial(_border_of, "replicate"))
+_register(nn.LPPool1d, windows_of_power_mean, _by_length)
+_register(nn.CircularPad1d, partial(border_of, "circular"))
+_register(nn.ConstantPad1d, partial(border_of, "constant"))
+_register(nn.ReflectionPad1d, partial(border_of, "reflect"))
+_register(nn.ReplicationPad1d, partial(border_of, "replicate"))

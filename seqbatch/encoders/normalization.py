@@ -28,10 +28,10 @@ _HALF = (torch.bfloat16, torch.float16)
 
 def _check_batch_norm(layer: Any, batch: SequenceBatch) -> None:
     _require_channels(batch, layer.num_features, layer)
-    if isinstance(layer, nn.BatchNorm1d) and len(batch.feature_shape) > 2:
+    if isinstance(layer, (nn.BatchNorm1d, nn.LazyBatchNorm1d)) and len(batch.feature_shape) > 2:
         must = f"have features of 1 or 2 dimensions, for {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape))
-    if batch.values.numel() == layer.num_features and _takes_statistics(layer) and not _synchronizes(layer):
+    if batch.values.numel() == batch.feature_shape[0] and _takes_statistics(layer) and not _synchronizes(layer):
         must = f"have 2 steps or more together, for {describe(layer)} takes statistics over them"
         raise complaint(SeqbatchValueError, "sequences", must, 1)
 
@@ -54,9 +54,10 @@ def _check_instance_norm(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> None
 def _require_channels(batch: SequenceBatch, channels: int, layer: nn.Module) -> None:
     """Raise unless the first feature is the channels, as in PyTorch."""
     found = tuple(batch.feature_shape)
-    if found[:1] != (channels,):
+    # A lazy layer is of size 0 at first, and stays so if it has neither weights nor statistics.
+    if not found or found[0] != (channels or found[0]):
         remedy = "For a padded Tensor call SequenceBatch.from_padded." if found[-1:] == (channels,) else ""
-        must = f"have features that begin with ({channels},), for {describe(layer)}"
+        must = f"have features that begin with ({channels or 'any'},), for {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, found, remedy)
     _require_kind(batch, layer)
 
@@ -84,8 +85,8 @@ def _synchronizes(layer: nn.Module) -> bool:
     return spread and isinstance(layer, nn.SyncBatchNorm)
 
 
-register_stepwise(nn.BatchNorm1d, _check_batch_norm)
-register_stepwise(nn.SyncBatchNorm, _check_batch_norm)
+for _kind in (nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.SyncBatchNorm):
+    register_stepwise(_kind, _check_batch_norm)
 register_stepwise(nn.GroupNorm, _check_group_norm)
 
 

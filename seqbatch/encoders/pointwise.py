@@ -1,6 +1,7 @@
 """Encoders of layers that treat every step by itself: they run on the flat values, which have no padding."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -9,7 +10,14 @@ from torch import nn
 from seqbatch._checks import complaint, counted, describe
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import keeps_forward, quantized_layers, require_device, require_dtype, require_features
+from seqbatch.encoders._layers import (
+    keeps_forward,
+    quantized_layers,
+    refusals_of,
+    require_device,
+    require_dtype,
+    require_features,
+)
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
@@ -58,14 +66,8 @@ def register_stepwise(kind: type[nn.Module], check: Callable[[Any, SequenceBatch
             check(layer, batch)
         # A layer that works in place, or may, gets a copy, for the values are the caller's.
         given = batch.clone() if not plain or getattr(layer, "inplace", False) else batch
-        try:
+        with refusals_of(layer, batch) if plain else nullcontext():
             return given.map(layer)
-        except (IndexError, NotImplementedError, RuntimeError) as error:
-            if not plain or layer._forward_pre_hooks or layer._forward_hooks:
-                raise
-            must, found = f"be what {describe(layer)} takes", f"features {tuple(batch.feature_shape)} and {batch.dtype}"
-            remedy = f"PyTorch says: {str(error).splitlines()[0]}"
-            raise complaint(SeqbatchValueError, "sequences", must, found, remedy) from error
 
 
 def _check_nothing(layer: nn.Module, batch: SequenceBatch) -> None:

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from seqbatch._checks import complaint, describe, require_steps
+from seqbatch._checks import complaint, describe, integer, require_steps, type_name
 from seqbatch._registry import unsupported
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import keeps_forward
@@ -19,6 +19,22 @@ def as_batch(sequence: object) -> SequenceBatch:
     """Give what a layer is called with, one sequence `(steps, *features)`, as a batch of one, or raise."""
     values = require_steps("sequence", sequence)
     return SequenceBatch(values, [len(values)])
+
+
+def module(subject: str, value: object) -> nn.Module:
+    """Return the value if it is a layer, else raise."""
+    if not isinstance(value, nn.Module):
+        remedy = "Give a layer, not its class." if isinstance(value, type) else ""
+        raise complaint(SeqbatchTypeError, subject, "be an nn.Module", type_name(value), remedy)
+    return value
+
+
+def size(subject: str, value: object) -> int:
+    """Return the value if it is an integer of 0 at least, else raise."""
+    number = integer(subject, value)
+    if number < 0:
+        raise complaint(SeqbatchValueError, subject, "be at least 0", number)
+    return number
 
 
 def probability(subject: str, value: float) -> float:

@@ -7,7 +7,7 @@ from seqbatch._checks import complaint, describe, integer, require_steps
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders.container import call_as_itself
-from seqbatch.errors import SeqbatchTypeError
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layers._layers import probability, refuse_own_forward, require_floating
 
 
@@ -114,7 +114,7 @@ class WordDropout(nn.Module):
 
         Raises:
             SeqbatchTypeError: it is no Tensor, or of another dtype.
-            SeqbatchValueError: it has no dimension of steps.
+            SeqbatchValueError: it has no dimension of steps, or the token is out of the range of its dtype.
         """
         values = require_steps("sequence", sequence)
         self._require_dtype("sequence", values)
@@ -133,6 +133,11 @@ class WordDropout(nn.Module):
         elif values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:
             must = f"have an integer dtype, for {describe(self)}"
             raise complaint(SeqbatchTypeError, subject, must, values.dtype, "For features give no token.")
+        else:
+            span = torch.iinfo(values.dtype)
+            if not span.min <= self.token <= span.max:
+                must = f"be from {span.min} to {span.max}, for {values.dtype} of `{subject}`"
+                raise complaint(SeqbatchValueError, "token", must, self.token)
 
 
 @register_encoder(WordDropout)

@@ -12,7 +12,7 @@ from seqbatch.encode import encode_with_state
 from seqbatch.encoders._recurrent import require_input
 from seqbatch.encoders.cells import register_cell
 from seqbatch.encoders.container import call_as_itself
-from seqbatch.layers._layers import refuse_own_forward
+from seqbatch.layers._layers import refuse_own_forward, size
 from seqbatch.state import LSTMState
 
 Pair = tuple[Tensor, Tensor]
@@ -30,6 +30,10 @@ class LayerNormLSTMCell(nn.LSTMCell):
         device: the device of the weights, as for layers of PyTorch.
         dtype: their dtype, in the same way.
 
+    Raises:
+        SeqbatchTypeError: a size is no integer.
+        SeqbatchValueError: a size is negative.
+
     Source: Ba, Kiros and Hinton, 2016, Layer Normalization, equations 20 to 22.
 
     >>> hidden, cell = LayerNormLSTMCell(5, 3)(torch.randn(2, 5))
@@ -45,6 +49,7 @@ class LayerNormLSTMCell(nn.LSTMCell):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
+        input_size, hidden_size = size("input_size", input_size), size("hidden_size", hidden_size)
         super().__init__(input_size, hidden_size, bias=False, device=device, dtype=dtype)
         self.norm_input: nn.LayerNorm = nn.LayerNorm(4 * hidden_size, device=device, dtype=dtype)
         self.norm_hidden: nn.LayerNorm = nn.LayerNorm(4 * hidden_size, bias=False, device=device, dtype=dtype)
@@ -92,6 +97,10 @@ class LayerNormLSTM(nn.Module):
         device: the device of the weights, as for layers of PyTorch.
         dtype: their dtype, in the same way.
 
+    Raises:
+        SeqbatchTypeError: a size is no integer.
+        SeqbatchValueError: a size is negative.
+
     Source: Ba, Kiros and Hinton, 2016, Layer Normalization.
 
     >>> outputs, state = encode_with_state(LayerNormLSTM(5, 3), [torch.randn(10, 5), torch.randn(7, 5)])
@@ -108,8 +117,8 @@ class LayerNormLSTM(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        self.input_size: int = input_size
-        self.hidden_size: int = hidden_size
+        self.input_size: int = size("input_size", input_size)
+        self.hidden_size: int = size("hidden_size", hidden_size)
         self.cell: LayerNormLSTMCell = LayerNormLSTMCell(input_size, hidden_size, device=device, dtype=dtype)
 
     def forward(self, sequence: Tensor, state: Pair | None = None) -> tuple[Tensor, Pair]:

@@ -11,7 +11,7 @@ from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders.container import call_as_itself
 from seqbatch.errors import SeqbatchValueError
-from seqbatch.layers._layers import as_batch, refuse_own_forward
+from seqbatch.layers._layers import as_batch, module, refuse_own_forward
 
 
 class Residual(nn.Module):
@@ -23,6 +23,9 @@ class Residual(nn.Module):
     Args:
         layer: any layer that has an encoder.
 
+    Raises:
+        SeqbatchTypeError: it is no `nn.Module`.
+
     Source: He et al., 2016, Deep Residual Learning for Image Recognition.
 
     >>> xs = [torch.randn(10, 5), torch.randn(7, 5)]
@@ -33,7 +36,7 @@ class Residual(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer: nn.Module = layer
+        self.layer: nn.Module = module("layer", layer)
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Run on one sequence, from the state that the layer starts from.

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqbatch._checks import complaint
+from seqbatch._checks import complaint, describe
 from seqbatch._kinds import is_nothing
 from seqbatch._registry import is_recurrent, register_recurrent
 from seqbatch.batch import SequenceBatch
@@ -13,7 +13,7 @@ from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders.container import call_as_itself, states_of
 from seqbatch.errors import SeqbatchValueError
-from seqbatch.layers._layers import as_batch, refuse_own_forward
+from seqbatch.layers._layers import as_batch, module, refuse_own_forward
 
 
 class TwoWay(nn.Module):
@@ -28,6 +28,10 @@ class TwoWay(nn.Module):
         forward_layer: any layer that has an encoder; if recurrent, one of one direction.
         backward_layer: the layer for the reversed sequences, of which the same holds.
 
+    Raises:
+        SeqbatchTypeError: one of them is no `nn.Module`.
+        SeqbatchValueError: one of them, or a layer in it, is bidirectional.
+
     Source: Schuster and Paliwal, 1997, Bidirectional Recurrent Neural Networks.
 
     >>> xs = [torch.randn(10, 5), torch.randn(7, 5)]
@@ -38,8 +42,8 @@ class TwoWay(nn.Module):
 
     def __init__(self, forward_layer: nn.Module, backward_layer: nn.Module) -> None:
         super().__init__()
-        self.forward_layer: nn.Module = forward_layer
-        self.backward_layer: nn.Module = backward_layer
+        self.forward_layer: nn.Module = _one_way("forward_layer", forward_layer)
+        self.backward_layer: nn.Module = _one_way("backward_layer", backward_layer)
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Run on one sequence, from the states that the layers start from.
@@ -75,6 +79,16 @@ class TwoWay(nn.Module):
             return batch
         _require_alike(*results)
         return results[0].map(lambda one, other: torch.cat([one, other], -1), results[1].reverse())
+
+
+def _one_way(subject: str, value: object) -> nn.Module:
+    """Return the value if it is a layer of one direction, else raise."""
+    layer = module(subject, value)
+    for part in layer.modules():
+        if getattr(part, "bidirectional", False):
+            remedy = "It would run both ways on both; give two layers of one direction."
+            raise complaint(SeqbatchValueError, subject, "be of one direction", describe(part), remedy)
+    return layer
 
 
 def _require_alike(forward: SequenceBatch, backward: SequenceBatch) -> None:

@@ -125,10 +125,11 @@ def test_long_and_skewed_sequences(causal: bool, extra: dict[str, Any]) -> None:
     ("layer", "times"),
     [
         (nn.MultiheadAttention(8, 2), 40),
+        (nn.MultiheadAttention(8, 2, add_bias_kv=True, add_zero_attn=True), 40),
         (nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0), 40),
         (nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, 0.0), 2, enable_nested_tensor=False), 60),
     ],
-    ids=["attention", "layer", "encoder"],
+    ids=["attention", "keys added", "layer", "encoder"],
 )
 def test_memory(layer: nn.Module, times: float, causal: bool) -> None:
     laws.check_memory(Causal(layer) if causal else layer, 8, times=times, ones=1023, longest=2048)

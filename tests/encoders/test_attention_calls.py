@@ -265,3 +265,14 @@ def test_subclasses_that_change_nothing_need_not_be() -> None:
     layer = spread(Block(SIZE, 2, 4, 0.0))
     assert is_plain(layer)
     laws.check_alone(layer, xs())
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_transformer_of_no_layers_gives_its_input_or_what_its_norm_makes_of_it(causal: bool) -> None:
+    layer, norm = nn.TransformerEncoderLayer(SIZE, 2), nn.LayerNorm(SIZE)
+    given = [x.detach().float() for x in sequences([3, 0, 2], (SIZE,))]
+    for encoder, wanted in (
+        (nn.TransformerEncoder(layer, 0, enable_nested_tensor=False), given),
+        (nn.TransformerEncoder(layer, 0, norm, enable_nested_tensor=False), [norm(x) for x in given]),
+    ):
+        assert_close(encode(Causal(encoder) if causal else encoder, given), wanted)

@@ -14,7 +14,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
-from seqbatch import encode, encode_with_state
+from seqbatch import SequenceBatch, encode, encode_with_state
 
 CELLS: list[Any] = [nn.LSTMCell, nn.GRUCell, nn.RNNCell]
 every_kind = pytest.mark.parametrize("kind", CELLS)
@@ -236,3 +236,21 @@ def test_a_cell_may_have_a_hidden_state_of_another_size() -> None:
     first, middle = encode_with_state(cell, [x[:1] for x in xs])
     assert_close(encode_with_state(cell, [x[1:] for x in xs], middle)[1].cell, state.cell)
     assert_close(first[0], outputs[0][:1])
+
+
+@every_kind
+def test_transforms_run_the_cell_itself(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object) -> None:
+        raise AssertionError("an engine was chosen")
+
+    cell, xs = kind(2, 3, dtype=torch.float64), sequences([9, 7], (2,))
+    monkeypatch.setattr("seqbatch.engines.choose", refuse)
+    with pytest.raises(AssertionError, match="an engine was chosen"):
+        encode(cell, xs)
+
+    def loss(values: Tensor) -> Tensor:
+        return encode(cell, SequenceBatch(values, [9, 7])).values.cos().sum()
+
+    found = torch.func.grad(loss)(torch.cat(xs).detach())
+    wanted = torch.autograd.grad(torch.cat(run_alone(cell, xs)[0]).cos().sum(), xs)
+    assert_close(found, torch.cat(wanted))

@@ -136,3 +136,10 @@ def test_wrong_sequences(lengths: list[int], cell: nn.Module, features: tuple[in
 )
 def test_wrong_states(cell: nn.Module, state: Any, kind: Any, message: str) -> None:
     laws.check_refused(cell, [zeros(3, 2), zeros(1, 2)], kind, message, state)
+
+
+@pytest.mark.parametrize("lengths", [[3, 2], [9, 0, 7]])
+def test_a_nonlinearity_that_there_is_none_of_is_refused_by_the_cell(lengths: list[int]) -> None:
+    cell = nn.RNNCell(2, 3, nonlinearity="sigmoid")
+    with pytest.raises(RuntimeError, match="Unknown nonlinearity: sigmoid"):
+        encode(cell, [torch.zeros(length, 2) for length in lengths])

@@ -142,19 +142,62 @@ def test_windows_that_there_are_none_of(layer: nn.Module, lengths: list[int]) ->
 
 
 @both_lengths
-def test_what_else_pytorch_refuses_is_told_with_its_words(lengths: list[int]) -> None:
-    message = (
-        r"`sequences` must be what MaxPool1d\(kernel_size=2, .*\) takes; got features \(2,\) and torch\.float32\. "
-        r"PyTorch says: .*pad.* should be at most half of .*kernel size"
-    )
-    layer = nn.MaxPool1d(2, padding=2)
+@pytest.mark.parametrize("layer", [nn.MaxPool1d(2, padding=2), nn.MaxPool1d(3, padding=2, dilation=4)], ids=str)
+def test_padding_of_more_than_half_the_kernel(layer: nn.Module, lengths: list[int]) -> None:
+    message = r"`layer` must have padding of half its kernel at most; got MaxPool1d\(kernel_size=\d, .*\)\."
+    laws.check_refused(layer, zeros(lengths, 2), SeqbatchValueError, message)
+    with pytest.raises(RuntimeError, match="should be at most half of"):  # so does PyTorch
+        layer(torch.zeros(1, 2, 5))
+
+
+@both_lengths
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv1d(2, 3, 3, padding=(1.5,)),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        nn.MaxPool1d(1.5),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        nn.AvgPool1d(2, "1"),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+        nn.ConstantPad1d(1.5, 0.0),  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    ],
+    ids=str,
+)
+def test_sizes_that_are_no_integers(layer: nn.Module, lengths: list[int]) -> None:
+    message = rf"`layer` must have sizes and padding that are integers; got {type(layer).__name__}\(.*\)\."
+    laws.check_refused(layer, zeros(lengths, 2), SeqbatchTypeError, message)
+
+
+def test_sizes_in_a_list() -> None:
+    layer = nn.MaxPool1d([2])  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+    laws.check_alone(layer, [torch.randn(5, 2), torch.randn(4, 2)])
+
+
+def changed(layer: nn.Module, **options: Any) -> nn.Module:
+    vars(layer).update(options)
+    return layer
+
+
+@both_lengths
+@pytest.mark.parametrize(
+    ("layer", "words"),
+    [
+        (changed(nn.Conv1d(2, 2, 3, padding=1), padding_mode="none"), "Unrecognised padding mode none"),
+        (changed(nn.Conv1d(2, 2, 3), groups=3), "Given groups=3, expected weight to be at least 3"),
+        (changed(nn.Conv1d(2, 2, 3), groups=2), "Given groups=2, weight of size .*, expected input"),
+        (nn.LPPool1d(0, 2), r"(float )?division by zero"),
+    ],
+    ids=str,
+)
+def test_what_else_pytorch_refuses_is_told_with_its_words(layer: nn.Module, words: str, lengths: list[int]) -> None:
+    name = type(layer).__name__
+    message = rf"`layer` must take features \(2,\) and torch\.float32; got {name}\(.*\)\. PyTorch says: {words}"
     with pytest.raises(SeqbatchValueError, match=message) as caught:
         encode(layer, zeros(lengths, 2))
-    assert isinstance(caught.value.__cause__, RuntimeError)
-    layer.register_forward_hook(lambda module, args, output: None)
-    with pytest.raises(RuntimeError, match="should be at most half of") as passed_on:
+    assert isinstance(caught.value.__cause__, (RuntimeError, ZeroDivisionError))
+    hook = layer.register_forward_hook(lambda module, args, output: None)
+    with pytest.raises((RuntimeError, ZeroDivisionError), match=words) as passed_on:
         encode(layer, zeros(lengths, 2))
     assert not isinstance(passed_on.value, SeqbatchError)
+    hook.remove()
 
 
 @both_lengths

@@ -107,7 +107,7 @@ def test_a_parametrization_may_make_weights_of_another_dtype() -> None:
 
 def test_wrong_dtype_behind_a_hook_or_a_parametrization_is_left_to_pytorch() -> None:
     xs = zeros(RAGGED, 3, dtype=torch.float64)
-    message = r"`sequences` must be what ParametrizedLinear\(.*\) takes; .* PyTorch says: .* must have the same dtype"
+    message = r"`layer` must take .*; got ParametrizedLinear\(.*\)\. PyTorch says: .* must have the same dtype"
     with pytest.raises(SeqbatchValueError, match=message):
         encode(parametrized(nn.Linear(3, 2)), xs)
     for layer in (with_hook_before(nn.Linear(3, 2)), pruned(nn.GRU(3, 2))):

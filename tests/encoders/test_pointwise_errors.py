@@ -101,11 +101,20 @@ def test_what_an_activation_refuses_is_told_with_the_words_of_pytorch(
 ) -> None:
     name = type(layer).__name__
     found = rf"features \({', '.join(map(str, x.shape[1:]))},?\) and {x.dtype}"
-    message = rf"`sequences` must be what {name}\(.*\) takes; got {found}\. PyTorch says: {words}"
+    message = rf"`layer` must take {found}; got {name}\(.*\)\. PyTorch says: {words}"
     with pytest.raises(SeqbatchValueError, match=message) as caught:
         encode(layer, [x, x[:1]])
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value.__cause__, (IndexError, NotImplementedError, RuntimeError))
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_out(layer: nn.Module, input: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(nn.Tanh, "forward", run_out)
+    with pytest.raises(torch.OutOfMemoryError):
+        encode(nn.Tanh(), [torch.zeros(2, 3)])
 
 
 @pytest.mark.parametrize("way", ["forward hook", "forward pre-hook", "subclass"])

@@ -83,9 +83,7 @@ def test_steps_are_not_unflattened(layer: nn.Module) -> None:
     ids=str,
 )
 def test_what_pytorch_refuses(layer: nn.Module, words: str) -> None:
-    message = (
-        rf"`sequences` must be what {type(layer).__name__}\(.*\) takes; got features \(6,\) .* PyTorch says: {words}"
-    )
+    message = rf"`layer` must take features \(6,\) and .*; got {type(layer).__name__}\(.*\)\. PyTorch says: {words}"
     with pytest.raises(SeqbatchValueError, match=message):
         encode(layer, [torch.zeros(3, 6)])
 

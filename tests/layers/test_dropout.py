@@ -10,7 +10,7 @@ from strategies import features, for_all_lengths, make, sequences
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchTypeError, SequenceBatch, encode
+from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, encode
 from seqbatch.layers import LockedDropout, WordDropout
 
 
@@ -158,3 +158,17 @@ def test_wrong_dtypes(layer: nn.Module, dtype: torch.dtype, message: str, length
 
 def test_memory() -> None:
     laws.check_memory(nn.Sequential(nn.Linear(32, 32), LockedDropout(0.5), WordDropout(0.5)), 32, times=12)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("token", "dtype", "span"),
+    [(-1, torch.uint8, "0 to 255"), (300, torch.uint8, "0 to 255"), (128, torch.int8, "-128 to 127")],
+)
+def test_tokens_that_the_dtype_cannot_hold(token: int, dtype: torch.dtype, span: str, training: bool) -> None:
+    layer, x = WordDropout(1.0, token=token).train(training), torch.ones(3, dtype=dtype)
+    message = rf"`token` must be from {span}, for {dtype} of `{{}}`; got {token}\."
+    with pytest.raises(SeqbatchValueError, match=message.format("sequence")):
+        layer(x)
+    laws.check_refused(layer, [x, x[:0]], SeqbatchValueError, message.format("sequences"))
+    assert encode(layer, x.to(torch.int16)).tolist() == [token if training else 1] * 3

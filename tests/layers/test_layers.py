@@ -1,6 +1,7 @@
 """What all layers of seqbatch have in common: no `forward` of their own, hooks, repr, and what is asked of options."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import laws
@@ -156,6 +157,46 @@ def test_other_options() -> None:
         layers.WordDropout(0.5, token=1.5)  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
     with pytest.raises(SeqbatchTypeError, match=r"`features` must be an integer; got 'all'\."):
         layers.AttentionPool("all")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: layers.AttentionPool(-1), "`features` must be at least 0; got -1."),
+        (lambda: layers.LayerNormLSTM(-2, 3), "`input_size` must be at least 0; got -2."),
+        (lambda: layers.LayerNormLSTM(2, -3), "`hidden_size` must be at least 0; got -3."),
+        (lambda: layers.LayerNormLSTMCell(-2, 3), "`input_size` must be at least 0; got -2."),
+        (lambda: layers.LayerNormLSTMCell(2, -3), "`hidden_size` must be at least 0; got -3."),
+    ],
+)
+def test_sizes_that_there_are_none_of(make: Callable[[], nn.Module], message: str) -> None:
+    with pytest.raises(SeqbatchValueError, match=re.escape(message)):
+        make()
+
+
+def test_sizes_that_are_no_integers() -> None:
+    makers: list[Any] = [layers.LayerNormLSTM, layers.LayerNormLSTMCell]
+    for maker in makers:
+        with pytest.raises(SeqbatchTypeError, match=r"`input_size` must be an integer; got 'a'\."):
+            maker("a", 2)
+        with pytest.raises(SeqbatchTypeError, match=r"`hidden_size` must be an integer; got 1\.5\."):
+            maker(2, 1.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "subject"),
+    [
+        (layers.Residual, "layer"),
+        (lambda value: layers.TwoWay(value, nn.Tanh()), "forward_layer"),
+        (lambda value: layers.TwoWay(nn.Tanh(), value), "backward_layer"),
+    ],
+)
+def test_what_is_no_layer(make: Any, subject: str) -> None:
+    with pytest.raises(SeqbatchTypeError, match=rf"`{subject}` must be an nn\.Module; got None\.$"):
+        make(None)
+    message = rf"`{subject}` must be an nn\.Module; got a type\. Give a layer, not its class\."
+    with pytest.raises(SeqbatchTypeError, match=message):
+        make(nn.GRU)
 
 
 @every_layer

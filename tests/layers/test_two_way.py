@@ -145,6 +145,16 @@ def test_what_cannot_be_joined(layer: TwoWay, features: tuple[int, ...], message
         encode(layer, xs)
 
 
+@pytest.mark.parametrize("layer", [nn.GRU(2, 1, bidirectional=True), nn.RNN(2, 2, bidirectional=True)])
+def test_layers_of_two_directions(layer: nn.Module) -> None:
+    for given in (layer, Residual(layer)):
+        for subject, ways in (("forward_layer", (given, nn.Tanh())), ("backward_layer", (nn.Tanh(), given))):
+            found = rf"{type(layer).__name__}\(2, \d, bidirectional=True\)"
+            message = rf"`{subject}` must be of one direction; got {found}\. It would run both ways on both; give two"
+            with pytest.raises(SeqbatchValueError, match=message):
+                TwoWay(*ways)
+
+
 def test_wrong_states() -> None:
     layer = TwoWay(nn.Linear(2, 2), nn.LSTM(2, 2))
     xs = [torch.zeros(3, 2), torch.zeros(1, 2)]
