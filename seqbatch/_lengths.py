@@ -168,11 +168,14 @@ class Lengths:
                 self._plans.pop(oldest, None)  # another thread may have done so
         return plan
 
-    @_Kept
+    @property
     def running(self) -> "Lengths":
         """The lengths without those of 0; their flat values are the same."""
-        if 0 not in self.counts:
-            return self
+        # Not kept if it is this very object, which would then be freed by the garbage collector only.
+        return self._without_zeros if 0 in self.counts else self
+
+    @_Kept
+    def _without_zeros(self) -> "Lengths":
         return Lengths(tuple(count for count in self.counts if count))
 
     @_Kept

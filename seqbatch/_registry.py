@@ -154,6 +154,11 @@ def find(layer: object) -> _Entry:
     return entry
 
 
+def is_run_as(layer: object, *kinds: type[nn.Module]) -> bool:
+    """Tell whether a layer is run by the encoder of one of these types, and not by one of its own."""
+    return find(layer) in [_entries.dispatch(kind) for kind in kinds]
+
+
 def unsupported(layer: object, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:
     """Make the error for a layer that cannot be run, which shows how to register it."""
     name = type(layer).__name__

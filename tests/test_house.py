@@ -17,6 +17,7 @@ import pytest
 from torch import nn
 
 import seqbatch
+import seqbatch.data
 import seqbatch.layers
 import seqbatch.testing
 
@@ -44,6 +45,7 @@ ORDER = [
     "engines",
     "encoders",
     "layers",
+    "data",
     "__init__",
     "testing",
 ]
@@ -84,6 +86,10 @@ def test_imports_run_one_way(file: str) -> None:
         assert there == home or ORDER.index(there) < ORDER.index(home), f"{file} must not import {other}"
 
 
+def test_the_package_leaves_out_what_only_some_users_want() -> None:
+    assert {"data", "testing"} & {file.split(".")[0] for file in imported_files(FILES["__init__"])} == set()
+
+
 def test_no_imports_go_round_in_circles() -> None:
     graph = {file: imported_files(path) for file, path in FILES.items()}
     assert len([*TopologicalSorter(graph).static_order()]) == len(FILES)
@@ -100,7 +106,8 @@ def test_runtime_dependencies_are_attrs_and_torch() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["seqbatch", "seqbatch.engines", "seqbatch.encoders", "seqbatch.layers", "seqbatch.testing"]
+    "name",
+    ["seqbatch", "seqbatch.data", "seqbatch.engines", "seqbatch.encoders", "seqbatch.layers", "seqbatch.testing"],
 )
 def test_what_is_public_is_listed_in_order(name: str) -> None:
     module = importlib.import_module(name)
@@ -117,7 +124,7 @@ def test_all_that_is_public_is_listed() -> None:
 
 def public() -> Iterator[tuple[str, Any]]:
     """Give all that a user may call or read, with its name."""
-    for module in (seqbatch, seqbatch.layers, seqbatch.testing):
+    for module in (seqbatch, seqbatch.data, seqbatch.layers, seqbatch.testing):
         for name in module.__all__:
             value = getattr(module, name)
             yield name, value

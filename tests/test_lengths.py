@@ -1,5 +1,7 @@
 """What is computed from lengths: on the host, once, without waiting for the device, and of use in every mode."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -193,6 +195,19 @@ def test_no_more_than_some_plans_are_kept() -> None:
         assert not padded[:, 3:].any()
         assert len(batch._lengths._plans) <= KEPT_PLANS
     assert_close(batch.to_padded(batch_first=True), wanted)
+
+
+@pytest.mark.parametrize("counts", [LENGTHS, [3, 2], [2, 2]])
+def test_a_structure_is_freed_with_its_batch(counts: list[int]) -> None:
+    gc.disable()  # which would free what refers to itself, only later
+    try:
+        batch = SequenceBatch(torch.zeros(sum(counts), 2), counts)
+        encoded = encode_with_state(nn.LSTM(2, 3, bidirectional=True), batch)
+        gone = weakref.ref(batch._lengths)
+        del batch, encoded
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_plans_are_made_once_and_shared() -> None:

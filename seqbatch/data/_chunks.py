@@ -1,0 +1,174 @@
+"""encode_chunks: run a layer that carries a state on sequences that come in chunks, and hold one chunk at a time."""
+
+# mypy: disable-error-code="overload-overlap"
+# Overloads overlap on purpose, and the first that fits counts, as in `seqbatch.encode`.
+
+from collections.abc import Iterable, Iterator
+from itertools import count
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch._checks import complaint, counted, describe, type_name
+from seqbatch._kinds import open_kind
+from seqbatch._registry import is_recurrent, is_run_as
+from seqbatch.batch import SequenceBatch
+from seqbatch.container_state import ContainerState
+from seqbatch.encode import encode_with_state
+from seqbatch.encoders._layers import quantized_layers
+from seqbatch.encoders.pointwise import ELEMENTWISE
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
+from seqbatch.layers import LockedDropout, Residual, TwoWay, WordDropout
+from seqbatch.state import LSTMState, RNNState
+
+T = TypeVar("T", bound=Tensor)
+Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
+
+# What treats every step by itself, so that it does not matter where a chunk ends.
+_STEPWISE: tuple[type[nn.Module], ...] = (
+    *ELEMENTWISE,
+    *quantized_layers("Linear"),
+    LockedDropout,
+    WordDropout,
+    nn.BatchNorm1d,
+    nn.Embedding,
+    nn.Flatten,
+    nn.GLU,
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.Linear,
+    nn.LogSoftmax,
+    nn.RMSNorm,
+    nn.Softmax,
+    nn.Softmin,
+    nn.SyncBatchNorm,
+    nn.Unflatten,
+)
+
+
+@overload
+def encode_chunks(
+    layer: nn.LSTM | nn.LSTMCell, chunks: Iterable[Same], state: LSTMState | None = None
+) -> Iterator[tuple[Same, LSTMState]]: ...
+@overload
+def encode_chunks(
+    layer: nn.LSTM | nn.LSTMCell, chunks: Iterable[list[T]] | Iterable[tuple[T, ...]], state: LSTMState | None = None
+) -> Iterator[tuple[list[Tensor], LSTMState]]: ...
+@overload
+def encode_chunks(
+    layer: nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell, chunks: Iterable[Same], state: RNNState | None = None
+) -> Iterator[tuple[Same, RNNState]]: ...
+@overload
+def encode_chunks(
+    layer: nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell,
+    chunks: Iterable[list[T]] | Iterable[tuple[T, ...]],
+    state: RNNState | None = None,
+) -> Iterator[tuple[list[Tensor], RNNState]]: ...
+@overload
+def encode_chunks(
+    layer: nn.Sequential, chunks: Iterable[Same], state: ContainerState | None = None
+) -> Iterator[tuple[Same, ContainerState]]: ...
+@overload
+def encode_chunks(
+    layer: nn.Sequential, chunks: Iterable[list[T]] | Iterable[tuple[T, ...]], state: ContainerState | None = None
+) -> Iterator[tuple[list[Tensor], ContainerState]]: ...
+@overload
+def encode_chunks(layer: nn.Module, chunks: Iterable[Same], state: Any = None) -> Iterator[tuple[Same, Any]]: ...
+@overload
+def encode_chunks(
+    layer: nn.Module, chunks: Iterable[list[T]] | Iterable[tuple[T, ...]], state: Any = None
+) -> Iterator[tuple[list[Tensor], Any]]: ...
+def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) -> Iterator[tuple[Any, Any]]:
+    """Run a layer that carries a state on sequences that come in chunks: what it gives is that of the whole.
+
+    For sequences longer than memory should hold, or not at an end yet. A chunk is read when it is asked for, and
+    nothing of it is kept but the state. Gradients stop between chunks, so memory stays that of one chunk in training
+    too, which is truncated back-propagation; under `torch.no_grad` it is less.
+
+    Only layers of which it is known that chunks make no difference are run: recurrent ones of one direction, those that
+    treat every step by itself, and containers of such. A recurrent layer that is registered is taken at its word. In
+    training mode a layer with statistics or a mask of its own, such as `nn.BatchNorm1d` and `LockedDropout`, has them
+    of each chunk.
+
+    Args:
+        layer: as for `encode_with_state`, but of one direction and without windows, attention or pools over steps.
+        chunks: any iterable of what `encode_with_state` takes, each the next steps of the same sequences; one that has
+            ended has no steps in later chunks. A long Tensor is cut by its `split`.
+        state: the state to start from, as for `encode_with_state`.
+
+    Returns:
+        an iterator over one pair for each chunk: the outputs, as the same kind, and the state after the chunk. Within
+        the chunk gradients flow, from the first chunk also to the state that it starts from.
+
+    Raises:
+        SeqbatchTypeError: the layer is no `nn.Module`, or the chunks are no iterable, or one thing to be encoded.
+        UnsupportedLayerError: no encoder handles the layer, it keeps no state, or it is not known that chunks make no
+            difference to it.
+        SeqbatchError: when a chunk is asked for, as `encode_with_state`; also a SeqbatchValueError if it has another
+            number of sequences than the first, and a SeqbatchTypeError if gradients are recorded and the state has no
+            `detach`.
+
+    >>> gru, long = nn.GRU(5, 3), torch.randn(1000, 5)
+    >>> parts = [outputs for outputs, state in encode_chunks(gru, long.split(300))]
+    >>> torch.testing.assert_close(torch.cat(parts), encode(gru, long))
+    """
+    if not is_recurrent(layer):
+        remedy = "Call encode on each chunk."
+        raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
+    _require_no_borders("layer", layer)
+    if isinstance(chunks, (Tensor, SequenceBatch, PackedSequence)) or not isinstance(chunks, Iterable):
+        remedy = "Cut it by chunks.split(1000)." if isinstance(chunks, Tensor) else "For one chunk give [chunk]."
+        raise complaint(SeqbatchTypeError, "chunks", "be an iterable of chunks", type_name(chunks), remedy)
+    return _run(layer, chunks, state)
+
+
+def _run(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[Any, Any]]:
+    size = None
+    numbers = count()
+    for chunk in chunks:  # not by `enumerate`, which holds what it gave last
+        i = next(numbers)
+        try:
+            batch, close = open_kind(chunk)
+            size = batch.batch_size if size is None else size
+            if batch.batch_size != size:
+                must = f"be of {counted(size, 'sequence')}, as chunks[0]"
+                remedy = "A sequence that has ended has no steps."
+                raise complaint(SeqbatchValueError, f"chunks[{i}]", must, batch.batch_size, remedy)
+            outputs, state = encode_with_state(layer, batch, state)
+        except Exception as error:
+            error.add_note(f"while chunks[{i}] was encoded")
+            raise
+        yield close(outputs), state
+        state = _cut(state)
+        # So that none of it is held while the next chunk is read.
+        del chunk, batch, close, outputs
+
+
+def _cut(state: Any) -> Any:
+    """Give a state through which no gradients flow."""
+    if not torch.is_grad_enabled():
+        return state
+    try:
+        return state.detach()
+    except AttributeError as error:  # of this state, or of one in it
+        must, remedy = "have detach, as RNNState, for gradients stop between chunks", "Call it under torch.no_grad."
+        raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy) from error
+
+
+def _require_no_borders(subject: str, layer: Any) -> None:
+    """Raise unless it is known of a layer that what it gives for chunks is what it gives for the whole."""
+    if is_run_as(layer, nn.Sequential, nn.ModuleList):
+        for i, child in enumerate(layer):
+            _require_no_borders(f"{subject}[{i}]", child)
+    elif is_run_as(layer, Residual):
+        _require_no_borders(f"{subject}.layer", layer.layer)
+    elif is_run_as(layer, TwoWay) or getattr(layer, "bidirectional", False):
+        must = "be of one direction, for one that reads backward needs the last chunk first"
+        remedy = "Call encode_with_state on the whole."
+        raise complaint(UnsupportedLayerError, subject, must, describe(layer), remedy)
+    elif not is_recurrent(layer) and not is_run_as(layer, *_STEPWISE):
+        must = "keep a state, or be known to treat every step by itself, so that chunks make no difference"
+        remedy = "If it does, call encode_with_state on each chunk, from the state after the one before."
+        raise complaint(UnsupportedLayerError, subject, must, describe(layer), remedy)

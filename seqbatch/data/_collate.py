@@ -1,0 +1,212 @@
+"""collate_sequences: the samples of a batch, put together in the shape of one sample."""
+
+from collections.abc import Collection, Hashable, Iterator, Sequence
+from typing import Any, overload
+
+import attrs
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from seqbatch._checks import complaint, counted, require_steps, require_tensor, same_kind, type_name
+from seqbatch.batch import SequenceBatch
+from seqbatch.data._containers import NUMBERS, Container, container_of, kind_of
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+# As `torch.utils.data.default_collate`, but whatever the default dtype is.
+_DTYPES = dict(zip(NUMBERS, (torch.bool, torch.int64, torch.float64, torch.complex128), strict=True))
+
+_Chosen = tuple[Hashable, ...] | None
+
+
+@attrs.frozen
+class _Place:
+    """Where in a sample a value is: as Python writes it, and as `sequences` names it; of the sample itself nothing."""
+
+    path: str = ""
+    name: Hashable = None
+
+    def field(self, container: Container, key: Hashable) -> "_Place":
+        return _Place(self.path + container.show(key), f"{self.name}.{key}" if self.path else key)
+
+    def of(self, i: int) -> str:
+        return f"samples[{i}]{self.path}"
+
+
+@overload
+def collate_sequences(samples: Sequence[Tensor], *, sequences: None = None) -> SequenceBatch: ...
+@overload
+def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int] | None = None) -> Any: ...
+def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int] | None = None) -> Any:
+    """Put samples together in the shape of one sample; the `collate_fn` of a `torch.utils.data.DataLoader`.
+
+    A sample is a sequence, or a container of fields: a tuple, list, dict, named tuple, dataclass or attrs class, or
+    these in each other. What becomes of a field follows from the field alone, and is the same in every batch:
+
+    - a Tensor or NumPy array `(steps, *features)` is a sequence: a SequenceBatch
+    - a Tensor or NumPy array of no dimension: a Tensor `(batch,)`
+    - an int, float, bool or complex: a Tensor `(batch,)` of dtype int64, float64, bool or complex128, as
+      `torch.utils.data.default_collate` makes the first three
+    - anything else, as a str or None: a list of them, `(batch,)`
+
+    A sample that is one Tensor must have a dimension of steps. A list of numbers is a list of fields, and no sequence:
+    make it a Tensor. Every mapping becomes a dict. Classes are made by their constructor, so they must accept batches
+    where they hold sequences; fields that it does not take are set after it.
+
+    With `pin_memory=True`, a DataLoader pins what is in tuples, lists and dicts, but what is in a dataclass or attrs
+    class only if that has a method `pin_memory`, which returns the pinned object.
+
+    Args:
+        samples: `(batch,)`, at least one, all of one kind; none is modified. Errors name samples by their position
+            here; to learn that in a data set, collate all of it: `[data[i] for i in range(len(data))]`.
+        sequences: the fields that are sequences: names of keys and attributes, positions in tuples and lists, and, of
+            what is in containers in containers, these joined by dots, such as "meta.signal". All other Tensors and
+            arrays, which must then be of one shape, are stacked to `(batch, *shape)`. By default all that have a
+            dimension are sequences. As a collate_fn: `functools.partial(collate_sequences, sequences=["signal"])`.
+
+    Returns:
+        copies, in the containers of the samples. Gradients flow, but not out of a worker process. A type checker knows
+        it only if samples are Tensors: a class of samples and that of its batches have fields of other types.
+
+    Raises:
+        SeqbatchTypeError: samples are no Sequence, differ in the kind of a field, or have arrays of a dtype that torch
+            lacks; or `sequences` is no collection.
+        SeqbatchValueError: there is no sample; samples differ in their keys or numbers of fields, or Tensors in
+            features, shape, dtype or device; an int is out of the range of int64; or `sequences` names no Tensor.
+
+    >>> from seqbatch.data import collate_sequences
+    >>> samples = [{"signal": torch.zeros(10, 5), "label": 1}, {"signal": torch.zeros(7, 5), "label": 0}]
+    >>> batch = collate_sequences(samples)
+    >>> batch["signal"], batch["label"]
+    (SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu), tensor([1, 0]))
+    """
+    if not isinstance(samples, Sequence) or isinstance(samples, (str, bytes)):
+        remedy = "A DataLoader with batch_size=None gives one sample and not a list."
+        raise complaint(SeqbatchTypeError, "samples", "be a list of samples", type_name(samples), remedy)
+    if not samples:
+        raise complaint(SeqbatchValueError, "samples", "hold at least one sample", "none")
+    return _collate(list(samples), _Place(), _chosen(sequences, samples[0]))
+
+
+def _chosen(sequences: object, sample: object) -> _Chosen:
+    """Return the names of the sequences, each of which must be in the sample, else raise."""
+    if sequences is None:
+        return None
+    if not isinstance(sequences, Collection) or isinstance(sequences, (str, bytes)):
+        remedy = f"Give [{sequences!r}] for one field." if isinstance(sequences, str) else ""
+        found = repr(sequences) if isinstance(sequences, str) else type_name(sequences)
+        raise complaint(SeqbatchTypeError, "sequences", "be a collection of fields", found, remedy)
+    there = [name for name in _tensors_in(sample, _Place()) if name is not None]
+    for name in sequences:
+        if name not in there:
+            must = f"name Tensors or arrays in the samples, of {there}"
+            raise complaint(SeqbatchValueError, "sequences", must, repr(name))
+    return tuple(sequences)
+
+
+def _tensors_in(value: object, place: _Place) -> Iterator[Hashable]:
+    """Give the name of every Tensor and array in a sample."""
+    kind = kind_of(value)
+    if kind is Tensor:
+        yield place.name
+    if container := container_of(kind):
+        for key, field in container.read(value).items():
+            yield from _tensors_in(field, place.field(container, key))
+
+
+def _collate(values: list[Any], place: _Place, chosen: _Chosen) -> Any:
+    """Put together what is at one place of all samples."""
+    first = values[0]
+    kind = kind_of(first)
+    for i, value in enumerate(values):
+        if type(value) is not type(first) and kind_of(value) is not kind:
+            raise complaint(SeqbatchTypeError, place.of(i), f"be {type_name(first)}, as samples[0]", type_name(value))
+    if kind is Tensor:
+        return _collate_tensors(values, place, chosen)
+    if kind in _DTYPES:
+        return _collate_numbers(values, place, _DTYPES[kind])
+    container = container_of(kind)
+    return values if container is None else _collate_fields(values, place, chosen, container)
+
+
+def _collate_fields(values: list[Any], place: _Place, chosen: _Chosen, container: Container) -> Any:
+    """Put together containers, field by field."""
+    fields = [container.read(value) for value in values]
+    for i, found in enumerate(fields):
+        if found.keys() != fields[0].keys():
+            if isinstance(values[0], (list, tuple)):
+                must = f"have {counted(len(fields[0]), 'field')}, as samples[0]"
+                remedy = "If these are the steps of a sequence, make it a Tensor."
+                raise complaint(SeqbatchValueError, place.of(i), must, len(found), remedy)
+            raise complaint(SeqbatchValueError, place.of(i), f"have keys {[*fields[0]]}, as samples[0]", [*found])
+    made = {key: _collate([one[key] for one in fields], place.field(container, key), chosen) for key in fields[0]}
+    try:
+        return container.make(values[0], made)
+    except Exception as error:
+        error.add_note(f"while {type_name(values[0])} of batches was made, as `{place.of(0)}` is")
+        raise
+
+
+def _collate_numbers(values: list[Any], place: _Place, dtype: torch.dtype) -> Tensor:
+    if dtype is torch.int64:
+        for i, value in enumerate(values):
+            if not -(2**63) <= value < 2**63:
+                raise complaint(SeqbatchValueError, place.of(i), "be in the range of int64", value)
+    return torch.tensor(values, dtype=dtype)
+
+
+def _collate_tensors(values: list[Any], place: _Place, chosen: _Chosen) -> SequenceBatch | Tensor:
+    """Join or stack Tensors and arrays."""
+    tensors = [
+        value if isinstance(value, Tensor) else _from_array(place.of(i), value) for i, value in enumerate(values)
+    ]
+    first = require_tensor(place.of(0), tensors[0])
+    # A sample that is a Tensor itself is a sequence whatever its shape, which a type checker does not know.
+    is_sequence = (first.dim() > 0 or not place.path) if chosen is None else place.name in chosen
+    free = 1 if is_sequence else 0
+    for i, tensor in enumerate(tensors):
+        if not _is_like(tensor, first, free):
+            _refuse(tensor, place.of(i), first, free)
+    if is_sequence:
+        return SequenceBatch(torch.cat(tensors), [tensor.shape[0] for tensor in tensors])
+    stacked: Tensor = default_collate(tensors)  # in a worker process right into shared memory
+    return stacked
+
+
+def _from_array(subject: str, value: Any) -> Tensor:
+    """Return an array as a Tensor, which shares its memory if torch can, else raise."""
+    array = value.__array__()
+    try:
+        if not array.flags.writeable:  # of which torch would warn
+            return torch.from_numpy(array.copy())
+        try:
+            return torch.from_numpy(array)
+        except ValueError:
+            return torch.from_numpy(array.copy())  # which has strides that torch takes, as those of a flip are not
+    except (TypeError, ValueError):
+        must = "have a dtype that torch has"
+        raise complaint(SeqbatchTypeError, subject, must, array.dtype, "Call its astype.") from None
+
+
+def _is_like(tensor: Tensor, first: Tensor, free: int) -> bool:
+    """Tell quickly whether nothing is wrong, which is asked of every Tensor; the first `free` axes may differ."""
+    return (
+        not tensor.is_nested
+        and tensor.layout is torch.strided
+        and tensor.dim() >= free
+        and tensor.shape[free:] == first.shape[free:]
+        and tensor.dtype is first.dtype
+        and tensor.device == first.device
+    )
+
+
+def _refuse(tensor: Tensor, subject: str, first: Tensor, free: int) -> None:
+    """Raise the error that tells what is wrong."""
+    require_tensor(subject, tensor)
+    if free:
+        require_steps(subject, tensor)
+    elif tensor.shape != first.shape:
+        remedy = "Name it in `sequences` if it is one." if first.dim() else ""
+        must = f"have shape {tuple(first.shape)}, as samples[0]"
+        raise complaint(SeqbatchValueError, subject, must, tuple(tensor.shape), remedy)
+    same_kind(subject, tensor, "samples[0]", first)

@@ -1,0 +1,98 @@
+"""What a value in a sample may be, and, of a container, how its fields are read, named, and put together again."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import NoneType
+from typing import Any
+
+import attrs
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch.batch import SequenceBatch
+
+NUMBERS = (bool, int, float, complex)
+# Of which the last two are a class and a named tuple, and yet have no fields to collate.
+_WHOLE = (str, bytes, SequenceBatch, PackedSequence)
+
+
+@attrs.frozen
+class Container:
+    """How the containers of one kind hold their fields.
+
+    Args:
+        read: from a container to its fields, by key, position or name.
+        make: from a container and other fields to a container of its kind that holds these.
+        show: how Python writes the field of a key.
+    """
+
+    read: Callable[[Any], dict[Any, Any]]
+    make: Callable[[Any, dict[Any, Any]], Any]
+    show: Callable[[Any], str]
+
+
+def kind_of(value: object) -> type:
+    """Tell what a value is: a number, a Tensor (an array too), a class of fields, a container, None, or an object."""
+    if isinstance(value, _WHOLE):
+        return object
+    for number in NUMBERS:
+        if isinstance(value, number):
+            return number
+    if isinstance(value, Tensor) or hasattr(type(value), "__array__"):
+        return Tensor
+    if _class_of_fields(type(value)) is not None:
+        return type(value)
+    for kind in _PLAIN:
+        if isinstance(value, kind):
+            return kind
+    return NoneType if value is None else object
+
+
+def container_of(kind: type) -> Container | None:
+    """Give what is known of a kind that `kind_of` tells; None if it has no fields."""
+    return _PLAIN.get(kind) or _class_of_fields(kind)
+
+
+def _class_of_fields(kind: type) -> Container | None:
+    if attrs.has(kind):
+        return _ATTRS
+    if dataclasses.is_dataclass(kind):
+        return _DATACLASS
+    return _NAMED_TUPLE if issubclass(kind, tuple) and hasattr(kind, "_fields") else None
+
+
+def _make_attrs(like: Any, fields: dict[str, Any]) -> Any:
+    given = {field.alias: fields[field.name] for field in attrs.fields(type(like)) if field.init}
+    return _set(attrs.evolve(like, **given), {f.name: fields[f.name] for f in attrs.fields(type(like)) if not f.init})
+
+
+def _make_dataclass(like: Any, fields: dict[str, Any]) -> Any:
+    given = {field.name: fields[field.name] for field in dataclasses.fields(like) if field.init}
+    return _set(dataclasses.replace(like, **given), {name: fields[name] for name in fields if name not in given})
+
+
+def _set(made: Any, fields: dict[str, Any]) -> Any:
+    """Set the fields that `__init__` does not take, also of what is frozen."""
+    for name, value in fields.items():
+        object.__setattr__(made, name, value)
+    return made
+
+
+def _in_brackets(key: object) -> str:
+    return f'["{key}"]' if isinstance(key, str) else f"[{key!r}]"
+
+
+_PLAIN: dict[type, Container] = {
+    Mapping: Container(dict, lambda _, fields: fields, _in_brackets),
+    list: Container(lambda one: dict(enumerate(one)), lambda _, fields: [*fields.values()], _in_brackets),
+    tuple: Container(lambda one: dict(enumerate(one)), lambda _, fields: (*fields.values(),), _in_brackets),
+}
+_NAMED_TUPLE = Container(lambda one: one._asdict(), lambda like, fields: like._replace(**fields), ".{}".format)
+_ATTRS = Container(
+    lambda one: {field.name: getattr(one, field.name) for field in attrs.fields(type(one))}, _make_attrs, ".{}".format
+)
+_DATACLASS = Container(
+    lambda one: {field.name: getattr(one, field.name) for field in dataclasses.fields(one)},
+    _make_dataclass,
+    ".{}".format,
+)

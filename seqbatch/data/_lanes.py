@@ -1,0 +1,137 @@
+"""chunks_of: lays long sequences of unequal length out in lanes, for truncated back-propagation through time."""
+
+import heapq
+from collections.abc import Sequence
+
+import attrs
+from torch import Tensor
+
+from seqbatch._checks import complaint, counted, integer, lengths_of, require_steps
+from seqbatch.batch import SequenceBatch
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+
+@attrs.frozen
+class Chunk:
+    """What each lane reads next: some steps of one sequence, or none where the lane has come to its end.
+
+    Args:
+        sequences: `(lanes,)`: the index of the sequence that each lane reads, or has read last.
+        spans: `(lanes,)`, in steps: from which step of it, and before which step to stop.
+        lengths: `(number of sequences,)`, in steps: the lengths of all sequences, each as a whole.
+
+    >>> chunks_of([3, 5], lanes=2, steps=4)[1]
+    Chunk(sequences=(0, 1), spans=((3, 3), (4, 5)))
+    """
+
+    sequences: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+    lengths: tuple[int, ...] = attrs.field(repr=False)
+
+    @property
+    def starts(self) -> list[int]:
+        """The lanes in which a sequence begins, for `state.reset`."""
+        return [lane for lane, (begin, _) in enumerate(self.spans) if begin == 0]
+
+    def cut(self, sequences: Sequence[Tensor]) -> SequenceBatch:
+        """Cut the steps of this chunk out of all sequences: inputs, targets, or whatever has a row for each step.
+
+        Args:
+            sequences: a SequenceBatch or a list of Tensors `(steps, *features)`, of the lengths that were given to
+                `chunks_of`; or any other Sequence of such, which may load them when asked for one.
+
+        Returns:
+            a batch of one sequence for each lane, copied, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: something asked for is no Tensor.
+            SeqbatchValueError: there are more or fewer sequences, or one that is asked for has another length.
+
+        >>> batch = SequenceBatch(torch.arange(8), [3, 5])
+        >>> [chunk.cut(batch).to_sequences() for chunk in chunks_of(batch.lengths, lanes=2, steps=4)]
+        [[tensor([0, 1, 2]), tensor([3, 4, 5, 6])], [tensor([], dtype=torch.int64), tensor([7])]]
+        """
+        if len(sequences) != len(self.lengths):
+            must = f"be {counted(len(self.lengths), 'sequence')}, as `lengths` of chunks_of"
+            raise complaint(SeqbatchValueError, "sequences", must, len(sequences))
+        parts = []
+        for i, (begin, end) in zip(self.sequences, self.spans, strict=True):
+            sequence = require_steps(f"sequences[{i}]", sequences[i])
+            if len(sequence) != self.lengths[i]:
+                must = f"have {counted(self.lengths[i], 'step')}, as `lengths` of chunks_of"
+                raise complaint(SeqbatchValueError, f"sequences[{i}]", must, len(sequence))
+            parts.append(sequence[begin:end])
+        return SequenceBatch.from_sequences(parts)
+
+
+def chunks_of(lengths: Sequence[int] | Tensor, *, lanes: int, steps: int) -> list[Chunk]:
+    """Lay long sequences of unequal length out in lanes, for truncated back-propagation through time.
+
+    Each lane reads one sequence after another, some steps at a time. Where a sequence ends, so does the part of its
+    lane, and the next chunk of this lane begins another sequence: `chunk.starts` tells which lanes do. Every step of
+    every sequence is in one chunk, once. A sequence of no steps is in none.
+
+    Which lane reads what depends on the lengths alone: the longest first, each to the lane that has the least to read
+    so far, so that lanes come to their ends at about the same time. A lane reads its sequences in the order given; give
+    them in another one for each epoch, and chunks differ.
+
+    Args:
+        lengths: `(number of sequences,)`, integers, in steps.
+        lanes: how many sequences are read side by side; no more are than have a step, and if that is all of them, each
+            lane reads the sequence of its own index.
+        steps: how many steps of each a chunk has at most.
+
+    Returns:
+        the chunks in order, all of the same number of lanes; none if no sequence has a step.
+
+    Raises:
+        SeqbatchTypeError: these are no integers.
+        SeqbatchValueError: a length is negative, or `lanes` or `steps` is less than 1.
+
+    Source: Williams and Peng, 1990, An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network
+    Trajectories; for the lanes Graham, 1969, Bounds on Multiprocessing Timing Anomalies.
+
+    >>> xs, lstm, state = [torch.randn(30, 5), torch.randn(50, 5), torch.randn(10, 5)], nn.LSTM(5, 3), None
+    >>> for chunk in chunks_of([len(x) for x in xs], lanes=2, steps=20):
+    ...     if state is not None:
+    ...         state = state.reset(chunk.starts).detach()
+    ...     outputs, state = encode_with_state(lstm, chunk.cut(xs), state)
+    ...     print(chunk.sequences, outputs.lengths)
+    (0, 1) (20, 20)
+    (0, 1) (10, 20)
+    (2, 1) (10, 10)
+    """
+    if isinstance(lengths, Sequence) and any(isinstance(one, Tensor) and one.dim() for one in lengths):
+        remedy = "Give [len(x) for x in sequences], and the sequences to chunk.cut."
+        raise complaint(SeqbatchTypeError, "lengths", "be integers", "sequences", remedy)
+    whole = lengths_of("lengths", lengths)
+    lanes, steps = _at_least_one("lanes", lanes), _at_least_one("steps", steps)
+    parts = [
+        [(i, begin, min(begin + steps, whole[i])) for i in lane for begin in range(0, whole[i], steps)]
+        for lane in _fill([-(-length // steps) for length in whole], lanes)
+    ]
+    chunks = []
+    for t in range(max(map(len, parts), default=0)):
+        # A lane at its end goes on with no steps of its last sequence, whose features the batch needs.
+        rows = [lane[t] if t < len(lane) else (lane[-1][0], lane[-1][2], lane[-1][2]) for lane in parts]
+        chunks.append(Chunk(tuple(i for i, _, _ in rows), tuple((begin, end) for _, begin, end in rows), whole))
+    return chunks
+
+
+def _fill(counts: list[int], lanes: int) -> list[list[int]]:
+    """Give the sequences of each lane, by how many chunks each sequence has; no lane is without."""
+    filled: list[list[int]] = [[] for _ in range(min(lanes, len(counts)))]
+    loads = [(0, lane) for lane in range(len(filled))]
+    for i in sorted(range(len(counts)), key=counts.__getitem__, reverse=True):
+        if counts[i]:
+            load, lane = loads[0]
+            heapq.heapreplace(loads, (load + counts[i], lane))
+            filled[lane].append(i)
+    return sorted(sorted(lane) for lane in filled if lane)
+
+
+def _at_least_one(subject: str, value: object) -> int:
+    number = integer(subject, value)
+    if number < 1:
+        raise complaint(SeqbatchValueError, subject, "be at least 1", number)
+    return number

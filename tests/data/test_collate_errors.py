@@ -1,0 +1,264 @@
+"""What collation refuses, and how it says it: always with the sample and the field."""
+
+import dataclasses
+import warnings
+from typing import Any, NamedTuple
+
+import attrs
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
+from seqbatch.data import collate_sequences
+
+
+class Pair(NamedTuple):
+    signal: Any
+    label: Any
+
+
+@attrs.frozen
+class Spoken:
+    signal: Any
+
+
+def signal(steps: int = 3, features: int = 5, **options: Any) -> Tensor:
+    return torch.ones(steps, features, **options)
+
+
+def refused(message: str, kind: type[SeqbatchError], samples: Any, sequences: Any = None) -> None:
+    with pytest.raises(kind, match=f"^{message}$"):
+        collate_sequences(samples, sequences=sequences)
+
+
+@pytest.mark.parametrize(
+    ("samples", "found"),
+    [
+        (torch.zeros(2, 3), "a torch.Tensor"),
+        ({"x": torch.zeros(2)}, "a dict"),
+        ("ab", "a str"),
+        (b"ab", "a bytes"),
+        (iter([torch.zeros(2)]), "a list_iterator"),
+        (3, "an int"),
+        (None, "None"),
+    ],
+)
+def test_samples_that_are_no_list(samples: Any, found: str) -> None:
+    remedy = r"A DataLoader with batch_size=None gives one sample and not a list\."
+    refused(rf"`samples` must be a list of samples; got {found}\. {remedy}", SeqbatchTypeError, samples)
+
+
+@pytest.mark.parametrize("samples", [[], ()])
+@pytest.mark.parametrize("sequences", [None, ["signal"]])
+def test_no_samples(samples: Any, sequences: Any) -> None:
+    refused(r"`samples` must hold at least one sample; got none\.", SeqbatchValueError, samples, sequences)
+
+
+FIELDS = [
+    (lambda value: value, ""),
+    (lambda value: {"signal": value}, r"\[\"signal\"\]"),
+    (lambda value: {7: value}, r"\[7\]"),
+    (lambda value: (1, value), r"\[1\]"),
+    (lambda value: [value], r"\[0\]"),
+    (lambda value: Pair(value, 1), r"\.signal"),
+    (Spoken, r"\.signal"),
+    (lambda value: {"meta": [Spoken(value)]}, r"\[\"meta\"\]\[0\]\.signal"),
+]
+
+
+@pytest.mark.parametrize(("build", "where"), FIELDS)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (signal(features=4), r"have features \(5,\), as samples\[0\]; got \(4,\)\."),
+        (torch.ones(3), r"have features \(5,\), as samples\[0\]; got \(\)\."),
+        (signal().double(), r"have dtype torch\.float32, as samples\[0\]; got torch\.float64\."),
+        (signal(device="meta"), r"have device cpu, as samples\[0\]; got meta\."),
+        (torch.tensor(1.0), r"have shape \(steps, \*features\); got a Tensor of no dimension\."),
+    ],
+)
+def test_a_sequence_unlike_the_first(build: Any, where: str, wrong: Tensor, message: str) -> None:
+    samples = [build(signal(3)), build(signal(0)), build(signal(4)), build(wrong)]
+    refused(rf"`samples\[3\]{where}` must {message}", SeqbatchValueError, samples)
+
+
+@pytest.mark.parametrize(("build", "where"), FIELDS)
+@pytest.mark.parametrize("i", [0, 1])
+def test_tensors_that_are_not_dense(build: Any, where: str, i: int) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, that they are a prototype
+        nested = [torch.nested.nested_tensor([torch.zeros(2)], layout=one) for one in (torch.jagged, torch.strided)]
+    for wrong, found in (
+        (nested[0], "a nested Tensor"),
+        (nested[1], "a nested Tensor"),
+        (torch.eye(2).to_sparse(), r"layout torch\.sparse_coo"),
+    ):
+        samples = [build(torch.eye(2)), build(torch.eye(2))]
+        samples[i] = build(wrong)
+        refused(rf"`samples\[{i}\]{where}` must be a dense Tensor; got {found}\.", SeqbatchTypeError, samples)
+
+
+@pytest.mark.parametrize(("build", "where"), FIELDS[1:])
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (signal(), None, r"be a torch\.Tensor, as samples\[0\]; got None\."),
+        (None, signal(), r"be None, as samples\[0\]; got a torch\.Tensor\."),
+        (None, "a", r"be None, as samples\[0\]; got a str\."),
+        ("a", None, r"be a str, as samples\[0\]; got None\."),
+        (1, 1.5, r"be an int, as samples\[0\]; got a float\."),
+        (1.5, 1, r"be a float, as samples\[0\]; got an int\."),
+        (True, 0, r"be a bool, as samples\[0\]; got an int\."),
+        (0, np.int64(1), r"be an int, as samples\[0\]; got a numpy\.int64\."),
+        (1.5, torch.tensor(1.5), r"be a float, as samples\[0\]; got a torch\.Tensor\."),
+        (np.ones(2), [1.0, 2.0], r"be a numpy\.ndarray, as samples\[0\]; got a list\."),
+        ((1,), [1], r"be a tuple, as samples\[0\]; got a list\."),
+        ([1], {0: 1}, r"be a list, as samples\[0\]; got a dict\."),
+        (Pair(1, 2), (1, 2), r"be a .*\.Pair, as samples\[0\]; got a tuple\."),
+        ({"signal": 1}, Spoken(1), r"be a dict, as samples\[0\]; got a .*\.Spoken\."),
+    ],
+)
+def test_fields_of_different_kinds(build: Any, where: str, first: Any, second: Any, message: str) -> None:
+    refused(rf"`samples\[1\]{where}` must {message}", SeqbatchTypeError, [build(first), build(second)])
+
+
+@pytest.mark.parametrize(("build", "where"), FIELDS)
+@pytest.mark.parametrize(
+    ("first", "third", "message"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}, r"have keys \['a', 'b'\], as samples\[0\]; got \['a'\]\."),
+        ({"a": 1}, {"a": 1, "b": 2}, r"have keys \['a'\], as samples\[0\]; got \['a', 'b'\]\."),
+        (
+            [5, 6, 7],
+            [5, 6],
+            r"have 3 fields, as samples\[0\]; got 2\. If these are the steps of a sequence, make it a Tensor\.",
+        ),
+        ((5,), (), r"have 1 field, as samples\[0\]; got 0\. If these are the steps of a sequence, make it a Tensor\."),
+    ],
+)
+def test_containers_of_other_fields(build: Any, where: str, first: Any, third: Any, message: str) -> None:
+    refused(rf"`samples\[2\]{where}` must {message}", SeqbatchValueError, [build(first), build(first), build(third)])
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        (
+            torch.ones(3, 8),
+            torch.ones(3, 9),
+            r"have shape \(3, 8\), as samples\[0\]; got \(3, 9\)\. Name it in `sequences` if it is one\.",
+        ),
+        (torch.tensor(1.0), torch.ones(3), r"have shape \(\), as samples\[0\]; got \(3,\)\."),
+        (torch.ones(3), torch.ones(3).int(), r"have dtype torch\.float32, as samples\[0\]; got torch\.int32\."),
+        (torch.tensor(1), torch.tensor(1.0), r"have dtype torch\.int64, as samples\[0\]; got torch\.float32\."),
+        (torch.ones(3), torch.ones(3, device="meta"), r"have device cpu, as samples\[0\]; got meta\."),
+    ],
+)
+def test_stacked_tensors_unlike_the_first(first: Tensor, second: Tensor, message: str) -> None:
+    samples = [{"image": one, "signal": signal()} for one in (first, second)]
+    refused(rf"`samples\[1\]\[\"image\"\]` must {message}", SeqbatchValueError, samples, ["signal"])
+
+
+@pytest.mark.parametrize("dtype", [">f4", "U1", "O", "M8[D]", np.longdouble])
+def test_arrays_of_a_dtype_that_torch_lacks(dtype: Any) -> None:
+    wrong = np.zeros(3, dtype)
+    for one in (wrong, wrong[::-1], np.broadcast_to(wrong, (2, 3))):
+        message = rf"have a dtype that torch has; got {wrong.dtype}".replace("[", r"\[").replace("]", r"\]")
+        samples = [{"x": np.zeros(3)}, {"x": one}]
+        refused(rf"`samples\[1\]\[\"x\"\]` must {message}\. Call its astype\.", SeqbatchTypeError, samples)
+
+
+@pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30])
+def test_integers_out_of_range(number: int) -> None:
+    samples = [(0, "a"), (2**63 - 1, "b"), (number, "c")]
+    refused(rf"`samples\[2\]\[0\]` must be in the range of int64; got {number}\.", SeqbatchValueError, samples)
+
+
+@pytest.mark.parametrize(
+    ("sample", "sequences", "message"),
+    [
+        ({"a": signal(), "b": 1}, ["c"], r"\['a'\]; got 'c'\."),
+        ({"a": signal(), "b": 1}, ["a", "b"], r"\['a'\]; got 'b'\."),
+        ({"a": signal(), "b": {"c": np.ones(2)}}, {"b"}, r"\['a', 'b\.c'\]; got 'b'\."),
+        ((signal(), [signal()]), (2,), r"\[0, '1\.0'\]; got 2\."),
+        (Spoken(signal()), ["speech"], r"\['signal'\]; got 'speech'\."),
+        (signal(), ["signal"], r"\[\]; got 'signal'\."),
+    ],
+)
+def test_sequences_that_are_not_there(sample: Any, sequences: Any, message: str) -> None:
+    must = r"name Tensors or arrays in the samples, of"
+    refused(rf"`sequences` must {must} {message}", SeqbatchValueError, [sample, sample], sequences)
+
+
+def test_a_misspelt_name_is_told_before_what_follows_from_it() -> None:
+    samples = [{"signal": signal(3)}, {"signal": signal(4)}]
+    refused(r"`sequences` must name .* of \['signal'\]; got 'sgnal'\.", SeqbatchValueError, samples, ["sgnal"])
+
+
+def test_what_is_said_to_be_a_sequence_and_has_no_steps() -> None:
+    message = r"must have shape \(steps, \*features\); got a Tensor of no dimension\."
+    refused(rf"`samples\[0\]\[0\]` {message}", SeqbatchValueError, [(torch.tensor(1.0),)], [0])
+    refused(rf"`samples\[0\]` {message}", SeqbatchValueError, [torch.tensor(1.0)])
+
+
+@pytest.mark.parametrize(
+    ("sequences", "found"),
+    [
+        ("signal", r"'signal'\. Give \['signal'\] for one field\."),
+        (b"signal", r"a bytes\."),
+        (1, r"an int\."),
+        (iter(["signal"]), r"a list_iterator\."),
+    ],
+)
+def test_sequences_that_are_no_collection(sequences: Any, found: str) -> None:
+    samples = [{"signal": signal()}]
+    refused(rf"`sequences` must be a collection of fields; got {found}", SeqbatchTypeError, samples, sequences)
+
+
+@attrs.frozen
+class Checked:
+    signal: Any = attrs.field(validator=attrs.validators.instance_of(Tensor))
+
+
+@dataclasses.dataclass
+class CheckedAfter:
+    signal: Any
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.signal, Tensor):
+            raise ValueError("no Tensor")
+
+
+@dataclasses.dataclass
+class Seeded:
+    signal: Any
+    seed: dataclasses.InitVar[int]
+
+
+@pytest.mark.parametrize(
+    ("sample", "kind"),
+    [
+        (Checked(signal()), TypeError),
+        (CheckedAfter(signal()), ValueError),
+        (Seeded(signal(), 3), (TypeError, ValueError)),
+    ],
+)
+def test_a_class_that_refuses_batches_says_so_itself(sample: Any, kind: Any) -> None:
+    with pytest.raises(kind) as caught:
+        collate_sequences([{"x": sample}, {"x": sample}])
+    name = f"{type(sample).__module__}.{type(sample).__qualname__}"
+    assert not isinstance(caught.value, SeqbatchError)
+    assert caught.value.__notes__ == [f'while a {name} of batches was made, as `samples[0]["x"]` is']
+
+
+def test_a_wrong_field_is_no_fault_of_the_class_around_it() -> None:
+    with pytest.raises(SeqbatchValueError) as caught:
+        collate_sequences([Spoken(signal()), Spoken(signal(features=4))])
+    assert not hasattr(caught.value, "__notes__")
+
+
+def test_a_parameter_is_a_tensor() -> None:
+    batch: Any = collate_sequences([(torch.ones(2),), (nn.Parameter(torch.ones(3)),)])[0]
+    assert batch.lengths == (2, 3)
