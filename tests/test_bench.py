@@ -5,8 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import attrs
+import by_hand
+import families
 import pytest
 import report
+from torch import Tensor, nn
+from workloads import WIDTHS
 
 ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "docs" / "performance.json").read_text())
@@ -33,10 +38,37 @@ def test_readme_quotes_the_results() -> None:
 
 def test_it_runs(tmp_path: Path) -> None:
     results, picture = tmp_path / "results.json", tmp_path / "picture.png"
-    options = ["--what", "layers", "conversions", "--kinds", "gru", "--only", "tiny", "--rounds", "1"]
-    command = [sys.executable, "tests/bench", *options, "--json", str(results), "--picture", str(picture)]
+    what = ["--what", "layers", "conversions", "families", "--kinds", "gru", "--families", "BatchNorm1d"]
+    options = [*what, "--only", "tiny", "--rounds", "1", "--json", str(results), "--picture", str(picture)]
+    command = [sys.executable, "tests/bench", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "| gru | train | tiny |" in done.stdout
-    assert len(json.loads(results.read_text())["layers"]) == 2
+    assert "| BatchNorm1d | train | tiny, 8 x 5-40 x 64 |" in done.stdout
+    found = json.loads(results.read_text())
+    assert len(found["layers"]) == 2
+    # In training what a sequence gets depends on the others, so there is no way one by one.
+    contenders = [[*result["ms"]] for result in found["families"]]
+    assert contenders == [["seqbatch", "padded by hand", "one by one"], ["seqbatch", "padded by hand"]]
     assert picture.stat().st_size > 10_000
+
+
+def test_the_layer_of_a_family_is_not_timed_where_another_gives_other_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong = attrs.evolve(families.FAMILIES["BatchNorm1d"], by_hand=by_hand.step_samples)  # with padding among the steps
+    monkeypatch.setitem(families.FAMILIES, "BatchNorm1d", wrong)
+    families.measure("BatchNorm1d", WIDTHS[0], False, 1, "cpu")
+    with pytest.raises(AssertionError, match="not close"):
+        families.measure("BatchNorm1d", WIDTHS[0], True, 1, "cpu")
+
+
+def test_the_layer_of_a_family_is_not_timed_where_another_gives_other_gradients(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def halved(layer: nn.Module, sequences: list[Tensor]) -> list[Tensor]:
+        return [(output + output.detach()) / 2 for output in by_hand.steps(layer, sequences)]
+
+    wrong = attrs.evolve(families.FAMILIES["Linear"], by_hand=halved)
+    monkeypatch.setitem(families.FAMILIES, "Linear", wrong)
+    families.measure("Linear", WIDTHS[0], False, 1, "cpu")
+    with pytest.raises(AssertionError, match="not close"):
+        families.measure("Linear", WIDTHS[0], True, 1, "cpu")

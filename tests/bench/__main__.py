@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import conversions
+import families
 import growth
 import measure
 import report
 import torch
 from tqdm import tqdm
-from workloads import BATCHES, KINDS, WORKLOADS
+from workloads import BATCHES, KINDS, WIDTHS, WORKLOADS
 
 Tasks = list[Callable[[], dict[str, Any]]]
 
@@ -27,6 +28,7 @@ def parse_options() -> argparse.Namespace:
     add("--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)")
     add("--rounds", type=int, default=9, help="runs of each contender (%(default)s)")
     add("--kinds", nargs="+", default=[*KINDS], choices=[*KINDS], help="layers; growth takes the first (%(default)s)")
+    add("--families", nargs="+", default=[*families.FAMILIES], choices=[*families.FAMILIES], help="of families, which")
     add("--only", default="", metavar="TEXT", help="workloads whose name has this text")
     add("--json", type=Path, metavar="PATH", help="where to write the results")
     add(
@@ -70,7 +72,18 @@ def growing(options: argparse.Namespace) -> Tasks:
     ]
 
 
-SECTIONS = {"layers": layers, "conversions": between_layouts, "growth": growing}
+def of_families(options: argparse.Namespace) -> Tasks:
+    """All workloads, by the layers of other families, in inference and in training."""
+    return [
+        partial(families.measure, name, workload, training, options.rounds, options.device)
+        for name in options.families
+        for training in (False, True)
+        for workload in WIDTHS
+        if options.only in workload.name
+    ]
+
+
+SECTIONS = {"layers": layers, "conversions": between_layouts, "growth": growing, "families": of_families}
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ OTHERS = {
     "layers": ["packed by hand", "padded by hand", "one by one", "torchrua", "opacus", "products"],
     "conversions": ["PyTorch", "by hand", "torch.nested", "torchrua"],
     "growth": ["packed by hand", "padded by hand", "one by one", "torchrua"],
+    "families": ["padded by hand", "one by one"],
 }
 # What the results of a section are of besides workload and mode.
-TASKS = {"layers": "kind", "conversions": "task", "growth": "kind"}
+TASKS = {"layers": "kind", "conversions": "task", "growth": "kind", "families": "layer"}
 
 Results = list[dict[str, Any]]
 

@@ -75,6 +75,15 @@ WORKLOADS = [
     Workload("long", 8, 64, 64, shortest=500, longest=1000),
 ]
 
+# For layers of many families, as wide as the steps are.
+WIDTHS = [
+    Sequences("tiny, 8 x 5-40 x 64", 8, 64, shortest=5, longest=40),
+    Sequences("32 x 5-60 x 64", 32, 64, shortest=5, longest=60),
+    Sequences("128 x 1-200 x 128", 128, 128, shortest=1, longest=200),
+    Sequences("one long, many short", 128, 64, given=(1,) * 127 + (500,)),
+    Sequences("equal lengths, 32 x 40 x 64", 32, 64, given=(40,) * 32),
+]
+
 # For the conversions, which know no layers.
 BATCHES = [
     Sequences("8 x 5-40 x 64", 8, 64, shortest=5, longest=40),
