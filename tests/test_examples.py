@@ -73,3 +73,26 @@ def test_stress_options(options: list[str], said: str, tmp_path: Path) -> None:
     done = run("stress.py", *options, folder=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_forecast_trains_prints_and_draws(tmp_path: Path) -> None:
+    short = ("--epochs", "1", "--size", "8", "--output", "picture.png")
+    done = run("forecast.py", *short, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "held out: SequenceBatch(11 sequences of 36 to 1328 steps, features (8,), torch.float32, cpu)" in done.stdout
+    assert "held-out error in °C" in done.stdout
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+    again = run("forecast.py", *short, "--minimum-gain", "90", folder=tmp_path)
+    assert again.stdout == done.stdout, "a fixed seed gives the same numbers"
+    assert again.returncode == 1
+    assert "is below 90 %" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--lanes", "0"], "must be at least 1"), (["--output", "nowhere/x.png"], "there is no folder 'nowhere'")],
+)
+def test_forecast_options(options: list[str], said: str, tmp_path: Path) -> None:
+    done = run("forecast.py", *options, folder=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
