@@ -129,6 +129,14 @@ def integer(subject: str, value: object) -> int:
         raise complaint(SeqbatchTypeError, subject, "be an integer", repr(value)) from None
 
 
+def at_least(subject: str, value: object, least: int) -> int:
+    """Return the value as an int if it is an integer and not too small, else raise."""
+    number = integer(subject, value)
+    if number < least:
+        raise complaint(SeqbatchValueError, subject, f"be at least {least}", number)
+    return number
+
+
 def integers(subject: str, value: object) -> list[int]:
     """Return a sequence of integers, or a one-dimensional integer Tensor, as a list of ints, else raise.
 

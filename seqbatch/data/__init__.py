@@ -1,7 +1,8 @@
-"""Data for sequence models: collation for a DataLoader, and long sequences read in chunks."""
+"""Data for sequence models: collation and batches for a DataLoader, and long sequences read in chunks."""
 
+from seqbatch.data._buckets import BucketBatchSampler
 from seqbatch.data._chunks import encode_chunks
 from seqbatch.data._collate import collate_sequences
 from seqbatch.data._lanes import Chunk, chunks_of
 
-__all__ = ["Chunk", "chunks_of", "collate_sequences", "encode_chunks"]
+__all__ = ["BucketBatchSampler", "Chunk", "chunks_of", "collate_sequences", "encode_chunks"]

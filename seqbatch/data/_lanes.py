@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import attrs
 from torch import Tensor
 
-from seqbatch._checks import complaint, counted, integer, lengths_of, require_steps
+from seqbatch._checks import at_least, complaint, counted, lengths_of, require_steps
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -105,7 +105,7 @@ def chunks_of(lengths: Sequence[int] | Tensor, *, lanes: int, steps: int) -> lis
         remedy = "Give [len(x) for x in sequences], and the sequences to chunk.cut."
         raise complaint(SeqbatchTypeError, "lengths", "be integers", "sequences", remedy)
     whole = lengths_of("lengths", lengths)
-    lanes, steps = _at_least_one("lanes", lanes), _at_least_one("steps", steps)
+    lanes, steps = at_least("lanes", lanes, 1), at_least("steps", steps, 1)
     parts = [
         [(i, begin, min(begin + steps, whole[i])) for i in lane for begin in range(0, whole[i], steps)]
         for lane in _fill([-(-length // steps) for length in whole], lanes)
@@ -128,10 +128,3 @@ def _fill(counts: list[int], lanes: int) -> list[list[int]]:
             heapq.heapreplace(loads, (load + counts[i], lane))
             filled[lane].append(i)
     return sorted(sorted(lane) for lane in filled if lane)
-
-
-def _at_least_one(subject: str, value: object) -> int:
-    number = integer(subject, value)
-    if number < 1:
-        raise complaint(SeqbatchValueError, subject, "be at least 1", number)
-    return number

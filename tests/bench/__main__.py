@@ -13,6 +13,7 @@ import families
 import growth
 import measure
 import report
+import sampling
 import torch
 from tqdm import tqdm
 from workloads import BATCHES, KINDS, WIDTHS, WORKLOADS
@@ -35,7 +36,7 @@ def parse_options() -> argparse.Namespace:
         "--picture",
         type=Path,
         metavar="PATH",
-        help="where to draw layers, and growth with -growth in the name",
+        help="where to draw layers; growth and sampling with -growth and -sampling in the name",
     )
     return parser.parse_args()
 
@@ -83,7 +84,33 @@ def of_families(options: argparse.Namespace) -> Tasks:
     ]
 
 
-SECTIONS = {"layers": layers, "conversions": between_layouts, "growth": growing, "families": of_families}
+def sampled(options: argparse.Namespace) -> Tasks:
+    """Bucketed batches of a million sequences, of several distributions and for several numbers of processes."""
+    return [
+        partial(sampling.measure, point, options.rounds) for point in sampling.points() if options.only in point.name
+    ]
+
+
+SECTIONS = {
+    "layers": layers,
+    "conversions": between_layouts,
+    "growth": growing,
+    "families": of_families,
+    "sampling": sampled,
+}
+# What is drawn, by whom, and what the name of its picture has more than that of `--picture`.
+PICTURES: dict[str, tuple[Callable[[report.Results, Path], None], str]] = {
+    "layers": (report.draw, ""),
+    "growth": (growth.draw, "-growth"),
+    "sampling": (sampling.draw, "-sampling"),
+}
+
+
+def tell(name: str, results: report.Results) -> list[str]:
+    """What is printed of a section."""
+    if name == "sampling":
+        return [sampling.table(results)]
+    return [report.table(name, results), report.faster(name, results)]
 
 
 def main() -> None:
@@ -97,13 +124,12 @@ def main() -> None:
         results = [task() for task in tqdm(SECTIONS[name](options), desc=name, unit="workload")]
         if results:  # `--only` may leave none
             found[name] = results
-            print("", report.table(name, results), "", report.faster(name, results), sep="\n")
+            print("", *tell(name, results), sep="\n\n")
     if options.json:
         options.json.write_text(json.dumps({"about": about, **found}, indent=1) + "\n")
-    if options.picture and "layers" in found:
-        report.draw(found["layers"], options.picture)
-    if options.picture and "growth" in found:
-        growth.draw(found["growth"], options.picture.with_stem(f"{options.picture.stem}-growth"))
+    for name, (draw, suffix) in PICTURES.items():
+        if options.picture and name in found:
+            draw(found[name], options.picture.with_stem(options.picture.stem + suffix))
 
 
 if __name__ == "__main__":

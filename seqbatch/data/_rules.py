@@ -1,0 +1,71 @@
+"""The arguments of a batch sampler: what they must be, and what stands for those that are not given."""
+
+from array import array
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from seqbatch._checks import at_least, complaint, counted, lengths_of
+from seqbatch.data._cuts import Rules, can_plan
+from seqbatch.errors import SeqbatchValueError
+
+# Batches that are sorted together, on average: with more of them fill hardly grows, and they are shuffled less.
+POOL = 64
+
+
+def processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
+    """Return rank and world size, by `torch.distributed` where neither is given; raise where they cannot be."""
+    if rank is None and world_size is None:
+        distributed = torch.distributed
+        if not (distributed.is_available() and distributed.is_initialized()):
+            return 0, 1
+        return distributed.get_rank(), distributed.get_world_size()
+    if rank is None or world_size is None:
+        names = ("rank", "world_size") if rank is None else ("world_size", "rank")
+        raise complaint(SeqbatchValueError, names[0], f"be given with {names[1]}", None)
+    world_size = at_least("world_size", world_size, 1)
+    rank = at_least("rank", rank, 0)
+    if rank >= world_size:
+        raise complaint(SeqbatchValueError, "rank", f"be less than world_size, {world_size}", rank)
+    return rank, world_size
+
+
+def limits(batch_size: int | None, max_steps: int | None) -> tuple[int | None, int | None]:
+    """Return both if one is given and neither is below 1, else raise."""
+    if batch_size is None and max_steps is None:
+        raise complaint(SeqbatchValueError, "batch_size", "be given, or max_steps", "neither")
+    return (
+        None if batch_size is None else at_least("batch_size", batch_size, 1),
+        None if max_steps is None else at_least("max_steps", max_steps, 1),
+    )
+
+
+def usual_pool(lengths: Sequence[int], batch_size: int | None, max_steps: int | None) -> int:
+    """Give the sequences of POOL batches of mean length."""
+    most = batch_size or len(lengths)
+    if max_steps is not None:
+        most = min(most, max_steps * len(lengths) // max(1, sum(lengths)))
+    return POOL * max(1, most)
+
+
+def enough_lengths(lengths: Sequence[int] | Tensor, world_size: int) -> "array[int]":
+    """Return lengths as an array if they are lengths, and at least one for each process, else raise."""
+    known = array("q", lengths_of("lengths", lengths))
+    if len(known) < world_size:
+        must = f"be at least {world_size}, one for each process"
+        raise complaint(SeqbatchValueError, "lengths", must, len(known))
+    return known
+
+
+def check_limits(lengths: Tensor, rules: Rules) -> None:
+    """Raise unless batches within the limits can be made of the lengths."""
+    if rules.max_steps is not None and int(lengths.max()) > rules.max_steps:
+        i = int((lengths > rules.max_steps).nonzero()[0])
+        must = f"be at most max_steps, {rules.max_steps}"
+        remedy = "Give a larger max_steps, or leave the sequence out."
+        raise complaint(SeqbatchValueError, f"lengths[{i}]", must, int(lengths[i]), remedy)
+    if not can_plan(lengths, rules):
+        must = f"fit into as many batches, none empty, for each of {rules.world_size} processes"
+        found = f"{counted(len(lengths), 'sequence')}, nearly each a batch by itself"
+        raise complaint(SeqbatchValueError, "lengths", must, found, "Give a larger batch_size or max_steps.")
