@@ -2,13 +2,14 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from seqbatch import engines
 from seqbatch._lengths import Lengths
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import keeps_forward, quantized_layers
+from seqbatch.encoders._layers import autocasts, keeps_forward, quantized_layers
 from seqbatch.encoders._recurrent import Form, StateType, require_input, require_state, run_where_steps_are, sizes_of
 from seqbatch.engines import Hidden
 from seqbatch.state import LSTMState, RNNState
@@ -29,9 +30,21 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
             return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
 
         values, final = run_where_steps_are(layer, batch, hidden, form, run)
+        if keeps_forward(layer, layer_type) and autocasts(batch.device):
+            values, final = _as_alone(layer, values), tuple(_as_alone(layer, part) for part in final)
         if state_type is LSTMState:
             return batch.with_values(values), LSTMState.from_torch((final[0], final[1]), layer)
         return batch.with_values(values), RNNState.from_torch(final[0], layer)
+
+
+def _as_alone(layer: _Recurrent, result: Tensor) -> Tensor:
+    """Give a result the dtype that autocast gives one sequence alone; on the CPU it misses packed ones of an LSTM.
+
+    Of no steps at all there is no result that it saw.
+    """
+    if result.is_cpu and result.dtype is torch.float32 and isinstance(layer, (nn.LSTM, nn.RNN)):
+        return result.to(torch.get_autocast_dtype("cpu"))
+    return result
 
 
 def _form_of(layer: _Recurrent, state_type: StateType) -> Form:

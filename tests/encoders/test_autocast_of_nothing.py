@@ -20,6 +20,10 @@ LAYERS: list[tuple[nn.Module, torch.dtype]] = [
     (nn.LSTMCell(4, 3), FLOAT32),
     (nn.GRUCell(4, 3), FLOAT32),
     (nn.RNNCell(4, 3), BFLOAT16),
+    (nn.LSTM(4, 3, num_layers=2), BFLOAT16),
+    (nn.LSTM(4, 3, proj_size=2), BFLOAT16),
+    (nn.GRU(4, 3, bidirectional=True), FLOAT32),
+    (nn.RNN(4, 3), BFLOAT16),
 ]
 EMPTY: list[Any] = [[torch.zeros(0, 4)] * 2, SequenceBatch(torch.zeros(0, 4), []), torch.zeros(0, 4)]
 
