@@ -114,14 +114,15 @@ class Lengths:
     @_Kept
     def order(self) -> Tensor:
         """`(batch,)`, int64, on the host: the numbers of `sequence_order`."""
-        if "sequence_order" in vars(self):  # which may come from elsewhere
-            return ints(self.sequence_order)
-        return self.tensor.argsort(descending=True, stable=True)
+        return ints(self.sequence_order)
 
     @_Kept
     def rank(self) -> Tensor:
         """`(batch,)`, int64, on the host: the place of each sequence in `order`."""
-        return torch.empty_like(self.order).scatter_(0, self.order, _arange(len(self)))
+        places = [0] * len(self)
+        for place, i in enumerate(self.sequence_order):
+            places[i] = place
+        return ints(places)
 
     @_Kept
     def step_sizes(self) -> list[int]:

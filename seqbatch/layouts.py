@@ -124,7 +124,8 @@ def to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
     """Turn flat values into PyTorch's packed form; no length may be 0."""
     data = rearrange(values, lengths.plan(packed_plan, device=values.device))
     # Copies, for what is kept is of use later, and the caller may write to what he is given.
-    return PackedSequence(data, lengths.batch_sizes.clone(), lengths.on("order", values.device).clone())
+    orders = [lengths.on(name, values.device).clone() for name in ("order", "rank")]
+    return PackedSequence(data, lengths.batch_sizes.clone(), *orders)
 
 
 def from_packed(data: Tensor, lengths: Lengths) -> Tensor:

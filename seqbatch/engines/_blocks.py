@@ -49,7 +49,7 @@ def blocks_of(lengths: Lengths, overhead: int) -> Blocks:
         overhead: how many rows take as long as one block more.
     """
     cuts = cut(lengths.counts, overhead)
-    firsts, counts, ends, rank = ints(*_of_sequences(lengths, cuts)).view(4, len(lengths)).unbind()
+    firsts, counts, ends = ints(*_of_sequences(lengths, cuts)).view(3, len(lengths)).unbind()
     shapes = [(end - begin, count) for begin, end, count in cuts]
     steps = torch.arange(lengths.longest, device="cpu")[:, None].split([steps for steps, _ in shapes])
     takes = []
@@ -61,26 +61,26 @@ def blocks_of(lengths: Lengths, overhead: int) -> Blocks:
     padded = len(take) > lengths.total
     give = undo(take, lengths.total + padded)
     leave = Plan(give[: lengths.total], take, give_fills=padded)
-    return Blocks(shapes, Plan(take, give), leave, ends, rank, padded)
+    return Blocks(shapes, Plan(take, give), leave, ends, lengths.rank, padded)
 
 
 def _of_sequences(lengths: Lengths, cuts: list[tuple[int, int, int]]) -> tuple[list[int], ...]:
-    """Give four numbers of each sequence: its first flat step and its steps, the longest first, its last row, its rank.
+    """Give numbers of each sequence: its first flat step and its steps, the longest first, and its last row.
 
     By Python, which for the numbers of a batch takes less time than calls of torch do.
     """
-    order, counts, total = lengths.sequence_order, lengths.counts, len(lengths)
+    order, counts, batch = lengths.sequence_order, lengths.counts, len(lengths)
     firsts = list(accumulate(counts, initial=0))
-    ends, rank = [0] * total, [0] * total
-    row, place = 0, total
+    ends = [0] * batch
+    row, place = 0, batch
     for begin, end, count in cuts:
         # The sequences that end in this block are the last of those that run.
         while place and counts[order[place - 1]] <= end:
             place -= 1
             i = order[place]
-            ends[i], rank[i] = row + (counts[i] - 1 - begin) * count + place, place
+            ends[i] = row + (counts[i] - 1 - begin) * count + place
         row += (end - begin) * count
-    return [firsts[i] for i in order], [counts[i] for i in order], ends, rank
+    return [firsts[i] for i in order], [counts[i] for i in order], ends
 
 
 def turn_plan(lengths: Lengths, overhead: int) -> Plan:

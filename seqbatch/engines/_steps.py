@@ -66,16 +66,16 @@ class Steps:
 
 def steps_of(lengths: Lengths) -> Steps:
     """Work out the steps; no length may be 0."""
-    sizes, order, batch = lengths.step_sizes, lengths.sequence_order, len(lengths)
+    sizes, batch = lengths.step_sizes, len(lengths)
     firsts = list(accumulate(sizes, initial=0))
-    ends, rank = [0] * batch, [0] * batch
-    for place, i in enumerate(order):
-        ends[i], rank[i] = firsts[lengths.counts[i] - 1] + place, place
+    ends = [0] * batch
+    for place, i in enumerate(lengths.sequence_order):
+        ends[i] = firsts[lengths.counts[i] - 1] + place
     # All steps have the sequences in one order, so that those that have this step were the first ones a step before.
     shifts = [0, *(batch - size for size in sizes[:-1])]
-    shift, repeats, *rest = ints(shifts, sizes, ends, rank).split([len(sizes), len(sizes), batch, batch])
+    shift, repeats, ends_of = ints(shifts, sizes, ends).split([len(sizes), len(sizes), batch])
     before = torch.repeat_interleave(shift, repeats, output_size=lengths.total)
-    return Steps(sizes, before.add_(torch.arange(lengths.total, device="cpu")), *rest)
+    return Steps(sizes, before.add_(torch.arange(lengths.total, device="cpu")), ends_of, lengths.rank)
 
 
 def turn_plan(lengths: Lengths) -> Plan:
