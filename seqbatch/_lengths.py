@@ -192,7 +192,11 @@ class Lengths:
 def ints(*parts: Iterable[int]) -> Tensor:
     """Make an int64 tensor on the host of all numbers of some sequences; several times faster than `torch.tensor`."""
     numbers = array("q", chain.from_iterable(parts))
-    return torch.frombuffer(numbers, dtype=torch.int64) if numbers else _empty(0, dtype=torch.int64)
+    if not numbers:
+        return _empty(0, dtype=torch.int64)
+    # As `torch.tensor` does: only so does it become one of fake tensors where these are on.
+    made: Tensor = torch.ops.aten.lift_fresh(torch.frombuffer(numbers, dtype=torch.int64))
+    return made
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

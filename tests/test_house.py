@@ -30,6 +30,7 @@ ORDER = [
     "_layout_checks",
     "_indices",
     "_lengths",
+    "_modes",
     "_plans",
     "layouts",
     "conversions",

@@ -9,6 +9,7 @@ import pytest
 import torch
 from strategies import make
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.testing import assert_close
 
@@ -195,6 +196,15 @@ def test_no_more_than_some_plans_are_kept() -> None:
         assert not padded[:, 3:].any()
         assert len(batch._lengths._plans) <= KEPT_PLANS
     assert_close(batch.to_padded(batch_first=True), wanted)
+
+
+def test_fake_tensors() -> None:
+    with FakeTensorMode():
+        batch = SequenceBatch(torch.zeros(5, 2), LENGTHS)
+        assert batch.mean().shape == (3, 2)
+        assert batch.map(torch.relu).reverse().to_padded(batch_first=True).shape == (3, 3, 2)
+        for layer in (nn.LSTM(2, 3, bidirectional=True), nn.GRU(2, 6)):
+            assert encode(layer, batch).values.shape == (5, 6)
 
 
 @pytest.mark.parametrize("counts", [LENGTHS, [3, 2], [2, 2]])

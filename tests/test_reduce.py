@@ -1,6 +1,6 @@
 """Reductions against a plain loop over the sequences: values, gradients, dtypes, empty, long, NaN and ties."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchTypeError, SequenceBatch
+from seqbatch import reduce as reductions
 from seqbatch._lengths import CHUNK
 
 LOOP: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,6 +34,14 @@ REFUSED = [
     *(("softmax", dtype) for dtype in (*WHOLE, *COMPLEX)),
 ]
 ALLOWED = [(name, dtype) for name in NAMES for dtype in DTYPES if (name, dtype) not in REFUSED]
+
+
+@pytest.fixture(scope="module", autouse=True, params=[reductions.FEW, 0], ids=["one by one", "all at once"])
+def few(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have both ways of unequal lengths tested, whatever the number of sequences."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reductions, "FEW", request.param)
+        yield
 
 
 def reduce(batch: SequenceBatch, name: str) -> list[Tensor]:
@@ -145,6 +154,13 @@ def test_of_none_and_of_nothing_but_empty_sequences(name: str) -> None:
             assert values.grad is not None
 
 
+@pytest.mark.parametrize("name", ["sum", "max", "min", "softmax"])
+def test_equal_lengths_need_no_index(name: str) -> None:
+    batch = SequenceBatch(make((100, 2), torch.float64).requires_grad_(), [2] * 50)
+    gradients(reduce(batch, name), [batch.values])
+    assert not {"rows", "offsets", "steps"} & vars(batch._lengths).keys()
+
+
 def test_softmax_keeps_the_structure() -> None:
     batch = SequenceBatch(torch.randn(5, 2), [2, 0, 3])
     shares = batch.softmax()
@@ -169,15 +185,69 @@ def test_long_sequences(name: str) -> None:
     assert_close(gradients(reduce(batch, name), xs), gradients(loop(xs, name), xs))
 
 
+@pytest.mark.parametrize("lengths", [[60_000, 0, 3], [2 * CHUNK, 2 * CHUNK - 1, 1], [2 * CHUNK + 1, 300]])
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("name", ["sum", "mean", "softmax"])
-def test_rounding_errors_do_not_grow_with_the_length(name: str, dtype: torch.dtype) -> None:
+def test_rounding_errors_do_not_grow_with_the_length(name: str, dtype: torch.dtype, lengths: list[int]) -> None:
     # Added one after another, ones in half precision stop at 2048, and equal terms in single precision drift by 1e-3.
-    lengths = [60_000, 0, 3]
     for term in (0.1, 0.7, 1.0):
         values = torch.full((sum(lengths),), term, dtype=dtype)
         exact = [one.to(dtype) for one in loop(list(values.double().split(lengths)), name)]
         assert_close(reduce(SequenceBatch(values, lengths), name), exact)
+
+
+def test_rounding_errors_of_gradients_do_not_grow_with_the_length() -> None:
+    # The gradient of a sum gives every step that of its sequence; the gradient of that adds up steps again.
+    values = torch.zeros(60_003, requires_grad=True)
+    total = SequenceBatch(values, [60_000, 3]).sum()
+    (slope,) = torch.autograd.grad((total**2).sum(), values, create_graph=True)
+    (found,) = torch.autograd.grad(slope, values, torch.full_like(slope, 0.1))
+    assert_close(found, torch.tensor([12_000.0, 0.6]).repeat_interleave(torch.tensor([60_000, 3])))
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in PyTorch itself
+@pytest.mark.parametrize("lengths", [[3, 0, 2], [2, 2], [2 * CHUNK + 1, 1]])
+@pytest.mark.parametrize("name", ["sum", "mean", "max", "min", "softmax"])
+def test_transforms_of_torch_func(name: str, lengths: list[int]) -> None:
+    def call(values: Tensor) -> Tensor:
+        found: Any = getattr(SequenceBatch(values, lengths), name)()
+        cubes: Tensor = (found.values if name == "softmax" else found) ** 3
+        return cubes
+
+    def looped(values: Tensor) -> Tensor:
+        found = loop(list(values.split(lengths)), name)
+        return (torch.cat(found) if name == "softmax" else torch.stack(found)) ** 3
+
+    def slope(call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return torch.func.grad(lambda values: call(values).sum())
+
+    given, tangent = (make((sum(lengths), 2), torch.float64, seed) for seed in (0, 1))
+    both = torch.stack([given, tangent])
+    assert_close(torch.func.jacrev(call)(given), torch.func.jacrev(looped)(given))
+    assert_close(torch.func.jacfwd(call)(given), torch.func.jacrev(looped)(given))
+    assert_close(torch.func.jvp(slope(call), (given,), (tangent,)), torch.func.jvp(slope(looped), (given,), (tangent,)))
+    assert_close(torch.func.vmap(call)(both), torch.stack([looped(given), looped(tangent)]))
+
+
+@pytest.mark.parametrize("lengths", [[3, 0, 2], [2, 2]])
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_of_several_outputs_at_once_and_in_forward_mode(name: str, lengths: list[int]) -> None:
+    def call(values: Tensor) -> Tensor:
+        found: Any = getattr(SequenceBatch(values, lengths), name)()
+        squared: Tensor = (found.values if name == "softmax" else found) ** 2
+        return squared
+
+    values = make((sum(lengths), 2), torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(call, values, check_forward_ad=True, check_batched_grad=True)
+    assert torch.autograd.gradgradcheck(call, values, check_fwd_over_rev=True, check_batched_grad=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_neighbours_do_not_tell_on_the_rounding(name: str) -> None:
+    xs = sequences([70, 3, 0, 33, 1], (2,), torch.float32)
+    others = sequences([70, 40, 0, 2, 65], (2,), torch.float32)
+    found, wanted = (reduce(SequenceBatch.from_sequences([*before, *xs]), name)[-5:] for before in (xs, others))
+    assert_close(found, wanted, rtol=0, atol=0)
 
 
 def test_softmax_of_large_values() -> None:
@@ -211,7 +281,11 @@ def test_ties_share_the_gradient(name: str, tied: float) -> None:
     values = torch.tensor([tied, other, tied, tied, tied, other, tied]).double().requires_grad_()
     lengths = [3, 0, 1, 3]
     found = gradients(reduce(SequenceBatch(values, lengths), name), [values])
-    assert_close(found, gradients(loop(list(values.split(lengths)), name), [values]))
+    wanted = gradients(loop(list(values.split(lengths)), name), [values])
+    assert_close(found, wanted)
+    weights = torch.arange(1, 5).double().cos()
+    slope = torch.func.grad(lambda values: (torch.stack(reduce(SequenceBatch(values, lengths), name)) * weights).sum())
+    assert_close([slope(values.detach())], wanted)
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])

@@ -13,6 +13,7 @@ from seqbatch import engines
 from seqbatch._checks import complaint, counted, type_name
 from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths
+from seqbatch._modes import is_transformed
 from seqbatch._plans import packed_plan
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
@@ -28,7 +29,6 @@ from seqbatch.encoders._recurrent import (
 )
 from seqbatch.engines import Hidden
 from seqbatch.engines._choice import has_global_hooks
-from seqbatch.engines._modes import is_transformed
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
 from seqbatch.state import LSTMState, RNNState

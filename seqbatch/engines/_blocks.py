@@ -1,7 +1,8 @@
 """Blocks of padded steps: where to cut time, and which row of a block is which step."""
 
 from bisect import bisect_right
-from itertools import accumulate
+from collections import Counter
+from itertools import accumulate, pairwise
 from typing import Self
 
 import attrs
@@ -102,9 +103,7 @@ def cut(counts: tuple[int, ...], overhead: int) -> list[tuple[int, int, int]]:
         for each block its first step, the step after its last, and the sequences that have its first step.
     """
     ascending = sorted(counts)
-    distinct = sorted(set(counts))
-    stride = -(-len(distinct) // PLACES)
-    places = [0, *distinct[:-1][::stride], distinct[-1]]
+    places = _places(ascending)
     running = [len(counts) - bisect_right(ascending, place) for place in places]
     # From the back: what the best cuts of all that comes after a place cost, and where the first of them is.
     last = len(places) - 1
@@ -121,3 +120,24 @@ def cut(counts: tuple[int, ...], overhead: int) -> list[tuple[int, int, int]]:
         cuts.append((places[i], places[following[i]], running[i]))
         i = following[i]
     return cuts
+
+
+def _places(ascending: list[int]) -> list[int]:
+    """Give 0 and the lengths where a cut is worth weighing: few of them, and little is padded from one to the next.
+
+    Between two places lie lengths whose padding up to the second is at most so many rows. With `1 / PLACES**2` of all
+    steps lengths that are spread evenly give just PLACES places, and what all of them pad is `1 / PLACES` of the steps.
+    """
+    distinct = sorted(Counter(ascending).items())
+    most = sum(ascending) / PLACES**2
+    while True:
+        places, padded, passed = [0], 0, 0
+        for (length, number), (after, _) in pairwise(distinct):
+            passed += number
+            padded += passed * (after - length)
+            if padded > most:
+                places.append(length)
+                padded = passed = 0
+        if len(places) <= PLACES:
+            return [*places, ascending[-1]]
+        most *= 2

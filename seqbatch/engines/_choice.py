@@ -7,9 +7,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch._lengths import Lengths
+from seqbatch._modes import is_transformed, wants_gradients
 from seqbatch.engines import blocks, direct, packed, scan, single
 from seqbatch.engines._interface import Engine
-from seqbatch.engines._modes import is_transformed, wants_gradients
 from seqbatch.engines._products import pays
 
 _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
@@ -34,7 +34,7 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
         return direct.run if equal else blocks.run
     if is_transformed():
         return direct.run if equal else single.run
-    if wants_gradients(layer, values) or _is_wide(layer, values, lengths):
+    if wants_gradients([values, *layer.parameters()]) or _is_wide(layer, values, lengths):
         return scan.run
     return direct.run if equal else packed.run
 

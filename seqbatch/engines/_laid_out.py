@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from seqbatch.engines._interface import Hidden
+from seqbatch.engines._probe import is_lstm
 
 # The number by which oneDNN's operator knows an LSTM.
 _LSTM = 2
@@ -50,16 +51,7 @@ def run_laid_out(block: Tensor, start: Hidden, weights: list[Tensor]) -> tuple[T
 
 def probe() -> bool:
     """Try whether this PyTorch has the operators, which it does not document, and they do what they should."""
-    block, gates = (torch.ones(*shape, device="cpu", dtype=torch.float32) for shape in ((1, 1, 1), (4, 1)))
-    state = torch.zeros_like(block)
-    try:
-        with torch.no_grad():
-            output, _, cell = run_laid_out(block, (state, state), lay_out([gates, gates], 1, 1))
-    except Exception:  # whatever they raise, there is another way
-        return False
-    opened = block.sigmoid()
-    wanted = opened * block.tanh()
-    return torch.allclose(cell, wanted) and torch.allclose(output, opened * wanted.tanh())
+    return is_lstm(lambda block, start, weights: run_laid_out(block, start, lay_out(weights, *block.shape[:2])))
 
 
 IS_THERE = probe()

@@ -5,15 +5,18 @@ at a, padded to b; its state, of the sequences still running at b, starts the ne
 feature shuts the input gate and opens the forget gate wide, so that the cell of a sequence that has ended is held.
 """
 
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
 
 from seqbatch._lengths import Lengths
+from seqbatch._modes import is_transformed, wants_gradients
 from seqbatch.engines import _laid_out
 from seqbatch.engines._blocks import Blocks, blocks_of, turn_plan
 from seqbatch.engines._interface import Hidden
 from seqbatch.engines._laid_out import lay_out, run_laid_out
-from seqbatch.engines._modes import is_transformed, wants_gradients
+from seqbatch.engines._probe import is_lstm
 from seqbatch.engines._stack import run_stack, weights_of
 from seqbatch.layouts import rearrange
 
@@ -24,7 +27,9 @@ SHUT = 1e18
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
     """Run the layer as `Engine` says; for an `nn.LSTM` without projection, hooks or a `forward` of its own."""
-    once = _laid_out.IS_THERE and not (is_transformed() or wants_gradients(layer, values, *(hidden or ())))
+    weights = [weights_of(layer, index) for index in range(layer.num_layers)]
+    sources = chain([values], hidden or (), chain.from_iterable(chain.from_iterable(weights)))
+    once = _laid_out.IS_THERE and not (is_transformed() or wants_gradients(sources))
     overhead = block_overhead(layer.input_size, layer.hidden_size, once)
     blocks = lengths.plan(blocks_of, overhead, device=values.device)
     turn = lengths.plan(turn_plan, overhead, device=values.device) if layer.bidirectional else None
@@ -34,7 +39,7 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
         if index and blocks.padded:
             current = torch.cat([current, first[:, -1:]], 1)
         inputs = [current] if turn is None else [current, rearrange(current, turn)]
-        ways = zip(inputs, weights_of(layer, index), start, strict=True)
+        ways = zip(inputs, weights[index], start, strict=True)
         results = [_run_way(blocks, once, *parts) for parts in ways]
         outputs, hiddens, cells = zip(*results, strict=True)
         if turn is None:
@@ -48,19 +53,7 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
 
 def probe() -> bool:
     """Try whether this PyTorch has `torch.lstm`, which it does not document, and it does what it should."""
-    one, gates = (torch.ones(*shape, device="cpu", dtype=torch.float32) for shape in ((1, 1, 1), (4, 1)))
-    state = torch.zeros_like(one)
-    try:
-        with torch.no_grad():
-            output, _, cell = torch.lstm(one, (state, state), [gates, gates], False, 1, 0.0, False, False, False)
-    except Exception:  # whatever it raises, there is another way
-        return False
-    opened = one.sigmoid()
-    wanted = opened * one.tanh()
-    return torch.allclose(cell, wanted) and torch.allclose(output, opened * wanted.tanh())
-
-
-IS_THERE = probe()
+    return is_lstm(_run_block)
 
 
 def block_overhead(input_size: int, hidden_size: int, once: bool) -> int:
@@ -116,3 +109,6 @@ def _with_gates(weight: Tensor) -> Tensor:
     gates = more.detach()[:, -1]
     gates[:size], gates[size : 2 * size] = -SHUT, SHUT
     return more
+
+
+IS_THERE = probe()

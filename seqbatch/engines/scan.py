@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._lengths import Lengths
+from seqbatch._modes import are_batched
 from seqbatch._plans import packed_plan
 from seqbatch.engines._cells import Cell, GRUCell, LSTMCell, RNNCell, Tensors
 from seqbatch.engines._interface import Hidden
-from seqbatch.engines._modes import are_batched
 from seqbatch.engines._stack import run_stack, weights_of
 from seqbatch.engines._steps import Steps, steps_of, turn_plan
 from seqbatch.layouts import rearrange

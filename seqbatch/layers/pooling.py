@@ -5,13 +5,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from seqbatch._checks import integer
 from seqbatch._lengths import Lengths
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import require_device, require_dtype, require_features
 from seqbatch.encoders.container import call_as_itself
-from seqbatch.layers._layers import as_batch, refuse_own_forward
+from seqbatch.layers._layers import as_batch, refuse_own_forward, size
 
 
 class _Pool(nn.Module):
@@ -151,6 +150,7 @@ class AttentionPool(_Pool):
 
     Raises:
         SeqbatchTypeError: `features` is no integer.
+        SeqbatchValueError: it is negative.
 
     Source: Yang et al., 2016, Hierarchical Attention Networks for Document Classification, of which it leaves out the
     layer before the product: that is an `nn.Sequential(nn.Linear(...), nn.Tanh(), AttentionPool(...))`.
@@ -164,7 +164,7 @@ class AttentionPool(_Pool):
         self, features: int, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
-        self.features: int = integer("features", features)
+        self.features: int = size("features", features)
         self.query: nn.Parameter = nn.Parameter(torch.zeros(self.features, device=device, dtype=dtype))
 
     def extra_repr(self) -> str:

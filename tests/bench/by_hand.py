@@ -1,13 +1,13 @@
 """Layers run on padded sequences by hand: pad, run the layer and cut, in the way of PyTorch that is exact for it.
 
 All go from a layer and a list of tensors to a list of tensors; pools to one tensor, a row for each sequence. A mask
-keeps padding out wherever it would tell on a result, or on the state of a cell.
+keeps padding out only where it would tell on a result: what comes after the end of a sequence is cut off.
 """
 
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence, pad_sequence
 
 
@@ -15,9 +15,13 @@ def _padded(sequences: list[Tensor], value: float = 0.0) -> Tensor:
     return pad_sequence(sequences, batch_first=True, padding_value=value)
 
 
+def _lengths(sequences: list[Tensor]) -> Tensor:
+    return torch.tensor([len(one) for one in sequences], device=sequences[0].device)
+
+
 def _mask(sequences: list[Tensor]) -> Tensor:
     """Give `(batch, time)`, True on real steps."""
-    lengths = torch.tensor([len(one) for one in sequences], device=sequences[0].device)
+    lengths = _lengths(sequences)
     return torch.arange(max(len(one) for one in sequences), device=lengths.device) < lengths[:, None]
 
 
@@ -38,11 +42,10 @@ def step_samples(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
 
 
 def real_steps(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
-    """One that takes statistics over steps must have the real ones alone: select them, and put them back."""
-    padded, mask = _padded(sequences), _mask(sequences)
-    outputs = torch.zeros_like(padded)
-    outputs[mask] = layer(padded[mask])
-    return _cut(outputs, sequences)
+    """One that takes statistics over steps in training must have the real ones alone there: select them."""
+    if not layer.training:
+        return step_samples(layer, sequences)
+    return list(layer(_padded(sequences)[_mask(sequences)]).split([len(one) for one in sequences]))
 
 
 def windows(layer: Any, sequences: list[Tensor], stride: int = 1, value: float = 0.0) -> list[Tensor]:
@@ -50,35 +53,30 @@ def windows(layer: Any, sequences: list[Tensor], stride: int = 1, value: float =
     return _cut(layer(_padded(sequences, value).mT).mT, sequences, stride)
 
 
+def loop(cell: Any, steps: Tensor) -> list[Tensor]:
+    """Give the output of a cell at each step, one after another."""
+    outputs, state = [], None
+    for step in steps:
+        state = cell(step, state)
+        outputs.append(state[0] if isinstance(state, tuple) else state)
+    return outputs
+
+
 def cell_steps(cell: Any, sequences: list[Tensor]) -> list[Tensor]:
-    """A loop over the steps, in which a mask holds the state of those that have ended."""
-    padded = pad_sequence(sequences)
-    hidden = padded.new_zeros(len(sequences), cell.hidden_size)
-    outputs = []
-    for step, there in zip(padded, _mask(sequences).T[..., None], strict=True):
-        hidden = torch.where(there, cell(step, hidden), hidden)
-        outputs.append(hidden)
-    return _cut(torch.stack(outputs).transpose(0, 1), sequences)
+    """A sequence that has ended runs on through padding, for its state is not asked for."""
+    return _cut(torch.stack(loop(cell, pad_sequence(sequences)), 1), sequences)
 
 
-def lstm_cell_steps(cell: Any, sequences: list[Tensor]) -> list[Tensor]:
-    """The same for a state of two parts."""
-    padded = pad_sequence(sequences)
-    hidden = memory = padded.new_zeros(len(sequences), cell.hidden_size)
-    outputs = []
-    for step, there in zip(padded, _mask(sequences).T[..., None], strict=True):
-        next_hidden, next_memory = cell(step, (hidden, memory))
-        hidden, memory = torch.where(there, next_hidden, hidden), torch.where(there, next_memory, memory)
-        outputs.append(hidden)
-    return _cut(torch.stack(outputs).transpose(0, 1), sequences)
-
-
-def attention(layer: Any, sequences: list[Tensor], causal: bool = False) -> list[Tensor]:
+def attention(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
     padded, mask = _padded(sequences), _mask(sequences)
-    steps = padded.shape[1]
-    later = torch.ones(steps, steps, dtype=torch.bool, device=padded.device).triu(1) if causal else None
-    options = {"key_padding_mask": ~mask, "attn_mask": later, "is_causal": causal, "need_weights": False}
-    return _cut(layer(padded, padded, padded, **options)[0], sequences)
+    return _cut(layer(padded, padded, padded, key_padding_mask=~mask, need_weights=False)[0], sequences)
+
+
+def causal(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
+    """Where no step attends to later ones, none does to the padding behind it."""
+    padded = _padded(sequences)
+    later = nn.Transformer.generate_square_subsequent_mask(padded.shape[1], device=padded.device)
+    return _cut(layer(padded, padded, padded, attn_mask=later, is_causal=True, need_weights=False)[0], sequences)
 
 
 def transformer(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
@@ -86,12 +84,11 @@ def transformer(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
 
 
 def mean(_: Any, sequences: list[Tensor]) -> list[Tensor]:
-    mask = _mask(sequences)[..., None]
-    return [(_padded(sequences) * mask).sum(1) / mask.sum(1)]
+    return [_padded(sequences).sum(1) / _lengths(sequences)[:, None]]
 
 
 def maximum(_: Any, sequences: list[Tensor]) -> list[Tensor]:
-    return [_padded(sequences).masked_fill(~_mask(sequences)[..., None], -torch.inf).amax(1)]
+    return [_padded(sequences, -torch.inf).amax(1)]
 
 
 def attention_pool(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
@@ -102,7 +99,8 @@ def attention_pool(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
 
 def tagger(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
     embedding, lstm, linear = layer
-    lengths = torch.tensor([len(one) for one in sequences])
+    lengths = torch.tensor([len(one) for one in sequences])  # on the host, as PyTorch asks for
     packed = pack_padded_sequence(embedding(_padded(sequences)), lengths, batch_first=True, enforce_sorted=False)
-    hidden, _ = pad_packed_sequence(lstm(packed)[0], batch_first=True)
-    return _cut(linear(hidden), sequences)
+    hidden, _ = lstm(packed)
+    outputs, _ = pad_packed_sequence(hidden._replace(data=linear(hidden.data)), batch_first=True)
+    return _cut(outputs, sequences)

@@ -28,11 +28,7 @@ TOKENS = 1000
 
 
 def _cell_alone(cell: Any, sequence: Tensor) -> Tensor:
-    outputs, state = [], None
-    for step in sequence:
-        state = cell(step, state)
-        outputs.append(state[0] if isinstance(state, tuple) else state)
-    return torch.stack(outputs)
+    return torch.stack(by_hand.loop(cell, sequence))
 
 
 def _windows_alone(layer: Any, sequence: Tensor) -> Tensor:
@@ -95,12 +91,12 @@ def _every_other(kind: Callable[..., nn.Module]) -> Callable[[int], nn.Module]:
 
 
 FAMILIES: dict[str, Family] = {
-    "LSTMCell": Family(lambda n: nn.LSTMCell(n, n), by_hand.lstm_cell_steps, alone=_cell_alone),
+    "LSTMCell": Family(lambda n: nn.LSTMCell(n, n), by_hand.cell_steps, alone=_cell_alone),
     "GRUCell": Family(lambda n: nn.GRUCell(n, n), by_hand.cell_steps, alone=_cell_alone),
     "RNNCell": Family(lambda n: nn.RNNCell(n, n), by_hand.cell_steps, alone=_cell_alone),
     "LayerNormLSTM": Family(
         lambda n: LayerNormLSTM(n, n),
-        lambda layer, xs: by_hand.lstm_cell_steps(layer.cell, xs),
+        lambda layer, xs: by_hand.cell_steps(layer.cell, xs),
         alone=lambda layer, x: layer(x)[0],
     ),
     "Conv1d": Family(lambda n: nn.Conv1d(n, n, 3, padding=1), by_hand.windows, alone=_windows_alone),
@@ -117,9 +113,7 @@ FAMILIES: dict[str, Family] = {
     "MultiheadAttention": Family(
         _attention_of, by_hand.attention, alone=lambda layer, x: layer(x, x, x, need_weights=False)[0]
     ),
-    "Causal": Family(
-        lambda n: Causal(_attention_of(n)), lambda layer, xs: by_hand.attention(layer.layer, xs, causal=True)
-    ),
+    "Causal": Family(lambda n: Causal(_attention_of(n)), lambda layer, xs: by_hand.causal(layer.layer, xs)),
     "TransformerEncoderLayer": Family(_transformer_of, by_hand.transformer),
     "TransformerEncoder": Family(lambda n: nn.TransformerEncoder(_transformer_of(n), 2), by_hand.transformer),
     "LayerNorm": Family(nn.LayerNorm, by_hand.steps),

@@ -46,6 +46,21 @@ def test_of_many_lengths_some_places_are_weighed() -> None:
     assert cuts[-1][1] == 999
 
 
+# Many of one length, some of every length, and a few long ones far apart.
+skewed = st.tuples(
+    st.lists(st.integers(1, 9), max_size=50),
+    st.lists(st.integers(1, 99), max_size=100),
+    st.lists(st.integers(1, 99), max_size=50).map(lambda few: [1000 * one for one in few]),
+    st.integers(1, 99).flatmap(lambda length: st.integers(1, 1000).map(lambda number: [length] * number)),
+).map(lambda parts: [count for part in parts for count in part])
+
+
+@given(skewed, st.integers(0, 100))
+def test_of_many_lengths_too_rows_are_few(counts: list[int], overhead: int) -> None:
+    cuts = cut(tuple(counts), overhead)
+    assert sum((end - begin) * count for begin, end, count in cuts) <= 1.5 * sum(counts) + (PLACES + 1) * overhead
+
+
 @given(ragged, st.integers(0, 30))
 def test_rows_hold_each_step_once(counts: list[int], overhead: int) -> None:
     lengths = Lengths(tuple(counts))

@@ -10,7 +10,7 @@ from torch import nn
 
 from seqbatch import encode, encode_with_state
 from seqbatch._lengths import Lengths
-from seqbatch.engines import _products, blocks, choose, direct, packed, scan, single
+from seqbatch.engines import _laid_out, _products, blocks, choose, direct, packed, scan, single
 
 FLOAT = torch.zeros(3, 2)
 RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
@@ -92,6 +92,12 @@ def test_without_the_function_of_blocks(function: Any) -> None:
         with patch.object(blocks, "IS_THERE", False):
             assert choose(layer, FLOAT, RAGGED) is packed.run
             torch.testing.assert_close(encode(layer, xs), [x.detach() for x in wanted])
+
+
+def test_probes_find_the_functions_whatever_is_set_where_they_run() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
+        assert blocks.probe()
+        assert _laid_out.probe()
 
 
 def test_autocast_casts_what_a_layer_is_called_with() -> None:

@@ -70,11 +70,27 @@ def test_not_under_transforms() -> None:
     torch.testing.assert_close(found, {name: value.grad for name, value in model.named_parameters()})
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
-def test_forward_mode_is_refused_by_pytorch_and_loses_no_tangent() -> None:
-    layer, rest = nn.LSTM(3, 300), XS[1:]
+def test_not_where_weights_that_are_no_parameters_want_gradients() -> None:
+    layer: Any = nn.LSTM(3, 300).requires_grad_(False)
+    weight = layer.weight_hh_l0.detach().clone().requires_grad_()
+    del layer.weight_hh_l0
+    layer.weight_hh_l0 = 2 * weight  # as a network that makes the weights of another does
+    torch.cat(encode(layer, XS)).mean().backward()
+    assert weight.grad is not None
+    assert weight.grad.any()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which PyTorch's forward mode calls itself
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_hh_l0"])
+def test_forward_mode_is_refused_by_pytorch_and_loses_no_tangent(name: str) -> None:
+    model = Mean(nn.LSTM(3, 300))
+    weight = getattr(model.layer, name).detach()
+
+    def mean(weight: torch.Tensor) -> Any:
+        return torch.func.functional_call(model, {f"layer.{name}": weight}, ())
+
     with torch.no_grad(), pytest.raises(NotImplementedError, match="forward AD with mkldnn_rnn_layer"):
-        torch.func.jvp(lambda x: torch.cat(encode(layer, [x, *rest])), (XS[0],), (torch.ones_like(XS[0]),))
+        torch.func.jvp(mean, (weight,), (torch.ones_like(weight),))
 
 
 def missing(*arguments: Any) -> Any:

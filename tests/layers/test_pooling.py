@@ -1,5 +1,6 @@
 """Every law for pools, which make one step of each sequence, and none of none."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import laws
@@ -10,10 +11,18 @@ from strategies import features, for_all_lengths, make, sequences
 from torch import nn
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, encode
+from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, encode, reduce
 from seqbatch.layers import AttentionPool, FirstStep, LastStep, MaxPool, MeanPool, MinPool, SumPool
 
 POOLS: list[Any] = [FirstStep, LastStep, MaxPool, MeanPool, MinPool, SumPool]
+
+
+@pytest.fixture(scope="module", autouse=True, params=[reduce.FEW, 0], ids=["one by one", "all at once"])
+def few(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have both ways of unequal lengths tested, whatever the number of sequences."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reduce, "FEW", request.param)
+        yield
 
 
 def attention(size: int, seed: int) -> AttentionPool:

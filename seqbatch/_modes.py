@@ -1,16 +1,15 @@
 """What PyTorch may be doing around a call, that an autograd function of one's own knows nothing of."""
 
 from collections.abc import Iterable
-from itertools import chain
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-def wants_gradients(layer: nn.Module, *inputs: Tensor) -> bool:
-    """Tell whether a backward pass through a layer may follow."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in chain(inputs, layer.parameters()))
+def wants_gradients(tensors: Iterable[Tensor]) -> bool:
+    """Tell whether a backward pass may follow through what is computed from tensors."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def is_transformed() -> bool:
