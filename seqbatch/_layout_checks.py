@@ -43,6 +43,8 @@ def require_total_length(total_length: int | None, longest: int) -> int:
 
 def require_padding_value(padding_value: complex, dtype: torch.dtype) -> complex:
     """Return the padding value as a number of Python if the dtype can hold it without making it another, else raise."""
+    if type(padding_value) in (int, float) and padding_value == 0:
+        return padding_value  # which all can hold
     if not isinstance(padding_value, numbers.Complex):
         raise complaint(SeqbatchTypeError, "padding_value", "be a number", type_name(padding_value))
     to_python = getattr(padding_value, "item", None)  # which numbers of NumPy have
