@@ -140,7 +140,7 @@ class Lengths:
     @_Kept
     def not_empty(self) -> Tensor:
         """`(number,)`, int64, on the host: the sequences that have a step."""
-        return self.tensor.nonzero().flatten()
+        return ints(i for i, count in enumerate(self.counts) if count)
 
     def on(self, name: str, device: torch.device) -> Tensor:
         """Give one of the tensors above, by its name, on a device."""
