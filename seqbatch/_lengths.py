@@ -6,7 +6,7 @@ Everything here is computed on the host, once per `Lengths`, and copied to a dev
 from array import array
 from collections.abc import Callable, Iterable
 from functools import cached_property, partial, wraps
-from itertools import chain, pairwise
+from itertools import accumulate, chain, pairwise
 from typing import Any, Protocol, Self, TypeVar
 
 import torch
@@ -94,7 +94,7 @@ class Lengths:
     @_Kept
     def offsets(self) -> Tensor:
         """`(batch + 1,)`, int64, on the host: where each sequence starts, and where the last ends."""
-        return torch.cat([self.tensor.new_zeros(1), self.tensor.cumsum(0)])
+        return ints(accumulate(self.counts, initial=0))
 
     @_Kept
     def rows(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Flat values to padded, packed and nested tensors and back: each an index from `_lengths` and one gather."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -64,7 +65,9 @@ class _FromNested(torch.autograd.Function):
 
 def _mode_for(tensor: Tensor) -> Any:
     """Leave `torch.inference_mode`, in which PyTorch makes no nested view of a tensor that is from outside it."""
-    return torch.inference_mode(torch.is_inference_mode_enabled() and tensor.is_inference())
+    if not torch.is_inference_mode_enabled():
+        return nullcontext()
+    return torch.inference_mode(tensor.is_inference())
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
@@ -135,7 +138,7 @@ def from_packed(data: Tensor, lengths: Lengths) -> Tensor:
 
 def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
     """Turn flat values into a nested tensor of jagged layout, a view of them."""
-    return _apply(_ToNested, values, lengths)
+    return _apply(_ToNested, values, lengths) if values.requires_grad else _nest(values, lengths)
 
 
 def _nest(values: Tensor, lengths: Lengths) -> Tensor:

@@ -4,5 +4,6 @@ from seqbatch.data._buckets import BucketBatchSampler
 from seqbatch.data._chunks import encode_chunks
 from seqbatch.data._collate import collate_sequences
 from seqbatch.data._lanes import Chunk, chunks_of
+from seqbatch.data._loss import mean_loss
 
-__all__ = ["BucketBatchSampler", "Chunk", "chunks_of", "collate_sequences", "encode_chunks"]
+__all__ = ["BucketBatchSampler", "Chunk", "chunks_of", "collate_sequences", "encode_chunks", "mean_loss"]

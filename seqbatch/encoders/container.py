@@ -82,9 +82,10 @@ def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values
     The caller's layer is not touched: a shallow copy is called, which shares parameters and layers, and whose hooks are
     given the layer itself.
     """
-    # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one. What
-    # `layer.compile` has made is the layer's own, and would not call this forward.
-    shell = type(layer).__new__(type(layer))
+    # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one, nor the
+    # `__new__` of a layer that `fully_shard` has sharded, which makes another layer. What `layer.compile` has made is
+    # the layer's own, and would not call this forward.
+    shell = object.__new__(type(layer))
     vars(shell).update(vars(layer), forward=forward, _compiled_call_impl=None)
     for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
         hooks = getattr(layer, kind)
