@@ -65,14 +65,13 @@ def packed_plan(lengths: Lengths) -> Plan:
 
 def padded_plan(lengths: Lengths, batch_first: bool, side: str, time: int) -> Plan:
     """Flat values to the rows of a padded tensor of `time` steps, batch and time as one axis."""
-    firsts = _arange(len(lengths)) * (time if batch_first else 1)
+    stride, apart = (1, max(time, 1)) if batch_first else (len(lengths), 1)
+    firsts = _arange(0, len(lengths) * apart, apart)
     if side == "left":
-        firsts += (time - lengths.tensor) * (1 if batch_first else len(lengths))
-    if batch_first:
-        shifts = torch.repeat_interleave(firsts - lengths.offsets[:-1], lengths.tensor, output_size=lengths.total)
-        give = shifts.add_(_arange(lengths.total))
-    else:
-        give = lengths.steps * len(lengths) + firsts.index_select(0, lengths.rows)
+        firsts += (time - lengths.tensor) * stride
+    shifts = torch.sub(firsts, lengths.offsets[:-1], alpha=stride)
+    give = torch.repeat_interleave(shifts, lengths.tensor, output_size=lengths.total)
+    give.add_(_arange(lengths.total), alpha=stride)
     cells = len(lengths) * time
     return Plan(undo(give, cells), give, take_fills=cells > lengths.total)
 

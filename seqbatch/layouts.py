@@ -5,12 +5,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._lengths import Lengths
+from seqbatch._modes import is_transformed
 from seqbatch._plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
 
+# So many sequences are copied one by one in less time than it takes to plan a gather.
+FEW = 64
 # Dtypes of which PyTorch gathers nothing on the CPU, and others of the same size.
 _BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
@@ -105,9 +108,21 @@ def to_padded(
     values: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide, time: int, fill: complex
 ) -> Tensor:
     """Turn flat values into `(batch, time, *features)` or `(time, batch, *features)`."""
+    if fill == 0 and time == lengths.longest and _copies_fast(values, lengths):
+        return pad_sequence(values.split(lengths.counts), batch_first, 0, side)
     plan = lengths.plan(padded_plan, batch_first, side, time, device=values.device)
     shape = (len(lengths), time) if batch_first else (time, len(lengths))
     return rearrange(values, plan, fill).reshape(*shape, *values.shape[1:])
+
+
+def _copies_fast(values: Tensor, lengths: Lengths) -> bool:
+    """Tell whether to copy sequence by sequence takes less time than to plan a gather: few of them, on the CPU.
+
+    Not where a backward pass may follow, which would fill as many tensors of the size of all.
+    """
+    if not values.is_cpu or not lengths.total or values.requires_grad or is_transformed():
+        return False
+    return len(lengths) <= FEW
 
 
 def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:
