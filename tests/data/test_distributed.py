@@ -1,0 +1,102 @@
+"""Training in two processes, started by torchrun: as in one, and an error in bounded time where one of them fails."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1]
+EXAMPLE = TESTS.parent / "docs" / "examples" / "japanese_vowels_distributed.py"
+SECONDS = 120
+
+
+def torchrun(script: Path, *options: str) -> tuple[int, str]:
+    """Run a script in two processes; give the exit status and all that they print."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    process = subprocess.Popen(
+        [*command, str(script), *options],
+        env=os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        printed, _ = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        process.terminate()  # upon which it ends the two
+        printed, _ = process.communicate()
+        pytest.fail(f"not done after {SECONDS} seconds:\n{printed}")
+    return process.returncode, printed
+
+
+@pytest.fixture(scope="module")
+def checked() -> tuple[int, str]:
+    """Give what the checks in two processes print, all in one run."""
+    return torchrun(TESTS / "ranks" / "checks.py")
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        "gradients",
+        "gradients of some steps",
+        "gradients of shards",
+        "gradients added up",
+        "weights",
+        "sharded as one",
+        "sharded layers",
+        "some processes only",
+        "resumed",
+    ],
+)
+def test_two_processes_are_as_one(check: str, checked: tuple[int, str]) -> None:
+    assert f"{check}: passed" in checked[1].splitlines(), checked[1]
+
+
+def test_nothing_else_was_checked(checked: tuple[int, str]) -> None:
+    status, printed = checked
+    assert status == 0, printed
+    assert printed.count(": passed") == 9
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("dies", "exitcode  : 7"),
+        ("wrong", "must have features (5,), as samples[0]; got (6,)."),
+        ("late", "Timed out waiting 3000ms"),
+    ],
+)
+def test_a_fault_in_one_process_ends_both(fault: str, said: str) -> None:
+    status, printed = torchrun(TESTS / "ranks" / "faults.py", fault)
+    assert status == 1
+    assert said in printed
+
+
+def results(printed: str) -> list[str]:
+    return [line for line in printed.splitlines() if line.startswith(("train loss", "test loss"))]
+
+
+def test_the_example_in_two_processes() -> None:
+    status, printed = torchrun(EXAMPLE, "--epochs", "1", "--hidden", "8")
+    assert status == 0, printed
+    assert "training: 100%" in printed
+    assert printed.count("processes: 2, device: c") == 1
+    assert len(results(printed)) == 2
+
+
+def test_the_example_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLE), "--epochs", "1", "--checkpoint", str(tmp_path / "checkpoint.pt")]
+    first, second = (
+        subprocess.run([*command, *more], capture_output=True, text=True, timeout=SECONDS, check=False)
+        for more in ([], ["--minimum-accuracy", "100"])
+    )
+    assert first.returncode == 0, first.stderr
+    assert "0/1" in first.stderr
+    assert second.returncode == 1
+    assert "0/1" not in second.stderr, "it was trained already"
+    assert "is below 100 %" in second.stderr
+    assert results(first.stdout) == results(second.stdout)
+    assert len(results(first.stdout)) == 2
