@@ -10,6 +10,7 @@ import by_hand
 import families
 import pytest
 import report
+import sampling
 from torch import Tensor, nn
 from workloads import WIDTHS
 
@@ -18,7 +19,7 @@ RESULTS = json.loads((ROOT / "docs" / "performance.json").read_text())
 PAGE = (ROOT / "docs" / "performance.md").read_text()
 
 
-@pytest.mark.parametrize("section", ["layers", "conversions"])
+@pytest.mark.parametrize("section", ["layers", "conversions", "families"])
 def test_the_page_has_the_tables_of_the_results(section: str) -> None:
     assert report.table(section, RESULTS[section]) in PAGE
 
@@ -26,6 +27,10 @@ def test_the_page_has_the_tables_of_the_results(section: str) -> None:
 @pytest.mark.parametrize("section", ["layers", "growth"])
 def test_the_page_tells_of_every_case_where_another_is_faster(section: str) -> None:
     assert report.faster(section, RESULTS[section]) in PAGE
+
+
+def test_the_page_on_training_has_the_table_of_sampling() -> None:
+    assert sampling.table(RESULTS["sampling"]) in (ROOT / "docs" / "training.md").read_text()
 
 
 def test_readme_quotes_the_results() -> None:

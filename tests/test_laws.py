@@ -17,7 +17,9 @@ from seqbatch import (
     _registry,
     register_encoder,
     register_recurrent,
+    testing,
 )
+from seqbatch.testing import maker
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +56,8 @@ LAWS: dict[str, Callable[[nn.Module], None]] = {
     "lengths": lambda layer: laws.check_lengths(layer, xs()),
     "empty": lambda layer: laws.check_empty(layer, xs()),
     "empty, from a state": lambda layer: laws.check_empty(layer, xs(), start(layer)),
-    "memory": lambda layer: laws.check_memory(layer.float(), 2, times=120),
+    "memory": lambda layer: testing.check_memory(layer, maker((2,))),
+    "memory, by the values": lambda layer: laws.check_memory(layer.float(), 2, times=120),
     "called as itself": lambda layer: laws.check_called_as_itself(layer, xs()),
     "unmodified": lambda layer: laws.check_unmodified(layer, xs(), start(layer)),
     "refused": refused,
@@ -101,6 +104,7 @@ FAULTS: dict[str, list[Callable[[Any, SequenceBatch], SequenceBatch]]] = {
         wrong.gives_a_step_if_all_are_empty,
     ],
     "memory": [wrong.pads],
+    "memory, by the values": [wrong.pads],
     "called as itself": [
         wrong.skips_hooks,
         wrong.skips_hooks_before,

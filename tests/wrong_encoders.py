@@ -206,6 +206,22 @@ def leaves_frozen_weights(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return batch.map(layer.requires_grad_(False))
 
 
+def replaces_the_weights_unseen(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    layer.weight.data = layer.weight.data.clamp(-0.1, 0.1)
+    return batch.map(layer)
+
+
+def leaves_one_hook(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    if not layer._forward_hooks:
+        layer.register_forward_hook(lambda module, args, output: output)
+    return batch.map(layer)
+
+
+def forgets_steps_from_the_ninth(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    early = torch.cat([torch.arange(length) < 8 for length in (0, *batch.lengths)])
+    return batch.map(lambda values: layer(values) * early[:, None])
+
+
 def refuses_nothing(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return batch.map(lambda values: values)
 

@@ -37,15 +37,18 @@ def has_hooks_before(layer: nn.Module) -> bool:
     return len(layer._forward_pre_hooks) > is_lazy(layer)
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """Tell whether an error is that of an allocator; on the CPU it is of no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 @contextmanager
 def refusals_of(layer: nn.Module, batch: SequenceBatch) -> Iterator[None]:
-    """Name the layer, and what it was given, where PyTorch refuses it; what comes of hooks stays as it is."""
+    """Name the layer, and what it was given, where PyTorch refuses it; what comes of hooks or lack of memory stays."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except (ArithmeticError, IndexError, RuntimeError) as error:
-        if has_hooks_before(layer) or layer._forward_hooks:
+        if has_hooks_before(layer) or layer._forward_hooks or is_lack_of_memory(error):
             raise
         must = f"take features {tuple(batch.feature_shape)} and {batch.dtype}"
         remedy = f"PyTorch says: {str(error).partition(chr(10))[0]}"

@@ -6,9 +6,9 @@ from seqbatch.testing._laws import (
     check_alone,
     check_empty,
     check_lengths,
-    check_memory,
     check_order,
 )
+from seqbatch.testing._memory import check_memory
 from seqbatch.testing._padding import check_padding
 from seqbatch.testing._strategies import lengths, maker, sequences
 

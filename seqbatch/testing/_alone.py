@@ -75,7 +75,7 @@ def beside_alone(
         if not len(sequence):
             assert not len(outputs[i]), "a sequence of no steps gives an output of some"
             continue
-        result = alone(layer, sequence, select(state, [i]))
+        result = alone(layer, sequence.clone(), select(state, [i]))  # it may write to what it is given
         output, end = (result, None) if final is None else _pair(result)
         found += [outputs[i], *tensors_of(select(final, [i]))]
         wanted += [output, *tensors_of(end)]

@@ -11,9 +11,10 @@ from torch.nn.modules.module import register_module_forward_hook, register_modul
 from torch.nn.utils.rnn import PackedSequence
 from torch.testing import assert_close
 
+from seqbatch._checks import complaint, describe
 from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode
-from seqbatch.errors import SeqbatchError
+from seqbatch.errors import SeqbatchError, SeqbatchTypeError
 from seqbatch.testing._alone import Alone, Sequences, call_alone
 from seqbatch.testing._tensors import assert_alike, run, tensors_of
 
@@ -31,10 +32,11 @@ def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alo
 
     Raises:
         AssertionError: the law is broken.
+        SeqbatchTypeError: the layer cannot be copied.
 
     >>> check_called_as_itself(nn.Linear(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
     """
-    watched = copy.deepcopy(layer)
+    watched = copied(layer)
     plain, called = _called(watched, lambda: encode(watched, sequences))
     entered, left = [], []
 
@@ -52,7 +54,7 @@ def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alo
         replaced = [torch.full_like(output, 7) for output in plain]
         assert_alike(hooked, replaced, "what a hook returns must count for every sequence")
         longest = max(sequences, key=len)
-        wanted = _called(watched, lambda: alone(watched, longest, None))[1]
+        wanted = _called(watched, lambda: alone(watched, longest.clone(), None))[1]
         assert called == wanted, f"the layers in it that run must be {sorted(wanted)}; got {sorted(called)}"
 
 
@@ -109,6 +111,16 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
     assert re.search(message, str(refused)), f"{refused} does not match {message}"
     assert not [module for module in entered if not [*module.children()]], "a layer ran"
     check()
+
+
+def copied(layer: nn.Module) -> nn.Module:
+    """Copy a layer with all that it holds, or raise what says that it cannot be copied."""
+    try:
+        return copy.deepcopy(layer)
+    except Exception as error:
+        must = "be one that copy.deepcopy can copy, for it is checked on copies"
+        remedy = f"Copying says: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise complaint(SeqbatchTypeError, "layer", must, describe(layer), remedy) from error
 
 
 def _sevens(output: Any) -> Any:

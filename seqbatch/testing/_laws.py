@@ -1,17 +1,14 @@
 """The laws of results, each a function that checks one layer on one list of sequences."""
 
 from collections.abc import Callable
-from itertools import accumulate
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.testing import assert_close
 
 from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode
 from seqbatch.testing._alone import Alone, Sequences, beside_alone, call_alone
-from seqbatch.testing._tensors import as_real, assert_alike, gradients, run, select, tensors_of
+from seqbatch.testing._tensors import assert_alike, gradients, run, select, tensors_of
 
 
 def check_alone(layer: nn.Module, sequences: Sequences, state: Any = None, *, alone: Alone = call_alone) -> None:
@@ -33,7 +30,7 @@ def check_alone(layer: nn.Module, sequences: Sequences, state: Any = None, *, al
     >>> check_alone(nn.Linear(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
     """
     found, wanted = beside_alone(layer, run(layer, sequences, state), sequences, state, alone)
-    assert_close(found, wanted)
+    assert_alike(found, wanted)
     sources = [*sequences, *tensors_of(state), *layer.parameters()]
     assert_alike(gradients(found, sources), gradients(wanted, sources), "of gradients")
 
@@ -55,8 +52,8 @@ def check_order(layer: nn.Module, sequences: Sequences, order: list[int], state:
     """
     outputs, final = run(layer, sequences, state)
     permuted, permuted_final = run(layer, [sequences[i] for i in order], select(state, order))
-    assert_close(permuted, [outputs[i] for i in order])
-    assert_close(tensors_of(permuted_final), tensors_of(select(final, order)))
+    assert_alike(permuted, [outputs[i] for i in order])
+    assert_alike(tensors_of(permuted_final), tensors_of(select(final, order)))
 
 
 def check_lengths(layer: nn.Module, sequences: Sequences, *, rule: Callable[[int], int] = int) -> None:
@@ -108,8 +105,8 @@ def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> No
     assert len(outputs) == len(places), "another number of sequences"
     assert [len(outputs[i]) for i in empty] == [0, 0, 0], "a sequence of no steps gives an output of some"
     without, without_final = run(layer, sequences, state)
-    assert_close([outputs[i] for i in full], without)
-    assert_close(tensors_of(select(final, full)), tensors_of(without_final))
+    assert_alike([outputs[i] for i in full], without)
+    assert_alike(tensors_of(select(final, full)), tensors_of(without_final))
     left, begin = select(final, empty), select(start, empty)
     _check_initial(layer, sequences, (without, without_final), left, begin)
     _check_nothing(layer, nothing, without[0], left, begin)
@@ -138,39 +135,3 @@ def _check_nothing(layer: nn.Module, nothing: Tensor, output: Tensor, left: Any,
         kinds = [(tuple(one.shape[1:]), one.dtype) for one in (found.values, output)]
         assert kinds[0] == kinds[1], f"the outputs of {what} must have features and dtype {kinds[1]}; got {kinds[0]}"
         assert_alike(tensors_of(final), tensors_of(select(left, chosen)), f"the state of {what}")
-
-
-def check_memory(
-    layer: nn.Module,
-    make: Callable[[int], Tensor],
-    *,
-    times: float,
-    ones: int = 511,
-    longest: int = 512,
-    least: int = 0,
-) -> None:
-    """Law Memory: forward and backward memory grows with the steps, not with batch x longest.
-
-    Args:
-        layer: as for `check_alone`.
-        make: from a number of steps to a Tensor `(steps, *features)`.
-        times: how many times the bytes of the values may be in use at the peak.
-        ones: how many sequences of one step there are.
-        longest: the steps of the one beside them.
-        least: how many steps a sequence must have; by this number all steps are multiplied.
-
-    Raises:
-        AssertionError: the law is broken.
-
-    >>> check_memory(nn.GRU(5, 3), lambda steps: torch.randn(steps, 5), times=60)
-    """
-    lengths = [max(least, 1) * steps for steps in [1] * ones + [longest]]
-    batch = SequenceBatch(make(sum(lengths)), lengths)
-    with torch.profiler.profile(profile_memory=True) as profile:
-        as_real(encode(layer, batch).values).sum().backward()
-    # Not `profile.events()`, which leaves out what an operator allocates and counts it to the operator.
-    recorded: Any = profile.profiler
-    events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
-    peak = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
-    found = peak / batch.values.nbytes
-    assert found <= times, f"a peak of {found:.1f} times the values; at most {times} are right"

@@ -62,9 +62,9 @@ def gradients(results: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
     ]
 
 
-def assert_alike(found: Any, wanted: Any, told: str) -> None:
-    """Compare at the dtype's default tolerance, and say of what the difference is."""
-    assert_close(found, wanted, msg=lambda difference: f"{told}: {difference}")
+def assert_alike(found: Any, wanted: Any, told: str = "") -> None:
+    """Compare at the dtype's default tolerance, NaN with NaN too, and say of what the difference is."""
+    assert_close(found, wanted, equal_nan=True, msg=lambda difference: f"{told}: {difference}" if told else difference)
 
 
 def assert_same_bits(found: Tensor, wanted: Tensor, message: str = "other values") -> None:

@@ -117,6 +117,13 @@ def test_a_lack_of_memory_is_no_fault_of_the_layer(monkeypatch: pytest.MonkeyPat
         encode(nn.Tanh(), [torch.zeros(2, 3)])
 
 
+def test_nor_is_a_lack_of_memory_of_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    # More bytes than there are addresses.
+    monkeypatch.setattr(nn.Tanh, "forward", lambda layer, steps: torch.empty(2**46))
+    with pytest.raises(RuntimeError, match=r"DefaultCPUAllocator: (can't allocate|not enough) memory"):
+        encode(nn.Tanh(), [torch.zeros(2, 3)])
+
+
 @pytest.mark.parametrize("way", ["forward hook", "forward pre-hook", "subclass"])
 @pytest.mark.parametrize(("layer", "x", "words"), REFUSED_BY_TORCH)
 def test_errors_of_layers_with_hooks_or_a_forward_of_their_own_stay_as_they_are(

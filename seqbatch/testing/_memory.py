@@ -1,0 +1,58 @@
+"""The law Memory: a batch takes what its steps take, and not what it would take padded."""
+
+from collections.abc import Callable
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch.batch import SequenceBatch
+from seqbatch.encode import encode
+from seqbatch.testing._tensors import as_real
+
+
+def check_memory(
+    layer: nn.Module,
+    make: Callable[[int], Tensor],
+    *,
+    times: float = 50,
+    ones: int = 511,
+    longest: int = 512,
+    least: int = 0,
+) -> None:
+    """Law Memory: forward and backward memory grows with the steps, not with batch x longest.
+
+    The peak for many sequences of one step beside a long one is measured against the peak for the long one by itself,
+    both by the step. So how wide the layer is does not count: a right encoder takes about as much, or a few times as
+    much where every sequence gets a border, as in a convolution; one that pads takes 256 times as much.
+
+    Args:
+        layer: as for `check_alone`.
+        make: from a number of steps to a Tensor `(steps, *features)`.
+        times: how many times the memory of the long sequence by itself, by the step, may be in use at the peak.
+        ones: how many sequences of one step there are.
+        longest: the steps of the one beside them.
+        least: how many steps a sequence must have; by this number all steps are multiplied.
+
+    Raises:
+        AssertionError: the law is broken.
+
+    >>> check_memory(nn.GRU(5, 3), lambda steps: torch.randn(steps, 5))
+    """
+    lengths = [max(least, 1) * steps for steps in [1] * ones + [longest]]
+    peaks = [peak_by_step(layer, SequenceBatch(make(sum(some)), some)) for some in (lengths, lengths[-1:])]
+    found = peaks[0] / peaks[1]
+    what = "times what the longest sequence takes by itself, by the step"
+    assert found <= times, f"a peak of {found:.1f} {what}; at most {times} are right"
+
+
+def peak_by_step(layer: nn.Module, batch: SequenceBatch) -> float:
+    """Give the bytes in use at the peak of forward and backward, for each step of the batch."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        as_real(encode(layer, batch).values).sum().backward()
+    # Not `profile.events()`, which leaves out what an operator allocates and counts it to the operator.
+    recorded: Any = profile.profiler
+    events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
+    peak: int = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
+    return peak / batch.total_steps
