@@ -109,7 +109,7 @@ def to_padded(
 ) -> Tensor:
     """Turn flat values into `(batch, time, *features)` or `(time, batch, *features)`."""
     if fill == 0 and time == lengths.longest and _copies_fast(values, lengths):
-        return pad_sequence(values.split(lengths.counts), batch_first, 0, side)
+        return pad_sequence(list(values.split(lengths.counts)), batch_first, 0, side)
     plan = lengths.plan(padded_plan, batch_first, side, time, device=values.device)
     shape = (len(lengths), time) if batch_first else (time, len(lengths))
     return rearrange(values, plan, fill).reshape(*shape, *values.shape[1:])
