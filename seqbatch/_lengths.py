@@ -102,11 +102,6 @@ class Lengths:
         return torch.repeat_interleave(self.tensor, output_size=self.total)
 
     @_Kept
-    def steps(self) -> Tensor:
-        """`(total_steps,)`, int64, on the host: the position of each step in its sequence."""
-        return _arange(self.total) - self.offsets.index_select(0, self.rows)
-
-    @_Kept
     def sequence_order(self) -> list[int]:
         """The sequences from longest to shortest, equals in the caller's order."""
         return sorted(range(len(self)), key=self.counts.__getitem__, reverse=True)
