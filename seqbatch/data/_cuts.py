@@ -93,9 +93,12 @@ def _by_pools(lengths: Tensor, pool: int, generator: torch.Generator | None) -> 
 def _cut(lengths: Tensor, rules: Rules) -> Tensor:
     """Cut sequences into batches in their order, each as large as it may be; `(batches + 1,)`."""
     ends, count = lengths.cumsum(0), len(lengths)
-    budget = ends[-1] if rules.max_steps is None else rules.max_steps
+    total = int(ends[-1])
+    budget = (
+        total if rules.max_steps is None else min(rules.max_steps, total)
+    )  # whose sum with others must not overflow
     by_steps = torch.searchsorted(ends, ends - lengths + budget, right=True)  # where a batch ends, from each sequence
-    by_number = (torch.arange(count, device="cpu") + (rules.batch_size or count)).clamp(max=count)
+    by_number = (torch.arange(count, device="cpu") + min(rules.batch_size or count, count)).clamp(max=count)
     stops = torch.minimum(by_steps, by_number).tolist()
     bounds = [0]
     while bounds[-1] < count:

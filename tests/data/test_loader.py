@@ -125,6 +125,8 @@ def test_what_a_class_says_in_a_worker_arrives_with_the_class() -> None:
         list(loader)
 
 
+# PyTorch may only notice while it takes the loader down, and then says so twice.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_worker_that_dies_is_an_error() -> None:
     loader = DataLoader(
         Utterances(last=5),
