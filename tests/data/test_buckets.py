@@ -259,3 +259,9 @@ def test_rank_and_world_size_are_those_of_torch_distributed(monkeypatch: pytest.
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
     told = BucketBatchSampler(range(9), batch_size=2, rank=2, world_size=3)
     assert list(BucketBatchSampler(range(9), batch_size=2)) == list(told)
+
+
+def test_limits_far_beyond_what_there_is_are_none() -> None:
+    most = 2**63 - 1
+    assert list(BucketBatchSampler([1, 2, 3], batch_size=2, max_steps=most, shuffle=False)) == [[0, 1], [2]]
+    assert list(BucketBatchSampler([1, 2, 3], batch_size=most, max_steps=3, shuffle=False)) == [[0, 1], [2]]
