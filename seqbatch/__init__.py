@@ -2,6 +2,7 @@
 
 import torch
 
+import seqbatch._pytrees  # registers batches and states
 import seqbatch.encoders  # registers the built-in encoders
 import seqbatch.layers  # noqa: F401  # and those of its own layers
 from seqbatch._lengths import Lengths as _Lengths
@@ -35,6 +36,6 @@ __all__ = [
     "register_recurrent",
 ]
 
-# So that `torch.load` with its default weights_only=True reads checkpoints that hold batches and states. This is all
-# that importing seqbatch tells torch, and it concerns these classes alone.
+# So that `torch.load` with its default weights_only=True reads checkpoints that hold batches and states. This, the
+# pytrees and the operators are all that importing seqbatch tells torch, and it concerns these classes alone.
 torch.serialization.add_safe_globals([ContainerState, LSTMState, RNNState, SequenceBatch, _Lengths])

@@ -137,16 +137,21 @@ def at_least(subject: str, value: object, least: int) -> int:
     return number
 
 
+def require_integers(subject: str, value: Tensor) -> Tensor:
+    """Return a Tensor if it is one of integers of one axis, else raise."""
+    if value.dim() != 1 or value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
+        must = "be integers, as a Tensor of one axis and an integer dtype"
+        raise complaint(SeqbatchTypeError, subject, must, f"shape {tuple(value.shape)} and {value.dtype}")
+    return value
+
+
 def integers(subject: str, value: object) -> list[int]:
     """Return a sequence of integers, or a one-dimensional integer Tensor, as a list of ints, else raise.
 
     A Tensor on a device is copied to the host, which waits for the device.
     """
     if isinstance(value, Tensor):
-        if value.dim() != 1 or value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
-            must = "be integers, as a Tensor of one axis and an integer dtype"
-            raise complaint(SeqbatchTypeError, subject, must, f"shape {tuple(value.shape)} and {value.dtype}")
-        numbers: list[int] = value.tolist()
+        numbers: list[int] = require_integers(subject, value).tolist()
         return numbers
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         remedy = "Call its tolist." if hasattr(value, "tolist") else ""

@@ -51,4 +51,5 @@ def _open_packed(packed: PackedSequence) -> Opened:
 
 def is_nothing(batch: SequenceBatch) -> bool:
     """Tell whether a batch may come from an empty list, which has no features that a layer could take."""
-    return batch.batch_size == 0 and batch.values.dim() == 1 and batch.dtype.is_floating_point
+    # The number of sequences last, for in a graph nobody knows it.
+    return batch.values.dim() == 1 and batch.dtype.is_floating_point and batch.batch_size == 0

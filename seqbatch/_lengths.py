@@ -5,12 +5,15 @@ Everything here is computed on the host, once per `Lengths`, and copied to a dev
 
 from array import array
 from collections.abc import Callable, Iterable
-from functools import cached_property, partial, wraps
+from functools import partial
 from itertools import accumulate, chain, pairwise
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar, overload
 
 import torch
 from torch import Tensor
+
+from seqbatch._checks import integers, lengths_of, require_integers, same_lengths
+from seqbatch._modes import refuse_in_a_graph
 
 T = TypeVar("T")
 
@@ -41,11 +44,29 @@ def _outside_inference_mode(make: Callable[[], T]) -> T:
         return make()
 
 
-class _Kept(cached_property[T]):
-    """A property that is computed once, and of use in training too if that was in `torch.inference_mode`."""
+class _Kept(Generic[T]):
+    """A property that is computed once, and of use in training too if that was in `torch.inference_mode`.
+
+    `functools.cached_property` has a lock, which takes time and which `torch.compile` does not understand.
+    """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
-        super().__init__(wraps(compute)(lambda lengths: _outside_inference_mode(lambda: compute(lengths))))
+        self._compute, self.__doc__ = compute, compute.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    @overload
+    def __get__(self, lengths: None, owner: type) -> Self: ...
+    @overload
+    def __get__(self, lengths: object, owner: type) -> T: ...
+    def __get__(self, lengths: Any, owner: type) -> Self | T:
+        if lengths is None:
+            return self
+        refuse_in_a_graph(self._name)
+        made = _outside_inference_mode(lambda: self._compute(lengths))
+        vars(lengths)[self._name] = made
+        return made
 
 
 class Lengths:
@@ -55,11 +76,27 @@ class Lengths:
     """
 
     def __init__(self, counts: tuple[int, ...]) -> None:
-        self.counts = counts
-        self.total: int = sum(counts)
-        self.longest: int = max(counts, default=0)
+        self._hold(_outside_inference_mode(lambda: ints(counts)))
+        self._counts = counts
+
+    @classmethod
+    def from_tensor(cls, tensor: Tensor) -> "Lengths":
+        """Take lengths as they stand in a tensor, whose numbers nobody asks for yet: a graph has none.
+
+        Args:
+            tensor: `(batch,)`, int64, on the host.
+        """
+        lengths = cls.__new__(cls)
+        lengths._hold(tensor)
+        return lengths
+
+    def _hold(self, tensor: Tensor) -> None:
+        # `(batch,)`, int64, on the host. It is made at once, for a graph takes it as its input, and no numbers.
+        self.tensor = tensor
         self._plans: dict[tuple[object, ...], Any] = {}
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
+        # In a graph the sizes of the tensors that it was made of, if it was made of some.
+        self.sizes: tuple[int, ...] | None = None
 
     @classmethod
     def from_batch_sizes(cls, batch_sizes: list[int], order: list[int]) -> "Lengths":
@@ -87,9 +124,29 @@ class Lengths:
         return self  # nothing in it can change, and sharing it keeps the plans
 
     @_Kept
-    def tensor(self) -> Tensor:
-        """`(batch,)`, int64, on the host."""
-        return ints(self.counts)
+    def _counts(self) -> tuple[int, ...]:
+        return tuple(self.tensor.tolist())
+
+    @_Kept
+    def _longest(self) -> int:
+        return max(self._counts, default=0)
+
+    @_Kept
+    def total(self) -> int:
+        """The steps of all sequences together."""
+        return sum(self._counts)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of `tensor`."""
+        refuse_in_a_graph("lengths")  # each time, for else a graph would be made for these numbers alone
+        return self._counts
+
+    @property
+    def longest(self) -> int:
+        """The steps of the longest sequence; 0 if there is none."""
+        refuse_in_a_graph("max_length")
+        return self._longest
 
     @_Kept
     def offsets(self) -> Tensor:
@@ -139,6 +196,7 @@ class Lengths:
 
     def on(self, name: str, device: torch.device) -> Tensor:
         """Give one of the tensors above, by its name, on a device."""
+        refuse_in_a_graph(name)
         key = (name, device)
         if key not in self._on_device:
             self._on_device[key] = _outside_inference_mode(lambda: to_device(getattr(self, name), device))
@@ -155,6 +213,7 @@ class Lengths:
 
     def plan(self, make: Callable[..., Made], *options: object, device: torch.device) -> Made:
         """Give the plan `make(self, *options)` on a device, made the first time only."""
+        refuse_in_a_graph("plan")
         key = (make, options, device)
         plan: Made | None = self._plans.get(key)
         if plan is None:
@@ -182,6 +241,36 @@ class Lengths:
         full = numbers > 0
         sizes[numbers.cumsum(0)[full] - 1] = (self.tensor - CHUNK * (numbers - 1))[full]
         return Lengths(tuple(sizes.tolist())), Lengths(tuple(numbers.tolist()))
+
+
+def structure_of(subject: str, value: object) -> Lengths:
+    """Make a structure of what a caller gives as lengths, else raise; in a graph without a look at the numbers."""
+    if not torch.compiler.is_compiling():
+        return Lengths(lengths_of(subject, value))
+    if isinstance(value, Tensor):
+        return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64))
+    return structure_of_sizes(tuple(integers(subject, value)))
+
+
+def structure_of_sizes(sizes: tuple[int, ...]) -> Lengths:
+    """Make a structure of the sizes of tensors, which a graph knows by name."""
+    if not torch.compiler.is_compiling():
+        return Lengths(sizes)
+    lengths = Lengths.from_tensor(torch.tensor(sizes, dtype=torch.int64, device="cpu"))
+    lengths.sizes = sizes
+    return lengths
+
+
+def require_same(subject: str, lengths: Lengths, like: Lengths) -> None:
+    """Raise unless lengths are those of this batch; in a graph it is the graph that raises, when it runs."""
+    if lengths is like:
+        return
+    if torch.compiler.is_compiling():
+        torch._check(lengths.tensor.shape == like.tensor.shape)
+        message = f"`{subject}` must have the lengths of this batch"
+        torch._assert_async((lengths.tensor == like.tensor).all(), message)
+    else:
+        same_lengths(subject, lengths.counts, like.counts)
 
 
 def ints(*parts: Iterable[int]) -> Tensor:

@@ -6,6 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from seqbatch._checks import complaint
+from seqbatch.errors import SeqbatchError
+
 
 def wants_gradients(tensors: Iterable[Tensor]) -> bool:
     """Tell whether a backward pass may follow through what is computed from tensors."""
@@ -23,3 +26,16 @@ def are_batched(gradients: Iterable[Tensor | None]) -> bool:
     functorch: Any = getattr(torch._C, "_functorch", None)
     batched: Any = getattr(functorch, "is_legacy_batchedtensor", lambda gradient: False)
     return any(gradient is not None and batched(gradient) for gradient in gradients)
+
+
+def not_in_a_graph(what: str) -> SeqbatchError:
+    """Make the error for what a graph cannot hold that is to serve all lengths."""
+    remedy = "Call it outside, or in a function that torch.compiler.disable keeps out of the graph."
+    must = "serve all lengths, so that nothing in it may depend on their numbers"
+    return complaint(SeqbatchError, "graph of torch.compile or torch.export", must, what, remedy)
+
+
+def refuse_in_a_graph(what: str) -> None:
+    """Raise where `torch.compile` or `torch.export` makes a graph."""
+    if torch.compiler.is_compiling():
+        raise not_in_a_graph(f"a call that needs {what}")

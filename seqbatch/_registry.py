@@ -36,8 +36,8 @@ def _always(layer: object) -> bool:
     return True
 
 
-# Holds an `_Entry` for each type of layer and is never called: only its `register` and `dispatch` are.
-_entries: Any = functools.singledispatch(_never)
+# By type of layer.
+_entries: dict[type, _Entry] = {}
 
 
 def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Encoder[Layer]]:
@@ -71,7 +71,7 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
         def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
             return _checked(function(layer, batch), batch), None
 
-        _entries.register(layer_type, _Entry(run, keeps_state=_never))
+        _entries[layer_type] = _Entry(run, keeps_state=_never)
         return function
 
     return register
@@ -118,7 +118,7 @@ def register_recurrent(
                 raise complaint(SeqbatchTypeError, "encoder(layer, batch, state)", must, type_name(result))
             return _checked(result[0], batch), result[1]
 
-        _entries.register(layer_type, _Entry(run, keeps_state=when))
+        _entries[layer_type] = _Entry(run, keeps_state=when)
         return function
 
     return register
@@ -145,18 +145,26 @@ def find(layer: object) -> _Entry:
     if not isinstance(layer, nn.Module):
         remedy = "Give a layer, not its class." if isinstance(layer, type) else ""
         raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
-    entry = _entries.dispatch(type(layer))
-    if not isinstance(entry, _Entry):
+    entry = _dispatch(type(layer))
+    if entry is None:
         _load_plugins()
-        entry = _entries.dispatch(type(layer))
-    if not isinstance(entry, _Entry):
+        entry = _dispatch(type(layer))
+    if entry is None:
         raise unsupported(layer)
     return entry
 
 
+def _dispatch(layer_type: type) -> _Entry | None:
+    """Give what is registered for a type or its nearest base, as `functools.singledispatch`, of which none compiles."""
+    for base in layer_type.__mro__:
+        if base in _entries:
+            return _entries[base]
+    return None
+
+
 def is_run_as(layer: object, *kinds: type[nn.Module]) -> bool:
     """Tell whether a layer is run by the encoder of one of these types, and not by one of its own."""
-    return find(layer) in [_entries.dispatch(kind) for kind in kinds]
+    return find(layer) in [_dispatch(kind) for kind in kinds]
 
 
 def unsupported(layer: object, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:

@@ -7,10 +7,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from seqbatch import _checks, _indices
+from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
-from seqbatch._lengths import Lengths
-from seqbatch._plans import reverse_plan, select_plan
+from seqbatch._lengths import Lengths, require_same, structure_of
+from seqbatch._plans import select_plan
+from seqbatch._reduce import reduce
 from seqbatch._tensor_like import TensorLike
 from seqbatch.conversions import Conversions
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -25,11 +26,7 @@ def _equal(one: Tensor, other: object) -> bool:
     return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device) and torch.equal(one, other)
 
 
-def _to_structure(lengths: "Sequence[int] | Tensor | Lengths") -> Lengths:
-    return lengths if isinstance(lengths, Lengths) else Lengths(_checks.lengths_of("lengths", lengths))
-
-
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen(eq=False, repr=False, init=False)
 class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
@@ -51,17 +48,26 @@ class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
     """
 
     values: Tensor
-    _lengths: Lengths = attrs.field(alias="lengths", converter=_to_structure)
+    _lengths: Lengths
 
-    def __attrs_post_init__(self) -> None:
-        steps = len(_checks.require_steps("values", self.values))
-        if self._lengths.total != steps:
-            must = f"add up to {steps}, the steps of `values`"
-            raise complaint(SeqbatchValueError, "lengths", must, self._lengths.total)
+    def __init__(self, values: Tensor, lengths: Sequence[int] | Tensor) -> None:
+        steps = _checks.require_steps("values", values).shape[0]
+        # Lengths come from pickled batches only.
+        structure = lengths if isinstance(lengths, Lengths) else structure_of("lengths", lengths)
+        if not torch.compiler.is_compiling() and structure.total != steps:
+            raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", structure.total)
+        self._set(values, structure)
 
     @classmethod
     def _of(cls, values: Tensor, lengths: Lengths) -> Self:
-        return cls(values, lengths)
+        batch = cls.__new__(cls)
+        batch._set(values, lengths)
+        return batch
+
+    def _set(self, values: Tensor, lengths: Lengths) -> None:
+        # As attrs does it, but in words that `torch.compile` understands.
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "_lengths", lengths)
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -71,17 +77,19 @@ class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
     @property
     def offsets(self) -> Tensor:
         """`(batch + 1,)`, int64, on the device of the values: where each sequence starts in them; a copy."""
+        if torch.compiler.is_compiling():
+            return graphs.offsets(self._lengths.tensor).to(self.values.device)
         return self._lengths.on("offsets", self.values.device).clone()
 
     @property
     def batch_size(self) -> int:
         """The number of sequences."""
-        return len(self._lengths)
+        return self._lengths.tensor.shape[0]
 
     @property
     def total_steps(self) -> int:
         """The steps of all sequences together."""
-        return self._lengths.total
+        return self.values.shape[0]
 
     @property
     def max_length(self) -> int:
@@ -102,6 +110,12 @@ class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
     def device(self) -> torch.device:
         """The device of the values."""
         return self.values.device
+
+    def _rows(self) -> Tensor:
+        """Tell which sequence each step belongs to, on the device of the values."""
+        if torch.compiler.is_compiling():
+            return graphs.rows(self._lengths.tensor, self.total_steps).to(self.device)
+        return self._lengths.on("rows", self.device)
 
     def __repr__(self) -> str:
         number, steps = _checks.counted(self.batch_size, "sequence"), _checks.counted(self.max_length, "step")
@@ -205,8 +219,10 @@ class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
             _checks.same_kind(f"batches[{i}]", part.values, "batches[0]", parts[0].values)
         if not parts:
             return cls.from_sequences([])
-        counts = tuple(count for part in parts for count in part.lengths)
-        return cls._of(torch.cat([part.values for part in parts]), Lengths(counts))
+        values = torch.cat([part.values for part in parts])
+        if torch.compiler.is_compiling():
+            return cls._of(values, Lengths.from_tensor(torch.cat([part._lengths.tensor for part in parts])))
+        return cls._of(values, Lengths(tuple(count for part in parts for count in part.lengths)))
 
     def map(self, function: Callable[..., Tensor], *others: "SequenceBatch") -> Self:
         """Apply a function that treats every step by itself.
@@ -230,8 +246,7 @@ class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
         for i, other in enumerate(others):
             if not isinstance(other, SequenceBatch):
                 raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", _checks.type_name(other))
-            if other._lengths is not self._lengths:
-                _checks.same_lengths(f"others[{i}]", other.lengths, self.lengths)
+            require_same(f"others[{i}]", other._lengths, self._lengths)
             if other.device != self.device:
                 raise complaint(SeqbatchValueError, f"others[{i}]", f"be on {self.device}, as this batch", other.device)
         return self._same_steps("function(values)", function(self.values, *(other.values for other in others)))
@@ -255,7 +270,7 @@ class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
         return self._same_steps("values", values)
 
     def _same_steps(self, subject: str, values: Tensor) -> Self:
-        steps = len(_checks.require_steps(subject, values))
+        steps = _checks.require_steps(subject, values).shape[0]
         if steps != self.total_steps:
             raise complaint(SeqbatchValueError, subject, f"have the {self.total_steps} steps of this batch", steps)
         return self._of(values, self._lengths)
@@ -269,4 +284,4 @@ class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).reverse().values
         tensor([2, 1, 3])
         """
-        return self.with_values(rearrange(self.values, self._lengths.plan(reverse_plan, device=self.device)))
+        return self.with_values(reduce(self.values, self._lengths, "reverse"))

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import attrs
+import torch
 from torch import Tensor
 
 from seqbatch import _checks
@@ -18,7 +19,7 @@ def _to_tuple(states: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(states)
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, init=False)
 class ContainerState(State):
     """The state of a container such as `nn.Sequential`.
 
@@ -36,11 +37,23 @@ class ContainerState(State):
     (None, RNNState(1 sequence, 1 layer, 1 direction, size 3, torch.float32, cpu))
     """
 
-    states: tuple[Any, ...] = attrs.field(converter=_to_tuple)
+    states: tuple[Any, ...]
 
-    def __attrs_post_init__(self) -> None:
-        if len(self._sizes) > 1:
+    def __init__(self, states: Iterable[Any]) -> None:
+        self._set(_to_tuple(states))
+        if not torch.compiler.is_compiling() and len(self._sizes) > 1:  # a graph would serve this number alone
             raise complaint(SeqbatchValueError, "states", "be of one number of sequences", sorted(self._sizes))
+
+    @classmethod
+    def _of(cls, states: tuple[Any, ...]) -> Self:
+        """Make a state of states that are known to make one."""
+        state = cls.__new__(cls)
+        state._set(states)
+        return state
+
+    def _set(self, states: tuple[Any, ...]) -> None:
+        # As attrs does it, but in words that `torch.compile` understands.
+        object.__setattr__(self, "states", states)
 
     @property
     def batch_size(self) -> int:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch import _checks, _layout_checks, layouts
+from seqbatch import _checks, _layout_checks, graphs, layouts
 from seqbatch._checks import complaint
 from seqbatch._layout_checks import PaddingSide
-from seqbatch._lengths import Lengths, to_device
+from seqbatch._lengths import Lengths, structure_of, structure_of_sizes, to_device
 from seqbatch._plans import mask
 from seqbatch.errors import SeqbatchValueError
 
@@ -53,7 +53,7 @@ class Conversions(ABC):
         tensors = _checks.sequences_of("sequences", sequences)
         if not tensors:
             return cls._of(torch.empty(0), Lengths(()))
-        return cls._of(torch.cat(tensors), Lengths(tuple(tensor.shape[0] for tensor in tensors)))
+        return cls._of(torch.cat(tensors), structure_of_sizes(tuple(tensor.shape[0] for tensor in tensors)))
 
     @classmethod
     def from_padded(
@@ -87,6 +87,10 @@ class Conversions(ABC):
         tensor([1, 2, 3])
         """
         size, time = _layout_checks.padded_shape("padded", padded, batch_first)
+        side = _layout_checks.require_side(padding_side)
+        if torch.compiler.is_compiling():
+            structure = structure_of("lengths", lengths)
+            return cls._of(graphs.from_padded(padded, structure.tensor, batch_first, side), structure)
         counts = _checks.lengths_of("lengths", lengths)
         if len(counts) != size:
             raise complaint(SeqbatchValueError, "lengths", f"have shape ({size},), as the batch", (len(counts),))
@@ -94,7 +98,6 @@ class Conversions(ABC):
             i = next(i for i, count in enumerate(counts) if count > time)
             raise complaint(SeqbatchValueError, f"lengths[{i}]", f"be at most {time}, the time axis", counts[i])
         structure = Lengths(counts)
-        side = _layout_checks.require_side(padding_side)
         return cls._of(layouts.from_padded(padded, structure, batch_first, side), structure)
 
     @classmethod
@@ -207,7 +210,7 @@ class Conversions(ABC):
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_sequences()
         [tensor([1, 2]), tensor([3])]
         """
-        return list(torch.split(self.values, list(self._lengths.counts)))
+        return list(torch.split(self.values, list(self._lengths.sizes or self._lengths.counts)))
 
     def to_padded(
         self,
@@ -242,6 +245,9 @@ class Conversions(ABC):
         _layout_checks.require_bool("batch_first", batch_first)
         fill = _layout_checks.require_padding_value(padding_value, self.values.dtype)
         side = _layout_checks.require_side(padding_side)
+        if torch.compiler.is_compiling():
+            time = graphs.longest(self._lengths.tensor) if total_length is None else total_length
+            return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, fill)
         time = _layout_checks.require_total_length(total_length, self._lengths.longest)
         return layouts.to_padded(self.values, self._lengths, batch_first, side, time, fill)
 
@@ -302,5 +308,8 @@ class Conversions(ABC):
         """
         _layout_checks.require_bool("batch_first", batch_first)
         side = _layout_checks.require_side(padding_side)
+        if torch.compiler.is_compiling():
+            time = graphs.longest(self._lengths.tensor) if total_length is None else total_length
+            return graphs.mask(self._lengths.tensor, batch_first, side, time).to(self.values.device)
         time = _layout_checks.require_total_length(total_length, self._lengths.longest)
         return to_device(mask(self._lengths, batch_first, side, time), self.values.device)

@@ -1,8 +1,7 @@
 """RNNState and LSTMState: what recurrent layers carry from step to step, sequence by sequence."""
 
-from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Self
 
 import attrs
 from torch import Tensor, nn
@@ -17,7 +16,17 @@ class _TensorState(State):
     """A state made of tensors `(num_layers, num_directions, batch, size)`, the first of which is the hidden state."""
 
     __slots__ = ()
+    _names: ClassVar[tuple[str, ...]]
     hidden: Tensor
+
+    @classmethod
+    def _of(cls, tensors: Iterable[Tensor]) -> Self:
+        """Make a state of tensors that are known to make one."""
+        state = cls.__new__(cls)
+        # As attrs does it, but in words that `torch.compile` understands.
+        for name, tensor in zip(cls._names, tensors, strict=True):
+            object.__setattr__(state, name, tensor)
+        return state
 
     @property
     def batch_size(self) -> int:
@@ -38,9 +47,8 @@ class _TensorState(State):
         return self.hidden[-1].transpose(0, 1).flatten(1)
 
     @property
-    @abstractmethod
     def _tensors(self) -> tuple[Tensor, ...]:
-        """All of them."""
+        return tuple(getattr(self, name) for name in self._names)
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
         return type(self)(*map(function, self._tensors))
@@ -56,17 +64,19 @@ class _TensorState(State):
         return f"{type(self).__name__}({what}, {self.hidden.dtype}, {self.hidden.device})"
 
 
-def _check_part(state: _TensorState, attribute: Any, tensor: Tensor) -> None:
-    _checks.require_tensor(attribute.name, tensor)
+def _require_part(subject: str, value: object) -> Tensor:
+    """Return a part of a state if it may be one, else raise."""
+    tensor = _checks.require_tensor(subject, value)
     if not tensor.is_floating_point():
-        raise complaint(SeqbatchTypeError, attribute.name, "be floating", tensor.dtype)
+        raise complaint(SeqbatchTypeError, subject, "be floating", tensor.dtype)
     if tensor.dim() != 4:
         remedy = "Call from_torch for PyTorch's layout."
         must = "have shape (num_layers, num_directions, batch, size)"
-        raise complaint(SeqbatchValueError, attribute.name, must, tuple(tensor.shape), remedy)
+        raise complaint(SeqbatchValueError, subject, must, tuple(tensor.shape), remedy)
+    return tensor
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen(eq=False, repr=False, init=False)
 class RNNState(_TensorState):
     """The state of `nn.GRU` and `nn.RNN`, in the caller's order.
 
@@ -81,11 +91,11 @@ class RNNState(_TensorState):
     torch.Size([3, 8])
     """
 
-    hidden: Tensor = attrs.field(validator=_check_part)
+    _names = ("hidden",)
+    hidden: Tensor
 
-    @property
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.hidden,)
+    def __init__(self, hidden: Tensor) -> None:
+        object.__setattr__(self, "hidden", _require_part("hidden", hidden))
 
     def to_torch(self) -> Tensor:
         """Give PyTorch's layout.
@@ -119,7 +129,7 @@ class RNNState(_TensorState):
         return cls(_split_directions("hx", hx, layer, ("GRU", "RNN_TANH", "RNN_RELU")))
 
 
-@attrs.frozen(eq=False, repr=False)
+@attrs.frozen(eq=False, repr=False, init=False)
 class LSTMState(_TensorState):
     """The state of `nn.LSTM`, in the caller's order.
 
@@ -135,21 +145,20 @@ class LSTMState(_TensorState):
     torch.Size([3, 8])
     """
 
-    hidden: Tensor = attrs.field(validator=_check_part)
-    cell: Tensor = attrs.field(validator=_check_part)
+    _names = ("hidden", "cell")
+    hidden: Tensor
+    cell: Tensor
 
-    def __attrs_post_init__(self) -> None:
+    def __init__(self, hidden: Tensor, cell: Tensor) -> None:
+        object.__setattr__(self, "hidden", _require_part("hidden", hidden))
+        object.__setattr__(self, "cell", _require_part("cell", cell))
         for what, found, wanted in (
-            ("layers, directions and batch", tuple(self.cell.shape[:3]), tuple(self.hidden.shape[:3])),
-            ("dtype", self.cell.dtype, self.hidden.dtype),
-            ("device", self.cell.device, self.hidden.device),
+            ("layers, directions and batch", tuple(cell.shape[:3]), tuple(hidden.shape[:3])),
+            ("dtype", cell.dtype, hidden.dtype),
+            ("device", cell.device, hidden.device),
         ):
             if found != wanted:
                 raise complaint(SeqbatchValueError, "cell", f"have {what} {wanted}, as `hidden`", found)
-
-    @property
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return (self.hidden, self.cell)
 
     def to_torch(self) -> tuple[Tensor, Tensor]:
         """Give PyTorch's layout.

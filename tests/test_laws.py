@@ -1,6 +1,5 @@
 """The laws themselves: each passes a right encoder, and catches encoders that are wrong in the ways it is there for."""
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +24,7 @@ from seqbatch.testing import maker
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test register in a copy."""
-    copied: Any = functools.singledispatch(_registry._never)
-    for layer_type, entry in _registry._entries.registry.items():
-        copied.register(layer_type, entry)
-    monkeypatch.setattr(_registry, "_entries", copied)
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
 
 
 LENGTHS = [3, 0, 3, 1, 4]

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchTypeError, SequenceBatch
-from seqbatch import reduce as reductions
+from seqbatch import _reduce as reductions
 from seqbatch._lengths import CHUNK
 
 LOOP: dict[str, Callable[[Tensor], Tensor]] = {

@@ -1,6 +1,5 @@
 """Registering encoders: dispatch by type and bases, what keeps a state, refusals, and plug-ins by entry point."""
 
-import functools
 import importlib
 import os
 import subprocess
@@ -34,10 +33,7 @@ from seqbatch import (
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let each test register in a copy, and look for plug-ins anew."""
-    copied: Any = functools.singledispatch(_registry._never)
-    for layer_type, entry in _registry._entries.registry.items():
-        copied.register(layer_type, entry)
-    monkeypatch.setattr(_registry, "_entries", copied)
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
     _registry._load_plugins.cache_clear()
     yield
     _registry._load_plugins.cache_clear()

@@ -246,7 +246,7 @@ def refuses_with_another_message(layer: Any, batch: SequenceBatch) -> SequenceBa
 
 def run(layer: nn.Module, batch: SequenceBatch, state: RNNState | None) -> tuple[SequenceBatch, RNNState]:
     """Run the layer as the built-in encoder does."""
-    outputs, final = _registry._entries.dispatch(nn.GRU).run(layer, batch, state)
+    outputs, final = _registry._entries[nn.GRU].run(layer, batch, state)
     return outputs, final
 
 

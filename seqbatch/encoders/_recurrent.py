@@ -1,12 +1,12 @@
 """What encoders of recurrent layers have in common: checks of input and state, and sequences of no steps."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
-import attrs
 import torch
 from torch import Tensor, nn
 
+from seqbatch import engines
 from seqbatch._checks import complaint, counted, describe, type_name
 from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths, to_device
@@ -22,8 +22,7 @@ StateType = type[LSTMState] | type[RNNState]
 Run = Callable[[Tensor, Lengths, Hidden | None], tuple[Tensor, Hidden]]
 
 
-@attrs.frozen
-class Form:
+class Form(NamedTuple):  # and no attrs class, of which torch.compile does not understand how they are made
     """What the state of a layer looks like.
 
     Args:
@@ -114,6 +113,15 @@ def run_where_steps_are(
     values, final = run(batch.values, running, chosen)
     ended = zip(start, final, strict=True)
     return values, tuple(old.to(new.dtype).index_copy(1, alive, new) for old, new in ended)
+
+
+def run_by_engine(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: Form) -> tuple[Tensor, Hidden]:
+    """Run a layer as `run_where_steps_are`, by the engine that suits it."""
+
+    def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
+
+    return run_where_steps_are(layer, batch, hidden, form, run)
 
 
 def _cast_alike(state: Tensor, batch: SequenceBatch) -> bool:

@@ -8,14 +8,17 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from seqbatch._checks import complaint, counted, describe, type_name
+from seqbatch._modes import not_in_a_graph
 from seqbatch._registry import is_recurrent, register_recurrent, unsupported
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders._layers import keeps_forward
+from seqbatch.engines import has_hooks
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 _Container = nn.Sequential | nn.ModuleList
@@ -70,7 +73,7 @@ def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size
         must = f"hold {counted(len(recurrent), 'state')}, None but for the layers {wanted}"
         found = f"{counted(len(holds), 'state')}, not None for {[i for i, there in enumerate(holds) if there]}"
         raise complaint(SeqbatchValueError, "state.states", must, found)
-    if state._sizes - {batch_size}:
+    if not torch.compiler.is_compiling() and state._sizes - {batch_size}:
         must = f"be of {counted(batch_size, 'sequence')}, as the batch"
         raise complaint(SeqbatchValueError, "state", must, state.batch_size)
     return list(state.states)
@@ -80,8 +83,12 @@ def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values
     """Call a layer with another `forward`, so that its hooks and those of all modules run on the flat values.
 
     The caller's layer is not touched: a shallow copy is called, which shares parameters and layers, and whose hooks are
-    given the layer itself.
+    given the layer itself. A graph knows no hooks, and calls `forward`.
     """
+    if torch.compiler.is_compiling():
+        if has_hooks(layer):
+            raise not_in_a_graph(f"{type_name(layer)}, which has hooks")
+        return forward(values)
     # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one, nor the
     # `__new__` of a layer that `fully_shard` has sharded, which makes another layer. What `layer.compile` has made is
     # the layer's own, and would not call this forward.

@@ -87,8 +87,9 @@ def _check_tokens(layer: nn.Embedding, batch: SequenceBatch) -> None:
         must = f"have dtype torch.int32 or torch.int64, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "sequences", must, batch.dtype)
     require_device(batch, layer)
-    # On another device the look would wait for it, and PyTorch itself refuses such ids there.
-    if batch.device.type == "cpu" and not layer._forward_pre_hooks:
+    # On another device the look would wait for it, and in a graph there is none: PyTorch itself refuses such ids there.
+    looks = batch.device.type == "cpu" and not torch.compiler.is_compiling()
+    if looks and not layer._forward_pre_hooks:
         wrong = (batch.values < 0) | (batch.values >= layer.num_embeddings)
         if wrong.any():
             row = int(wrong.nonzero()[0, 0])

@@ -5,13 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqbatch import engines
-from seqbatch._lengths import Lengths
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._in_graph import run_in_graph
 from seqbatch.encoders._layers import autocasts, keeps_forward, quantized_layers
-from seqbatch.encoders._recurrent import Form, StateType, require_input, require_state, run_where_steps_are, sizes_of
-from seqbatch.engines import Hidden
+from seqbatch.encoders._recurrent import Form, StateType, require_input, require_state, run_by_engine, sizes_of
 from seqbatch.state import LSTMState, RNNState
 
 # Modules and not RNNBase: the quantized layers, which PyTorch means to drop some day, are no subclasses of it.
@@ -25,11 +23,8 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
             require_input(batch, layer)
         form = _form_of(layer, state_type)
         hidden = require_state(state, form, layer, batch)
-
-        def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-            return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
-
-        values, final = run_where_steps_are(layer, batch, hidden, form, run)
+        run = run_in_graph if torch.compiler.is_compiling() else run_by_engine
+        values, final = run(layer, batch, hidden, form)
         if keeps_forward(layer, layer_type) and autocasts(batch.device):
             values, final = _as_alone(layer, values), tuple(_as_alone(layer, part) for part in final)
         if state_type is LSTMState:

@@ -40,17 +40,15 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
 
 
 def is_open(layer: nn.Module) -> bool:
+    """Tell whether the engines of our own can run a layer."""
+    return is_plain(layer) and not is_parametrized(layer) and not layer.proj_size
+
+
+def is_plain(layer: nn.Module) -> bool:
     """Tell whether a layer is no more than its weights and its options, so that it need not be called itself."""
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     kept = type(layer).forward in [kind.forward for kind in _KINDS] and "forward" not in vars(layer)
-    return (
-        kept
-        and isinstance(layer, _KINDS)
-        and not any(hooks)
-        and not has_global_hooks()
-        and not is_parametrized(layer)
-        and not layer.proj_size
-    )
+    return kept and isinstance(layer, _KINDS) and not any(hooks) and not has_global_hooks()
 
 
 def _is_wide(layer: nn.Module, values: Tensor, lengths: Lengths) -> bool:
@@ -63,6 +61,12 @@ def has_onednn() -> bool:
     """Tell whether oneDNN is there and not switched off."""
     backend: Any = torch.backends.mkldnn  # torch gives its switch no type
     return bool(backend.is_available() and backend.enabled)
+
+
+def has_hooks(layer: nn.Module) -> bool:
+    """Tell whether hooks would run if a layer were called, its own or those of every module."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return any(hooks) or has_global_hooks()
 
 
 def has_global_hooks() -> bool:

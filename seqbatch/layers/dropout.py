@@ -60,7 +60,8 @@ class LockedDropout(nn.Module):
         """Draw the factor of each feature for a number of sequences; None if nothing is dropped."""
         if not self.training or self.p == 0:
             return None
-        ones = values.new_ones(number, *values.shape[1:], dtype=values.dtype.to_real())
+        dtype = values.dtype.to_real() if values.is_complex() else values.dtype
+        ones = values.new_ones(number, *values.shape[1:], dtype=dtype)
         return nn.functional.dropout(ones, self.p)
 
 
@@ -71,7 +72,7 @@ def _(layer: LockedDropout, batch: SequenceBatch) -> SequenceBatch:
 
     def forward(values: Tensor) -> Tensor:
         mask = layer._mask(batch.batch_size, values)
-        return values if mask is None else values * mask.index_select(0, batch._lengths.on("rows", values.device))
+        return values if mask is None else values * mask.index_select(0, batch._rows())
 
     return batch.with_values(call_as_itself(layer, forward, batch.values))
 

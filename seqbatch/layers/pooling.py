@@ -5,7 +5,6 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from seqbatch._lengths import Lengths
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import require_device, require_dtype, require_features
@@ -41,6 +40,8 @@ class _Pool(nn.Module):
     def _pool(self, batch: SequenceBatch) -> Tensor:
         """Give the one step of each sequence that has any, end to end."""
         reduced = self._reduce(batch)
+        if torch.compiler.is_compiling():
+            return reduced[(batch._lengths.tensor > 0).to(batch.device)]
         if batch._lengths.running is batch._lengths:
             return reduced
         return reduced.index_select(0, batch._lengths.on("not_empty", batch.device))
@@ -51,7 +52,7 @@ def _(layer: _Pool, batch: SequenceBatch) -> SequenceBatch:
     refuse_own_forward(layer, _Pool)
     layer._check(batch)
     values = call_as_itself(layer, lambda values: layer._pool(batch.with_values(values)), batch.values)
-    return SequenceBatch(values, Lengths(tuple(min(length, 1) for length in batch.lengths)))
+    return SequenceBatch(values, batch._lengths.tensor.clamp(max=1))
 
 
 class SumPool(_Pool):

@@ -61,10 +61,9 @@ class Residual(nn.Module):
             outputs = encode(self.layer, batch)
         if is_nothing(batch):
             return batch.values, state
-        for what, found, wanted in (
-            ("lengths", outputs.lengths, batch.lengths),
-            ("features", tuple(outputs.feature_shape), tuple(batch.feature_shape)),
-        ):
+        features = tuple(outputs.feature_shape), tuple(batch.feature_shape)
+        lengths = (0, 0) if outputs._lengths is batch._lengths else (outputs.lengths, batch.lengths)
+        for what, (found, wanted) in (("lengths", lengths), ("features", features)):
             if found != wanted:
                 must = f"keep the {what} of its input, for a residual connection"
                 remedy = f"It is {describe(self.layer)}."

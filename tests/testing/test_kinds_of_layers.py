@@ -26,10 +26,7 @@ from seqbatch.testing import check_alone, check_empty, check_encoder, check_memo
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test register in a copy."""
-    copied: Any = functools.singledispatch(_registry._never)
-    for layer_type, entry in _registry._entries.registry.items():
-        copied.register(layer_type, entry)
-    monkeypatch.setattr(_registry, "_entries", copied)
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """check_encoder on encoders that are wrong once, or far into a sequence, and on right layers that are easily blamed."""
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -18,10 +17,7 @@ from seqbatch.testing import check_called_as_itself, check_encoder, check_memory
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test register in a copy."""
-    copied: Any = functools.singledispatch(_registry._never)
-    for layer_type, entry in _registry._entries.registry.items():
-        copied.register(layer_type, entry)
-    monkeypatch.setattr(_registry, "_entries", copied)
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,59 @@
+"""Layouts in graphs of torch.compile and torch.export, which know lengths as a tensor only: no plans, no numbers."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from seqbatch._layout_checks import PaddingSide
+
+
+def offsets(lengths: Tensor) -> Tensor:
+    """Give where each sequence starts and the last ends, `(batch + 1,)`."""
+    return functional.pad(lengths.cumsum(0), (1, 0))
+
+
+def rows(lengths: Tensor, steps: int) -> Tensor:
+    """Tell which sequence each of all steps belongs to, `(steps,)`."""
+    return torch.repeat_interleave(lengths, output_size=steps)
+
+
+def longest(lengths: Tensor) -> int:
+    """Give the steps of the longest sequence, which the graph learns when it runs; 0 if there is none."""
+    steps: Any = functional.pad(lengths, (1, 0)).max().item()
+    number: int = steps  # in a graph the name of a number, of which `int` would ask the number
+    return number
+
+
+def mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
+    """Tell real steps from padding: `(batch, time)` or `(time, batch)`, on the host."""
+    torch._assert_async((lengths <= time).all(), "`total_length` must be at least the longest of `lengths`")
+    places = _places(lengths, side, time)
+    real = (places >= 0) & (places < lengths[:, None])
+    return real if batch_first else real.T
+
+
+def to_padded(
+    values: Tensor, lengths: Tensor, batch_first: bool, side: PaddingSide, time: int, fill: complex
+) -> Tensor:
+    """Turn flat values into `(batch, time, *features)` or `(time, batch, *features)`."""
+    rows = _places(lengths, side, time) + (lengths.cumsum(0) - lengths)[:, None]
+    real = mask(lengths, True, side, time)
+    index = torch.where(real, rows, values.shape[0]).to(values.device)
+    index = index if batch_first else index.T
+    more = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
+    return more.index_select(0, index.flatten()).view(*index.shape, *values.shape[1:])
+
+
+def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: PaddingSide) -> Tensor:
+    """Turn a padded tensor into flat values; what stands in its padding reaches none of them."""
+    by_batch = padded if batch_first else padded.transpose(0, 1)
+    values: Tensor = by_batch[mask(lengths, True, side, by_batch.shape[1]).to(padded.device)]
+    return values
+
+
+def _places(lengths: Tensor, side: PaddingSide, time: int) -> Tensor:
+    """Give the step of its sequence that stands at each place of `(batch, time)`."""
+    places = torch.arange(time, device="cpu")
+    return places - (time - lengths)[:, None] if side == "left" else places.expand(lengths.shape[0], time)
