@@ -21,6 +21,14 @@ def is_transformed() -> bool:
     return bool(active()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
 
 
+def takes_gradients_only() -> bool:
+    """Tell of what runs that it is `torch.func.grad` and its like: it has no tensors that stand for many, as `vmap`."""
+    functorch: Any = getattr(torch._C, "_functorch", None)
+    stack: Any = getattr(functorch, "get_interpreter_stack", lambda: None)()
+    in_forward_mode = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+    return bool(stack) and not in_forward_mode and all(one.key() == functorch.TransformType.Grad for one in stack)
+
+
 def are_batched(gradients: Iterable[Tensor | None]) -> bool:
     """Tell whether gradients of many outputs are asked for at once, as `torch.autograd.grad(is_grads_batched=True)`."""
     functorch: Any = getattr(torch._C, "_functorch", None)

@@ -21,19 +21,10 @@ _BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: tor
 class _Rearrange(torch.autograd.Function):
     """One gather whose backward pass is the gather that undoes it, in place of torch's scatter into zeros."""
 
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(values: Tensor, plan: Plan, fill: complex) -> Tensor:
+    def forward(ctx: Any, values: Tensor, plan: Plan, fill: complex) -> Tensor:
+        ctx.plan = plan
         return _gather(values, plan, fill)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Plan, complex], output: Tensor) -> None:
-        ctx.plan = inputs[1]
-
-    @staticmethod
-    def jvp(ctx: Any, *grad_inputs: Any) -> Tensor:
-        return rearrange(grad_inputs[0], ctx.plan)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -90,7 +81,7 @@ def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
     Returns:
         `(rows_out, *features)`.
     """
-    if plan.give is None or not values.requires_grad:
+    if plan.give is None or not values.requires_grad or is_transformed():
         return _gather(values, plan, fill)
     return _apply(_Rearrange, values, plan, fill)
 

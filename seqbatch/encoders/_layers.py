@@ -77,7 +77,7 @@ def require_dtype(batch: SequenceBatch, layer: nn.Module) -> None:
     weight = next(layer.parameters(), None)
     if weight is None or batch.dtype is weight.dtype or not takes_its_weights_dtype(layer):
         return
-    if autocasts(batch.device) and batch.dtype in (torch.float32, torch.bfloat16, torch.float16):
+    if autocasts(batch.device) and batch.dtype in (torch.float32, torch.get_autocast_dtype(batch.device.type)):
         return
     must = f"have dtype {weight.dtype}, as the weights of {describe(layer)}"
     raise complaint(SeqbatchValueError, "sequences", must, batch.dtype)

@@ -26,20 +26,21 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
         run = run_in_graph if torch.compiler.is_compiling() else run_by_engine
         values, final = run(layer, batch, hidden, form)
         if keeps_forward(layer, layer_type) and autocasts(batch.device):
-            values, final = _as_alone(layer, values), tuple(_as_alone(layer, part) for part in final)
+            values = _as_alone(layer, values, batch.dtype)
+            final = tuple(_as_alone(layer, part, batch.dtype) for part in final)
         if state_type is LSTMState:
             return batch.with_values(values), LSTMState.from_torch((final[0], final[1]), layer)
         return batch.with_values(values), RNNState.from_torch(final[0], layer)
 
 
-def _as_alone(layer: _Recurrent, result: Tensor) -> Tensor:
-    """Give a result the dtype that autocast gives one sequence alone; on the CPU it misses packed ones of an LSTM.
+def _as_alone(layer: _Recurrent, result: Tensor, given: torch.dtype) -> Tensor:
+    """Give a result the dtype that autocast gives one sequence alone; on the CPU packed ones may have another.
 
-    Of no steps at all there is no result that it saw.
+    There PyTorch rounds what an LSTM and an RNN give, and leaves what a GRU gives as what it is given.
     """
-    if result.is_cpu and result.dtype is torch.float32 and isinstance(layer, (nn.LSTM, nn.RNN)):
-        return result.to(torch.get_autocast_dtype("cpu"))
-    return result
+    if not result.is_cpu or result.dtype is torch.float64 or not isinstance(layer, nn.RNNBase):
+        return result
+    return result.to(given if isinstance(layer, nn.GRU) else torch.get_autocast_dtype("cpu"))
 
 
 def _form_of(layer: _Recurrent, state_type: StateType) -> Form:

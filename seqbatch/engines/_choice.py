@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch._lengths import Lengths
-from seqbatch._modes import is_transformed, wants_gradients
-from seqbatch.engines import blocks, direct, packed, scan, single
+from seqbatch._modes import is_transformed, takes_gradients_only, wants_gradients
+from seqbatch.engines import blocks, direct, packed, plain, scan
 from seqbatch.engines._interface import Engine
 from seqbatch.engines._products import pays
 
@@ -23,17 +23,21 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
     - `blocks` reaches oneDNN, which serves an LSTM in single precision on the CPU.
     - `scan` trains what oneDNN does not serve: its backward pass adds up the gradients of weights once, not in every
       step. And it runs wide layers, of which every step is one large product, and oneDNN has a faster one.
-    - `single` is for what PyTorch transforms (`torch.func`, forward mode), which packed sequences do not survive.
+    - `plain` is for what PyTorch transforms (`torch.func`, forward mode), which packed sequences do not survive. Of
+      these oneDNN knows gradients only.
     - `direct` is what there is nothing to add to where lengths are equal, unless `scan` trains faster.
     """
+    transformed = is_transformed()
+    if transformed and is_plain(layer) and not takes_gradients_only():
+        return plain.run
     serves = values.is_cpu and values.dtype in (torch.float32, torch.float64)
     if not serves or not is_open(layer) or torch.is_autocast_enabled("cpu"):
-        return packed.run
+        return plain.run if transformed and is_plain(layer) else packed.run
     equal = len(set(lengths.counts)) == 1
     if isinstance(layer, nn.LSTM) and values.dtype is torch.float32 and has_onednn() and blocks.IS_THERE:
         return direct.run if equal else blocks.run
-    if is_transformed():
-        return direct.run if equal else single.run
+    if transformed:
+        return direct.run if equal else plain.run
     if wants_gradients([values, *layer.parameters()]) or _is_wide(layer, values, lengths):
         return scan.run
     return direct.run if equal else packed.run

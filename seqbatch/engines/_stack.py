@@ -31,8 +31,9 @@ def run_stack(
     """
     directions = 2 if layer.bidirectional else 1
     if hidden is None:
-        zeros = rows.new_zeros(1, len(lengths), layer.hidden_size)
-        starts: list[Hidden] = [(zeros, zeros) if layer.mode == "LSTM" else (zeros,)] * (layer.num_layers * directions)
+        sizes = [layer.proj_size or layer.hidden_size, *([layer.hidden_size] if layer.mode == "LSTM" else [])]
+        zeros = tuple(rows.new_zeros(1, len(lengths), size) for size in sizes)
+        starts: list[Hidden] = [zeros] * (layer.num_layers * directions)
     else:
         ordered = [part.index_select(1, lengths.on("order", rows.device)).split(1) for part in hidden]
         starts = list(zip(*ordered, strict=True))
@@ -47,7 +48,8 @@ def run_stack(
 
 
 def weights_of(layer: nn.RNNBase, index: int) -> list[list[Tensor]]:
-    """Give the weights of one layer for each of its directions: input, hidden, and the biases of both if it has any."""
+    """Give the weights of one layer for each of its directions: input, hidden, the biases of both, the projection."""
     kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
+    kinds += ["weight_hr"] if layer.proj_size else []
     ways = ["", "_reverse"] if layer.bidirectional else [""]
     return [[getattr(layer, f"{kind}_l{index}{way}") for kind in kinds] for way in ways]

@@ -10,7 +10,7 @@ from torch import nn
 
 from seqbatch import encode, encode_with_state
 from seqbatch._lengths import Lengths
-from seqbatch.engines import _laid_out, _products, blocks, choose, direct, packed, scan, single
+from seqbatch.engines import _laid_out, _products, blocks, choose, direct, packed, plain, scan
 
 FLOAT = torch.zeros(3, 2)
 RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
@@ -205,10 +205,10 @@ def test_under_a_transform_each_sequence_runs_alone() -> None:
     wanted, (end,) = packed.run(gru, FLOAT, RAGGED, (state,))
 
     def assert_choice(x: torch.Tensor) -> torch.Tensor:
-        assert choose(gru, x, RAGGED) is single.run
+        assert choose(gru, x, RAGGED) is plain.run
         assert choose(gru, x, EQUAL) is direct.run
         assert choose(nn.LSTM(2, 3), x, RAGGED) is blocks.run
-        outputs, (final,) = single.run(gru, x, RAGGED, (state,))
+        outputs, (final,) = plain.run(gru, x, RAGGED, (state,))
         assert (outputs - wanted).abs().max() < 1e-6
         assert (final - end).abs().max() < 1e-6
         return outputs.sum()

@@ -18,7 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seqbatch import SequenceBatch, encode, encode_with_state, engines
 from seqbatch._lengths import Lengths
-from seqbatch.engines import Engine, Hidden, _products, blocks, direct, packed, scan, single
+from seqbatch.engines import Engine, Hidden, _products, blocks, direct, packed, plain, scan
 
 
 def wide(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
@@ -39,10 +39,10 @@ def layers(engine: Engine) -> st.SearchStrategy[nn.RNNBase]:
     made = recurrent_layers(torch.float32 if engine in (blocks.run, wide) else torch.float64)
     if engine is blocks.run:
         return made.filter(lambda layer: isinstance(layer, nn.LSTM) and not layer.proj_size)
-    return made.filter(lambda layer: engine in (packed.run, single.run) or not layer.proj_size)
+    return made.filter(lambda layer: engine in (packed.run, plain.run) or not layer.proj_size)
 
 
-every_engine = st.sampled_from([packed.run, scan.run, wide, blocks.run, single.run]).flatmap(
+every_engine = st.sampled_from([packed.run, scan.run, wide, blocks.run, plain.run]).flatmap(
     lambda engine: st.tuples(st.just(engine), layers(engine))
 )
 
