@@ -94,6 +94,7 @@ class State(ABC):
         >>> RNNState(torch.zeros(1, 1, 3, 8, requires_grad=True)).detach().hidden.requires_grad
         False
         """
+        self._require("detach")
         return self._map(lambda part: part.detach())
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
@@ -105,6 +106,7 @@ class State(ABC):
         >>> RNNState(torch.zeros(1, 1, 3, 8)).to(torch.float64)
         RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.float64, cpu)
         """
+        self._require("to")
         return self._map(lambda part: part.to(*args, **kwargs))
 
 

@@ -72,9 +72,10 @@ class ContainerState(State):
         return sizes
 
     def _require(self, method: str) -> None:
-        """Raise unless every state in it has a method; that of a Tensor of the same name is another one."""
+        """Raise unless every state in it has a method; `select` of a Tensor, and `reset`, are no such methods."""
         for i, state in enumerate(self.states):
-            if state is not None and (isinstance(state, Tensor) or not hasattr(state, method)):
+            there = hasattr(state, method) and not (isinstance(state, Tensor) and method in ("select", "reset"))
+            if state is not None and not there:
                 must = f"have batch_size and {method}, as RNNState"
                 raise complaint(SeqbatchTypeError, f"states[{i}]", must, _checks.type_name(state))
 

@@ -104,6 +104,10 @@ def test_a_container_holds_states_of_any_kind() -> None:
             message = rf"`states\[1\]` must have batch_size and {must}, as RNNState; got {found}\."
             with pytest.raises(SeqbatchTypeError, match=message):
                 getattr(ContainerState((rnn_state(3), one)), method)([0])
+    for method in ("detach", "to"):
+        message = rf"`states\[1\]` must have batch_size and {method}, as RNNState; got a dict\."
+        with pytest.raises(SeqbatchTypeError, match=message):
+            getattr(ContainerState((rnn_state(3), {})), method)()
 
 
 @every_state

@@ -17,7 +17,7 @@ from seqbatch._registry import is_recurrent, is_run_as
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode_with_state
-from seqbatch.encoders._layers import quantized_layers
+from seqbatch.encoders._layers import QUANTIZED
 from seqbatch.encoders.pointwise import ELEMENTWISE
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
 from seqbatch.layers import LockedDropout, Residual, TwoWay, WordDropout
@@ -29,7 +29,6 @@ Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
 # What treats every step by itself, so that it does not matter where a chunk ends.
 _STEPWISE: tuple[type[nn.Module], ...] = (
     *ELEMENTWISE,
-    *quantized_layers("Linear"),
     LockedDropout,
     WordDropout,
     nn.BatchNorm1d,
@@ -152,7 +151,7 @@ def _cut(state: Any) -> Any:
         return state
     try:
         return state.detach()
-    except AttributeError as error:  # of this state, or of one in it
+    except (AttributeError, SeqbatchTypeError) as error:  # of this state, or of one in it
         must, remedy = "have detach, as RNNState, for gradients stop between chunks", "Call it under torch.no_grad."
         raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy) from error
 
@@ -168,6 +167,12 @@ def _require_no_borders(subject: str, layer: Any) -> None:
         must = "be of one direction, for one that reads backward needs the last chunk first"
         remedy = "Call encode_with_state on the whole."
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), remedy)
+    elif isinstance(layer, QUANTIZED):
+        must = "not be quantized, for it rounds what it is given by the range of all of it"
+        raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode_with_state on the whole.")
+    elif isinstance(layer, (nn.BatchNorm1d, nn.SyncBatchNorm)) and layer.running_mean is None:
+        must = "have statistics of its own, for those of a chunk are not those of the whole"
+        raise complaint(UnsupportedLayerError, subject, must, describe(layer))
     elif not is_recurrent(layer) and not is_run_as(layer, *_STEPWISE):
         must = "keep a state, or be known to treat every step by itself, so that chunks make no difference"
         remedy = "If it does, call encode_with_state on each chunk, from the state after the one before."

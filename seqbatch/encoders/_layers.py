@@ -100,6 +100,10 @@ def quantized_layers(*names: str) -> list[type[nn.Module]]:
     return [getattr(module, name) for name in names]
 
 
+# They round what they are given by the range of all of it, so each sequence must be given alone.
+QUANTIZED = tuple(quantized_layers("Linear", "LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell"))
+
+
 def autocasts(device: torch.device) -> bool:
     """Tell whether `torch.autocast` is on for a device."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)

@@ -12,7 +12,14 @@ from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths, to_device
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
-from seqbatch.encoders._layers import autocasts, require_device, require_dtype, require_features, run_on_nothing
+from seqbatch.encoders._layers import (
+    QUANTIZED,
+    autocasts,
+    require_device,
+    require_dtype,
+    require_features,
+    run_on_nothing,
+)
 from seqbatch.engines import Hidden
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.state import LSTMState, RNNState
@@ -121,7 +128,23 @@ def run_by_engine(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form:
     def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
 
-    return run_where_steps_are(layer, batch, hidden, form, run)
+    return run_where_steps_are(layer, batch, hidden, form, run_for(layer, run))
+
+
+def run_for(layer: nn.Module, run: Run) -> Run:
+    """Give what runs a layer, or, if it is quantized, runs it on each sequence alone."""
+    if not isinstance(layer, QUANTIZED):
+        return run
+
+    def run_each(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        results = []
+        for i, sequence in enumerate(values.split(lengths.counts)):
+            state = None if hidden is None else tuple(part[:, i : i + 1] for part in hidden)
+            results.append(run(sequence, Lengths((len(sequence),)), state))
+        outputs, finals = zip(*results, strict=True)
+        return torch.cat(outputs), tuple(torch.cat(parts, 1) for parts in zip(*finals, strict=True))
+
+    return run_each
 
 
 def _cast_alike(state: Tensor, batch: SequenceBatch) -> bool:

@@ -24,6 +24,7 @@ from seqbatch.encoders._recurrent import (
     StateType,
     require_input,
     require_state,
+    run_for,
     run_where_steps_are,
     sizes_of,
 )
@@ -56,7 +57,7 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
             require_input(batch, cell)
         form = Form(state_type, 1, 1, _remedy(state_type), sizes_of(cell, state_type))
         hidden = require_state(state, form, cell, batch)
-        values, final = run_where_steps_are(cell, batch, hidden, form, _run_of(cell, form))
+        values, final = run_where_steps_are(cell, batch, hidden, form, run_for(cell, _run_of(cell, form)))
         if not (batch.total_steps or is_nothing(batch)) and autocasts(batch.device) and _is_open(cell):
             dtype = _step_of(cell, form)(batch.values, ())[0].dtype
             values, final = values.to(dtype), tuple(part.to(dtype) for part in final)

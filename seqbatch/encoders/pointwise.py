@@ -5,9 +5,10 @@ from contextlib import nullcontext
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from seqbatch._checks import complaint, counted, describe
+from seqbatch._checks import complaint, counted, describe, type_name
+from seqbatch._modes import refuse_in_a_graph
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import (
@@ -18,6 +19,7 @@ from seqbatch.encoders._layers import (
     require_dtype,
     require_features,
 )
+from seqbatch.encoders.container import call_as_itself
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
@@ -109,8 +111,24 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
         raise complaint(SeqbatchValueError, "layer", must, describe(layer), remedy)
 
 
-for _kind in (*ELEMENTWISE, *quantized_layers("Linear")):
+def _register_quantized(kind: type[nn.Module]) -> None:
+    """Register the encoder of a quantized `nn.Linear`: it is called once, and runs on each sequence alone."""
+
+    @register_encoder(kind)
+    def _(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+        refuse_in_a_graph(type_name(layer))
+
+        def forward(values: Tensor) -> Tensor:
+            results = [layer.forward(one) for one in batch.with_values(values) if len(one)]
+            return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features)
+
+        return batch.with_values(call_as_itself(layer, forward, batch.values))
+
+
+for _kind in ELEMENTWISE:
     register_stepwise(_kind, _check_nothing)
+for _kind in quantized_layers("Linear"):
+    _register_quantized(_kind)
 for _kind in _WITH_FEATURES:
     register_stepwise(_kind, _check_features)
 for _kind in _ALONG_AN_AXIS:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.ao.nn.quantized.dynamic as quantized
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 from torch.testing import assert_close
@@ -105,6 +106,24 @@ def test_what_would_differ_at_the_borders_of_chunks_is_refused(
     layer: nn.Module, subject: str, must: str, found: str
 ) -> None:
     with pytest.raises(UnsupportedLayerError, match=re.escape(f"`{subject}` must {must}; got {found}")):
+        encode_chunks(layer, [])
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize("kind", ["GRU", "LSTMCell", "Linear"])
+def test_what_rounds_by_the_range_of_a_chunk_is_refused(kind: str) -> None:
+    layer = nn.Sequential(nn.GRU(4, 4), getattr(quantized, kind)(4, 4))
+    must = "`layer[1]` must not be quantized, for it rounds what it is given by the range of all of it"
+    with pytest.raises(UnsupportedLayerError, match=re.escape(must)):
+        encode_chunks(layer, [])
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.SyncBatchNorm])
+def test_a_norm_by_the_statistics_of_a_chunk_is_refused(kind: Any) -> None:
+    layer = nn.Sequential(nn.GRU(4, 4), kind(4, track_running_stats=False)).eval()
+    with pytest.raises(
+        UnsupportedLayerError, match=r"`layer\[1\]` must have statistics of its own, for those of a chunk"
+    ):
         encode_chunks(layer, [])
 
 

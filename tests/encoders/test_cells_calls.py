@@ -6,7 +6,6 @@ from unittest.mock import patch
 import laws
 import pytest
 import torch
-import torch.ao.nn.quantized.dynamic as quantized
 from reference import run_alone
 from strategies import sequences
 from torch import Tensor, nn
@@ -141,21 +140,6 @@ def test_other_devices(kind: Any) -> None:
     outputs, state = encode_with_state(kind(2, 3, device="meta"), [torch.zeros(n, 2, device="meta") for n in (3, 0, 4)])
     assert [output.shape for output in outputs] == [(3, 3), (0, 3), (4, 3)]
     assert state.hidden.shape == (1, 1, 3, 3)
-
-
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
-def test_a_quantized_cell_works_as_itself(kind: str) -> None:
-    cell = getattr(quantized, kind)(5, 8)
-    xs = [torch.randn(n, 5) for n in (2, 0, 1)]
-    # Activations are quantized by the range of all of them, so it is the cell on the same rows that gives the same.
-    first = cell(torch.stack([xs[0][0], xs[2][0]]))
-    hidden = first[0] if kind == "LSTMCell" else first
-    second = cell(xs[0][1:], tuple(part[:1] for part in first) if kind == "LSTMCell" else first[:1])
-    outputs, state = encode_with_state(cell, xs)
-    assert_close(outputs[0], torch.cat([hidden[:1], second[0] if kind == "LSTMCell" else second]))
-    assert_close(outputs[2], hidden[1:])
-    assert_close(state.hidden[0, 0], torch.stack([outputs[0][-1], torch.zeros(8), outputs[2][-1]]))
 
 
 @every_kind

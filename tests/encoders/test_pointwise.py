@@ -5,7 +5,6 @@ from typing import Any
 import laws
 import pytest
 import torch
-import torch.ao.nn.quantized.dynamic as quantized
 from hypothesis import strategies as st
 from strategies import for_all_lengths, sequences
 from torch import nn
@@ -105,13 +104,6 @@ def test_embedding(lengths: list[int], dtype: torch.dtype) -> None:
 def test_embedding_of_none_keeps_features() -> None:
     batch = SequenceBatch(torch.zeros(0, dtype=torch.int64), [])
     assert encode(nn.Embedding(9, 4), batch).feature_shape == (4,)
-
-
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-def test_quantized_linear_works_as_itself() -> None:
-    layer: nn.Module = quantized.Linear(4, 3)
-    xs = torch.randn(5, 4)
-    assert_close(encode(layer, xs), layer(xs))
 
 
 def test_autocast_makes_up_for_the_dtype() -> None:

@@ -5,7 +5,6 @@ from typing import Any
 import laws
 import pytest
 import torch
-import torch.ao.nn.quantized.dynamic as quantized
 from strategies import sequences, state_for
 from torch import nn
 from torch.testing import assert_close
@@ -86,20 +85,6 @@ def test_pre_hook_may_change_what_the_layer_takes() -> None:
     lstm.register_forward_pre_hook(widen)
     x = torch.randn(4, 5, dtype=torch.float64)
     assert_close(encode(lstm, [x, x[:1]])[0], nn.LSTM.forward(lstm, x.float())[0])
-
-
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
-def test_quantized_layer_works_as_itself(kind: str) -> None:
-    layer = getattr(quantized, kind)(5, 8, num_layers=2, bidirectional=True)
-    xs = [torch.randn(n, 5) for n in (4, 0, 6)]
-    outputs, state = encode_with_state(layer, xs)
-    # Activations are quantized by the range of all of them, so it is the layer on the same batch that gives the same.
-    packed, end = layer(nn.utils.rnn.pack_sequence([xs[0], xs[2]], enforce_sorted=False))
-    alone = nn.utils.rnn.unpack_sequence(packed)
-    assert_close(outputs, [alone[0], torch.zeros(0, 16), alone[1]])
-    hidden = end[0] if isinstance(state, LSTMState) else end
-    assert_close(state.select([0, 2]).hidden.flatten(0, 1), hidden)
 
 
 def test_autocast_makes_up_for_the_dtype() -> None:

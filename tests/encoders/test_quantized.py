@@ -1,0 +1,59 @@
+"""Dynamically quantized layers, which round what they are given by the range of all of it: each sequence runs alone."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.ao.nn.quantized.dynamic as quantized
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from seqbatch import LSTMState, encode, encode_with_state
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+# Of ranges so unequal that what is rounded by the largest is lost in the others.
+SPREAD = (1.0, 100.0, 1.0, 1.0)
+
+
+def sequences(size: int) -> list[Tensor]:
+    return [scale * torch.randn(length, size) for scale, length in zip(SPREAD, (4, 6, 0, 3), strict=True)]
+
+
+def test_linear() -> None:
+    layer: Any = quantized.Linear(5, 3)
+    xs = sequences(5)
+    entered: list[nn.Module] = []
+    layer.register_forward_pre_hook(lambda module, args: entered.append(module))
+    found = encode(layer, xs)
+    assert entered == [layer]
+    assert_close(found, [layer(x) if len(x) else torch.zeros(0, 3) for x in xs], rtol=0, atol=0)
+    assert encode(layer, [torch.zeros(0, 2, 5)])[0].shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU"])
+@pytest.mark.parametrize("stateful", [False, True])
+def test_recurrent_layers(kind: str, stateful: bool) -> None:
+    layer: Any = getattr(quantized, kind)(5, 8, num_layers=2, bidirectional=True)
+    xs = sequences(5)
+    start = encode_with_state(layer, [100 * x for x in xs])[1] if stateful else None
+    outputs, state = encode_with_state(layer, xs, start)
+    for i, x in enumerate(xs):
+        if not len(x):
+            assert outputs[i].shape == (0, 16)
+            continue
+        before = () if start is None else (start[i].to_torch(),)
+        alone, after = layer(x[:, None], *before)
+        assert_close(outputs[i], alone[:, 0], rtol=0, atol=0)
+        assert_close(state[i].to_torch(), after, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
+def test_cells(kind: str) -> None:
+    cell: Any = getattr(quantized, kind)(5, 8)
+    xs = sequences(5)
+    outputs, state = encode_with_state(cell, xs)
+    for i, x in enumerate(xs):
+        hidden: Any = None
+        for step, found in zip(x, outputs[i], strict=True):
+            hidden = cell(step[None], hidden)
+            assert_close(found, (hidden[0] if isinstance(state, LSTMState) else hidden)[0], rtol=0, atol=0)
