@@ -37,26 +37,32 @@ def mean_loss(
         process has any.
 
     Raises:
-        SeqbatchTypeError: losses are no Tensor of a floating dtype, or the count is no integer.
-        SeqbatchValueError: losses have no dimension and no count, the count has a dimension, or it is negative.
+        SeqbatchTypeError: losses are no Tensor of a floating dtype, or the count is no integer, nor a Tensor of a
+            floating or integer dtype.
+        SeqbatchValueError: losses have no dimension and no count, the count has a dimension or is negative (of a
+            Tensor on the host), or this process is not in the group.
 
     Source: `torch.nn.parallel.DistributedDataParallel`, which says how gradients are averaged.
 
     >>> scores, tags = torch.zeros(17, 2, requires_grad=True), torch.ones(17, dtype=torch.int64)
     >>> mean_loss(nn.functional.cross_entropy(scores, tags, reduction="none"))
-    tensor(0.6931, grad_fn=<DivBackward0>)
+    tensor(0.6931, grad_fn=<MulBackward0>)
     """
     values = losses.values if isinstance(losses, SequenceBatch) else require_tensor("losses", losses)
     if not values.is_floating_point():
         raise complaint(SeqbatchTypeError, "losses", "be of a floating dtype", values.dtype)
-    # Half precision does not hold the sum of many losses.
-    dtype = torch.promote_types(values.dtype, torch.float32)
-    total = _count_of(values, count).to(values.device, dtype, copy=True)
+    # In one dtype whatever the losses are, for those of another process may be of another; MPS has no float64.
+    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    total = _count_of(values, count).to(values.device, wide, copy=True)
     processes = 1
     if distributed.is_available() and distributed.is_initialized():
         processes = distributed.get_world_size(group)
+        if processes < 1:
+            raise complaint(SeqbatchValueError, "group", "hold this process", "one of others")
         distributed.all_reduce(total, group=group)
-    return values.sum(dtype=dtype) * processes / (total + (total == 0))
+    # Half precision does not hold the sum of many losses.
+    losses_sum = values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
+    return losses_sum * (processes / (total + (total == 0))).to(losses_sum.dtype)
 
 
 def _count_of(losses: Tensor, count: object) -> Tensor:
@@ -70,6 +76,10 @@ def _count_of(losses: Tensor, count: object) -> Tensor:
     if isinstance(count, Tensor):
         if count.dim():
             raise complaint(SeqbatchValueError, "count", "have no dimension", f"shape {tuple(count.shape)}")
+        if count.is_complex() or count.dtype is torch.bool:
+            raise complaint(SeqbatchTypeError, "count", "be of a floating or integer dtype", count.dtype)
+        if count.is_cpu and count < 0:  # on a device the look would wait for it
+            raise complaint(SeqbatchValueError, "count", "be at least 0", count.item())
         return count.detach()
     number = integer("count", count)
     if number < 0:

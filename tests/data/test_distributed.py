@@ -48,6 +48,7 @@ def checked() -> tuple[int, str]:
         "sharded as one",
         "sharded layers",
         "some processes only",
+        "dtypes",
         "resumed",
     ],
 )
@@ -58,7 +59,7 @@ def test_two_processes_are_as_one(check: str, checked: tuple[int, str]) -> None:
 def test_nothing_else_was_checked(checked: tuple[int, str]) -> None:
     status, printed = checked
     assert status == 0, printed
-    assert printed.count(": passed") == 9
+    assert printed.count(": passed") == 10
 
 
 @pytest.mark.parametrize(

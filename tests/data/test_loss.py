@@ -92,6 +92,9 @@ def test_the_count_may_be_a_sum_of_weights() -> None:
         ),
         (torch.ones(2), -1, SeqbatchValueError, r"^`count` must be at least 0; got -1\.$"),
         (torch.ones(2), 1.5, SeqbatchTypeError, r"^`count` must be an integer; got 1\.5\.$"),
+        (torch.ones(2), torch.tensor(-2.0), SeqbatchValueError, r"^`count` must be at least 0; got -2\.0\.$"),
+        (torch.ones(2), torch.tensor(True), SeqbatchTypeError, r"be of a floating or integer dtype; got torch\.bool\."),
+        (torch.ones(2), torch.tensor(1j), SeqbatchTypeError, r"a floating or integer dtype; got torch\.complex64\."),
         (torch.ones(2), torch.ones(2), SeqbatchValueError, r"^`count` must have no dimension; got shape \(2,\)\.$"),
     ],
 )

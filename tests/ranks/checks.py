@@ -7,6 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -16,6 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
+from seqbatch import SeqbatchValueError
 from seqbatch.data import BucketBatchSampler, mean_loss
 
 KINDS = ["lstm", "gru", "layers"]
@@ -159,6 +161,16 @@ def some_processes_only() -> None:
     losses = torch.arange(3.0 + rank)
     assert_close(mean_loss(losses, group=groups[rank]), losses.mean())
     assert_close(mean_loss(losses), torch.tensor([3, 6][rank] * 2 / 7))
+    with pytest.raises(SeqbatchValueError, match=r"^`group` must hold this process; got one of others\.$"):
+        mean_loss(losses, group=groups[1 - rank])
+
+
+def dtypes() -> None:
+    """One process has losses of double precision, and the other none, of which nobody says so."""
+    losses = [torch.arange(3.0, dtype=torch.float64), torch.zeros(0)][distributed.get_rank()]
+    found = mean_loss(losses)
+    assert_close(found, torch.tensor(losses.sum() * 2 / 3))
+    assert found.dtype is losses.dtype
 
 
 def resumed() -> None:
@@ -188,6 +200,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "sharded as one": functools.partial(sharded, shard_as_one),
     "sharded layers": functools.partial(sharded, shard_layers),
     "some processes only": some_processes_only,
+    "dtypes": dtypes,
     "resumed": resumed,
 }
 
