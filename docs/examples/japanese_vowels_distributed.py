@@ -88,7 +88,7 @@ class Training:
     """What a checkpoint holds, and how it goes on."""
 
     def __init__(self, options: argparse.Namespace, recordings: Recordings, device: torch.device) -> None:
-        self.device = device
+        self.device, self.options = device, options
         model = SpeakerClassifier(options.hidden).to(device)
         self.model = DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.005)
@@ -106,7 +106,8 @@ class Training:
     def run_epoch(self) -> None:
         """Go through the recordings once."""
         # Other noise in each process and epoch, and the same in one that was gone on with.
-        torch.manual_seed(self.sampler.epoch * distributed.get_world_size() + distributed.get_rank())
+        epoch = self.options.seed * self.options.epochs + self.sampler.epoch
+        torch.manual_seed(epoch * distributed.get_world_size() + distributed.get_rank())
         self.model.train()
         for recordings, speakers in self.sampler.track(self.loader):
             scores = self.model(recordings.to(self.device, non_blocking=True).map(add_noise))
@@ -120,12 +121,15 @@ class Training:
         """Write the checkpoint, from one process; none is left half written."""
         if distributed.get_rank() == 0:
             unfinished = path.with_suffix(".part")
-            torch.save({name: part.state_dict() for name, part in self.parts().items()}, unfinished)
+            parts = {name: part.state_dict() for name, part in self.parts().items()}
+            torch.save({"epochs": self.options.epochs, **parts}, unfinished)
             unfinished.replace(path)
 
     def load(self, path: Path) -> None:
         """Go on where a checkpoint was written, by as many processes."""
         saved = torch.load(path, map_location=self.device, weights_only=True)
+        if saved["epochs"] != self.options.epochs:  # by which the learning rate falls
+            sys.exit(f"error: the checkpoint is that of {saved['epochs']} epochs; give --epochs {saved['epochs']}")
         for name, part in self.parts().items():
             part.load_state_dict(saved[name])
 

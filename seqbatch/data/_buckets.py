@@ -155,15 +155,15 @@ class BucketBatchSampler(Sampler[list[int]]):
             What gives the batches of the loader, whenever it is iterated over, and has the `len` of this sampler.
 
         Raises:
-            SeqbatchError: on iteration: the loader does not hand out one batch for each of this sampler, or another
-                pass was begun or another place set meanwhile.
+            SeqbatchError: on iteration: the loader is over a data set of another length than `lengths`, or does not
+                hand out one batch for each of this sampler, or another pass was begun or another place set meanwhile.
 
         >>> sampler = BucketBatchSampler([1, 2, 3], batch_size=2, shuffle=False)
         >>> loader = torch.utils.data.DataLoader([10, 20, 30], batch_sampler=sampler)
         >>> [batch.tolist() for batch in sampler.track(loader)]
         [[10, 20], [30]]
         """
-        return Tracked(self._place, self, loader)
+        return Tracked(self._place, self, loader, len(self._lengths))
 
     def state_dict(self) -> dict[str, Any]:
         """Tell the place, which is that of every process, and what it is a place in.
@@ -193,7 +193,8 @@ class BucketBatchSampler(Sampler[list[int]]):
 
         Raises:
             SeqbatchTypeError: it is no mapping.
-            SeqbatchValueError: it is of other lengths or arguments, but for `rank`, or of another version of seqbatch.
+            SeqbatchValueError: it is of other lengths or arguments, but for `rank`, or of another version of seqbatch,
+                or its position is beyond the batches of its epoch.
 
         >>> sampler = BucketBatchSampler([5, 1, 4], batch_size=2)
         >>> sampler.load_state_dict({**sampler.state_dict(), "position": 1})
@@ -207,6 +208,10 @@ class BucketBatchSampler(Sampler[list[int]]):
                 must = f"have {name} {wanted!r}, as this sampler"
                 raise complaint(SeqbatchValueError, "state_dict", must, repr(found), REASON)
         epoch, position = (at_least(f"state_dict[{name!r}]", state_dict.get(name), 0) for name in ("epoch", "position"))
+        batches = len(self._plan(epoch).rounds)
+        if position >= batches:
+            must = f"be less than {batches}, the batches of epoch {epoch}"
+            raise complaint(SeqbatchValueError, "state_dict['position']", must, position)
         self._place.move(epoch, position)
 
     def __iter__(self) -> Iterator[list[int]]:

@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 import attrs
 
-from seqbatch._checks import complaint
+from seqbatch._checks import complaint, counted
 from seqbatch.errors import SeqbatchError
 
 Batch = TypeVar("Batch")
@@ -80,12 +80,17 @@ class Place:
 class Tracked(Generic[Batch]):
     """The batches of a loader, counted."""
 
-    def __init__(self, place: Place, sampler: Sized, loader: Iterable[Batch]) -> None:
+    def __init__(self, place: Place, sampler: Sized, loader: Iterable[Batch], samples: int) -> None:
         self._place = place
         self._sampler = sampler
         self._loader = loader
+        self._samples = samples
 
     def __iter__(self) -> Iterator[Batch]:
+        data = getattr(self._loader, "dataset", None)
+        if isinstance(data, Sized) and len(data) != self._samples:
+            must = f"be over {counted(self._samples, 'sample')}, as the lengths of the sampler"
+            raise complaint(SeqbatchError, "loader", must, len(data))
         under_way = self._place.begin(self._sampler)
         try:
             for batch in self._loader:

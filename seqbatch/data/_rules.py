@@ -51,7 +51,12 @@ def usual_pool(lengths: Sequence[int], batch_size: int | None, max_steps: int | 
 
 def enough_lengths(lengths: Sequence[int] | Tensor, world_size: int) -> "array[int]":
     """Return lengths as an array if they are lengths, and at least one for each process, else raise."""
-    known = array("q", lengths_of("lengths", lengths))
+    numbers = lengths_of("lengths", lengths)
+    try:
+        known = array("q", numbers)
+    except OverflowError:
+        i = next(i for i, number in enumerate(numbers) if number >= 2**63)
+        raise complaint(SeqbatchValueError, f"lengths[{i}]", "be in the range of int64", numbers[i]) from None
     if len(known) < world_size:
         must = f"be at least {world_size}, one for each process"
         raise complaint(SeqbatchValueError, "lengths", must, len(known))

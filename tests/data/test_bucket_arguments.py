@@ -53,6 +53,7 @@ def test_arguments_that_it_refuses(options: dict[str, Any], kind: type[Exception
     [
         ([], "`lengths` must be at least 1, one for each process; got 0."),
         ([1, -2], "`lengths[1]` must be at least 0; got -2."),
+        ([1, 2**63], "`lengths[1]` must be in the range of int64; got 9223372036854775808."),
         ([1, 2.5], "`lengths[1]` must be an integer; got 2.5."),
         (7, "`lengths` must be a sequence of integers or an integer Tensor; got an int."),
         (

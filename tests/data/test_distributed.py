@@ -100,4 +100,7 @@ def test_the_example_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert "0/1" not in second.stderr, "it was trained already"
     assert "is below 100 %" in second.stderr
     assert results(first.stdout) == results(second.stdout)
+    other = subprocess.run([*command, "--epochs", "2"], capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert other.returncode == 1
+    assert other.stderr.endswith("error: the checkpoint is that of 1 epochs; give --epochs 1\n")
     assert len(results(first.stdout)) == 2

@@ -243,6 +243,15 @@ def test_loaders_that_it_refuses(times: int | None, found: str) -> None:
         list(sampler.track(loader))
 
 
+@pytest.mark.parametrize("number", [len(LENGTHS) - 1, len(LENGTHS) + 1])
+def test_a_data_set_of_another_length_is_refused(number: int) -> None:
+    sampler = make()
+    loader = DataLoader([*range(number)], batch_sampler=sampler)
+    message = rf"^`loader` must be over {len(LENGTHS)} samples, as the lengths of the sampler; got {number}\.$"
+    with pytest.raises(SeqbatchError, match=message):
+        next(iter(sampler.track(loader)))
+
+
 def test_a_loader_that_is_refused_moves_nothing() -> None:
     sampler = make()
     with pytest.raises(SeqbatchError, match="got others"):

@@ -55,10 +55,12 @@ def test_a_state_of_other_lengths_is_refused(lengths: list[int], name: str) -> N
         ({"lengths": None}, "`state_dict` must have lengths '"),
         ({"epoch": -1}, "`state_dict['epoch']` must be at least 0; got -1."),
         ({"epoch": 0.5}, "`state_dict['epoch']` must be an integer; got 0.5."),
+        ({"position": 999}, "`state_dict['position']` must be less than BATCHES, the batches of epoch 0; got 999."),
         ({"position": None}, "`state_dict['position']` must be an integer; got None."),
     ],
 )
 def test_a_state_that_is_none(change: dict[str, Any], message: str) -> None:
+    message = message.replace("BATCHES", str(len(make())))
     with pytest.raises((SeqbatchValueError, SeqbatchTypeError), match=f"^{re.escape(message)}"):
         make().load_state_dict({**make().state_dict(), **change})
 
