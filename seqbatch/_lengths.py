@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from seqbatch._checks import integers, lengths_of, require_integers, same_lengths
-from seqbatch._modes import refuse_in_a_graph
+from seqbatch._modes import refuse_in_a_graph, require_in_graph
 
 T = TypeVar("T")
 
@@ -77,7 +77,7 @@ class Lengths:
 
     def __init__(self, counts: tuple[int, ...]) -> None:
         self._hold(_outside_inference_mode(lambda: ints(counts)))
-        self._counts = counts
+        vars(self)["_counts"] = counts
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> "Lengths":
@@ -111,7 +111,7 @@ class Lengths:
             for i in order[after:running]:
                 counts[i] = step
         lengths = cls(tuple(counts))
-        lengths.sequence_order, lengths.step_sizes = order, batch_sizes
+        vars(lengths).update(sequence_order=order, step_sizes=batch_sizes)
         return lengths
 
     def __len__(self) -> int:
@@ -267,8 +267,7 @@ def require_same(subject: str, lengths: Lengths, like: Lengths) -> None:
         return
     if torch.compiler.is_compiling():
         torch._check(lengths.tensor.shape == like.tensor.shape)
-        message = f"`{subject}` must have the lengths of this batch"
-        torch._assert_async((lengths.tensor == like.tensor).all(), message)
+        require_in_graph((lengths.tensor == like.tensor).all(), f"`{subject}` must have the lengths of this batch")
     else:
         same_lengths(subject, lengths.counts, like.counts)
 

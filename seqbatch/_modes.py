@@ -47,3 +47,8 @@ def refuse_in_a_graph(what: str) -> None:
     """Raise where `torch.compile` or `torch.export` makes a graph."""
     if torch.compiler.is_compiling():
         raise not_in_a_graph(f"a call that needs {what}")
+
+
+def require_in_graph(holds: Tensor, message: str) -> None:
+    """Let the graph raise, when it runs, unless something holds; on a device without waiting for it."""
+    torch.ops.aten._assert_async.msg(holds, message)

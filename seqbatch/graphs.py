@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqbatch._layout_checks import PaddingSide
+from seqbatch._modes import require_in_graph
 
 
 def offsets(lengths: Tensor) -> Tensor:
@@ -28,7 +29,7 @@ def longest(lengths: Tensor) -> int:
 
 def mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
     """Tell real steps from padding: `(batch, time)` or `(time, batch)`, on the host."""
-    torch._assert_async((lengths <= time).all(), "`total_length` must be at least the longest of `lengths`")
+    require_in_graph((lengths <= time).all(), "`total_length` must be at least the longest of `lengths`")
     places = _places(lengths, side, time)
     real = (places >= 0) & (places < lengths[:, None])
     return real if batch_first else real.T

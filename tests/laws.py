@@ -6,6 +6,7 @@ from itertools import permutations
 from typing import Any
 
 import torch
+from hypothesis import settings
 from reference import run_alone
 from torch import Tensor, nn
 
@@ -16,6 +17,14 @@ from seqbatch.testing._tensors import assert_same_bits, tensors_of
 __all__ = ["assert_same_bits", "tensors_of"]
 
 Sequences = list[Tensor]
+
+
+def fewer_examples(times: int) -> settings:
+    """Decorate a test of the law Padding, which fills each sequence in turn: as long as a dozen examples of others.
+
+    A fourth is enough for a layer of one type, whose options are few; of several types each must come in every pattern.
+    """
+    return settings(max_examples=max(5, settings().max_examples // times))
 
 
 def alone(layer: nn.Module, sequence: Tensor, state: Any) -> Any:

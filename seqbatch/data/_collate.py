@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 from seqbatch._checks import complaint, counted, require_steps, require_tensor, same_kind, type_name
 from seqbatch.batch import SequenceBatch
-from seqbatch.data._containers import NUMBERS, Container, container_of, kind_of
+from seqbatch.data._containers import NUMBERS, Container, container_of, is_kept, kind_of
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 # As `torch.utils.data.default_collate`, but whatever the default dtype is.
@@ -50,8 +50,9 @@ def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int
     - anything else, as a str or None: a list of them, `(batch,)`
 
     A sample that is one Tensor must have a dimension of steps. A list of numbers is a list of fields, and no sequence:
-    make it a Tensor. Every mapping becomes a dict. Classes are made by their constructor, so they must accept batches
-    where they hold sequences; fields that it does not take are set after it.
+    make it a Tensor. Every mapping becomes a dict. Classes are made by their constructor, which must take and keep
+    batches where it took a sample's fields, so a converter such as `int` is an error. Fields that it does not take are
+    set after it, and what it takes besides, as an `InitVar`, has its default.
 
     With `pin_memory=True`, a DataLoader pins what is in tuples, lists and dicts, but what is in a dataclass or attrs
     class only if that has a method `pin_memory`, which returns the pinned object.
@@ -60,19 +61,22 @@ def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int
         samples: `(batch,)`, at least one, all of one kind; none is modified. Errors name samples by their position
             here; to learn that in a data set, collate all of it: `[data[i] for i in range(len(data))]`.
         sequences: the fields that are sequences: names of keys and attributes, positions in tuples and lists, and, of
-            what is in containers in containers, these joined by dots, such as "meta.signal". All other Tensors and
-            arrays, which must then be of one shape, are stacked to `(batch, *shape)`. By default all that have a
-            dimension are sequences. As a collate_fn: `functools.partial(collate_sequences, sequences=["signal"])`.
+            what is in containers in containers, these joined by dots, such as "meta.signal", of which each must fit
+            one field. All other Tensors and arrays, which must then be of one shape, are stacked to `(batch, *shape)`.
+            By default all that have a dimension are sequences. As a collate_fn:
+            `functools.partial(collate_sequences, sequences=["signal"])`.
 
     Returns:
         copies, in the containers of the samples. Gradients flow, but not out of a worker process. A type checker knows
         it only if samples are Tensors: a class of samples and that of its batches have fields of other types.
 
     Raises:
-        SeqbatchTypeError: samples are no Sequence, differ in the kind of a field, or have arrays of a dtype that torch
-            lacks; or `sequences` is no collection.
+        SeqbatchTypeError: samples are no Sequence, differ in the kind of a field, or have arrays with a mask or of a
+            dtype that torch lacks; a class takes no batches or does not keep them; or `sequences` is no collection of
+            names and positions.
         SeqbatchValueError: there is no sample; samples differ in their keys or numbers of fields, or Tensors in
-            features, shape, dtype or device; an int is out of the range of int64; or `sequences` names no Tensor.
+            features, shape, dtype or device; an int is out of the range of int64; or `sequences` names no Tensor, or
+            two by one name.
 
     >>> from seqbatch.data import collate_sequences
     >>> samples = [{"signal": torch.zeros(10, 5), "label": 1}, {"signal": torch.zeros(7, 5), "label": 0}]
@@ -92,23 +96,29 @@ def _chosen(sequences: object, sample: object) -> _Chosen:
     """Return the names of the sequences, each of which must be in the sample, else raise."""
     if sequences is None:
         return None
-    if not isinstance(sequences, Collection) or isinstance(sequences, (str, bytes)):
+    if not isinstance(sequences, Collection) or isinstance(sequences, (str, bytes)) or kind_of(sequences) is Tensor:
         remedy = f"Give [{sequences!r}] for one field." if isinstance(sequences, str) else ""
         found = repr(sequences) if isinstance(sequences, str) else type_name(sequences)
         raise complaint(SeqbatchTypeError, "sequences", "be a collection of fields", found, remedy)
-    there = [name for name in _tensors_in(sample, _Place()) if name is not None]
+    there = [place for place in _tensors_in(sample, _Place()) if place.path]
     for name in sequences:
-        if name not in there:
-            must = f"name Tensors or arrays in the samples, of {there}"
+        fitting = [place.of(0) for place in there if place.name == name]
+        if isinstance(name, bool):  # which would be taken for the position 0 or 1
+            raise complaint(SeqbatchTypeError, "sequences", "hold names and positions", repr(name))
+        if not fitting:
+            must = f"name Tensors or arrays in the samples, of {[place.name for place in there]}"
             raise complaint(SeqbatchValueError, "sequences", must, repr(name))
+        if len(fitting) > 1:
+            found = f"{name!r}, which fits `{'` and `'.join(fitting)}`"
+            raise complaint(SeqbatchValueError, "sequences", "name one field each", found, "Rename a key.")
     return tuple(sequences)
 
 
-def _tensors_in(value: object, place: _Place) -> Iterator[Hashable]:
-    """Give the name of every Tensor and array in a sample."""
+def _tensors_in(value: object, place: _Place) -> Iterator[_Place]:
+    """Give the place of every Tensor and array in a sample."""
     kind = kind_of(value)
     if kind is Tensor:
-        yield place.name
+        yield place
     if container := container_of(kind):
         for key, field in container.read(value).items():
             yield from _tensors_in(field, place.field(container, key))
@@ -140,11 +150,24 @@ def _collate_fields(values: list[Any], place: _Place, chosen: _Chosen, container
                 raise complaint(SeqbatchValueError, place.of(i), must, len(found), remedy)
             raise complaint(SeqbatchValueError, place.of(i), f"have keys {[*fields[0]]}, as samples[0]", [*found])
     made = {key: _collate([one[key] for one in fields], place.field(container, key), chosen) for key in fields[0]}
+    return _make(values[0], made, place, container)
+
+
+def _make(like: Any, fields: dict[Any, Any], place: _Place, container: Container) -> Any:
+    """Make a container of batches, whose class must neither refuse them nor make something else of them, else raise."""
+    remedy = "Its converters, validators and __post_init__ meet batches too; a dict has none."
     try:
-        return container.make(values[0], made)
+        made = container.make(like, fields)
     except Exception as error:
-        error.add_note(f"while {type_name(values[0])} of batches was made, as `{place.of(0)}` is")
-        raise
+        found = f"{type_name(like)}, which raised {type(error).__name__}"
+        must = "be of a class that takes batches"
+        raise complaint(SeqbatchTypeError, place.of(0), must, found, remedy) from error
+    for key, field in container.read(made).items():
+        if not is_kept(field, fields[key]):
+            subject = place.field(container, key).of(0)
+            must = f"be kept as it is by {type_name(like)}, in a batch {type_name(fields[key])}"
+            raise complaint(SeqbatchTypeError, subject, must, f"{type_name(field)} made of it", remedy)
+    return made
 
 
 def _collate_numbers(values: list[Any], place: _Place, dtype: torch.dtype) -> Tensor:
@@ -175,6 +198,9 @@ def _collate_tensors(values: list[Any], place: _Place, chosen: _Chosen) -> Seque
 
 def _from_array(subject: str, value: Any) -> Tensor:
     """Return an array as a Tensor, which shares its memory if torch can, else raise."""
+    if hasattr(value, "mask") and hasattr(value, "filled"):  # of which torch would take what is masked for data
+        remedy = "Call its filled, or drop the steps that are masked."
+        raise complaint(SeqbatchTypeError, subject, "be an array without a mask", type_name(value), remedy)
     array = value.__array__()
     try:
         if not array.flags.writeable:  # of which torch would warn

@@ -53,6 +53,19 @@ def container_of(kind: type) -> Container | None:
     return _PLAIN.get(kind) or _class_of_fields(kind)
 
 
+def is_kept(found: object, given: object) -> bool:
+    """Tell whether a field is what was given, or a like container of it, as `list` makes of a list."""
+    if found is given:
+        return True
+    if isinstance(found, SequenceBatch) and isinstance(given, SequenceBatch):  # as its `to` gives a new one
+        return found.values is given.values and found.lengths == given.lengths
+    container = container_of(kind_of(given))
+    if container is None or kind_of(found) is not kind_of(given):
+        return False
+    fields, wanted = container.read(found), container.read(given)
+    return fields.keys() == wanted.keys() and all(is_kept(fields[key], wanted[key]) for key in wanted)
+
+
 def _class_of_fields(kind: type) -> Container | None:
     if attrs.has(kind):
         return _ATTRS

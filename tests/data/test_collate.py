@@ -1,11 +1,13 @@
 """What collation makes of samples of every kind, and that the samples can be read out of it again, bit by bit."""
 
+import dataclasses
 import enum
 import functools
 import pickle
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import attrs
@@ -23,6 +25,15 @@ from torch.utils.data import default_collate
 from seqbatch import SequenceBatch
 from seqbatch.data import collate_sequences
 from seqbatch.testing._tensors import assert_same_bits
+
+
+@dataclasses.dataclass
+class Scaled:
+    signal: Any
+    scale: dataclasses.InitVar[int] = 7
+
+    def __post_init__(self, scale: int) -> None:
+        self.scaled = scale
 
 
 @for_all_lengths(form=forms)
@@ -163,6 +174,43 @@ def test_a_class_is_made_by_its_constructor() -> None:
     samples = [Doubled(torch.zeros(3)), Doubled(torch.zeros(2))]
     batch = collate_sequences(samples)
     assert batch.total.tolist() == [3, 2]  # of the samples, and not the 2 that the constructor found
+
+
+@pytest.mark.parametrize(
+    ("converter", "value"),
+    [
+        (list, (1, "a", torch.ones(2))),
+        (tuple, [1, "a", [torch.ones(2)]]),
+        (MappingProxyType, {"a": {"b": torch.ones(2)}, "c": 1}),
+        (lambda one: one.to(torch.float64), torch.ones(2)),
+        (lambda one: torch.as_tensor(one, dtype=torch.float64), torch.tensor(1)),
+    ],
+)
+def test_a_class_may_convert_what_its_converter_has_converted(converter: Any, value: Any) -> None:
+    sample = attrs.make_class("Converting", {"field": attrs.field(converter=converter)})(value)
+    found, wanted = (collate_sequences([one, one]) for one in (sample, [sample.field]))
+    assert_same_batch(found.field, wanted[0])
+
+
+def assert_same_batch(found: Any, wanted: Any) -> None:
+    if isinstance(wanted, (list, tuple)):
+        assert len(found) == len(wanted)
+        for one, other in zip(found, wanted, strict=True):
+            assert_same_batch(one, other)
+    elif isinstance(wanted, dict):
+        assert_same_batch([*found.items()], [*wanted.items()])
+    elif isinstance(wanted, SequenceBatch):
+        assert found.lengths == wanted.lengths
+        assert_same_bits(found.values, wanted.values)
+    elif isinstance(wanted, Tensor):
+        assert_same_bits(found, wanted)
+    else:
+        assert found == wanted
+
+
+def test_what_a_constructor_takes_besides_the_fields_has_its_default() -> None:
+    sample = Scaled(torch.ones(2), 5)
+    assert (sample.scaled, collate_sequences([sample]).scaled) == (5, 7)
 
 
 def test_it_can_be_sent_to_workers() -> None:

@@ -1,6 +1,7 @@
 """What collation refuses, and how it says it: always with the sample and the field."""
 
 import dataclasses
+import re
 import warnings
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
+from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
 from seqbatch.data import collate_sequences
 
 
@@ -170,6 +171,29 @@ def test_arrays_of_a_dtype_that_torch_lacks(dtype: Any) -> None:
         refused(rf"`samples\[1\]\[\"x\"\]` must {message}\. Call its astype\.", SeqbatchTypeError, samples)
 
 
+def masked(**mask: Any) -> Any:
+    array: Any = np.ma.MaskedArray
+    return array(np.arange(3.0), **mask)
+
+
+@pytest.mark.parametrize(("build", "where"), FIELDS)
+@pytest.mark.parametrize("wrong", [masked(mask=[0, 1, 0]), masked(mask=False), masked()])
+@pytest.mark.parametrize("i", [0, 1])
+def test_arrays_with_a_mask(build: Any, where: str, wrong: Any, i: int) -> None:
+    samples = [build(np.ones(3)), build(np.ones(3))]
+    samples[i] = build(wrong)
+    message = r"must be an array without a mask; got a numpy\.ma.*\.MaskedArray\."
+    remedy = r"Call its filled, or drop the steps that are masked\."
+    refused(rf"`samples\[{i}\]{where}` {message} {remedy}", SeqbatchTypeError, samples)
+
+
+def test_arrays_with_a_mask_that_are_stacked_and_the_remedy() -> None:
+    samples = [{"x": np.ones(3)}, {"x": masked(mask=[0, 1, 0])}]
+    refused(r"`samples\[1\]\[\"x\"\]` must be an array without a mask; .*", SeqbatchTypeError, samples, [])
+    batch: Any = collate_sequences([{"x": samples[1]["x"].filled(7)}])["x"]
+    assert batch.values.tolist() == [0, 7, 2]
+
+
 @pytest.mark.parametrize("number", [2**63, -(2**63) - 1, 10**30])
 def test_integers_out_of_range(number: int) -> None:
     samples = [(0, "a"), (2**63 - 1, "b"), (number, "c")]
@@ -192,6 +216,48 @@ def test_sequences_that_are_not_there(sample: Any, sequences: Any, message: str)
     refused(rf"`sequences` must {must} {message}", SeqbatchValueError, [sample, sample], sequences)
 
 
+@pytest.mark.parametrize(
+    ("sample", "name", "places"),
+    [
+        (
+            {"a.b": signal(), "a": {"b": signal()}},
+            "a.b",
+            r"`samples\[0\]\[\"a\.b\"\]` and `samples\[0\]\[\"a\"\]\[\"b\"\]`",
+        ),
+        (
+            {"a": {"b": Spoken(signal()), "b.signal": np.ones(2)}},
+            "a.b.signal",
+            r"`samples\[0\]\[\"a\"\]\[\"b\"\]\.signal` and `samples\[0\]\[\"a\"\]\[\"b\.signal\"\]`",
+        ),
+        (
+            [{0: signal(), "0": signal()}],
+            "0.0",
+            r"`samples\[0\]\[0\]\[0\]` and `samples\[0\]\[0\]\[\"0\"\]`",
+        ),
+    ],
+)
+def test_a_name_that_fits_two_fields(sample: Any, name: str, places: str) -> None:
+    found = rf"'{re.escape(name)}', which fits {places}"
+    message = rf"`sequences` must name one field each; got {found}\. Rename a key\."
+    refused(message, SeqbatchValueError, [sample, sample], [name])
+    collate_sequences([sample, sample])
+    collate_sequences([sample, sample], sequences=[])
+
+
+def test_a_dot_in_a_key_is_no_fault_where_one_field_fits() -> None:
+    samples = [{"a.b": signal(steps), "a": {"b": 1, "c": signal()}} for steps in (2, 3)]
+    batch: Any = collate_sequences(samples, sequences=["a.b"])
+    assert batch["a.b"].lengths == (2, 3)
+    assert isinstance(batch["a"]["c"], Tensor)
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("sample", [(signal(), signal()), {True: signal(), False: signal()}])
+def test_a_bool_is_no_position(sample: Any, flag: bool) -> None:
+    message = rf"`sequences` must hold names and positions; got {flag}\."
+    refused(message, SeqbatchTypeError, [sample, sample], [flag])
+
+
 def test_a_misspelt_name_is_told_before_what_follows_from_it() -> None:
     samples = [{"signal": signal(3)}, {"signal": signal(4)}]
     refused(r"`sequences` must name .* of \['signal'\]; got 'sgnal'\.", SeqbatchValueError, samples, ["sgnal"])
@@ -210,6 +276,8 @@ def test_what_is_said_to_be_a_sequence_and_has_no_steps() -> None:
         (b"signal", r"a bytes\."),
         (1, r"an int\."),
         (iter(["signal"]), r"a list_iterator\."),
+        (torch.tensor([True, False]), r"a torch\.Tensor\."),
+        (np.array([True, False]), r"a numpy\.ndarray\."),
     ],
 )
 def test_sequences_that_are_no_collection(sequences: Any, found: str) -> None:
@@ -237,20 +305,80 @@ class Seeded:
     seed: dataclasses.InitVar[int]
 
 
+@attrs.frozen
+class Numbered:
+    signal: Any
+    number: int = attrs.field(converter=int)
+
+
+BATCHES_TOO = r"Its converters, validators and __post_init__ meet batches too; a dict has none\."
+
+
+def kind(value: object) -> str:
+    return rf"a {re.escape(type(value).__module__)}\.{re.escape(type(value).__qualname__)}"
+
+
 @pytest.mark.parametrize(
-    ("sample", "kind"),
+    ("sample", "cause"),
     [
         (Checked(signal()), TypeError),
         (CheckedAfter(signal()), ValueError),
         (Seeded(signal(), 3), (TypeError, ValueError)),
+        (Numbered(signal(), 3), (TypeError, ValueError, RuntimeError)),
     ],
 )
-def test_a_class_that_refuses_batches_says_so_itself(sample: Any, kind: Any) -> None:
-    with pytest.raises(kind) as caught:
+def test_a_class_that_refuses_batches(sample: Any, cause: Any) -> None:
+    with pytest.raises(SeqbatchTypeError) as caught:
         collate_sequences([{"x": sample}, {"x": sample}])
-    name = f"{type(sample).__module__}.{type(sample).__qualname__}"
-    assert not isinstance(caught.value, SeqbatchError)
-    assert caught.value.__notes__ == [f'while a {name} of batches was made, as `samples[0]["x"]` is']
+    assert isinstance(caught.value.__cause__, cause)
+    found = f"{kind(sample)}, which raised {type(caught.value.__cause__).__name__}"
+    message = rf"^`samples\[0\]\[\"x\"\]` must be of a class that takes batches; got {found}\. {BATCHES_TOO}$"
+    assert re.search(message, str(caught.value))
+
+
+def changing(converter: Any) -> Any:
+    return attrs.make_class("Changing", {"field": attrs.field(converter=converter)})
+
+
+@dataclasses.dataclass
+class ChangedAfter:
+    field: Any
+
+    def __post_init__(self) -> None:
+        self.field = float(self.field)
+
+
+@pytest.mark.parametrize(
+    ("make", "value", "given", "found"),
+    [
+        (changing(int), 1, "torch.Tensor", "an int"),
+        (changing(bool), True, "torch.Tensor", "a bool"),
+        (changing(lambda value: value / 2), 1.0, "torch.Tensor", "a torch.Tensor"),
+        (changing(str), "a", "list", "a str"),
+        (changing(torch.as_tensor), torch.ones(1), "seqbatch.batch.SequenceBatch", "a torch.Tensor"),
+        (changing(lambda one: one[:2]), torch.ones(2), "seqbatch.batch.SequenceBatch", "a seqbatch.*SequenceBatch"),
+        (changing(lambda one: [one[0] + 1]), [1], "list", "a list"),
+        (changing(lambda one: {f"{key}+": one[key] for key in one}), {"a": 1}, "dict", "a dict"),
+        (changing(lambda one: {"a": one["a"] + 1}), {"a": 1}, "dict", "a dict"),
+        (ChangedAfter, 1.0, "torch.Tensor", "a float"),
+    ],
+)
+def test_a_class_that_makes_something_else_of_a_batch(make: Any, value: Any, given: str, found: str) -> None:
+    sample = make(value)
+    message = rf"must be kept as it is by {kind(sample)}, in a batch a {re.escape(given)}; got {found} made of it\."
+    refused(
+        rf"`samples\[0\]\.field` {message} {BATCHES_TOO}",
+        SeqbatchTypeError,
+        [sample] * (3 if given.endswith("SequenceBatch") else 1),
+    )
+
+
+def test_a_class_that_gives_the_steps_to_other_sequences() -> None:
+    def halve(one: Any) -> Any:
+        return SequenceBatch(one.values, [1] * one.total_steps) if isinstance(one, SequenceBatch) else one
+
+    sample = changing(halve)(torch.ones(2))
+    refused(r"`samples\[0\]\.field` must be kept as it is .*", SeqbatchTypeError, [sample])
 
 
 def test_a_wrong_field_is_no_fault_of_the_class_around_it() -> None:

@@ -246,7 +246,8 @@ def test_loaders_that_it_refuses(times: int | None, found: str) -> None:
 @pytest.mark.parametrize("number", [len(LENGTHS) - 1, len(LENGTHS) + 1])
 def test_a_data_set_of_another_length_is_refused(number: int) -> None:
     sampler = make()
-    loader = DataLoader([*range(number)], batch_sampler=sampler)
+    data: Any = range(number)
+    loader: DataLoader[Any] = DataLoader(data, batch_sampler=sampler)
     message = rf"^`loader` must be over {len(LENGTHS)} samples, as the lengths of the sampler; got {number}\.$"
     with pytest.raises(SeqbatchError, match=message):
         next(iter(sampler.track(loader)))

@@ -79,6 +79,7 @@ def test_order(lengths: list[int], cell: nn.RNNCellBase, stateful: bool, random:
     laws.check_order(cell, xs, order, state_of(cell, len(xs)) if stateful else None)
 
 
+@laws.fewer_examples(2)
 @for_all_lengths(
     cell=cells(),
     poison=st.sampled_from([float("nan"), 1e9]),

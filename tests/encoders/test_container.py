@@ -55,11 +55,16 @@ def test_order(lengths: list[int], model: nn.Sequential, stateful: bool, random:
     laws.check_order(model, xs, order, start(model, len(xs)) if stateful else None)
 
 
+@laws.fewer_examples(4)
+@for_all_lengths(model=models())
+def test_padding(lengths: list[int], model: nn.Sequential) -> None:
+    laws.check_padding(model, sequences(lengths or [0], (2,)), float("nan"), "right", True)
+
+
 @for_all_lengths(model=models(), stateful=st.booleans())
 def test_other_laws(lengths: list[int], model: nn.Sequential, stateful: bool) -> None:
     xs = sequences(lengths or [0], (2,))
     state = start(model, len(xs)) if stateful else None
-    laws.check_padding(model, xs, float("nan"), "right", True)
     laws.check_lengths(model, xs)
     laws.check_empty(model, xs, state)
     laws.check_called_as_itself(model, xs)

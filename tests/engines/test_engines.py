@@ -67,19 +67,24 @@ def test_order(lengths: list[int], engine_and_layer: Any, random: Any) -> None:
         laws.check_order(layer, xs, random.sample(range(len(xs)), len(xs)), state_for(layer, len(xs)))
 
 
+@laws.fewer_examples(2)
 @for_all_lengths(
     engine_and_layer=every_engine,
     poison=st.sampled_from([float("nan"), 1e9, float("inf")]),
     side=st.sampled_from(["left", "right"]),
 )
-def test_padding_lengths_empty_and_what_is_the_callers(
-    lengths: list[int], engine_and_layer: Any, poison: float, side: Any
-) -> None:
+def test_padding(lengths: list[int], engine_and_layer: Any, poison: float, side: Any) -> None:
+    engine, layer = engine_and_layer
+    with run_by(engine):
+        laws.check_padding(layer, inputs(layer, lengths or [0]), poison, side, True)
+
+
+@for_all_lengths(engine_and_layer=every_engine)
+def test_lengths_empty_and_what_is_the_callers(lengths: list[int], engine_and_layer: Any) -> None:
     engine, layer = engine_and_layer
     xs = inputs(layer, lengths or [0])
     state = state_for(layer, len(xs))
     with run_by(engine):
-        laws.check_padding(layer, xs, poison, side, True)
         laws.check_lengths(layer, xs)
         laws.check_empty(layer, xs, state)
         laws.check_unmodified(layer, xs, state)

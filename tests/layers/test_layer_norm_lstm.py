@@ -45,12 +45,17 @@ def test_alone(lengths: list[int], layer: Any, stateful: bool) -> None:
     laws.check_alone(layer, xs, state_of(layer, len(xs)) if stateful else None)
 
 
+@laws.fewer_examples(4)
+@for_all_lengths(layer=layers)
+def test_padding(lengths: list[int], layer: Any) -> None:
+    laws.check_padding(layer, sequences(lengths or [0], (layer.input_size,)), float("nan"), "right", True)
+
+
 @for_all_lengths(layer=layers, stateful=st.booleans(), random=st.randoms(use_true_random=False))
 def test_other_laws(lengths: list[int], layer: Any, stateful: bool, random: Any) -> None:
     xs = sequences(lengths or [0], (layer.input_size,))
     state = state_of(layer, len(xs)) if stateful else None
     laws.check_order(layer, xs, random.sample(range(len(xs)), len(xs)), state)
-    laws.check_padding(layer, xs, float("nan"), "right", True)
     laws.check_lengths(layer, xs)
     laws.check_empty(layer, xs, state)
     laws.check_unmodified(layer, xs, state)

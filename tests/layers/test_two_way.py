@@ -60,12 +60,17 @@ def test_alone(lengths: list[int], layer: TwoWay, stateful: bool) -> None:
     laws.check_alone(layer, xs, start_if_any(layer, len(xs), stateful))
 
 
+@laws.fewer_examples(4)
+@for_all_lengths(layer=st.builds(TwoWay, ways, ways))
+def test_padding(lengths: list[int], layer: TwoWay) -> None:
+    laws.check_padding(layer, sequences(lengths or [0], (2,)), float("nan"), "right", True)
+
+
 @for_all_lengths(layer=st.builds(TwoWay, ways, ways), stateful=st.booleans(), random=st.randoms(use_true_random=False))
 def test_other_laws(lengths: list[int], layer: TwoWay, stateful: bool, random: Any) -> None:
     xs = sequences(lengths or [0], (2,))
     state = start_if_any(layer, len(xs), stateful)
     laws.check_order(layer, xs, random.sample(range(len(xs)), len(xs)), state)
-    laws.check_padding(layer, xs, float("nan"), "right", True)
     laws.check_lengths(layer, xs)
     laws.check_empty(layer, xs, state)
     laws.check_unmodified(layer, xs, state)

@@ -1,11 +1,13 @@
 """What users may write, and the types they get: checked by mypy and pyright, and never run."""
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar, assert_type
+from functools import partial
+from typing import Any, NamedTuple, TypeVar, assert_type
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.data import DataLoader, Dataset
 
 from seqbatch import (
     ContainerState,
@@ -23,6 +25,7 @@ from seqbatch import (
     register_encoder,
     register_recurrent,
 )
+from seqbatch.data import collate_sequences
 from seqbatch.layers import (
     AttentionPool,
     LayerNormLSTM,
@@ -51,6 +54,11 @@ class MyLayer(nn.Module):
 
 class MyState:
     pass
+
+
+class MyPair(NamedTuple):
+    x: Tensor
+    y: int
 
 
 def encode_gives_back_the_kind(
@@ -197,6 +205,29 @@ def batches_are_made(x: Tensor, sequences: list[Tensor], packed: PackedSequence,
     assert_type(SequenceBatch.from_nested(x), SequenceBatch)
     assert_type(SequenceBatch.from_offsets(x, [0, 10, 17]), SequenceBatch)
     assert_type(SequenceBatch.from_offsets(x, x), SequenceBatch)
+
+
+def samples_are_collated(
+    x: Tensor,
+    sequences: list[Tensor],
+    parameters: list[nn.Parameter],
+    batch: SequenceBatch,
+    pairs: list[MyPair],
+    data: Dataset[MyPair],
+) -> None:
+    assert_type(collate_sequences([x, x]), SequenceBatch)
+    assert_type(collate_sequences(sequences), SequenceBatch)
+    assert_type(collate_sequences(parameters), SequenceBatch)
+    assert_type(collate_sequences((x, x)), SequenceBatch)
+    assert_type(collate_sequences(batch), SequenceBatch)
+    assert_type(collate_sequences(samples=sequences, sequences=None), SequenceBatch)
+    assert_type(collate_sequences(sequences, sequences=[]), Any)  # a Tensor, and of other samples it is not known
+    assert_type(collate_sequences([(x, 1), (x, 0)]), Any)
+    assert_type(collate_sequences(pairs, sequences={"x"}), Any)
+    assert_type(collate_sequences([{"x": x, "y": "a"}], sequences=["x"]), Any)
+    assert_type(collate_sequences([((x, x), x)], sequences=("0.1", 1)), Any)
+    assert_type(DataLoader(data, collate_fn=collate_sequences), DataLoader[MyPair])
+    assert_type(DataLoader(data, collate_fn=partial(collate_sequences, sequences=["x"])), DataLoader[MyPair])
 
 
 def batches_are_converted(batch: SequenceBatch) -> None:

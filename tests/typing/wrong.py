@@ -19,6 +19,7 @@ from seqbatch import (
     register_encoder,
     register_recurrent,
 )
+from seqbatch.data import collate_sequences
 from seqbatch.layers import AttentionPool, LayerNormLSTM, LockedDropout, Residual, TwoWay, WordDropout
 
 
@@ -144,6 +145,22 @@ def batches_need_values_and_lengths(x: Tensor, sequences: list[Tensor], packed: 
     SequenceBatch.from_offsets(x)  # wrong
     SequenceBatch.concat(SequenceBatch(x, [17]), SequenceBatch(x, [17]))  # wrong
     SequenceBatch.concat(sequences)  # wrong
+
+
+def samples_are_collated(x: Tensor, pairs: list[tuple[Tensor, int]]) -> None:
+    collate_sequences()  # wrong
+    collate_sequences(x)  # wrong
+    collate_sequences(x, x)  # wrong
+    collate_sequences({"x": x})  # wrong
+    collate_sequences({x})  # wrong
+    collate_sequences(one for one in pairs)  # wrong
+    collate_sequences(None)  # wrong
+    collate_sequences(pairs, [0])  # wrong
+    collate_sequences(pairs, sequences=0)  # wrong
+    collate_sequences(pairs, sequences=[x])  # wrong
+    collate_sequences(pairs, sequences=[0.5])  # wrong
+    collate_sequences(pairs, names=["0"])  # wrong
+    collate_sequences([x, x]).shape  # wrong
 
 
 def batch_first_is_never_guessed(x: Tensor, batch: SequenceBatch) -> None:
