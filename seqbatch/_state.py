@@ -91,6 +91,9 @@ class State(ABC):
         Returns:
             a state of views, through which no gradients flow.
 
+        Raises:
+            SeqbatchTypeError: a state in a container has no `detach`.
+
         >>> RNNState(torch.zeros(1, 1, 3, 8, requires_grad=True)).detach().hidden.requires_grad
         False
         """
@@ -102,6 +105,9 @@ class State(ABC):
 
         Returns:
             a state of copies, or of these very tensors where they are as asked; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: a state in a container has no `to`.
 
         >>> RNNState(torch.zeros(1, 1, 3, 8)).to(torch.float64)
         RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.float64, cpu)

@@ -74,9 +74,10 @@ class ContainerState(State):
     def _require(self, method: str) -> None:
         """Raise unless every state in it has a method; `select` of a Tensor, and `reset`, are no such methods."""
         for i, state in enumerate(self.states):
-            there = hasattr(state, method) and not (isinstance(state, Tensor) and method in ("select", "reset"))
+            by_index = method in ("select", "reset")
+            there = hasattr(state, method) and not (isinstance(state, Tensor) and by_index)
             if state is not None and not there:
-                must = f"have batch_size and {method}, as RNNState"
+                must = f"have {'batch_size and ' if by_index else ''}{method}, as RNNState"
                 raise complaint(SeqbatchTypeError, f"states[{i}]", must, _checks.type_name(state))
 
     def _map(self, function: Callable[[Any], Any]) -> Self:

@@ -6,6 +6,7 @@
 
 from typing import Any, TypeVar, overload
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -154,4 +155,6 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
 
 
 def _add_context(error: Exception, layer: nn.Module, batch: SequenceBatch) -> None:
+    if torch.compiler.is_compiling():  # which tells where in the model it was, and knows no lengths to show
+        return
     error.add_note(f"while {describe(layer)} ran on {batch!r}")

@@ -105,7 +105,7 @@ def test_a_container_holds_states_of_any_kind() -> None:
             with pytest.raises(SeqbatchTypeError, match=message):
                 getattr(ContainerState((rnn_state(3), one)), method)([0])
     for method in ("detach", "to"):
-        message = rf"`states\[1\]` must have batch_size and {method}, as RNNState; got a dict\."
+        message = rf"`states\[1\]` must have {method}, as RNNState; got a dict\."
         with pytest.raises(SeqbatchTypeError, match=message):
             getattr(ContainerState((rnn_state(3), {})), method)()
 

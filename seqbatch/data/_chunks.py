@@ -87,9 +87,9 @@ def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) ->
     too, which is truncated back-propagation; under `torch.no_grad` it is less.
 
     Only layers of which it is known that chunks make no difference are run: recurrent ones of one direction, those that
-    treat every step by itself, and containers of such. A recurrent layer that is registered is taken at its word. In
-    training mode a layer with statistics or a mask of its own, such as `nn.BatchNorm1d` and `LockedDropout`, has them
-    of each chunk.
+    treat every step by itself, and containers of such; none that is quantized, for it rounds by the range of what it is
+    given. A recurrent layer that is registered is taken at its word. In training mode a layer with statistics or a mask
+    of its own, such as `nn.BatchNorm1d` and `LockedDropout`, has them of each chunk.
 
     Args:
         layer: as for `encode_with_state`, but of one direction and without windows, attention or pools over steps.
@@ -167,12 +167,12 @@ def _require_no_borders(subject: str, layer: Any) -> None:
         must = "be of one direction, for one that reads backward needs the last chunk first"
         remedy = "Call encode_with_state on the whole."
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), remedy)
-    elif isinstance(layer, QUANTIZED):
-        must = "not be quantized, for it rounds what it is given by the range of all of it"
+    elif is_run_as(layer, *QUANTIZED):
+        must = "not be quantized, for it may round what it is given by the range of all of it"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode_with_state on the whole.")
-    elif isinstance(layer, (nn.BatchNorm1d, nn.SyncBatchNorm)) and layer.running_mean is None:
+    elif is_run_as(layer, nn.BatchNorm1d, nn.SyncBatchNorm) and layer.running_mean is None:
         must = "have statistics of its own, for those of a chunk are not those of the whole"
-        raise complaint(UnsupportedLayerError, subject, must, describe(layer))
+        raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode on the whole.")
     elif not is_recurrent(layer) and not is_run_as(layer, *_STEPWISE):
         must = "keep a state, or be known to treat every step by itself, so that chunks make no difference"
         remedy = "If it does, call encode_with_state on each chunk, from the state after the one before."

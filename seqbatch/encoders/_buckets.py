@@ -128,6 +128,11 @@ def _mask_of(counts: Tensor, extra: int, dtype: torch.dtype) -> Tensor | None:
     return torch.zeros(hidden.shape, dtype=dtype, device="cpu").masked_fill(hidden, float("-inf"))[:, None, None]
 
 
+def run_one_by_one(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> SequenceBatch:
+    """Run something on each sequence alone, in the terms of `run_in_groups`."""
+    return batch.with_values(torch.cat([call(one[None])[0] for one in batch if len(one)]))
+
+
 def run_in_groups(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> SequenceBatch:
     """Run something on all sequences of a length at once, with nothing between them: no padding and no mask.
 

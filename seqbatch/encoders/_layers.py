@@ -10,6 +10,7 @@ from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch._checks import complaint, describe
+from seqbatch._modes import not_in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchValueError
 
@@ -17,6 +18,12 @@ from seqbatch.errors import SeqbatchValueError
 def keeps_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Tell whether a layer has the `forward` of the class that an encoder is registered for, and not its own."""
     return type(layer).forward is kind.forward and "forward" not in vars(layer)
+
+
+def refuse_layer_in_a_graph(layer: nn.Module) -> None:
+    """Raise in a graph, of a layer that is run by the numbers of the lengths."""
+    if torch.compiler.is_compiling():
+        raise not_in_a_graph(f"a layer of type {type(layer).__name__}")
 
 
 def takes_its_weights_dtype(layer: nn.Module) -> bool:

@@ -21,9 +21,11 @@ from seqbatch._lengths import Lengths
 from seqbatch._registry import register_encoder, unsupported
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._attend import attend
-from seqbatch.encoders._buckets import run_in_groups
+from seqbatch.encoders._buckets import run_in_groups, run_one_by_one
 from seqbatch.encoders._layers import (
+    QUANTIZED,
     keeps_forward,
+    refuse_layer_in_a_graph,
     require_device,
     require_dtype,
     require_features,
@@ -43,6 +45,8 @@ KINDS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncod
 def _register(kind: type[nn.Module]) -> None:
     @register_encoder(kind)
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
+        refuse_layer_in_a_graph(layer)
+
         def call(group: Tensor) -> Any:
             return layer(group, group, group) if isinstance(layer, nn.MultiheadAttention) else layer(group)
 
@@ -89,7 +93,8 @@ def run(
         nothing = _run_plain(layer, batch.values, batch._lengths.running, causal) if plain else batch.values
         return batch.with_values(run_on_nothing(layer, nothing, batch))
     if not plain:
-        return run_in_groups(_batch_first(layer, call), batch)
+        has_range = any(isinstance(part, QUANTIZED) for part in layer.modules())
+        return (run_one_by_one if has_range else run_in_groups)(_batch_first(layer, call), batch)
     return batch.with_values(_run_plain(layer, batch.values, batch._lengths.running, causal))
 
 

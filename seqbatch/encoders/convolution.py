@@ -35,6 +35,7 @@ from seqbatch.encoders._layers import (
     keeps_forward,
     quantized_layers,
     refusals_of,
+    refuse_layer_in_a_graph,
     require_device,
     require_dtype,
     require_features,
@@ -63,6 +64,7 @@ def _register(kind: type[nn.Module], rule: Callable[[Any], Windows | Border], st
 
     @register_encoder(kind)
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
+        refuse_layer_in_a_graph(layer)
         if getattr(layer, "return_indices", False):
             must = "give no indices, which would count steps of another sequence than the caller's"
             raise complaint(SeqbatchValueError, "layer", must, f"{type(layer).__name__}(..., return_indices=True)")

@@ -18,7 +18,13 @@ from seqbatch._checks import complaint, counted, describe
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._buckets import run_in_groups
-from seqbatch.encoders._layers import keeps_forward, require_device, require_features, takes_its_weights_dtype
+from seqbatch.encoders._layers import (
+    keeps_forward,
+    refuse_layer_in_a_graph,
+    require_device,
+    require_features,
+    takes_its_weights_dtype,
+)
 from seqbatch.encoders._plain import is_untouched
 from seqbatch.encoders.pointwise import register_stepwise
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -92,6 +98,7 @@ register_stepwise(nn.GroupNorm, _check_group_norm)
 
 @register_encoder(nn.InstanceNorm1d)
 def _(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> SequenceBatch:
+    refuse_layer_in_a_graph(layer)
     kept = keeps_forward(layer, nn.InstanceNorm1d)
     if kept:
         _check_instance_norm(layer, batch)

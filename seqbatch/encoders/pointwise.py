@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqbatch._checks import complaint, counted, describe, type_name
-from seqbatch._modes import refuse_in_a_graph
+from seqbatch._checks import complaint, counted, describe
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import (
     keeps_forward,
     quantized_layers,
     refusals_of,
+    refuse_layer_in_a_graph,
     require_device,
     require_dtype,
     require_features,
@@ -116,13 +116,19 @@ def _register_quantized(kind: type[nn.Module]) -> None:
 
     @register_encoder(kind)
     def _(layer: Any, batch: SequenceBatch) -> SequenceBatch:
-        refuse_in_a_graph(type_name(layer))
+        refuse_layer_in_a_graph(layer)
+        plain = keeps_forward(layer, kind)
+        if plain:
+            require_features(batch, (layer.in_features,), layer)
 
         def forward(values: Tensor) -> Tensor:
             results = [layer.forward(one) for one in batch.with_values(values) if len(one)]
             return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features)
 
-        return batch.with_values(call_as_itself(layer, forward, batch.values))
+        # One with a `forward` of its own may work in place, and the values are the caller's.
+        given = batch.values if plain else batch.values.clone()
+        with refusals_of(layer, batch) if plain else nullcontext():
+            return batch.with_values(call_as_itself(layer, forward, given))
 
 
 for _kind in ELEMENTWISE:

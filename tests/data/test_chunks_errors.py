@@ -113,7 +113,7 @@ def test_what_would_differ_at_the_borders_of_chunks_is_refused(
 @pytest.mark.parametrize("kind", ["GRU", "LSTMCell", "Linear"])
 def test_what_rounds_by_the_range_of_a_chunk_is_refused(kind: str) -> None:
     layer = nn.Sequential(nn.GRU(4, 4), getattr(quantized, kind)(4, 4))
-    must = "`layer[1]` must not be quantized, for it rounds what it is given by the range of all of it"
+    must = "`layer[1]` must not be quantized, for it may round what it is given by the range of all of it"
     with pytest.raises(UnsupportedLayerError, match=re.escape(must)):
         encode_chunks(layer, [])
 

@@ -1,6 +1,5 @@
 """What collation refuses, and how it says it: always with the sample and the field."""
 
-import dataclasses
 import re
 import warnings
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
+from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
 from seqbatch.data import collate_sequences
 
 
@@ -283,102 +282,6 @@ def test_what_is_said_to_be_a_sequence_and_has_no_steps() -> None:
 def test_sequences_that_are_no_collection(sequences: Any, found: str) -> None:
     samples = [{"signal": signal()}]
     refused(rf"`sequences` must be a collection of fields; got {found}", SeqbatchTypeError, samples, sequences)
-
-
-@attrs.frozen
-class Checked:
-    signal: Any = attrs.field(validator=attrs.validators.instance_of(Tensor))
-
-
-@dataclasses.dataclass
-class CheckedAfter:
-    signal: Any
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.signal, Tensor):
-            raise ValueError("no Tensor")
-
-
-@dataclasses.dataclass
-class Seeded:
-    signal: Any
-    seed: dataclasses.InitVar[int]
-
-
-@attrs.frozen
-class Numbered:
-    signal: Any
-    number: int = attrs.field(converter=int)
-
-
-BATCHES_TOO = r"Its converters, validators and __post_init__ meet batches too; a dict has none\."
-
-
-def kind(value: object) -> str:
-    return rf"a {re.escape(type(value).__module__)}\.{re.escape(type(value).__qualname__)}"
-
-
-@pytest.mark.parametrize(
-    ("sample", "cause"),
-    [
-        (Checked(signal()), TypeError),
-        (CheckedAfter(signal()), ValueError),
-        (Seeded(signal(), 3), (TypeError, ValueError)),
-        (Numbered(signal(), 3), (TypeError, ValueError, RuntimeError)),
-    ],
-)
-def test_a_class_that_refuses_batches(sample: Any, cause: Any) -> None:
-    with pytest.raises(SeqbatchTypeError) as caught:
-        collate_sequences([{"x": sample}, {"x": sample}])
-    assert isinstance(caught.value.__cause__, cause)
-    found = f"{kind(sample)}, which raised {type(caught.value.__cause__).__name__}"
-    message = rf"^`samples\[0\]\[\"x\"\]` must be of a class that takes batches; got {found}\. {BATCHES_TOO}$"
-    assert re.search(message, str(caught.value))
-
-
-def changing(converter: Any) -> Any:
-    return attrs.make_class("Changing", {"field": attrs.field(converter=converter)})
-
-
-@dataclasses.dataclass
-class ChangedAfter:
-    field: Any
-
-    def __post_init__(self) -> None:
-        self.field = float(self.field)
-
-
-@pytest.mark.parametrize(
-    ("make", "value", "given", "found"),
-    [
-        (changing(int), 1, "torch.Tensor", "an int"),
-        (changing(bool), True, "torch.Tensor", "a bool"),
-        (changing(lambda value: value / 2), 1.0, "torch.Tensor", "a torch.Tensor"),
-        (changing(str), "a", "list", "a str"),
-        (changing(torch.as_tensor), torch.ones(1), "seqbatch.batch.SequenceBatch", "a torch.Tensor"),
-        (changing(lambda one: one[:2]), torch.ones(2), "seqbatch.batch.SequenceBatch", "a seqbatch.*SequenceBatch"),
-        (changing(lambda one: [one[0] + 1]), [1], "list", "a list"),
-        (changing(lambda one: {f"{key}+": one[key] for key in one}), {"a": 1}, "dict", "a dict"),
-        (changing(lambda one: {"a": one["a"] + 1}), {"a": 1}, "dict", "a dict"),
-        (ChangedAfter, 1.0, "torch.Tensor", "a float"),
-    ],
-)
-def test_a_class_that_makes_something_else_of_a_batch(make: Any, value: Any, given: str, found: str) -> None:
-    sample = make(value)
-    message = rf"must be kept as it is by {kind(sample)}, in a batch a {re.escape(given)}; got {found} made of it\."
-    refused(
-        rf"`samples\[0\]\.field` {message} {BATCHES_TOO}",
-        SeqbatchTypeError,
-        [sample] * (3 if given.endswith("SequenceBatch") else 1),
-    )
-
-
-def test_a_class_that_gives_the_steps_to_other_sequences() -> None:
-    def halve(one: Any) -> Any:
-        return SequenceBatch(one.values, [1] * one.total_steps) if isinstance(one, SequenceBatch) else one
-
-    sample = changing(halve)(torch.ones(2))
-    refused(r"`samples\[0\]\.field` must be kept as it is .*", SeqbatchTypeError, [sample])
 
 
 def test_a_wrong_field_is_no_fault_of_the_class_around_it() -> None:

@@ -54,10 +54,9 @@ def test_lengths_empty_and_what_is_the_callers(lengths: list[int], layer: nn.Mod
     laws.check_unmodified(layer, xs)
 
 
-@given(layer=layers(), length=st.integers(1, 5), number=st.integers(1, 4))
-def test_hooks(layer: nn.Module, length: int, number: int) -> None:
-    # Of other lengths see test_attention_calls: there they run once for each.
-    laws.check_called_as_itself(layer, sequences([0, *[length] * number], (SIZE,)))
+@for_all_lengths(layer=layers())
+def test_hooks(lengths: list[int], layer: nn.Module) -> None:
+    laws.check_called_as_itself(layer, sequences(lengths, (SIZE,)))
 
 
 @for_all_lengths(layer=layers(), overhead=overheads)

@@ -8,7 +8,7 @@ import torch.ao.nn.quantized.dynamic as quantized
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from seqbatch import LSTMState, encode, encode_with_state
+from seqbatch import LSTMState, SeqbatchValueError, encode, encode_with_state
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 # Of ranges so unequal that what is rounded by the largest is lost in the others.
@@ -19,8 +19,40 @@ def sequences(size: int) -> list[Tensor]:
     return [scale * torch.randn(length, size) for scale, length in zip(SPREAD, (4, 6, 0, 3), strict=True)]
 
 
+def quantized_linear(kind: type[nn.Module] = quantized.Linear) -> Any:
+    layer: Any = kind(5, 3)
+    layer.set_weight_bias(torch.quantize_per_tensor(torch.randn(3, 5), 0.02, 0, torch.qint8), torch.randn(3))
+    return layer
+
+
+class InPlace(quantized.Linear):
+    """A layer that changes what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x.add_(1)[:, :3]
+
+
+def test_one_that_works_in_place_leaves_what_is_the_callers() -> None:
+    x = torch.zeros(4, 5)
+    encode(quantized_linear(InPlace), x)
+    assert not x.any()
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (torch.zeros(2, 4), r"`sequences` must have features that end with \(5,\), for .*; got \(4,\)\."),
+        (torch.zeros(0, 4), r"`sequences` must have features that end with \(5,\), for .*; got \(4,\)\."),
+        (torch.zeros(2, 5).double(), r"`layer` must take features \(5,\) and torch\.float64; got .* PyTorch says: "),
+    ],
+)
+def test_what_a_linear_does_not_take(x: Tensor, said: str) -> None:
+    with pytest.raises(SeqbatchValueError, match=said):
+        encode(quantized_linear(), [x])
+
+
 def test_linear() -> None:
-    layer: Any = quantized.Linear(5, 3)
+    layer: Any = quantized_linear()
     xs = sequences(5)
     entered: list[nn.Module] = []
     layer.register_forward_pre_hook(lambda module, args: entered.append(module))
