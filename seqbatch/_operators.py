@@ -26,104 +26,114 @@ from seqbatch._records import (
 )
 from seqbatch.errors import SeqbatchValueError
 
-# From flat values, lengths, a list of other tensors, and options, to results.
+# From flat values, lengths, a list of other tensors if it takes any, and options, to results.
 Function = Callable[..., Tensors]
 
 
-def make_operator(name: str, options: str, results: int, function: Function, like: Function) -> Function:
-    """Make the operator `seqbatch::name`, and `seqbatch::name_backward` for its gradients.
+class Operator:
+    """The operator `seqbatch::name`, and `seqbatch::name_backward` for its gradients.
+
+    Both are given, behind all else, of which tensors gradients are wanted: values, and then the others.
 
     Args:
         name: the name.
-        options: the schema of the options, each with a comma behind it, such as "int size, ".
+        arguments: the schema of what stands behind values and lengths, as "Tensor[] others, int size, ".
         results: the number of results.
-        function: from `(values, lengths, others, *options)` to the results, by functions that have gradients.
-        like: the same with lengths as a tensor, and what results there hold does not matter.
-
-    Returns:
-        a function like these that calls the operator; lengths are a tensor `(batch,)`, int64, on the host.
+        function: from `(values, lengths, ...)` to the results, by functions that have gradients.
+        like: the same with lengths as a tensor; what the results hold does not matter.
 
     Source: `torch.library.custom_op`.
     """
-    inputs = f"Tensor values, Tensor lengths, Tensor[] others, {options}bool[] wanted"
 
-    @torch.library.custom_op(
-        f"seqbatch::{name}", mutates_args=(), schema=f"({inputs}) -> ({', '.join(['Tensor'] * (results + 1))})"
-    )
-    def operator(values: Tensor, lengths: Tensor, others: list[Tensor], *rest: Any) -> Tensors:
-        *options, wanted = rest
-        call = _Call(function, values, lengths, options)
-        if not any(wanted):
-            with torch.no_grad():
-                found = call([values, *others])
-            return *apart(found, [values, *others]), no_receipt()
-        record = Record.of(call, [values, *others], wanted)
-        # Copies again, for the record needs what the graph may write over.
-        return *(part.detach().clone() for part in record.results), receipt_for(record)
+    def __init__(self, name: str, arguments: str, results: int, function: Function, like: Function) -> None:
+        self.function, self.like = function, like
+        self.has_others = arguments.startswith("Tensor[]")
+        inputs = f"Tensor values, Tensor lengths, {arguments}bool[] wanted"
+        outputs = ", ".join(["Tensor"] * results)
+        make = torch.library.custom_op
+        self.forward = make(
+            f"seqbatch::{name}", self._run, mutates_args=(), schema=f"({inputs}) -> ({outputs}, Tensor receipt)"
+        )
+        self.backward = make(
+            f"seqbatch::{name}_backward",
+            self._run_backward,
+            mutates_args=(),
+            schema=f"(Tensor?[] gradients, Tensor receipt, {inputs}) -> Tensor[]",
+        )
+        self.forward.register_fake(self._fake)
+        self.backward.register_fake(self._fake_backward)
+        self.forward.register_autograd(self._differentiate, setup_context=self._keep)
 
-    @torch.library.custom_op(
-        f"seqbatch::{name}_backward",
-        mutates_args=(),
-        schema=f"(Tensor?[] gradients, Tensor receipt, {inputs}) -> Tensor[]",
-    )
-    def operator_backward(
-        gradients: Gradients, receipt: Tensor, values: Tensor, lengths: Tensor, others: list[Tensor], *rest: Any
-    ) -> list[Tensor]:
-        *options, wanted = rest
-        record = find_record(receipt)
-        if record is None or record.wanted != [*wanted]:
-            record = Record.of(_Call(function, values, lengths, options), [values, *others], wanted)
-        return record.gradients(gradients)
-
-    @operator.register_fake
-    def _(values: Tensor, lengths: Tensor, others: list[Tensor], *rest: Any) -> Tensors:
-        *options, wanted = rest
-        return *like(values, lengths, others, *options), no_receipt(keeps=any(wanted))
-
-    @operator_backward.register_fake
-    def _(
-        gradients: Gradients, receipt: Tensor, values: Tensor, lengths: Tensor, others: list[Tensor], *rest: Any
-    ) -> Any:
-        sources = zip([values, *others], rest[-1], strict=True)
-        return [torch.empty_like(source) if asked else nothing_like(source) for source, asked in sources]
-
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
-        values, lengths, others, *ctx.options, _ = inputs
-        ctx.save_for_backward(output[-1], values, lengths, *others)
-        ctx.set_materialize_grads(False)
-
-    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
-        receipt, values, lengths, *others = ctx.saved_tensors
-        wanted = [ctx.needs_input_grad[0], *ctx.needs_input_grad[2]]
-        if torch.is_grad_enabled():  # gradients of gradients, which the operator for gradients has not
-            results = _Call(function, values, lengths, ctx.options)([values, *others])
-            found = gradients_of(results, gradients[:-1], [values, *others], wanted, again=True)
-        else:
-            found = operator_backward(gradients[:-1], receipt, values, lengths, others, *ctx.options, wanted)
-        first, *rest = (part if asked else None for part, asked in zip(found, wanted, strict=True))
-        return first, None, rest, *(None for _ in ctx.options), None
-
-    operator.register_autograd(backward, setup_context=setup_context)
-
-    def call(values: Tensor, lengths: Tensor, others: list[Tensor], *options: Any) -> Tensors:
-        wanted = [_wants_gradient(part) for part in (values, *others)]
-        *found, _ = operator(values, lengths, others, *options, wanted)
+    def __call__(self, values: Tensor, lengths: Tensor, *rest: Any) -> Tensors:
+        """Call the operator; lengths are a tensor `(batch,)`, int64, on the host."""
+        wanted = [_wants_gradient(part) for part in self._sources(values, rest)]
+        *found, _ = self.forward(values, lengths, *rest, wanted)
         return tuple(found)
 
-    return call
+    def _sources(self, values: Tensor, rest: Sequence[Any]) -> list[Tensor]:
+        """Give the tensors that may have gradients."""
+        return [values, *(rest[0] if self.has_others else ())]
 
+    def _caller(self, lengths: Tensor, rest: Sequence[Any], steps: int) -> Callable[[Sequence[Tensor]], Tensors]:
+        """Give the function with all that it takes but these tensors."""
+        structure, options = _structure_of(lengths, steps), rest[1:] if self.has_others else rest
 
-class _Call:
-    """A function with all that it is to be called with but the tensors that may have gradients."""
+        def call(sources: Sequence[Tensor]) -> Tensors:
+            others = [[*sources[1:]]] if self.has_others else []
+            # The graph around has cast already what autocast casts.
+            with torch.autocast(sources[0].device.type, enabled=False):
+                return self.function(sources[0], structure, *others, *options)
 
-    def __init__(self, function: Function, values: Tensor, lengths: Tensor, options: Sequence[Any]) -> None:
-        self.function, self.options = function, options
-        self.lengths = _structure_of(lengths, values.shape[0])
+        return call
 
-    def __call__(self, tensors: Sequence[Tensor]) -> Tensors:
-        # The graph around has cast already what autocast casts.
-        with torch.autocast(tensors[0].device.type, enabled=False):
-            return self.function(tensors[0], self.lengths, tensors[1:], *self.options)
+    def _run(self, values: Tensor, lengths: Tensor, *more: Any) -> Tensors:
+        *rest, wanted = more
+        sources, call = self._sources(values, rest), self._caller(lengths, rest, values.shape[0])
+        if not any(wanted):
+            with torch.no_grad():
+                found = call(sources)
+            return *apart(found, sources), no_receipt()
+        record = Record.of(call, sources, wanted)
+        # Copies, for the record needs what the graph may write over.
+        return *(part.detach().clone() for part in record.results), receipt_for(record)
+
+    def _run_backward(
+        self, gradients: Gradients, receipt: Tensor, values: Tensor, lengths: Tensor, *more: Any
+    ) -> list[Tensor]:
+        *rest, wanted = more
+        record = find_record(receipt)
+        if record is None or record.wanted != [*wanted]:
+            call = self._caller(lengths, rest, values.shape[0])
+            record = Record.of(call, self._sources(values, rest), wanted)
+        return record.gradients(gradients)
+
+    def _fake(self, values: Tensor, lengths: Tensor, *rest: Any) -> Tensors:
+        return *self.like(values, lengths, *rest[:-1]), no_receipt(keeps=any(rest[-1]))
+
+    def _fake_backward(
+        self, gradients: Gradients, receipt: Tensor, values: Tensor, lengths: Tensor, *rest: Any
+    ) -> list[Tensor]:
+        pairs = zip(self._sources(values, rest), rest[-1], strict=True)
+        return [torch.empty_like(source) if asked else nothing_like(source) for source, asked in pairs]
+
+    def _keep(self, ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
+        values, lengths, *rest, _ = inputs
+        ctx.options = rest[1:] if self.has_others else rest
+        ctx.save_for_backward(output[-1], lengths, *self._sources(values, rest))
+        ctx.set_materialize_grads(False)
+
+    def _differentiate(self, ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
+        receipt, lengths, *sources = ctx.saved_tensors
+        rest = [sources[1:], *ctx.options] if self.has_others else ctx.options
+        wanted = [ctx.needs_input_grad[0], *(ctx.needs_input_grad[2] if self.has_others else ())]
+        found: Gradients
+        if torch.is_grad_enabled():  # gradients of gradients, which the operator for gradients has not
+            results = self._caller(lengths, rest, sources[0].shape[0])(sources)
+            found = gradients_of(results, gradients[:-1], sources, wanted, again=True)
+        else:
+            found = self.backward(gradients[:-1], receipt, sources[0], lengths, *rest, wanted)
+        first, *others = (part if asked else None for part, asked in zip(found, wanted, strict=True))
+        return first, None, *([others] if self.has_others else []), *(None for _ in ctx.options), None
 
 
 def _wants_gradient(tensor: Tensor) -> bool:

@@ -2,9 +2,8 @@
 
 from functools import partial
 from itertools import accumulate
-from typing import Self
+from typing import NamedTuple, Self
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -14,8 +13,7 @@ from seqbatch._lengths import Lengths, ints, to_device
 _arange, _full, _tensor = (partial(make, device="cpu") for make in (torch.arange, torch.full, torch.tensor))
 
 
-@attrs.frozen(eq=False)
-class Plan:
+class Plan(NamedTuple):  # and no attrs class, of which torch.compile does not understand how they are made
     """How the rows of one tensor become the rows of another: a gather, and the gather that undoes it.
 
     Args:

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from seqbatch._lengths import CHUNK, Lengths
 from seqbatch._modes import is_transformed
-from seqbatch._operators import make_operator
+from seqbatch._operators import Operator
 from seqbatch._plans import edge_plan, reverse_plan
 from seqbatch.layouts import rearrange
 
@@ -32,7 +32,7 @@ def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
         `(batch, *features)`, or `(total_steps, *features)` of what keeps the steps.
     """
     if torch.compiler.is_compiling():
-        return _operator(values, lengths.tensor, [], how)[0]
+        return _operator(values, lengths.tensor, how)[0]
     return _FUNCTIONS[how](values, lengths)
 
 
@@ -196,15 +196,15 @@ _FUNCTIONS: dict[str, Callable[[Tensor, Lengths], Tensor]] = {
 }
 
 
-def _function(values: Tensor, lengths: Lengths, others: list[Tensor], how: str) -> tuple[Tensor]:
+def _function(values: Tensor, lengths: Lengths, how: str) -> tuple[Tensor]:
     return (_FUNCTIONS[how](values, lengths),)
 
 
-def _like(values: Tensor, lengths: Tensor, others: list[Tensor], how: str) -> tuple[Tensor]:
+def _like(values: Tensor, lengths: Tensor, how: str) -> tuple[Tensor]:
     if how in _KEEP_STEPS:
         return (torch.empty_like(values),)
     dtype = torch.int64 if how == "sum" and not _is_inexact(values) else values.dtype
     return (values.new_empty(lengths.shape[0], *values.shape[1:], dtype=dtype),)
 
 
-_operator = make_operator("reduce", "str how, ", 1, _function, _like)
+_operator = Operator("reduce", "str how, ", 1, _function, _like)

@@ -243,11 +243,11 @@ class Conversions(ABC):
                 [3, 0]])
         """
         _layout_checks.require_bool("batch_first", batch_first)
-        fill = _layout_checks.require_padding_value(padding_value, self.values.dtype)
         side = _layout_checks.require_side(padding_side)
         if torch.compiler.is_compiling():
             time = graphs.longest(self._lengths.tensor) if total_length is None else total_length
-            return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, fill)
+            return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, padding_value)
+        fill = _layout_checks.require_padding_value(padding_value, self.values.dtype)
         time = _layout_checks.require_total_length(total_length, self._lengths.longest)
         return layouts.to_padded(self.values, self._lengths, batch_first, side, time, fill)
 

@@ -1,14 +1,14 @@
 """Borders: what stands around a sequence that is padded; and runs of rows, computed on the host."""
 
-import attrs
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from seqbatch._lengths import Lengths
 
 
-@attrs.frozen
-class Border:
+class Border(NamedTuple):
     """What a layer sets before the first and behind the last step of a sequence.
 
     Args:

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from itertools import groupby
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -17,8 +16,7 @@ from seqbatch.layouts import rearrange
 STEP = 32
 
 
-@attrs.frozen(eq=False)
-class Buckets:
+class Buckets(NamedTuple):
     """The buckets of a batch: their rows one after another, each sequence by sequence, the longest sequences first.
 
     Args:

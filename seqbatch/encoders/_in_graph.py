@@ -8,14 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from seqbatch._checks import describe
 from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths
-from seqbatch._modes import not_in_a_graph
-from seqbatch._operators import Function, make_operator
+from seqbatch._operators import Function, Operator
 from seqbatch._records import Tensors
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import autocasts
+from seqbatch.encoders._layers import autocasts, outside_graphs
 from seqbatch.encoders._recurrent import Form, StateType, run_by_engine, sizes_of
 from seqbatch.engines import Hidden, is_plain
 from seqbatch.state import LSTMState, RNNState
@@ -27,8 +25,8 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
     Dropout between layers is PyTorch's own, in the graph: a layer that has it is one call for each layer in it.
     """
     if is_nothing(batch) or not is_plain(layer):
-        what = "an empty list" if is_nothing(batch) else f"{describe(layer)}, which has hooks or a forward of its own"
-        raise not_in_a_graph(what)
+        outside: tuple[Tensor, Hidden] = _run_outside(layer, batch, hidden, form)
+        return outside
     values, weights, rows = batch.values, layer.all_weights, form.num_layers * form.num_directions
     hidden = hidden or tuple(values.new_zeros(rows, batch.batch_size, size) for size in form.sizes)
     if autocasts(batch.device) and values.dtype is not torch.float64:
@@ -47,6 +45,9 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
         values, *final = operator(values, batch._lengths.tensor, others, *sizes, *options)
         finals.append(final)
     return values, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+_run_outside: Any = outside_graphs(run_by_engine)
 
 
 class _Bearer(nn.Module):
@@ -104,10 +105,10 @@ def _functions(layer_type: type[Any], state_type: StateType) -> tuple[Function, 
     return function, like
 
 
-_SIZES = "int num_layers, bool bidirectional, "
-_LSTM = make_operator("lstm", _SIZES, 3, *_functions(nn.LSTM, LSTMState))
-_GRU = make_operator("gru", _SIZES, 2, *_functions(nn.GRU, RNNState))
-_RNN = make_operator("rnn", f"{_SIZES}str nonlinearity, ", 2, *_functions(nn.RNN, RNNState))
+_ARGUMENTS = "Tensor[] others, int num_layers, bool bidirectional, "
+_LSTM = Operator("lstm", _ARGUMENTS, 3, *_functions(nn.LSTM, LSTMState))
+_GRU = Operator("gru", _ARGUMENTS, 2, *_functions(nn.GRU, RNNState))
+_RNN = Operator("rnn", f"{_ARGUMENTS}str nonlinearity, ", 2, *_functions(nn.RNN, RNNState))
 # By the mode of a layer, with what is not told by its sizes.
 _OPERATORS: dict[str, tuple[Any, ...]] = {
     "LSTM": (_LSTM,),

@@ -1,8 +1,9 @@
 """What encoders ask about a layer: whether it is what its class says, and what it takes."""
 
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,28 @@ from seqbatch._modes import not_in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchValueError
 
+Encoder = TypeVar("Encoder", bound=Callable[..., Any])
+
 
 def keeps_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Tell whether a layer has the `forward` of the class that an encoder is registered for, and not its own."""
     return type(layer).forward is kind.forward and "forward" not in vars(layer)
 
 
-def refuse_layer_in_a_graph(layer: nn.Module) -> None:
-    """Raise in a graph, of a layer that is run by the numbers of the lengths."""
-    if torch.compiler.is_compiling():
-        raise not_in_a_graph(f"a layer of type {type(layer).__name__}")
+def outside_graphs(encoder: Encoder) -> Encoder:
+    """Keep an encoder that runs by the numbers of the lengths, or calls hooks, out of every graph.
+
+    `torch.compile` breaks its graph there, and says why if it must not; `torch.export` raises.
+    """
+
+    def run(layer: nn.Module, *arguments: Any) -> Any:
+        if torch.compiler.is_compiling():
+            raise not_in_a_graph(f"a layer of type {type(layer).__name__}")
+        return encoder(layer, *arguments)
+
+    reason = "seqbatch: a graph must serve all lengths, and this layer runs by their numbers, or calls hooks"
+    outside: Any = torch.compiler.disable(run, reason=reason)
+    return cast("Encoder", outside)
 
 
 def takes_its_weights_dtype(layer: nn.Module) -> bool:

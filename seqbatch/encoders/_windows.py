@@ -1,7 +1,7 @@
 """Windows over steps: how many there are, and how sequences lie end to end so that no window of one reads another."""
 
 from itertools import accumulate
-from typing import Self
+from typing import NamedTuple, Self
 
 import attrs
 import torch
@@ -12,8 +12,7 @@ from seqbatch._plans import Plan, undo
 from seqbatch.encoders._borders import Border, repeated, runs
 
 
-@attrs.frozen
-class Windows:
+class Windows(NamedTuple):
     """The windows of a layer: where they start, what they read and how many a sequence has.
 
     Args:
@@ -83,8 +82,7 @@ class Windows:
         return self.kernel / divisor.double()
 
 
-@attrs.frozen(eq=False)
-class Layout:
+class Layout(NamedTuple):
     """How the steps of all sequences lie in one long sequence, and which of its windows are theirs.
 
     Args:

@@ -25,7 +25,7 @@ from seqbatch.encoders._buckets import run_in_groups, run_one_by_one
 from seqbatch.encoders._layers import (
     QUANTIZED,
     keeps_forward,
-    refuse_layer_in_a_graph,
+    outside_graphs,
     require_device,
     require_dtype,
     require_features,
@@ -44,9 +44,8 @@ KINDS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncod
 
 def _register(kind: type[nn.Module]) -> None:
     @register_encoder(kind)
+    @outside_graphs
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
-        refuse_layer_in_a_graph(layer)
-
         def call(group: Tensor) -> Any:
             return layer(group, group, group) if isinstance(layer, nn.MultiheadAttention) else layer(group)
 

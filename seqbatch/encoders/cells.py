@@ -17,7 +17,7 @@ from seqbatch._modes import is_transformed
 from seqbatch._plans import packed_plan
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import autocasts, keeps_forward, quantized_layers, refuse_layer_in_a_graph
+from seqbatch.encoders._layers import autocasts, keeps_forward, outside_graphs, quantized_layers
 from seqbatch.encoders._recurrent import (
     Form,
     Run,
@@ -52,8 +52,8 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
     """
 
     @register_recurrent(cell_type)
+    @outside_graphs
     def _(cell: _Cell, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
-        refuse_layer_in_a_graph(cell)
         if keeps_forward(cell, cell_type):
             require_input(batch, cell)
         form = Form(state_type, 1, 1, _remedy(state_type), sizes_of(cell, state_type))

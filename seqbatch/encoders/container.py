@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._checks import complaint, counted, describe, type_name
-from seqbatch._modes import not_in_a_graph
 from seqbatch._registry import is_recurrent, register_recurrent, unsupported
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
-from seqbatch.encoders._layers import keeps_forward
+from seqbatch.encoders._layers import keeps_forward, outside_graphs
 from seqbatch.engines import has_hooks
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -83,12 +82,16 @@ def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values
     """Call a layer with another `forward`, so that its hooks and those of all modules run on the flat values.
 
     The caller's layer is not touched: a shallow copy is called, which shares parameters and layers, and whose hooks are
-    given the layer itself. A graph knows no hooks, and calls `forward`.
+    given the layer itself. Without hooks a graph needs no more than `forward`.
     """
-    if torch.compiler.is_compiling():
-        if has_hooks(layer):
-            raise not_in_a_graph(f"{type_name(layer)}, which has hooks")
+    if torch.compiler.is_compiling() and not has_hooks(layer):
         return forward(values)
+    result: Tensor = _call_shell(layer, forward, values)
+    return result
+
+
+@outside_graphs
+def _call_shell(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one, nor the
     # `__new__` of a layer that `fully_shard` has sharded, which makes another layer. What `layer.compile` has made is
     # the layer's own, and would not call this forward.

@@ -33,9 +33,9 @@ from seqbatch.encoders._borders import Border
 from seqbatch.encoders._layers import (
     has_hooks_before,
     keeps_forward,
+    outside_graphs,
     quantized_layers,
     refusals_of,
-    refuse_layer_in_a_graph,
     require_device,
     require_dtype,
     require_features,
@@ -63,8 +63,8 @@ def _register(kind: type[nn.Module], rule: Callable[[Any], Windows | Border], st
     """Register the encoder of a layer, from what tells its windows or its border; `start` if these are not laid out."""
 
     @register_encoder(kind)
+    @outside_graphs
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
-        refuse_layer_in_a_graph(layer)
         if getattr(layer, "return_indices", False):
             must = "give no indices, which would count steps of another sequence than the caller's"
             raise complaint(SeqbatchValueError, "layer", must, f"{type(layer).__name__}(..., return_indices=True)")

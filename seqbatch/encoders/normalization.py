@@ -20,7 +20,7 @@ from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._buckets import run_in_groups
 from seqbatch.encoders._layers import (
     keeps_forward,
-    refuse_layer_in_a_graph,
+    outside_graphs,
     require_device,
     require_features,
     takes_its_weights_dtype,
@@ -97,8 +97,8 @@ register_stepwise(nn.GroupNorm, _check_group_norm)
 
 
 @register_encoder(nn.InstanceNorm1d)
+@outside_graphs
 def _(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> SequenceBatch:
-    refuse_layer_in_a_graph(layer)
     kept = keeps_forward(layer, nn.InstanceNorm1d)
     if kept:
         _check_instance_norm(layer, batch)

@@ -12,9 +12,9 @@ from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import (
     keeps_forward,
+    outside_graphs,
     quantized_layers,
     refusals_of,
-    refuse_layer_in_a_graph,
     require_device,
     require_dtype,
     require_features,
@@ -115,8 +115,8 @@ def _register_quantized(kind: type[nn.Module]) -> None:
     """Register the encoder of a quantized `nn.Linear`: it is called once, and runs on each sequence alone."""
 
     @register_encoder(kind)
+    @outside_graphs
     def _(layer: Any, batch: SequenceBatch) -> SequenceBatch:
-        refuse_layer_in_a_graph(layer)
         plain = keeps_forward(layer, kind)
         if plain:
             require_features(batch, (layer.in_features,), layer)

@@ -3,9 +3,8 @@
 from bisect import bisect_right
 from collections import Counter
 from itertools import accumulate, pairwise
-from typing import Self
+from typing import NamedTuple, Self
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -16,8 +15,7 @@ from seqbatch._plans import Plan, reverse_plan, undo
 PLACES = 32
 
 
-@attrs.frozen(eq=False)
-class Blocks:
+class Blocks(NamedTuple):
     """The blocks of a batch: their rows one after another, each block step by step, the longest sequence first.
 
     Args:

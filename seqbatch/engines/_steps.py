@@ -2,9 +2,8 @@
 
 from collections.abc import Iterator
 from itertools import accumulate
-from typing import Self
+from typing import NamedTuple, Self
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -15,8 +14,7 @@ from seqbatch._plans import Plan, packed_plan, reverse_plan
 CUT = 256
 
 
-@attrs.frozen(eq=False)
-class Steps:
+class Steps(NamedTuple):
     """The steps of packed order; here every tensor is `(directions, rows, ...)`, and sequences stand longest first.
 
     Args:

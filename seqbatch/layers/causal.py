@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from seqbatch._checks import complaint, require_steps, type_name
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import keeps_forward, refuse_layer_in_a_graph
+from seqbatch.encoders._layers import keeps_forward, outside_graphs
 from seqbatch.encoders._plain import is_plain, is_untouched
 from seqbatch.encoders.attention import KINDS, is_batch_first, require_input, run
 from seqbatch.errors import SeqbatchTypeError
@@ -64,8 +64,8 @@ class Causal(nn.Module):
 
 
 @register_encoder(Causal)
+@outside_graphs
 def _(layer: Causal, batch: SequenceBatch) -> SequenceBatch:
-    refuse_layer_in_a_graph(layer)
     kept = keeps_forward(layer, Causal)
     plain = is_plain(layer.layer)
     if kept:

@@ -9,7 +9,7 @@ from seqbatch._checks import require_steps
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode_with_state
-from seqbatch.encoders._layers import refuse_layer_in_a_graph
+from seqbatch.encoders._layers import outside_graphs
 from seqbatch.encoders._recurrent import require_input
 from seqbatch.encoders.cells import register_cell
 from seqbatch.encoders.container import call_as_itself
@@ -150,8 +150,8 @@ class LayerNormLSTM(nn.Module):
 
 
 @register_recurrent(LayerNormLSTM)
+@outside_graphs
 def _(layer: LayerNormLSTM, batch: SequenceBatch, state: LSTMState | None) -> tuple[SequenceBatch, LSTMState]:
-    refuse_layer_in_a_graph(layer)
     refuse_own_forward(layer, LayerNormLSTM)
     require_input(batch, layer)
 

@@ -1,0 +1,201 @@
+"""torch.compile: one graph for all lengths, with the results and gradients of the model without it."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo as dynamo
+from graph_models import (
+    LAYERS,
+    PATTERNS,
+    SMALL,
+    Function,
+    Tagger,
+    check_alone,
+    compiled,
+    graphs,
+    signals,
+    tensors,
+    tokens,
+)
+from graph_models import allow_recurrent_layers as allow_recurrent_layers
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from seqbatch import SequenceBatch, encode, encode_with_state
+from seqbatch.layers import AttentionPool, LockedDropout, MeanPool, Residual, TwoWay, WordDropout
+
+
+def same(function: Function, *batches: Any) -> None:
+    """Compare a function with its graph, on every pattern: what it gives, and that there is one graph for all."""
+    graph = compiled(function)
+    for lengths in PATTERNS.values():
+        given = [make(lengths) for make in batches]
+        assert_close(tensors(graph(*given)), tensors(function(*given)))
+    assert graphs() == 1
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_model_is_one_graph_for_all_lengths(kind: str) -> None:
+    model = Tagger(kind)
+    graph = compiled(model)
+    weights = [*model.parameters()]
+    for lengths in PATTERNS.values():
+        batch = tokens(lengths)
+        results = graph(batch)
+        check_alone(model, batch, results)
+        outputs, means, state = results
+        loss = outputs.values.square().sum() + means.sin().sum() + state.last().sum()
+        found = torch.autograd.grad(loss, weights)
+        outputs, means, state = model(batch)
+        loss = outputs.values.square().sum() + means.sin().sum() + state.last().sum()
+        assert_close(found, torch.autograd.grad(loss, weights))
+    assert graphs() == 1
+    for lengths in SMALL.values():
+        batch = tokens(lengths)
+        check_alone(model, batch, graph(batch))
+    assert graphs() <= 6  # torch itself makes others for sizes of 0 and 1: of sequences, of steps, and of both
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+def test_inductor(kind: str) -> None:
+    model = Tagger(kind)
+    graph = compiled(model, backend="inductor")
+    for name in ("ragged", "with 0s", "ragged sorted"):
+        batch = tokens(PATTERNS[name])
+        with torch.no_grad():
+            check_alone(model, batch, graph(batch))
+        model.zero_grad()
+        graph(batch)[0].values.square().sum().backward()
+        found = [weight.grad for weight in model.parameters()]
+        model.zero_grad()
+        model(batch)[0].values.square().sum().backward()
+        assert_close(found, [weight.grad for weight in model.parameters()])
+
+
+@pytest.mark.parametrize("how", ["first", "last", "max", "mean", "min", "reverse", "softmax", "sum"])
+def test_reductions(how: str) -> None:
+    def call(batch: SequenceBatch) -> Any:
+        return getattr(batch, how)()
+
+    same(call, signals)
+    if how not in ("mean", "softmax"):
+        dynamo.reset()
+        assert_close(tensors(compiled(call)(tokens([3, 0, 2]))), tensors(call(tokens([3, 0, 2]))))
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_layouts(batch_first: bool, side: Any) -> None:
+    def call(batch: SequenceBatch) -> Any:
+        options: Any = {"batch_first": batch_first, "padding_side": side}
+        padded = batch.to_padded(**options, padding_value=float("nan"))
+        again = SequenceBatch.from_padded(padded, batch._lengths.tensor, **options)
+        longer = batch.to_padded(**options, total_length=12)
+        return longer, batch.mask(**options, total_length=12).int(), again, batch.offsets, batch.batch_size
+
+    same(call, signals)
+
+
+def test_gradients_of_layouts() -> None:
+    def call(values: Tensor, lengths: Tensor) -> Tensor:
+        padded = SequenceBatch(values, lengths).to_padded(batch_first=True, padding_value=7.0)
+        return SequenceBatch.from_padded(padded, lengths, batch_first=True).values
+
+    values = torch.randn(5, 3, requires_grad=True)
+    (found,) = torch.autograd.grad(compiled(call)(values, torch.tensor([3, 0, 2])).sin().sum(), values)
+    assert_close(found, values.cos())
+
+
+def test_batches_are_mapped_joined_and_shared() -> None:
+    def call(one: SequenceBatch, other: SequenceBatch) -> Any:
+        joined = SequenceBatch.concat(
+            [one.map(torch.add, other), other.map(torch.relu).detach().to(torch.float64).to(torch.float32)]
+        )
+        return joined, one.with_values(other.values), len(joined)
+
+    same(call, signals, lambda lengths: signals(lengths, seed=1))
+
+
+def test_batches_of_other_lengths_are_refused_when_the_graph_runs() -> None:
+    graph = compiled(lambda one, other: one.map(torch.add, other))
+    graph(signals([3, 2]), signals([3, 2]))
+    with pytest.raises(RuntimeError, match=r"`others\[0\]` must have the lengths of this batch"):
+        graph(signals([3, 2]), signals([2, 3]))
+    with pytest.raises(RuntimeError, match=r"`total_length` must be at least the longest of `lengths`"):
+        compiled(lambda batch: batch.to_padded(batch_first=True, total_length=4))(signals([3, 5]))
+
+
+def test_lengths_that_do_not_add_up_are_refused_when_the_graph_runs() -> None:
+    graph = compiled(lambda values, lengths: SequenceBatch(values, lengths).sum())
+    assert_close(graph(torch.ones(5), torch.tensor([3, 2])), torch.tensor([3.0, 2.0]))
+    with pytest.raises(ValueError, match="`lengths` must add up to 5, the steps of `values`; got 6"):
+        graph(torch.ones(5), torch.tensor([3, 3]))
+
+
+def test_lists_and_single_sequences() -> None:
+    gru = nn.GRU(4, 3)
+    graph = compiled(lambda *sequences: encode(gru, [*sequences]))
+    for lengths in ([3, 5], [7, 2]):
+        xs = [torch.randn(length, 4) for length in lengths]
+        assert_close(graph(*xs), encode(gru, xs))
+    assert graphs() == 1
+    x = torch.randn(6, 4)
+    assert_close(compiled(lambda x: encode(gru, x))(x), gru(x)[0])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Sequential(nn.Linear(4, 4), nn.GRU(4, 3), nn.LayerNorm(3), nn.ReLU(inplace=True), nn.LSTM(3, 2)),
+        nn.ModuleList([nn.BatchNorm1d(4), nn.GRU(4, 3), nn.Softmax(-1)]),
+        TwoWay(nn.GRU(4, 3), nn.LSTM(4, 2)),
+        Residual(nn.Sequential(nn.GELU(), nn.GRU(4, 4))),
+        nn.Sequential(LockedDropout(0.5), WordDropout(0.5), nn.Dropout(0.5), MeanPool()),
+        AttentionPool(4),
+        nn.utils.parametrizations.weight_norm(nn.GRU(4, 3), "weight_hh_l0"),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers(layer: nn.Module) -> None:
+    same(lambda batch: encode(layer.eval(), batch), signals)
+
+
+def test_states_go_in_and_out() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 3), nn.GRU(3, 2))
+
+    def call(start: SequenceBatch, end: SequenceBatch) -> Any:
+        first, state = encode_with_state(model, start)
+        second, state = encode_with_state(model, end, state.detach())
+        return first, second, state
+
+    same(call, signals, lambda lengths: signals(lengths[::-1], seed=1))
+
+
+def test_dropout_between_layers_is_that_of_pytorch() -> None:
+    gru = nn.GRU(4, 64, num_layers=2, dropout=0.5)
+    graph = compiled(lambda batch: encode(gru, batch))
+    batch = signals([40, 30])
+    torch.manual_seed(0)
+    first = graph(batch).values
+    torch.manual_seed(0)
+    assert_close(graph(batch).values, first)
+    assert not torch.equal(graph(batch).values, first)
+    gru.eval()
+    assert_close(compiled(lambda batch: encode(gru, batch))(batch).values, encode(gru, batch).values)
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16), (torch.float64, None)]
+)
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_autocast_gives_the_dtypes_that_it_gives_without_a_graph(kind: str, given: Any, wanted: Any) -> None:
+    layer = getattr(nn, kind)(4, 3)
+    if wanted is None:
+        layer.double()
+    batch = signals([3, 2]).to(given)
+    graph = compiled(lambda batch: encode_with_state(layer, batch))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = tensors(graph(batch)), tensors(encode_with_state(layer, batch))
+    assert_close(found, expected, rtol=2e-2, atol=2e-2)

@@ -1,0 +1,99 @@
+"""What a graph does not hold: it is told, and runs without one where the model need not be one graph."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+import torch._dynamo as dynamo
+from graph_models import allow_recurrent_layers as allow_recurrent_layers
+from graph_models import compiled, signals, tensors
+from torch import nn
+from torch.testing import assert_close
+
+from seqbatch import SeqbatchError, SequenceBatch, encode
+from seqbatch.layers import Causal, LayerNormLSTM
+
+NUMBERS = "must serve all lengths, so that nothing in it may depend on their numbers; got "
+
+
+def hooked(layer: nn.Module | None = None) -> nn.Module:
+    layer = nn.GRU(4, 3) if layer is None else layer
+    layer.register_forward_hook(lambda *arguments: None)
+    return layer
+
+
+def encoding(layer: nn.Module) -> Any:
+    return lambda batch: encode(layer, batch)
+
+
+def packed(batch: SequenceBatch) -> Any:
+    return batch.to_packed().data
+
+
+@pytest.mark.parametrize(
+    ("call", "found"),
+    [
+        (lambda batch: batch.values * batch.lengths[0], "a call that needs lengths"),
+        (lambda batch: batch.values * batch.max_length, "a call that needs max_length"),
+        (lambda batch: batch[0], "a call that needs "),
+        (lambda batch: batch.to_sequences(), "a call that needs lengths"),
+        (packed, "a call that needs lengths"),
+    ],
+)
+def test_what_needs_the_numbers_of_the_lengths(call: Any, found: str) -> None:
+    batch = signals([4, 3])
+    with pytest.raises(dynamo.exc.Unsupported, match=re.escape(NUMBERS + found)):
+        compiled(call)(batch)
+    dynamo.reset()
+    partly: Any = torch.compile(call, dynamic=True, backend="aot_eager")
+    assert_close(tensors(partly(batch)), tensors(call(batch)))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # where a graph goes on
+@pytest.mark.parametrize(
+    "layer",
+    [
+        hooked(),
+        nn.Sequential(nn.GRU(4, 3), hooked(nn.Sequential(nn.Linear(3, 3)))),
+        nn.Conv1d(4, 3, 3),
+        nn.Sequential(nn.GRU(4, 4), nn.MultiheadAttention(4, 2), nn.GRU(4, 2)),
+        nn.LSTMCell(4, 3),
+        nn.InstanceNorm1d(4),
+        LayerNormLSTM(4, 3),
+        Causal(nn.TransformerEncoderLayer(4, 2, 8, 0.0)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.Module) -> None:
+    batch = signals([4, 3])
+    with pytest.raises(
+        dynamo.exc.Unsupported, match="seqbatch: a graph must serve all lengths, and this layer runs by"
+    ):
+        compiled(encoding(layer))(batch)
+    dynamo.reset()
+    partly: Any = torch.compile(encoding(layer), dynamic=True, backend="aot_eager")
+    for lengths in ([4, 3], [3, 5, 3]):
+        assert_close(partly(signals(lengths)).values, encode(layer, signals(lengths)).values)
+
+
+@pytest.mark.parametrize(
+    ("layer", "name"), [(hooked(), "GRU"), (nn.Conv1d(4, 3, 3), "Conv1d"), (nn.LSTMCell(4, 3), "LSTMCell")]
+)
+def test_such_a_layer_is_not_exported(layer: nn.Module, name: str) -> None:
+    class Model(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, batch: SequenceBatch) -> SequenceBatch:
+            return encode(self.layer, batch)
+
+    with pytest.raises(SeqbatchError, match=re.escape(NUMBERS + f"a layer of type {name}. Call it outside")):
+        torch.export.export(Model(), (signals([4, 3]),))
+
+
+def test_a_layer_without_an_encoder() -> None:
+    found = "a layer of type Dropout1d, of which no encoder is known yet"
+    with pytest.raises(dynamo.exc.Unsupported, match=re.escape(NUMBERS + found)):
+        compiled(encoding(nn.Dropout1d()))(signals([4, 3]))
