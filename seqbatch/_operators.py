@@ -13,6 +13,7 @@ from torch import Tensor
 
 from seqbatch._checks import complaint, lengths_of
 from seqbatch._lengths import Lengths
+from seqbatch._modes import is_transformed
 from seqbatch._records import (
     Gradients,
     Record,
@@ -24,7 +25,7 @@ from seqbatch._records import (
     nothing_like,
     receipt_for,
 )
-from seqbatch.errors import SeqbatchValueError
+from seqbatch.errors import SeqbatchError, SeqbatchValueError
 
 # From flat values, lengths, a list of other tensors if it takes any, and options, to results.
 Function = Callable[..., Tensors]
@@ -66,6 +67,7 @@ class Operator:
 
     def __call__(self, values: Tensor, lengths: Tensor, *rest: Any) -> Tensors:
         """Call the operator; lengths are a tensor `(batch,)`, int64, on the host."""
+        _refuse_transforms()
         wanted = [_wants_gradient(part) for part in self._sources(values, rest)]
         *found, _ = self.forward(values, lengths, *rest, wanted)
         return tuple(found)
@@ -88,6 +90,7 @@ class Operator:
 
     def _run(self, values: Tensor, lengths: Tensor, *more: Any) -> Tensors:
         *rest, wanted = more
+        _refuse_transforms()
         sources, call = self._sources(values, rest), self._caller(lengths, rest, values.shape[0])
         if not any(wanted):
             with torch.no_grad():
@@ -134,6 +137,14 @@ class Operator:
             found = self.backward(gradients[:-1], receipt, sources[0], lengths, *rest, wanted)
         first, *others = (part if asked else None for part, asked in zip(found, wanted, strict=True))
         return first, None, *([others] if self.has_others else []), *(None for _ in ctx.options), None
+
+
+def _refuse_transforms() -> None:
+    """Raise where PyTorch transforms what is around: its forward mode would lose the tangents without a word."""
+    if is_transformed():
+        remedy = "Call encode, or the reduction, outside of torch.compile and of what is exported."
+        found = "a transform of torch.func, or forward mode"
+        raise complaint(SeqbatchError, "operator of seqbatch", "be differentiated backward only", found, remedy)
 
 
 def _wants_gradient(tensor: Tensor) -> bool:

@@ -8,7 +8,9 @@ import torch
 import torch._dynamo as dynamo
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from graph_models import compiled, signals, tensors
-from torch import nn
+from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
+from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchError, SequenceBatch, encode
@@ -43,7 +45,7 @@ def packed(batch: SequenceBatch) -> Any:
 )
 def test_what_needs_the_numbers_of_the_lengths(call: Any, found: str) -> None:
     batch = signals([4, 3])
-    with pytest.raises(dynamo.exc.Unsupported, match=re.escape(NUMBERS + found)):
+    with pytest.raises(Unsupported, match=re.escape(NUMBERS + found)):
         compiled(call)(batch)
     dynamo.reset()
     partly: Any = torch.compile(call, dynamic=True, backend="aot_eager")
@@ -67,9 +69,7 @@ def test_what_needs_the_numbers_of_the_lengths(call: Any, found: str) -> None:
 )
 def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.Module) -> None:
     batch = signals([4, 3])
-    with pytest.raises(
-        dynamo.exc.Unsupported, match="seqbatch: a graph must serve all lengths, and this layer runs by"
-    ):
+    with pytest.raises(Unsupported, match="seqbatch: a graph must serve all lengths, and this layer runs by"):
         compiled(encoding(layer))(batch)
     dynamo.reset()
     partly: Any = torch.compile(encoding(layer), dynamic=True, backend="aot_eager")
@@ -95,5 +95,41 @@ def test_such_a_layer_is_not_exported(layer: nn.Module, name: str) -> None:
 
 def test_a_layer_without_an_encoder() -> None:
     found = "a layer of type Dropout1d, of which no encoder is known yet"
-    with pytest.raises(dynamo.exc.Unsupported, match=re.escape(NUMBERS + found)):
+    with pytest.raises(Unsupported, match=re.escape(NUMBERS + found)):
         compiled(encoding(nn.Dropout1d()))(signals([4, 3]))
+
+
+MESSAGE = "`operator of seqbatch` must be differentiated backward only; got a transform of torch.func, or forward mode"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@pytest.mark.parametrize("transform", ["jvp", "grad", "vmap"])
+def test_transforms_around_what_is_in_a_graph(transform: str) -> None:
+    batch, gru = signals([4, 3]), nn.GRU(4, 3)
+
+    def call(values: Tensor) -> Tensor:
+        return encode(gru, batch.with_values(values)).values.sum()
+
+    def transformed(values: Tensor) -> Any:
+        if transform == "jvp":
+            return torch.func.jvp(call, (values,), (torch.ones_like(values),))
+        if transform == "grad":
+            return torch.func.grad(call)(values)
+        return torch.func.vmap(call)(torch.stack([values, values]))
+
+    with pytest.raises(Unsupported, match=re.escape(MESSAGE)):
+        compiled(transformed)(batch.values)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which forward mode calls itself
+def test_the_operator_itself_loses_no_tangent() -> None:
+    values, lengths = torch.randn(5, 2), torch.tensor([3, 2])
+    reduce: Any = torch.ops.seqbatch.reduce
+
+    def call(values: Tensor) -> Any:
+        return reduce(values, lengths, "sum", [False])[0]
+
+    with pytest.raises(SeqbatchError, match=re.escape(MESSAGE)):
+        torch.func.jvp(call, (values,), (torch.ones_like(values),))
+    with forward_ad.dual_level(), pytest.raises(SeqbatchError, match=re.escape(MESSAGE)):
+        call(forward_ad.make_dual(values, torch.ones_like(values)))
