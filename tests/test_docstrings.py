@@ -14,6 +14,7 @@ MODULES = [module.name for module in pkgutil.walk_packages(seqbatch.__path__, "s
 NAMES = {name: getattr(seqbatch, name) for name in seqbatch.__all__} | {"torch": torch, "nn": nn}
 
 
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is")  # what PyTorch's exporter does itself
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_show_what_happens(name: str) -> None:
     torch.manual_seed(0)

@@ -96,3 +96,14 @@ def test_forecast_options(options: list[str], said: str, tmp_path: Path) -> None
     done = run("forecast.py", *options, folder=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_deploy_says_the_same_in_every_way(tmp_path: Path) -> None:
+    done = run("deploy.py", "--epochs", "1", "--hidden", "4", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for way in ("eager", "compiled", "exported", "onnxruntime"):
+        assert f"{way:11}    370  " in done.stdout
+    assert {path.name for path in (tmp_path / "deployed").iterdir()} > {"weights.pt", "program.pt2", "model.onnx"}
+    wrong = run("deploy.py", "--epochs", "0", folder=tmp_path)
+    assert wrong.returncode == 2
+    assert "must be at least 1" in wrong.stderr

@@ -19,6 +19,7 @@ from torch import nn
 import seqbatch
 import seqbatch.data
 import seqbatch.layers
+import seqbatch.onnx
 import seqbatch.testing
 
 PACKAGE, TESTS = Path(seqbatch.__file__).parent, Path(__file__).parent
@@ -53,6 +54,7 @@ ORDER = [
     "layers",
     "data",
     "__init__",
+    "onnx",
     "testing",
 ]
 FILES = {
@@ -93,7 +95,7 @@ def test_imports_run_one_way(file: str) -> None:
 
 
 def test_the_package_leaves_out_what_only_some_users_want() -> None:
-    assert {"data", "testing"} & {file.split(".")[0] for file in imported_files(FILES["__init__"])} == set()
+    assert {"data", "onnx", "testing"} & {file.split(".")[0] for file in imported_files(FILES["__init__"])} == set()
 
 
 def test_no_imports_go_round_in_circles() -> None:
@@ -106,14 +108,23 @@ def test_runtime_dependencies_are_attrs_and_torch() -> None:
     names = [re.split(r"[^\w-]", dependency)[0] for dependency in project["dependencies"]]
     assert names == ["attrs", "torch"]
     used = {file: {name.split(".")[0] for name in imports(path)} for file, path in FILES.items()}
-    kit = {file for file in used if file.split(".")[0] == "testing"}  # which has an extra of its own
-    assert set().union(*(used[file] for file in used.keys() - kit)) - sys.stdlib_module_names == {*names, "seqbatch"}
-    assert set().union(*(used[file] for file in kit)) - sys.stdlib_module_names == {*names, "seqbatch", "hypothesis"}
+    everywhere = sys.stdlib_module_names | {*names, "seqbatch"}
+    extras = {"testing": {"hypothesis"}, "onnx": {"onnx", "onnxscript"}}
+    for file, modules in used.items():
+        assert modules - everywhere <= extras.get(file.split(".")[0], set()), file
 
 
 @pytest.mark.parametrize(
     "name",
-    ["seqbatch", "seqbatch.data", "seqbatch.engines", "seqbatch.encoders", "seqbatch.layers", "seqbatch.testing"],
+    [
+        "seqbatch",
+        "seqbatch.data",
+        "seqbatch.engines",
+        "seqbatch.encoders",
+        "seqbatch.layers",
+        "seqbatch.onnx",
+        "seqbatch.testing",
+    ],
 )
 def test_what_is_public_is_listed_in_order(name: str) -> None:
     module = importlib.import_module(name)
@@ -130,7 +141,7 @@ def test_all_that_is_public_is_listed() -> None:
 
 def public() -> Iterator[tuple[str, Any]]:
     """Give all that a user may call or read, with its name."""
-    for module in (seqbatch, seqbatch.data, seqbatch.layers, seqbatch.testing):
+    for module in (seqbatch, seqbatch.data, seqbatch.layers, seqbatch.onnx, seqbatch.testing):
         for name in module.__all__:
             value = getattr(module, name)
             yield name, value
@@ -216,6 +227,7 @@ import seqbatch
 
 after, settings_after = state()
 assert settings == settings_after
+assert "torch._dynamo" not in sys.modules, "PyTorch's compiler takes a second to import"
 for place, old, new in zip(PLACES, before, after):
     changed = [name for name in {**old, **new} if name not in old or old[name] is not new.get(name, new)]
     assert not changed, f"{place} has changed: {changed}"

@@ -1,6 +1,7 @@
 """What encoders ask about a layer: whether it is what its class says, and what it takes."""
 
 import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar, cast
@@ -26,17 +27,24 @@ def keeps_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
 def outside_graphs(encoder: Encoder) -> Encoder:
     """Keep an encoder that runs by the numbers of the lengths, or calls hooks, out of every graph.
 
-    `torch.compile` breaks its graph there, and says why if it must not; `torch.export` raises.
+    `torch.compile` breaks its graph there, and says why if it must not; `torch.export` raises. As
+    `torch.compiler.disable`, but that would import PyTorch's whole compiler with seqbatch.
     """
+    disabled: list[Any] = []
 
     def run(layer: nn.Module, *arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             raise not_in_a_graph(f"a layer of type {type(layer).__name__}")
-        return encoder(layer, *arguments)
+        if "torch._dynamo" not in sys.modules:
+            return encoder(layer, *arguments)
+        if not disabled:
+            disabled.append(torch.compiler.disable(encoder))
+        return disabled[0](layer, *arguments)
 
+    # What `torch.compiler.disable` sets; without it the graph would break at the error above.
     reason = "seqbatch: a graph must serve all lengths, and this layer runs by their numbers, or calls hooks"
-    outside: Any = torch.compiler.disable(run, reason=reason)
-    return cast("Encoder", outside)
+    vars(run).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+    return cast("Encoder", run)
 
 
 def takes_its_weights_dtype(layer: nn.Module) -> bool:

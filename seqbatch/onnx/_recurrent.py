@@ -1,0 +1,78 @@
+"""The recurrent operators as the nodes LSTM, GRU and RNN of ONNX, one for each layer with all its directions."""
+
+from typing import Any
+
+from seqbatch.onnx._layout import Layout, from_padded, integer, integers, layout_of, number, op, to_padded
+
+
+def lstm(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, wanted: Any) -> Any:
+    """Run `seqbatch::lstm`; ONNX has the gates i, o, f, c."""
+    return _run(_Layer("LSTM", [0, 3, 1, 2], 2, bidirectional), values, lengths, others, num_layers)
+
+
+def gru(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, wanted: Any) -> Any:
+    """Run `seqbatch::gru`; ONNX has the gates z, r, h, and PyTorch's form of the last is `linear_before_reset`."""
+    layer = _Layer("GRU", [1, 0, 2], 1, bidirectional, linear_before_reset=1)
+    return _run(layer, values, lengths, others, num_layers)
+
+
+def rnn(
+    values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, nonlinearity: str, wanted: Any
+) -> Any:
+    """Run `seqbatch::rnn`."""
+    activations = [nonlinearity.capitalize()] * (2 if bidirectional else 1)
+    layer = _Layer("RNN", [0], 1, bidirectional, activations=activations)
+    return _run(layer, values, lengths, others, num_layers)
+
+
+class _Layer:
+    """What is the same in all layers: the node, the order of its gates, the parts of its state, and its attributes."""
+
+    def __init__(self, node: str, gates: list[int], parts: int, bidirectional: bool, **attributes: Any) -> None:
+        self.node, self.gates, self.parts = node, gates, parts
+        self.directions = 2 if bidirectional else 1
+        self.attributes = {"direction": "bidirectional" if bidirectional else "forward", **attributes}
+
+    def run(self, rows: Any, weights: list[Any], lengths: Any, start: list[Any]) -> tuple[Any, list[Any]]:
+        """Run one layer on `(time, batch, features)`; its output in the same way, and its state at each end."""
+        each = len(weights) // self.directions
+        ways = [weights[way * each : (way + 1) * each] for way in range(self.directions)]
+        kinds = [self._stack([way[kind] for way in ways]) for kind in range(each)]
+        bias = op.Concat(kinds[2], kinds[3], axis=1) if each > 2 else None
+        size = int(ways[0][1].shape[1])
+        node = getattr(op, self.node)
+        output, *end = node(rows, *kinds[:2], bias, lengths, *start, hidden_size=size, **self.attributes)
+        joined = op.Reshape(op.Transpose(output, perm=[0, 2, 1, 3]), integers(0, 0, self.directions * size))
+        return joined, end
+
+    def _stack(self, weights: list[Any]) -> Any:
+        return op.Concat(*(op.Unsqueeze(self._in_order(weight), integers(0)) for weight in weights), axis=0)
+
+    def _in_order(self, weight: Any) -> Any:
+        """Bring the gates of a weight into the order of ONNX."""
+        if len(self.gates) == 1:
+            return weight
+        size = int(weight.shape[0]) // len(self.gates)
+        parts = (op.Slice(weight, integers(i * size), integers((i + 1) * size), integers(0)) for i in self.gates)
+        return op.Concat(*parts, axis=0)
+
+
+def _run(layer: _Layer, values: Any, lengths: Any, others: Any, num_layers: int) -> Any:
+    """Run layer upon layer, and give what the operator gives."""
+    hidden, weights, layout = others[: layer.parts], others[layer.parts :], layout_of(lengths)
+    # A node takes no sequence of no steps: it gets one step of zeros, and what comes of it is dropped.
+    counts = op.Cast(op.Max(lengths, integers(1)), to=6)
+    rows = op.Transpose(to_padded(values, layout, number(0.0)), perm=[1, 0, 2])
+    each, finals = len(weights) // num_layers, []
+    for i in range(num_layers):
+        bounds = integers(i * layer.directions), integers((i + 1) * layer.directions), integers(0)
+        start = [op.Slice(part, *bounds) for part in hidden]
+        rows, end = layer.run(rows, weights[i * each : (i + 1) * each], counts, start)
+        finals.append([_unless_empty(layout, *pair) for pair in zip(end, start, strict=True)])
+    ends = [op.Concat(*parts, axis=0) for parts in zip(*finals, strict=True)]
+    # Last the receipt, which nothing asks for.
+    return from_padded(op.Transpose(rows, perm=[1, 0, 2]), layout), *ends, op.Shape(lengths)
+
+
+def _unless_empty(layout: Layout, end: Any, start: Any) -> Any:
+    return op.Where(op.Unsqueeze(op.Equal(layout.lengths, integer(0)), integers(0, 2)), start, end)
