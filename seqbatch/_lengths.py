@@ -7,15 +7,14 @@ from array import array
 from collections.abc import Callable, Iterable
 from functools import partial
 from itertools import accumulate, chain, pairwise
-from typing import Any, Generic, Protocol, Self, TypeVar, overload
+from typing import Any, Protocol, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from seqbatch._checks import integers, lengths_of, require_integers, same_lengths
+from seqbatch._kept import Kept, outside_inference_mode
 from seqbatch._modes import refuse_in_a_graph, require_in_graph
-
-T = TypeVar("T")
 
 
 class Movable(Protocol):
@@ -36,39 +35,6 @@ _arange, _full, _empty = (partial(make, device="cpu") for make in (torch.arange,
 CHUNK = 32
 
 
-def _outside_inference_mode(make: Callable[[], T]) -> T:
-    """Make something that is of use in training too; to leave the mode takes time, so only where it is on."""
-    if not torch.is_inference_mode_enabled():
-        return make()
-    with torch.inference_mode(False):
-        return make()
-
-
-class _Kept(Generic[T]):
-    """A property that is computed once, and of use in training too if that was in `torch.inference_mode`.
-
-    `functools.cached_property` has a lock, which takes time and which `torch.compile` does not understand.
-    """
-
-    def __init__(self, compute: Callable[[Any], T]) -> None:
-        self._compute, self.__doc__ = compute, compute.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    @overload
-    def __get__(self, lengths: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, lengths: object, owner: type) -> T: ...
-    def __get__(self, lengths: Any, owner: type) -> Self | T:
-        if lengths is None:
-            return self
-        refuse_in_a_graph(self._name)
-        made = _outside_inference_mode(lambda: self._compute(lengths))
-        vars(lengths)[self._name] = made
-        return made
-
-
 class Lengths:
     """The lengths of a batch, and all that is computed from them, each made when first asked for and then kept.
 
@@ -76,7 +42,7 @@ class Lengths:
     """
 
     def __init__(self, counts: tuple[int, ...]) -> None:
-        self._hold(_outside_inference_mode(lambda: ints(counts)))
+        self._hold(outside_inference_mode(lambda: ints(counts)))
         vars(self)["_counts"] = counts
 
     @classmethod
@@ -123,15 +89,15 @@ class Lengths:
     def __deepcopy__(self, memo: object) -> "Lengths":
         return self  # nothing in it can change, and sharing it keeps the plans
 
-    @_Kept
+    @Kept
     def _counts(self) -> tuple[int, ...]:
         return tuple(self.tensor.tolist())
 
-    @_Kept
+    @Kept
     def _longest(self) -> int:
         return max(self._counts, default=0)
 
-    @_Kept
+    @Kept
     def total(self) -> int:
         """The steps of all sequences together."""
         return sum(self._counts)
@@ -148,27 +114,27 @@ class Lengths:
         refuse_in_a_graph("max_length")
         return self._longest
 
-    @_Kept
+    @Kept
     def offsets(self) -> Tensor:
         """`(batch + 1,)`, int64, on the host: where each sequence starts, and where the last ends."""
         return ints(accumulate(self.counts, initial=0))
 
-    @_Kept
+    @Kept
     def rows(self) -> Tensor:
         """`(total_steps,)`, int64, on the host: the sequence that each step belongs to."""
         return torch.repeat_interleave(self.tensor, output_size=self.total)
 
-    @_Kept
+    @Kept
     def sequence_order(self) -> list[int]:
         """The sequences from longest to shortest, equals in the caller's order."""
         return sorted(range(len(self)), key=self.counts.__getitem__, reverse=True)
 
-    @_Kept
+    @Kept
     def order(self) -> Tensor:
         """`(batch,)`, int64, on the host: the numbers of `sequence_order`."""
         return ints(self.sequence_order)
 
-    @_Kept
+    @Kept
     def rank(self) -> Tensor:
         """`(batch,)`, int64, on the host: the place of each sequence in `order`."""
         places = [0] * len(self)
@@ -176,7 +142,7 @@ class Lengths:
             places[i] = place
         return ints(places)
 
-    @_Kept
+    @Kept
     def step_sizes(self) -> list[int]:
         """The numbers of `batch_sizes`."""
         sizes: list[int] = []
@@ -184,12 +150,12 @@ class Lengths:
             sizes += [running] * (count - len(sizes))
         return sizes
 
-    @_Kept
+    @Kept
     def batch_sizes(self) -> Tensor:
         """`(longest,)`, int64, on the host: how many sequences have a step at each position."""
         return ints(self.step_sizes)
 
-    @_Kept
+    @Kept
     def not_empty(self) -> Tensor:
         """`(number,)`, int64, on the host: the sequences that have a step."""
         return ints(i for i, count in enumerate(self.counts) if count)
@@ -199,7 +165,7 @@ class Lengths:
         refuse_in_a_graph(name)
         key = (name, device)
         if key not in self._on_device:
-            self._on_device[key] = _outside_inference_mode(lambda: to_device(getattr(self, name), device))
+            self._on_device[key] = outside_inference_mode(lambda: to_device(getattr(self, name), device))
         return self._on_device[key]
 
     def adopt_offsets(self, offsets: Tensor) -> None:
@@ -213,11 +179,11 @@ class Lengths:
 
     def plan(self, make: Callable[..., Made], *options: object, device: torch.device) -> Made:
         """Give the plan `make(self, *options)` on a device, made the first time only."""
-        refuse_in_a_graph("plan")
+        refuse_in_a_graph("a plan of where steps are")
         key = (make, options, device)
         plan: Made | None = self._plans.get(key)
         if plan is None:
-            plan = _outside_inference_mode(lambda: make(self, *options).to(device))
+            plan = outside_inference_mode(lambda: make(self, *options).to(device))
             self._plans[key] = plan
             for oldest in list(self._plans)[:-KEPT_PLANS]:
                 self._plans.pop(oldest, None)  # another thread may have done so
@@ -229,11 +195,11 @@ class Lengths:
         # Not kept if it is this very object, which would then be freed by the garbage collector only.
         return self._without_zeros if 0 in self.counts else self
 
-    @_Kept
+    @Kept
     def _without_zeros(self) -> "Lengths":
         return Lengths(tuple(count for count in self.counts if count))
 
-    @_Kept
+    @Kept
     def chunks(self) -> tuple["Lengths", "Lengths"]:
         """Each sequence cut into chunks of at most `CHUNK` steps: the lengths of all chunks, and each one's number."""
         numbers = (self.tensor + (CHUNK - 1)) // CHUNK
@@ -248,7 +214,7 @@ def structure_of(subject: str, value: object) -> Lengths:
     if not torch.compiler.is_compiling():
         return Lengths(lengths_of(subject, value))
     if isinstance(value, Tensor):
-        return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64))
+        return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64, copy=True))
     return structure_of_sizes(tuple(integers(subject, value)))
 
 

@@ -6,11 +6,14 @@ from typing import Any
 import laws
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import strategies as st
 from strategies import for_all_lengths, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from seqbatch import SequenceBatch, encode, encode_with_state
+from seqbatch.data import mean_loss
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -60,3 +63,49 @@ def test_nothing_waits_for_the_gpu(kind: Any, lengths: tuple[int, ...]) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert values.grad is not None
+
+
+def test_the_loss_does_not_wait_for_the_gpu() -> None:
+    losses = torch.rand(5, device="cuda", requires_grad=True)
+    count = torch.tensor(2.0, device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found, counted = mean_loss(losses), mean_loss(losses, count=count)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_close(found, losses.mean())
+    assert_close(counted, losses.sum() / 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_autocast_gives_what_it_gives_one_sequence_alone(kind: Any, dtype: torch.dtype) -> None:
+    layer = kind(5, 3, num_layers=2, bidirectional=True).cuda()
+    xs = [torch.randn(length, 5, device="cuda") for length in (4, 0, 2)]
+    with torch.autocast("cuda", dtype):
+        outputs, alone = encode(layer, xs), [layer(x)[0] for x in xs if len(x)]
+    assert {output.dtype for output in outputs} == {alone[0].dtype}
+    for found, wanted in zip([output for output in outputs if len(output)], alone, strict=True):
+        assert_close(found, wanted, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_graph_on_the_gpu(kind: Any) -> None:
+    layer = kind(5, 3, num_layers=2, bidirectional=True).cuda()
+
+    def call(batch: SequenceBatch) -> tuple[SequenceBatch, Tensor]:
+        outputs, state = encode_with_state(layer, batch)
+        return outputs, outputs.mean() + state.last()
+
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        graph = torch.compile(call, fullgraph=True, dynamic=True, backend="aot_eager")
+        for lengths in ((4, 2), (2, 0, 4), (5, 1, 7, 3)):
+            batch = SequenceBatch(torch.randn(sum(lengths), 5, device="cuda"), lengths)
+            (outputs, last), (wanted, end) = graph(batch), call(batch)
+            assert_close([outputs.values, last], [wanted.values, end])
+            weights = [*layer.parameters()]
+            found = torch.autograd.grad(outputs.values.square().sum(), weights)
+            assert_close(found, torch.autograd.grad(wanted.values.square().sum(), weights))
+    torch._dynamo.reset()

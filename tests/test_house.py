@@ -31,6 +31,7 @@ ORDER = [
     "_layout_checks",
     "_indices",
     "_modes",
+    "_kept",
     "_lengths",
     "_records",
     "_operators",
