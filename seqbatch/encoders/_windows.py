@@ -3,7 +3,6 @@
 from itertools import accumulate
 from typing import NamedTuple, Self
 
-import attrs
 import torch
 from torch import Tensor
 
@@ -27,7 +26,7 @@ class Windows(NamedTuple):
     kernel: int
     stride: int
     dilation: int = 1
-    border: Border = attrs.field(factory=Border)
+    border: Border = Border()
     ceil: bool = False
     divides_by: str | None = None
 
