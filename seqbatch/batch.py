@@ -50,9 +50,9 @@ class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
     values: Tensor
     _lengths: Lengths
 
-    def __init__(self, values: Tensor, lengths: Sequence[int] | Tensor) -> None:
+    def __init__(self, values: Tensor, lengths: Sequence[int] | Tensor | Lengths) -> None:
         steps = _checks.require_steps("values", values).shape[0]
-        # Lengths come from pickled batches only.
+        # Lengths themselves come from pickled batches, and from encoders that change them.
         structure = lengths if isinstance(lengths, Lengths) else structure_of("lengths", lengths)
         if not torch.compiler.is_compiling() and structure.total != steps:
             raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", structure.total)

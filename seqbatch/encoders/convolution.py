@@ -93,7 +93,7 @@ def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
         return result
 
     values = call_as_itself(layer, forward, batch.values.T[None])[0].T
-    return batch.with_values(values) if changed[0] is None else batch._of(values, changed[0])
+    return batch.with_values(values) if changed[0] is None else SequenceBatch(values, changed[0])
 
 
 def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
