@@ -72,13 +72,22 @@ class ContainerState(State):
         return sizes
 
     def _require(self, method: str) -> None:
-        """Raise unless every state in it has a method; `select` of a Tensor, and `reset`, are no such methods."""
+        self._require_in("states", method)
+
+    def _require_in(self, subject: str, method: str) -> None:
+        """Raise unless every state in it has a method; `select` of a Tensor, and `reset`, are no such methods.
+
+        Its own come first, and then those in containers in it.
+        """
         for i, state in enumerate(self.states):
             by_index = method in ("select", "reset")
             there = hasattr(state, method) and not (isinstance(state, Tensor) and by_index)
             if state is not None and not there:
                 must = f"have {'batch_size and ' if by_index else ''}{method}, as RNNState"
-                raise complaint(SeqbatchTypeError, f"states[{i}]", must, _checks.type_name(state))
+                raise complaint(SeqbatchTypeError, f"{subject}[{i}]", must, _checks.type_name(state))
+        for i, state in enumerate(self.states):
+            if isinstance(state, ContainerState):
+                state._require_in(f"{subject}[{i}].states", method)
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
         return type(self)(tuple(None if state is None else function(state) for state in self.states))

@@ -20,11 +20,17 @@ Sequences = list[Tensor]
 
 
 def fewer_examples(times: int) -> settings:
-    """Decorate a test of the law Padding, which fills each sequence in turn: as long as a dozen examples of others.
+    """Decorate a test of which an example takes long, as of the law Padding, or tells less than one of the law Alone.
 
-    A fourth is enough for a layer of one type, whose options are few; of several types each must come in every pattern.
+    Of Padding it is as long as a dozen of others, for each sequence is filled in turn. A fourth is enough for a layer
+    of one type, whose options are few; of several types each must come in every pattern.
     """
     return settings(max_examples=max(5, settings().max_examples // times))
+
+
+def seed(number: int) -> None:
+    """Seed random numbers of the CPU only: `torch.manual_seed` keeps the stack for other devices, which takes 1 ms."""
+    torch.default_generator.manual_seed(number)
 
 
 def alone(layer: nn.Module, sequence: Tensor, state: Any) -> Any:

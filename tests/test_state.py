@@ -110,6 +110,14 @@ def test_a_container_holds_states_of_any_kind() -> None:
             getattr(ContainerState((rnn_state(3), {})), method)()
 
 
+@pytest.mark.parametrize("method", ["detach", "to", "select", "reset"])
+def test_what_a_state_in_a_container_in_a_container_lacks(method: str) -> None:
+    state = ContainerState((rnn_state(3), ContainerState((None, ContainerState(({},))))))
+    message = rf"`states\[1\]\.states\[1\]\.states\[0\]` must have .*{method}, as RNNState; got a dict\."
+    with pytest.raises(SeqbatchTypeError, match=message):
+        getattr(state, method)(*[[0]][: method in ("select", "reset")])
+
+
 @every_state
 def test_it_cannot_be_changed_and_is_compared_by_identity(make_state: Callable[[int], Any]) -> None:
     state = make_state(3)

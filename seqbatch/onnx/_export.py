@@ -16,20 +16,31 @@ from seqbatch.onnx._reduce import reduce
 
 
 class _FromPadded(nn.Module):
-    """A model from padded sequences and their lengths to tensors."""
+    """A model from padded sequences and their lengths to tensors, by their names."""
 
     def __init__(self, model: nn.Module, batch_first: bool) -> None:
         super().__init__()
         self.model, self.batch_first = model, batch_first
 
-    def forward(self, padded: Tensor, lengths: Tensor) -> list[Tensor]:
+    def forward(self, padded: Tensor, lengths: Tensor) -> dict[str, Tensor]:
+        lengths = checked_lengths(lengths, padded, self.batch_first)
         results = self.model(SequenceBatch.from_padded(padded, lengths, batch_first=self.batch_first))
-        leaves = _pytree.tree_leaves(results, is_leaf=lambda one: isinstance(one, SequenceBatch))
-        return [
-            leaf.to_padded(batch_first=self.batch_first) if isinstance(leaf, SequenceBatch) else leaf
-            for leaf in leaves
-            if leaf is not None
-        ]
+        found: dict[str, Tensor] = {}
+        must = "give SequenceBatches, states and Tensors"
+        for path, leaf in _pytree.tree_leaves_with_path(results, is_leaf=lambda one: isinstance(one, SequenceBatch)):
+            name = "_".join(["output", *re.findall(r"\w+", _pytree.keystr(path), re.ASCII)])
+            if name in found:
+                raise complaint(SeqbatchValueError, "model", "give its results other names", f"{name} twice")
+            if isinstance(leaf, SequenceBatch):
+                found[name] = leaf.to_padded(batch_first=self.batch_first)
+            elif isinstance(leaf, Tensor):
+                # A view, for the names of what stands twice would be one.
+                found[name] = leaf.view_as(leaf)
+            elif leaf is not None:
+                raise complaint(SeqbatchTypeError, "model", must, type_name(leaf))
+        if not found:
+            raise complaint(SeqbatchTypeError, "model", must, "nothing")
+        return found
 
 
 def export(

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from seqbatch.onnx._layout import Layout, from_padded, integer, integers, layout_of, number, op, to_padded
+from seqbatch.onnx._layout import Layout, from_padded, integer, integers, layout_of, op, to_padded
 
 
 def lstm(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, wanted: Any) -> Any:
@@ -59,19 +59,26 @@ class _Layer:
 
 def _run(layer: _Layer, values: Any, lengths: Any, others: Any, num_layers: int) -> Any:
     """Run layer upon layer, and give what the operator gives."""
-    hidden, weights, layout = others[: layer.parts], others[layer.parts :], layout_of(lengths)
+    number = op.Shape(lengths)
+    # ONNX Runtime does not survive an LSTM of no sequences: it gets one of no steps, and what comes of it is dropped.
+    more = op.Max(op.Sub(integers(1), number), integers(0))
+    layout = layout_of(op.Pad(lengths, op.Concat(integers(0), more, axis=0)))
+    added = op.Concat(integers(0, 0, 0, 0), more, integers(0), axis=0)
+    hidden, weights = [op.Pad(part, added) for part in others[: layer.parts]], others[layer.parts :]
     # A node takes no sequence of no steps: it gets one step of zeros, and what comes of it is dropped.
-    counts = op.Cast(op.Max(lengths, integers(1)), to=6)
-    rows = op.Transpose(to_padded(values, layout, number(0.0)), perm=[1, 0, 2])
+    counts = op.Cast(op.Max(layout.lengths, integers(1)), to=6)
+    rows = op.Transpose(to_padded(values, layout, integer(0)), perm=[1, 0, 2])
     each, finals = len(weights) // num_layers, []
     for i in range(num_layers):
         bounds = integers(i * layer.directions), integers((i + 1) * layer.directions), integers(0)
         start = [op.Slice(part, *bounds) for part in hidden]
         rows, end = layer.run(rows, weights[i * each : (i + 1) * each], counts, start)
         finals.append([_unless_empty(layout, *pair) for pair in zip(end, start, strict=True)])
-    ends = [op.Concat(*parts, axis=0) for parts in zip(*finals, strict=True)]
+    ends = [
+        op.Slice(op.Concat(*parts, axis=0), integers(0), number, integers(1)) for parts in zip(*finals, strict=True)
+    ]
     # Last the receipt, which nothing asks for.
-    return from_padded(op.Transpose(rows, perm=[1, 0, 2]), layout), *ends, op.Shape(lengths)
+    return from_padded(op.Transpose(rows, perm=[1, 0, 2]), layout), *ends, number
 
 
 def _unless_empty(layout: Layout, end: Any, start: Any) -> Any:

@@ -16,6 +16,7 @@ from seqbatch import (
     SeqbatchValueError,
     SequenceBatch,
     UnsupportedLayerError,
+    encode,
     encode_with_state,
     register_encoder,
     register_recurrent,
@@ -135,6 +136,21 @@ def test_what_is_refused_would_differ() -> None:
         start, state = encode_with_state(layer, x[:4])
         end, _ = encode_with_state(layer, x[4:], state)
         assert not torch.allclose(torch.cat([start, end]), whole)
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+def test_what_takes_its_range_or_its_statistics_from_a_chunk_would_differ() -> None:
+    linear: Any = quantized.Linear(4, 4)
+    linear.set_weight_bias(torch.quantize_per_tensor(torch.randn(4, 4), 0.02, 0, torch.qint8), torch.zeros(4))
+    x = torch.cat([torch.randn(4, 4), 100 * torch.randn(4, 4)])
+    for layer in (quantized.LSTM(4, 3), quantized.GRU(4, 3)):
+        whole, _ = encode_with_state(layer, x)
+        start, state = encode_with_state(layer, x[:4])
+        end, _ = encode_with_state(layer, x[4:], state)
+        assert not torch.allclose(torch.cat([start, end]), whole)
+    for stateless in (linear, nn.BatchNorm1d(4, track_running_stats=False).eval()):
+        parts = [encode(stateless, part) for part in x.split(4)]
+        assert not torch.allclose(torch.cat(parts), encode(stateless, x))
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,19 @@ def test_recurrent_layers(kind: str, stateful: bool) -> None:
         assert_close(state[i].to_torch(), after, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("kind", "calls"), [("LSTM", 3), ("GRU", 3), ("LSTMCell", 13), ("GRUCell", 13), ("RNNCell", 13)]
+)
+def test_hooks_run_for_each_sequence_and_of_a_cell_for_each_step(kind: str, calls: int) -> None:
+    layer: Any = getattr(quantized, kind)(5, 8)
+    entered: list[nn.Module] = []
+    left: list[nn.Module] = []
+    layer.register_forward_pre_hook(lambda module, args: entered.append(module))
+    layer.register_forward_hook(lambda module, args, output: left.append(module))
+    encode(layer, sequences(5))
+    assert entered == left == [layer] * calls
+
+
 @pytest.mark.parametrize("kind", ["LSTMCell", "GRUCell", "RNNCell"])
 def test_cells(kind: str) -> None:
     cell: Any = getattr(quantized, kind)(5, 8)
