@@ -5,7 +5,7 @@ from typing import Any, Generic, Self, TypeVar, overload
 
 import torch
 
-from seqbatch._modes import refuse_in_a_graph
+from seqbatch._modes import is_transformed, refuse_in_a_graph
 
 T = TypeVar("T")
 
@@ -39,5 +39,6 @@ class Kept(Generic[T]):
             return self
         refuse_in_a_graph(self._name)
         made = outside_inference_mode(lambda: self._compute(one))
-        vars(one)[self._name] = made
+        if not is_transformed():  # whose tensors end with it
+            vars(one)[self._name] = made
         return made

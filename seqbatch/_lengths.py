@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqbatch._checks import integers, lengths_of, require_integers, same_lengths
 from seqbatch._kept import Kept, outside_inference_mode
-from seqbatch._modes import refuse_in_a_graph, require_in_graph
+from seqbatch._modes import is_transformed, refuse_in_a_graph, require_in_graph
 
 
 class Movable(Protocol):
@@ -164,9 +164,12 @@ class Lengths:
         """Give one of the tensors above, by its name, on a device."""
         refuse_in_a_graph(name)
         key = (name, device)
-        if key not in self._on_device:
-            self._on_device[key] = outside_inference_mode(lambda: to_device(getattr(self, name), device))
-        return self._on_device[key]
+        tensor = self._on_device.get(key)
+        if tensor is None:
+            tensor = outside_inference_mode(lambda: to_device(getattr(self, name), device))
+            if not is_transformed():  # whose tensors end with it
+                self._on_device[key] = tensor
+        return tensor
 
     def adopt_offsets(self, offsets: Tensor) -> None:
         """Use this very tensor for nested tensors on its device: only so does torch see that they are of one shape."""
@@ -184,6 +187,8 @@ class Lengths:
         plan: Made | None = self._plans.get(key)
         if plan is None:
             plan = outside_inference_mode(lambda: make(self, *options).to(device))
+            if is_transformed():
+                return plan
             self._plans[key] = plan
             for oldest in list(self._plans)[:-KEPT_PLANS]:
                 self._plans.pop(oldest, None)  # another thread may have done so
@@ -232,8 +237,9 @@ def require_same(subject: str, lengths: Lengths, like: Lengths) -> None:
     if lengths is like:
         return
     if torch.compiler.is_compiling():
-        torch._check(lengths.tensor.shape == like.tensor.shape)
-        require_in_graph((lengths.tensor == like.tensor).all(), f"`{subject}` must have the lengths of this batch")
+        message = f"`{subject}` must have the lengths of this batch"
+        torch._check(lengths.tensor.shape[0] == like.tensor.shape[0], lambda: message)
+        require_in_graph((lengths.tensor == like.tensor).all(), message)
     else:
         same_lengths(subject, lengths.counts, like.counts)
 

@@ -21,6 +21,7 @@ from seqbatch._records import (
     apart,
     find_record,
     gradients_of,
+    in_order,
     no_receipt,
     nothing_like,
     receipt_for,
@@ -95,10 +96,10 @@ class Operator:
         if not any(wanted):
             with torch.no_grad():
                 found = call(sources)
-            return *apart(found, sources), no_receipt()
+            return *in_order(apart(found, sources)), no_receipt()
         record = Record.of(call, sources, wanted)
         # Copies, for the record needs what the graph may write over.
-        return *(part.detach().clone() for part in record.results), receipt_for(record)
+        return *in_order(part.detach().clone() for part in record.results), receipt_for(record)
 
     def _run_backward(
         self, gradients: Gradients, receipt: Tensor, values: Tensor, lengths: Tensor, *more: Any
@@ -108,16 +109,16 @@ class Operator:
         if record is None or record.wanted != [*wanted]:
             call = self._caller(lengths, rest, values.shape[0])
             record = Record.of(call, self._sources(values, rest), wanted)
-        return record.gradients(gradients)
+        return [*in_order(record.gradients(gradients))]
 
     def _fake(self, values: Tensor, lengths: Tensor, *rest: Any) -> Tensors:
-        return *self.like(values, lengths, *rest[:-1]), no_receipt(keeps=any(rest[-1]))
+        return *in_order(self.like(values, lengths, *rest[:-1])), no_receipt(keeps=any(rest[-1]))
 
     def _fake_backward(
         self, gradients: Gradients, receipt: Tensor, values: Tensor, lengths: Tensor, *rest: Any
     ) -> list[Tensor]:
         pairs = zip(self._sources(values, rest), rest[-1], strict=True)
-        return [torch.empty_like(source) if asked else nothing_like(source) for source, asked in pairs]
+        return [*in_order(torch.empty_like(source) if asked else nothing_like(source) for source, asked in pairs)]
 
     def _keep(self, ctx: Any, inputs: tuple[Any, ...], output: Tensors) -> None:
         values, lengths, *rest, _ = inputs

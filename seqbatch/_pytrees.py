@@ -1,13 +1,13 @@
 """SequenceBatch and states as pytrees, so that torch.export, torch.func and fully_shard see the tensors in them."""
 
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree
 
 from seqbatch._lengths import Lengths
-from seqbatch._modes import is_transformed
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.state import LSTMState, RNNState
@@ -20,9 +20,15 @@ def _flatten_batch(batch: SequenceBatch) -> tuple[list[Any], None]:
 def _unflatten_batch(leaves: Iterable[Any], context: None) -> SequenceBatch:
     values, lengths = leaves
     # Tensors of a graph have no numbers to check, and what else stands for a tensor for a while is none.
-    if type(values) is type(lengths) is Tensor and not is_transformed():
+    if type(values) is type(lengths) is Tensor:
         return SequenceBatch(values, lengths)
     return SequenceBatch._of(values, Lengths.from_tensor(lengths))
+
+
+def _unflatten_state(kind: type[Any], leaves: Iterable[Any], context: None) -> LSTMState | RNNState:
+    tensors = list(leaves)
+    made: LSTMState | RNNState = kind(*tensors) if all(type(one) is Tensor for one in tensors) else kind._of(tensors)
+    return made
 
 
 def _register(kind: type[Any], names: list[str], flatten: Any, unflatten: Any) -> None:
@@ -39,12 +45,12 @@ def _register(kind: type[Any], names: list[str], flatten: Any, unflatten: Any) -
 
 
 _register(SequenceBatch, ["values", "lengths"], _flatten_batch, _unflatten_batch)
-_register(RNNState, ["hidden"], lambda state: ([state.hidden], None), lambda leaves, _: RNNState._of(leaves))
+_register(RNNState, ["hidden"], lambda state: ([state.hidden], None), partial(_unflatten_state, RNNState))
 _register(
     LSTMState,
     ["hidden", "cell"],
     lambda state: ([state.hidden, state.cell], None),
-    lambda leaves, _: LSTMState._of(leaves),
+    partial(_unflatten_state, LSTMState),
 )
 _register(
     ContainerState, ["states"], lambda state: ([state.states], None), lambda leaves, _: ContainerState._of(*leaves)

@@ -5,7 +5,7 @@ So the record hangs on the memory of a tensor, the receipt: it is found by it, a
 Where it is not found, as by a copy of the receipt, the call is made and recorded anew.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from weakref import WeakValueDictionary
 
 import attrs
@@ -108,3 +108,8 @@ def apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> Tensors:
         free.append(part.clone() if memory in memories and part.numel() else part)
         memories.add(memory)
     return tuple(free)
+
+
+def in_order(results: Iterable[Tensor]) -> Tensors:
+    """Give results with their elements in order, as a graph reads them that has seen only what is like them."""
+    return tuple(part.contiguous() for part in results)

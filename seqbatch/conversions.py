@@ -245,6 +245,7 @@ class Conversions(ABC):
         _layout_checks.require_bool("batch_first", batch_first)
         side = _layout_checks.require_side(padding_side)
         if torch.compiler.is_compiling():
+            graphs.require_fill(padding_value, self.values)
             time = graphs.longest(self._lengths.tensor) if total_length is None else total_length
             return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, padding_value)
         fill = _layout_checks.require_padding_value(padding_value, self.values.dtype)

@@ -1,13 +1,17 @@
 """seqbatch.onnx: what onnxruntime makes of exported models, at sizes never seen at export, with poisoned padding."""
 
+import importlib
+import re
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
-from graph_models import LAYERS, PATTERNS, SMALL, Tagger, check_alone, signals, tokens
+from graph_models import LAYERS, PATTERNS, SMALL, Function, Tagger, check_alone, signals, tokens
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -30,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:`torch.jit.*` is deprecated",
     "ignore:.*onnx.*:DeprecationWarning",
 )
-SIZES = {name: lengths for name, lengths in (PATTERNS | SMALL).items() if lengths}
+SIZES = PATTERNS | SMALL
 
 
 class Session:
@@ -38,15 +42,22 @@ class Session:
 
     def __init__(self, model: nn.Module, example: SequenceBatch, path: Path, *, batch_first: bool = True) -> None:
         self.program = seqbatch.onnx.export(model.eval(), example, path, batch_first=batch_first)
+        onnx.checker.check_model(path, full_check=True)
         self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         self.batch_first = batch_first
 
     def __call__(self, batch: SequenceBatch) -> list[Tensor]:
         """Run it on a batch, padded by what must reach no result."""
-        fill = float("nan") if batch.dtype.is_floating_point else 10**9
+        fill = {torch.int64: 10**9, torch.uint8: 255, torch.bool: True}.get(batch.dtype, float("nan"))
         padded = batch.to_padded(batch_first=self.batch_first, padding_value=fill, total_length=batch.max_length + 2)
-        given = {"padded": padded.detach().numpy(), "lengths": np.array(batch.lengths, np.int64)}
+        return self.given(padded, list(batch.lengths))
+
+    def given(self, padded: Tensor, lengths: list[int]) -> list[Tensor]:
+        given = {"padded": padded.numpy(), "lengths": np.array(lengths, np.int64)}
         return [torch.from_numpy(result) for result in self.session.run(None, given)]
+
+    def names(self) -> list[str]:
+        return [value.name for value in self.session.get_outputs()]
 
     def nodes(self) -> list[str]:
         return [node.op_type for node in self.program.model.graph]
@@ -67,42 +78,44 @@ def test_a_model(kind: str, tmp_path: Path) -> None:
 
 
 class Encoded(nn.Module):
-    """One layer, from a state of ones."""
+    """Layers side by side, each from a state of ones."""
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layers: list[Any]) -> None:
         super().__init__()
-        self.layer = layer
+        self.layers = nn.ModuleList(layers)
 
-    def forward(self, batch: SequenceBatch) -> Any:
-        rows = self.layer.num_layers, 2 if self.layer.bidirectional else 1
-        ones = batch.values.new_ones(*rows, batch.batch_size, self.layer.hidden_size)
-        state: Any = LSTMState(ones, -ones) if isinstance(self.layer, nn.LSTM) else RNNState(ones)
-        return encode_with_state(self.layer, batch, state)
+    def forward(self, batch: SequenceBatch) -> list[Any]:
+        return [encode_with_state(layer, batch, self.start(layer, batch)) for layer in self.layers]
+
+    def start(self, layer: Any, batch: SequenceBatch) -> Any:
+        rows = layer.num_layers, 2 if layer.bidirectional else 1
+        ones = batch.values.new_ones(*rows, batch.batch_size, layer.hidden_size)
+        return LSTMState(ones, -ones) if isinstance(layer, nn.LSTM) else RNNState(ones)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.LSTM(4, 3, bias=False),
-        nn.LSTM(4, 3, num_layers=3, bidirectional=True, dropout=0.5),
-        nn.GRU(4, 3, bias=False, bidirectional=True, batch_first=True),
-        nn.GRU(4, 3, num_layers=2),
-        nn.RNN(4, 3, num_layers=2, bidirectional=True),
-        nn.RNN(4, 3, nonlinearity="relu", bias=False),
-    ],
-    ids=str,
-)
 @pytest.mark.parametrize("batch_first", [False, True])
-def test_layers_and_states(layer: Any, batch_first: bool, tmp_path: Path) -> None:
-    model = Encoded(layer)
+def test_layers_and_states(batch_first: bool, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    layers: list[Any] = [
+        nn.LSTM(4, 3, bias=False),
+        nn.LSTM(4, 20, num_layers=3, bidirectional=True, dropout=0.5),
+        nn.GRU(4, 3, bias=False, bidirectional=True, batch_first=True),
+        nn.GRU(4, 20, num_layers=2),
+        nn.RNN(4, 3, num_layers=2, bidirectional=True),
+        nn.RNN(4, 3, num_layers=3, nonlinearity="relu", bias=False),
+    ]
+    layers = layers if batch_first else layers[2:3]
+    model = Encoded(layers)
     run = Session(model, signals([3, 5, 0]), tmp_path / "model.onnx", batch_first=batch_first)
-    for lengths in SIZES.values():
-        batch = signals(lengths)
+    assert len({"LSTM", "GRU", "RNN"} & {*run.nodes()}) == (3 if batch_first else 1)
+    for lengths in (SIZES | {"many": [*range(40), 3]}).values():
+        batch, found = signals(lengths), iter(run(signals(lengths)))
         with torch.no_grad():
-            outputs, state = model(batch)
-        found, *parts = run(batch)
-        assert_close(found, outputs.to_padded(batch_first=batch_first))
-        assert_close(parts, [*state._tensors])
+            results = model(batch)
+        for layer, (outputs, state) in zip(layers, results, strict=True):
+            for wanted in (outputs.to_padded(batch_first=batch_first), *state._tensors):
+                assert_close(next(found), wanted, msg=f"{layer}, {lengths}")
+        assert next(found, None) is None
 
 
 class Reduced(nn.Module):
@@ -116,8 +129,17 @@ class Reduced(nn.Module):
         return [getattr(batch, name)() for name in self.names]
 
 
-@pytest.mark.parametrize("features", [(), (2,), (2, 3)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64])
+@pytest.mark.parametrize(
+    ("features", "dtype"),
+    [
+        ((2, 3), torch.float32),
+        ((2,), torch.float64),
+        ((), torch.float16),
+        ((), torch.int64),
+        ((2,), torch.bool),
+        ((2,), torch.uint8),
+    ],
+)
 def test_reductions(features: tuple[int, ...], dtype: torch.dtype, tmp_path: Path) -> None:
     names = ["first", "last", "max", "min", "reverse", "sum"]
     names += ["mean", "softmax"] if dtype.is_floating_point else []
@@ -125,7 +147,9 @@ def test_reductions(features: tuple[int, ...], dtype: torch.dtype, tmp_path: Pat
 
     def make(lengths: list[int]) -> SequenceBatch:
         generator = torch.Generator().manual_seed(0)
-        values = torch.randint(-9, 9, (sum(lengths), *features), generator=generator).to(dtype)
+        values = torch.randint(-9 if dtype.is_signed else 0, 9, (sum(lengths), *features), generator=generator).to(
+            dtype
+        )
         return SequenceBatch(values, lengths)
 
     run = Session(model, make([3, 5, 0]), tmp_path / "model.onnx")
@@ -135,11 +159,74 @@ def test_reductions(features: tuple[int, ...], dtype: torch.dtype, tmp_path: Pat
         assert_close(run(make(lengths)), wanted)
 
 
+class Pair(NamedTuple):
+    """Two results with names."""
+
+    left: Any
+    right: Any
+
+
+class Told(nn.Module):
+    """A model that gives what a function of the batch gives."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, batch: SequenceBatch) -> Any:
+        return self.function(batch)
+
+
+def test_what_comes_out_has_the_names_of_its_places(tmp_path: Path) -> None:
+    def results(batch: SequenceBatch) -> Any:
+        total = batch.sum()
+        state = LSTMState(batch.values.new_ones(1, 1, batch.batch_size, 4), total[None, None])
+        return {"scores": batch, "more": (None, state, total), "a-pair": [Pair(total, total)]}
+
+    run = Session(Told(results), signals([3, 5]), tmp_path / "model.onnx")
+    assert run.names() == [
+        "output_scores",
+        "output_more_1_hidden",
+        "output_more_1_cell",
+        "output_more_2",
+        "output_a_pair_0_left",
+        "output_a_pair_0_right",
+    ]
+    batch = signals([2, 0, 6])
+    scores, hidden, *sums = run(batch)
+    assert_close(scores, batch.to_padded(batch_first=True))
+    assert_close(hidden, torch.ones(1, 1, 3, 4))
+    for found in sums:
+        assert_close(found.view(3, 4), batch.sum())
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_that_do_not_fit_what_is_padded_stop_the_run(batch_first: bool, tmp_path: Path) -> None:
+    run = Session(Told(SequenceBatch.sum), signals([3, 5]), tmp_path / "model.onnx", batch_first=batch_first)
+    padded = torch.ones(2, 3, 4) if batch_first else torch.ones(3, 2, 4)
+    assert_close(run.given(padded, [3, 0])[0], torch.tensor([[3.0], [0.0]]).expand(2, 4))
+    # Of the first, four steps would be three and one of the second.
+    for lengths in ([4, 1], [4, 0], [3, 9], [-1, 3], [3], [], [3, 3, 3]):
+        with pytest.raises(Exception, match=r"Gather.*out of data bounds"):
+            run.given(padded, lengths)
+
+
 def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    program = seqbatch.onnx.export(Tagger("gru").eval(), tokens([3, 5]), batch_first=True)
+    program = seqbatch.onnx.export(Told(SequenceBatch.mean).eval(), signals([3, 5]), batch_first=True)
     assert [value.name for value in program.model.graph.inputs] == ["padded", "lengths"]
     assert [*tmp_path.iterdir()] == []
+
+
+def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [*sys.modules]:
+        if module.startswith("seqbatch.onnx"):
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    said = re.escape('Install what seqbatch.onnx needs: pip install "seqbatch[onnx]"')
+    with pytest.raises(ModuleNotFoundError, match=f"onnxscript.*{said}$") as raised:
+        importlib.import_module("seqbatch.onnx")
+    assert raised.value.name == "onnxscript"
 
 
 class Convolved(nn.Module):
@@ -153,31 +240,59 @@ class Convolved(nn.Module):
         return encode(self.layer, batch)
 
 
+def hooked() -> nn.Module:
+    model = Tagger("gru")
+    model.rnn.register_forward_hook(lambda *given: None)
+    return model.eval()
+
+
+def half_in_training() -> nn.Module:
+    model = Tagger("gru").eval()
+    model.head[0].train()
+    return model
+
+
+GRU = Tagger("gru").eval()
+MUST_GIVE = r"^`model` must give SequenceBatches, states and Tensors; got "
+
+
 @pytest.mark.parametrize(
     ("model", "example", "kind", "said"),
     [
         (3, signals([3, 2]), SeqbatchTypeError, r"^`model` must be an nn\.Module; got an int\.$"),
         (Tagger("gru"), tokens([3, 2]), SeqbatchValueError, r"`model` must be in evaluation mode; got training mode\."),
-        (
-            Tagger("gru").eval(),
-            [torch.zeros(3)],
-            SeqbatchTypeError,
-            r"^`example` must be a SequenceBatch; got a list\.$",
-        ),
-        (
-            Tagger("gru").eval(),
-            tokens([3]),
-            SeqbatchValueError,
-            r"^`example` must have 2 sequences and 2 steps at least",
-        ),
-        (Tagger("gru").eval(), tokens([1, 0]), SeqbatchValueError, r"^`example` must have 2 sequences and 2 steps at"),
+        (half_in_training(), tokens([3, 2]), SeqbatchValueError, r"; got training mode of `head\.0` in it\. Call its"),
+        (GRU, [torch.zeros(3)], SeqbatchTypeError, r"^`example` must be a SequenceBatch; got a list\.$"),
+        (GRU, tokens([3]), SeqbatchValueError, r"^`example` must have 2 sequences and 2 steps at least"),
+        (GRU, tokens([1, 0]), SeqbatchValueError, r"^`example` must have 2 sequences and 2 steps at"),
         (
             Tagger("projected").eval(),
             tokens([3, 2]),
             UnsupportedLayerError,
             r"got an nn\.LSTM with proj_size, of which",
         ),
+        (
+            Tagger("gru").eval().to(torch.bfloat16),
+            tokens([3, 2]),
+            UnsupportedLayerError,
+            r"got an nn\.GRU in torch\.bfloat16, of which it has none\.$",
+        ),
         (Convolved().eval(), signals([4, 3]), SeqbatchError, r"got a layer of type Conv1d\. Call it outside"),
+        (hooked(), tokens([3, 2]), SeqbatchError, r"got a layer of type GRU\. Call it outside"),
+        (Told(lambda batch: (batch, 3)).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}an int\\.$"),
+        (Told(lambda batch: None).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}nothing\\.$"),
+        (
+            Told(lambda batch: {0: batch, "0": batch}).eval(),
+            signals([3, 2]),
+            SeqbatchValueError,
+            r"^`model` must give results whose names differ; got output_0 twice\.$",
+        ),
+        (
+            Told(lambda batch: batch.map(torch.erfinv)).eval(),
+            signals([3, 2]),
+            torch.onnx.OnnxExporterError,
+            r"prims\.erf_inv",
+        ),
     ],
 )
 def test_what_is_refused(model: Any, example: Any, kind: type[Exception], said: str) -> None:

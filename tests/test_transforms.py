@@ -140,3 +140,37 @@ def test_a_tangent_of_a_gradient(how: str) -> None:
     _, kept = jvp(grad(lambda values: (values**3).sum()), (batch.values,), (tangent,))
     assert_close(found[found != 0], kept[found != 0])
     assert (found != 0).any()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@every_layer
+def test_one_batch_goes_through_nested_transforms_again_and_again(make: Any) -> None:
+    model, _ = model_for(make, torch.float64)
+    batch = batch_of([3, 1, 4, 0], torch.float64)
+
+    def loss(values: Tensor) -> Any:
+        return model(batch.with_values(values)).square().sum()
+
+    hessian = transforms.hessian(loss)(batch.values)
+    for again in (transforms.hessian(loss), jacrev(jacrev(loss)), jacrev(jacfwd(loss))):
+        assert_close(again(batch.values), hessian)
+    tangent = torch.randn_like(batch.values)
+    assert_close(
+        jvp(grad(loss), (batch.values,), (tangent,))[1], (hessian * tangent).flatten(2).sum(2).view_as(tangent)
+    )
+    (found,) = torch.autograd.grad(loss(values := batch.values.clone().requires_grad_()), values)
+    assert_close(found, grad(loss)(batch.values))
+
+
+def test_a_batch_does_not_come_out_of_a_transform_as_another() -> None:
+    batch, gru = batch_of([3, 2], torch.float64), nn.GRU(3, 4).double()
+
+    def call(values: Tensor) -> Any:
+        return encode(gru, batch.with_values(values))
+
+    with pytest.raises(ValueError, match="`lengths` must add up to 5, the steps of `values`; got 0"):
+        jvp(call, (batch.values,), (batch.values,))
+    with pytest.raises((TypeError, RuntimeError)):
+        vmap(call)(torch.stack([batch.values, batch.values]))
+    with pytest.raises(ValueError, match=r"`hidden` must have shape \(num_layers, num_directions, batch, size\)"):
+        vmap(lambda values: encode_with_state(gru, batch.with_values(values))[1])(torch.stack([batch.values] * 2))

@@ -29,7 +29,7 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
         return outside
     values, weights, rows = batch.values, layer.all_weights, form.num_layers * form.num_directions
     hidden = hidden or tuple(values.new_zeros(rows, batch.batch_size, size) for size in form.sizes)
-    if autocasts(batch.device) and values.dtype is not torch.float64:
+    if autocasts(batch.device) and torch.float64 not in (values.dtype, weights[0][0].dtype):
         dtype = torch.get_autocast_dtype(batch.device.type)
         values, hidden = values.to(dtype), tuple(part.to(dtype) for part in hidden)
         weights = [[part.to(dtype) for part in way] for way in weights]

@@ -2,7 +2,8 @@
 
 - `nn.BatchNorm1d` and `nn.SyncBatchNorm` in training take their statistics over all steps of the batch, each counted
   once, and update those they keep once. So what a sequence gets depends on the others, by the nature of the layer: it
-  is what the layer gives for the flat values. In evaluation each sequence gets what it would get alone.
+  is what the layer gives for the flat values. In evaluation each sequence gets what it would get alone, unless the
+  layer keeps no statistics: then it takes them over all steps there too.
 - `nn.GroupNorm` normalizes each step by itself, over groups of its channels: a step stands where PyTorch has a sample.
 - `nn.InstanceNorm1d` normalizes each sequence by itself, over its steps. What it keeps is the mean of the statistics of
   the sequences, as for the samples of a batch in PyTorch.
@@ -37,7 +38,8 @@ def _check_batch_norm(layer: Any, batch: SequenceBatch) -> None:
     if isinstance(layer, (nn.BatchNorm1d, nn.LazyBatchNorm1d)) and len(batch.feature_shape) > 2:
         must = f"have features of 1 or 2 dimensions, for {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape))
-    if batch.values.numel() == batch.feature_shape[0] and _takes_statistics(layer) and not _synchronizes(layer):
+    # What a graph knows comes first, for in evaluation it need not know the rest.
+    if _takes_statistics(layer) and not _synchronizes(layer) and batch.values.numel() == batch.feature_shape[0]:
         must = f"have 2 steps or more together, for {describe(layer)} takes statistics over them"
         raise complaint(SeqbatchValueError, "sequences", must, 1)
 

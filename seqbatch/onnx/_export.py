@@ -1,5 +1,6 @@
 """export: write a model that takes a SequenceBatch to ONNX, from padded sequences and their lengths."""
 
+import re
 from os import PathLike
 from typing import Any
 
@@ -11,8 +12,12 @@ from torch.utils import _pytree
 from seqbatch._checks import complaint, type_name
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
+from seqbatch.onnx._checked import checked_lengths, in_onnx
 from seqbatch.onnx._recurrent import gru, lstm, rnn
 from seqbatch.onnx._reduce import reduce
+
+# Those of the nodes for recurrent layers.
+_DTYPES = (torch.float16, torch.float32, torch.float64)
 
 
 class _FromPadded(nn.Module):
@@ -24,23 +29,29 @@ class _FromPadded(nn.Module):
 
     def forward(self, padded: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         lengths = checked_lengths(lengths, padded, self.batch_first)
-        results = self.model(SequenceBatch.from_padded(padded, lengths, batch_first=self.batch_first))
-        found: dict[str, Tensor] = {}
-        must = "give SequenceBatches, states and Tensors"
-        for path, leaf in _pytree.tree_leaves_with_path(results, is_leaf=lambda one: isinstance(one, SequenceBatch)):
-            name = "_".join(["output", *re.findall(r"\w+", _pytree.keystr(path), re.ASCII)])
-            if name in found:
-                raise complaint(SeqbatchValueError, "model", "give its results other names", f"{name} twice")
-            if isinstance(leaf, SequenceBatch):
-                found[name] = leaf.to_padded(batch_first=self.batch_first)
-            elif isinstance(leaf, Tensor):
-                # A view, for the names of what stands twice would be one.
-                found[name] = leaf.view_as(leaf)
-            elif leaf is not None:
-                raise complaint(SeqbatchTypeError, "model", must, type_name(leaf))
-        if not found:
-            raise complaint(SeqbatchTypeError, "model", must, "nothing")
-        return found
+        found = _named(self.model(SequenceBatch.from_padded(padded, lengths, batch_first=self.batch_first)))
+        return {
+            name: leaf.to_padded(batch_first=self.batch_first) if isinstance(leaf, SequenceBatch) else leaf.clone()
+            for name, leaf in found.items()
+        }
+
+
+def _named(results: Any) -> dict[str, SequenceBatch | Tensor]:
+    """Give each batch and tensor in what a model gives the name of its place there, else raise."""
+    found: dict[str, SequenceBatch | Tensor] = {}
+    places, _ = _pytree.tree_flatten_with_path(results, is_leaf=lambda one: isinstance(one, SequenceBatch))
+    for path, leaf in places:
+        if leaf is None:
+            continue
+        if not isinstance(leaf, (SequenceBatch, Tensor)):
+            raise complaint(SeqbatchTypeError, "model", "give SequenceBatches, states and Tensors", type_name(leaf))
+        name = "_".join(["output", *re.findall(r"\w+", _pytree.keystr(path), re.ASCII)])
+        if name in found:
+            raise complaint(SeqbatchValueError, "model", "give results whose names differ", f"{name} twice")
+        found[name] = leaf
+    if not found:
+        raise complaint(SeqbatchTypeError, "model", "give SequenceBatches, states and Tensors", "nothing")
+    return found
 
 
 def export(
@@ -49,9 +60,13 @@ def export(
     """Export a model that takes a SequenceBatch to ONNX, where its recurrent layers are nodes LSTM, GRU and RNN.
 
     What is exported takes `padded`, `(batch, time, *features)` or `(time, batch, *features)`, and `lengths`, `(batch,)`
-    int64; of any number of sequences and steps, 0 included. What stands in padding reaches no result. It gives what the
-    model gives, one after another: a SequenceBatch padded with zeros, of a state its tensors in the layout of RNNState
-    and LSTMState, and Tensors as they are.
+    int64; of any number of sequences and steps, 0 included. What stands in padding reaches no result. A length below 0
+    or beyond `padded`, and another number of them, stop the run.
+
+    It gives what the model gives, one after another: a SequenceBatch padded with zeros, of a state its tensors in the
+    layout of RNNState and LSTMState, and Tensors as they are. The names are `output`, or of several `output_0`,
+    `output_1` and so on, with the key instead of the number of what a dict holds, and with `_hidden` and `_cell` of a
+    state.
 
     Args:
         model: in evaluation mode; its `forward` takes a SequenceBatch. It holds what graphs hold: see the page on
@@ -64,10 +79,13 @@ def export(
         the program, whose `save` writes it to other files.
 
     Raises:
-        SeqbatchTypeError: the model is no `nn.Module`, or the example no SequenceBatch.
-        SeqbatchValueError: the model is in training mode, or the example too small.
-        UnsupportedLayerError: a recurrent layer has `proj_size`, of which ONNX has none.
-        SeqbatchError: the model runs by the numbers of lengths somewhere, or holds a layer with hooks.
+        SeqbatchTypeError: the model is no `nn.Module`, the example no SequenceBatch, or what the model gives holds
+            something that is no SequenceBatch, state or Tensor, or nothing.
+        SeqbatchValueError: the model, or a module in it, is in training mode, the example is too small, or names of
+            results do not differ.
+        UnsupportedLayerError: a recurrent layer has `proj_size`, or computes in a dtype that ONNX's nodes have not.
+        SeqbatchError: the model runs by the numbers of lengths somewhere, or holds a recurrent layer with hooks.
+        torch.onnx.OnnxExporterError: the model calls a function of PyTorch that ONNX has not; PyTorch names it.
 
     Source: `torch.onnx.export`, and the nodes of ONNX's operator set 18.
 
@@ -80,13 +98,10 @@ def export(
     ...     def forward(self, batch):
     ...         return encode(self.gru, batch).mean()
     >>> program = seqbatch.onnx.export(Summary().eval(), example, batch_first=True)
-    >>> [value.name for value in program.model.graph.inputs]
-    ['padded', 'lengths']
+    >>> [value.name for value in (*program.model.graph.inputs, *program.model.graph.outputs)]
+    ['padded', 'lengths', 'output']
     """
-    if not isinstance(model, nn.Module):
-        raise complaint(SeqbatchTypeError, "model", "be an nn.Module", type_name(model))
-    if model.training:
-        raise complaint(SeqbatchValueError, "model", "be in evaluation mode", "training mode", "Call its eval.")
+    _require_model(model)
     if not isinstance(example, SequenceBatch):
         raise complaint(SeqbatchTypeError, "example", "be a SequenceBatch", type_name(example))
     if example.batch_size < 2 or example.max_length < 2:
@@ -96,14 +111,17 @@ def export(
     given = example.to_padded(batch_first=batch_first), torch.tensor(example.lengths)
     shapes = {0: number, 1: time} if batch_first else {0: time, 1: number}
     program = torch.export.export(_FromPadded(model, batch_first), given, dynamic_shapes=(shapes, {0: number}))
-    _require_no_projection(program)
+    _require_nodes(program)
+    out_spec: Any = program.call_spec.out_spec
     operators: Any = torch.ops.seqbatch
     exported = torch.onnx.export(
         program,
         dynamo=True,
         verbose=False,
         input_names=["padded", "lengths"],
+        output_names=out_spec.context,
         custom_translation_table={
+            operators.checked_lengths.default: in_onnx,
             operators.lstm.default: lstm,
             operators.gru.default: gru,
             operators.rnn.default: rnn,
@@ -116,11 +134,26 @@ def export(
     return exported
 
 
-def _require_no_projection(program: ExportedProgram) -> None:
+def _require_model(model: object) -> None:
+    """Raise unless this is a module in evaluation mode."""
+    if not isinstance(model, nn.Module):
+        raise complaint(SeqbatchTypeError, "model", "be an nn.Module", type_name(model))
+    for name, module in model.named_modules():
+        if module.training:
+            found = f"training mode of `{name}` in it" if name else "training mode"
+            raise complaint(SeqbatchValueError, "model", "be in evaluation mode", found, "Call its eval.")
+
+
+def _require_nodes(program: ExportedProgram) -> None:
+    """Raise unless ONNX has nodes for the recurrent layers of a program."""
     operators: Any = torch.ops.seqbatch
+    kinds = {operators.lstm.default: "nn.LSTM", operators.gru.default: "nn.GRU", operators.rnn.default: "nn.RNN"}
     for node in program.graph.nodes:
-        if node.target is operators.lstm.default:
-            _, _, others, num_layers, bidirectional, *_ = node.args
-            if (len(others) - 2) // (num_layers * (2 if bidirectional else 1)) in (3, 5):
-                found = "an nn.LSTM with proj_size, of which ONNX has none"
-                raise complaint(UnsupportedLayerError, "model", "have layers that ONNX has", found)
+        if (kind := kinds.get(node.target)) is None:
+            continue
+        values, _, others, num_layers, bidirectional, *_ = node.args
+        dtype = values.meta["val"].dtype
+        is_projected = (len(others) - 2) // (num_layers * (2 if bidirectional else 1)) in (3, 5)
+        if (kind == "nn.LSTM" and is_projected) or dtype not in _DTYPES:
+            found = f"an {kind} {'with proj_size' if dtype in _DTYPES else f'in {dtype}'}, of which it has none"
+            raise complaint(UnsupportedLayerError, "model", "have layers that ONNX has", found)

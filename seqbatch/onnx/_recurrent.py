@@ -61,10 +61,11 @@ def _run(layer: _Layer, values: Any, lengths: Any, others: Any, num_layers: int)
     """Run layer upon layer, and give what the operator gives."""
     number = op.Shape(lengths)
     # ONNX Runtime does not survive an LSTM of no sequences: it gets one of no steps, and what comes of it is dropped.
-    more = op.Max(op.Sub(integers(1), number), integers(0))
-    layout = layout_of(op.Pad(lengths, op.Concat(integers(0), more, axis=0)))
-    added = op.Concat(integers(0, 0, 0, 0), more, integers(0), axis=0)
-    hidden, weights = [op.Pad(part, added) for part in others[: layer.parts]], others[layer.parts :]
+    at_least_one = integers(0), op.Max(number, integers(1))
+    layout = layout_of(op.Slice(op.Pad(lengths, integers(0, 1)), *at_least_one, integers(0)))
+    more = (op.Pad(part, integers(0, 0, 0, 0, 1, 0)) for part in others[: layer.parts])
+    hidden = [op.Slice(part, *at_least_one, integers(1)) for part in more]
+    weights = others[layer.parts :]
     # A node takes no sequence of no steps: it gets one step of zeros, and what comes of it is dropped.
     counts = op.Cast(op.Max(layout.lengths, integers(1)), to=6)
     rows = op.Transpose(to_padded(values, layout, integer(0)), perm=[1, 0, 2])

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from graph_models import PATTERNS, signals
+from graph_models import PATTERNS, signals, tokens
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.testing import assert_close
@@ -92,3 +92,26 @@ def test_lists_of_sequences() -> None:
 def test_a_layer_without_an_encoder() -> None:
     with pytest.raises(SeqbatchError, match="a layer of type Dropout1d, of which no encoder is known yet"):
         export(Calls(encoded, nn.Dropout1d()), (signals([3, 2]),))
+
+
+def test_padding_that_the_dtype_does_not_hold() -> None:
+    def call(layer: nn.Module, batch: SequenceBatch) -> Tensor:
+        return batch.to_padded(batch_first=True, padding_value=0.5)
+
+    with pytest.raises(SeqbatchError, match=r"`padding_value` must be a value of torch\.int64; got a fraction\."):
+        export(Calls(call, nn.Identity()), (tokens([3, 2]),))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [([3, 1], "must add up to the steps"), ([3, 3], "must add up to the steps"), ([6, -1], "at least 0")],
+)
+def test_lengths_that_are_not_those_of_the_values(lengths: list[int], said: str) -> None:
+    def call(layer: nn.Module, values: Tensor, lengths: Tensor) -> Tensor:
+        return SequenceBatch(values, lengths).to_padded(batch_first=True)
+
+    given = torch.arange(5.0), torch.tensor([3, 2])
+    program = export(Calls(call, nn.Identity()), given, dynamic_shapes=(({0: STEPS}, {0: BATCH}),)).module()
+    assert program(*given).shape == (2, 3)
+    with pytest.raises(RuntimeError, match=f"`lengths` must be {said}" if "least" in said else f"`lengths` {said}"):
+        program(given[0], torch.tensor(lengths))
