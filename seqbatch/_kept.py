@@ -1,7 +1,7 @@
 """Kept: a property that is computed once, outside of torch.inference_mode and of graphs."""
 
 from collections.abc import Callable
-from typing import Any, Generic, Self, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import torch
 
@@ -30,13 +30,7 @@ class Kept(Generic[T]):
     def __set_name__(self, owner: type, name: str) -> None:
         self._name = name
 
-    @overload
-    def __get__(self, one: None, owner: type) -> Self: ...
-    @overload
-    def __get__(self, one: object, owner: type) -> T: ...
-    def __get__(self, one: Any, owner: type) -> Self | T:
-        if one is None:
-            return self
+    def __get__(self, one: object, owner: type) -> T:
         refuse_in_a_graph(self._name)
         made = outside_inference_mode(lambda: self._compute(one))
         if not is_transformed():  # whose tensors end with it

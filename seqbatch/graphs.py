@@ -7,10 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from seqbatch._checks import complaint
-from seqbatch._checks import complaint
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._modes import require_in_graph
-from seqbatch.errors import SeqbatchValueError
 from seqbatch.errors import SeqbatchValueError
 
 
@@ -33,7 +31,6 @@ def longest(lengths: Tensor) -> int:
 
 def mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
     """Tell real steps from padding: `(batch, time)` or `(time, batch)`, on the host."""
-    require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
     require_in_graph((lengths <= time).all(), "`total_length` must be at least the longest of `lengths`")
     require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
     places = _places(lengths, side, time)
@@ -42,19 +39,23 @@ def mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Te
 
 
 def require_fill(fill: Any, values: Tensor) -> None:
-    """Raise if what stands in padding is a fraction among integers; a graph has no exact look at it."""
-    if not (values.is_floating_point() or values.is_complex()) and (isinstance(fill, complex) or fill % 1 != 0):
-        must = f"be a value of {values.dtype}"
-        raise complaint(SeqbatchValueError, "padding_value", must, "a fraction")
+    """Raise unless integers and bools can hold what is to stand in padding; what others cannot, PyTorch refuses."""
+    dtype = values.dtype
+    if dtype.is_floating_point or dtype.is_complex:
+        return
+    low, high = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+    # In words, for a graph makes no text of a number.
+    whole = not isinstance(fill, complex) and fill % 1 == 0
+    if not (whole and low <= fill <= high):
+        found = "one out of its range" if whole else "a fraction"
+        raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", found)
 
 
 def to_padded(
     values: Tensor, lengths: Tensor, batch_first: bool, side: PaddingSide, time: int, fill: complex
 ) -> Tensor:
     """Turn flat values into `(batch, time, *features)` or `(time, batch, *features)`."""
-    _require_fill(fill, values.dtype)
     # Without it steps would be left out, or padding read as steps, and nobody told.
-    require_in_graph(lengths.sum() == values.shape[0], "`lengths` must add up to the steps of `values`")
     require_in_graph(lengths.sum() == values.shape[0], "`lengths` must add up to the steps of `values`")
     rows = _places(lengths, side, time) + (lengths.cumsum(0) - lengths)[:, None]
     real = mask(lengths, True, side, time)
@@ -71,15 +72,6 @@ def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: Paddin
         raise complaint(SeqbatchValueError, "lengths", "be as many as the sequences of `padded`", "fewer or more")
     values: Tensor = by_batch[mask(lengths, True, side, by_batch.shape[1]).to(padded.device)]
     return values
-
-
-def _require_fill(fill: complex, dtype: torch.dtype) -> None:
-    """Raise unless integers and bools can hold the fill; what others cannot, PyTorch refuses itself."""
-    if dtype.is_floating_point or dtype.is_complex:
-        return
-    low, high = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
-    if isinstance(fill, complex) or not (low <= fill <= high and fill % 1 == 0):
-        raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", repr(fill))
 
 
 def _places(lengths: Tensor, side: PaddingSide, time: int) -> Tensor:

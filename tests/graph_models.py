@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo as dynamo
+import torch._functorch.config as functorch_config
+import torch._inductor.config as inductor_config
 from torch import Tensor, nn
 from torch.utils import _pytree
 
@@ -36,7 +38,9 @@ def allow_recurrent_layers() -> Iterator[None]:
     """Let PyTorch's compiler look at models that hold recurrent layers, which by default it does not."""
     dynamo.reset()
     dynamo.utils.counters.clear()
-    with dynamo.config.patch(allow_rnn=True):
+    # Not what Inductor keeps on disk, which it would find again although an operator has become another.
+    kept = inductor_config.patch(fx_graph_cache=False), functorch_config.patch(enable_autograd_cache=False)
+    with dynamo.config.patch(allow_rnn=True), kept[0], kept[1]:
         yield
     dynamo.reset()
 

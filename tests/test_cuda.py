@@ -72,10 +72,12 @@ def test_the_loss_does_not_wait_for_the_gpu() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         found, counted = mean_loss(losses), mean_loss(losses, count=count)
+        counted_on_host = mean_loss(losses, count=torch.tensor(2))
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert_close(found, losses.mean())
     assert_close(counted, losses.sum() / 2)
+    assert_close(counted_on_host, losses.sum() / 2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, distributed
 
 from seqbatch._checks import complaint, integer, require_tensor
+from seqbatch._modes import is_transformed
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -53,7 +54,9 @@ def mean_loss(
         raise complaint(SeqbatchTypeError, "losses", "be of a floating dtype", values.dtype)
     # In one dtype whatever the losses are, for those of another process may be of another; MPS has no float64.
     wide = torch.float32 if values.device.type == "mps" else torch.float64
-    total = _count_of(values, count).to(values.device, wide, copy=True)
+    total = _count_of(values, count)
+    # A copy to a device does not wait then; one from a device must.
+    total = total.to(values.device, wide, non_blocking=total.is_cpu, copy=True)
     processes = 1
     if distributed.is_available() and distributed.is_initialized():
         processes = distributed.get_world_size(group)
@@ -78,11 +81,12 @@ def _count_of(losses: Tensor, count: object) -> Tensor:
             raise complaint(SeqbatchValueError, "count", "have no dimension", f"shape {tuple(count.shape)}")
         if count.is_complex() or count.dtype is torch.bool:
             raise complaint(SeqbatchTypeError, "count", "be of a floating or integer dtype", count.dtype)
-        if count.is_cpu and count < 0:  # on a device the look would wait for it
+        # On a device the look would wait for it, and a graph or torch.func has no number to look at.
+        if count.is_cpu and not torch.compiler.is_compiling() and not is_transformed() and count < 0:
             raise complaint(SeqbatchValueError, "count", "be at least 0", count.item())
         return count.detach()
     number = integer("count", count)
-    if number < 0:
-        raise complaint(SeqbatchValueError, "count", "be at least 0", number)
+    if not 0 <= number < 2**63:
+        raise complaint(SeqbatchValueError, "count", "be at least 0, and less than 2**63", number)
     # Made on the device, for a copy to it might wait.
     return torch.full((), number, dtype=torch.int64, device=losses.device)

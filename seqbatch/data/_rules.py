@@ -50,17 +50,17 @@ def usual_pool(lengths: Sequence[int], batch_size: int | None, max_steps: int | 
 
 
 def enough_lengths(lengths: Sequence[int] | Tensor, world_size: int) -> "array[int]":
-    """Return lengths as an array if they are lengths, and at least one for each process, else raise."""
-    numbers = lengths_of("lengths", lengths)
-    try:
-        known = array("q", numbers)
-    except OverflowError:
-        i = next(i for i, number in enumerate(numbers) if number >= 2**63)
-        raise complaint(SeqbatchValueError, f"lengths[{i}]", "be in the range of int64", numbers[i]) from None
+    """Return lengths as an array if they are lengths that can be added up, one or more for each process, else raise."""
+    known = lengths_of("lengths", lengths)
     if len(known) < world_size:
         must = f"be at least {world_size}, one for each process"
         raise complaint(SeqbatchValueError, "lengths", must, len(known))
-    return known
+    # A plan adds two sums of lengths, and sorts by pool and length in one number.
+    most = 2**62 // len(known)
+    if (longest := max(known)) >= most:
+        must = f"be less than {most}, for {counted(len(known), 'sequence')}"
+        raise complaint(SeqbatchValueError, f"lengths[{known.index(longest)}]", must, longest)
+    return array("q", known)
 
 
 def check_limits(lengths: Tensor, rules: Rules) -> None:

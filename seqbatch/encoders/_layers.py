@@ -4,6 +4,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any, TypeVar, cast
 
 import torch
@@ -30,16 +31,12 @@ def outside_graphs(encoder: Encoder) -> Encoder:
     `torch.compile` breaks its graph there, and says why if it must not; `torch.export` raises. As
     `torch.compiler.disable`, but that would import PyTorch's whole compiler with seqbatch.
     """
-    disabled: list[Any] = []
+    disabled: Callable[[], Any] = cache(lambda: torch.compiler.disable(encoder))
 
     def run(layer: nn.Module, *arguments: Any) -> Any:
         if torch.compiler.is_compiling():
             raise not_in_a_graph(f"a layer of type {type(layer).__name__}")
-        if "torch._dynamo" not in sys.modules:
-            return encoder(layer, *arguments)
-        if not disabled:
-            disabled.append(torch.compiler.disable(encoder))
-        return disabled[0](layer, *arguments)
+        return (disabled() if "torch._dynamo" in sys.modules else encoder)(layer, *arguments)
 
     # What `torch.compiler.disable` sets; without it the graph would break at the error above.
     reason = "seqbatch: a graph must serve all lengths, and this layer runs by their numbers, or calls hooks"

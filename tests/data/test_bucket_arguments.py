@@ -3,6 +3,7 @@
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,7 +54,12 @@ def test_arguments_that_it_refuses(options: dict[str, Any], kind: type[Exception
     [
         ([], "`lengths` must be at least 1, one for each process; got 0."),
         ([1, -2], "`lengths[1]` must be at least 0; got -2."),
-        ([1, 2**63], "`lengths[1]` must be in the range of int64; got 9223372036854775808."),
+        ([1, 2**63], f"`lengths[1]` must be less than {2**61}, for 2 sequences; got {2**63}."),
+        ([1, 2**61, 3], f"`lengths[1]` must be less than {2**62 // 3}, for 3 sequences; got {2**61}."),
+        (
+            np.array([1, 2]),
+            "`lengths` must be a sequence of integers or an integer Tensor; got a numpy.ndarray. Call its tolist.",
+        ),
         ([1, 2.5], "`lengths[1]` must be an integer; got 2.5."),
         (7, "`lengths` must be a sequence of integers or an integer Tensor; got an int."),
         (

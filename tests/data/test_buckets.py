@@ -261,6 +261,14 @@ def test_rank_and_world_size_are_those_of_torch_distributed(monkeypatch: pytest.
     assert list(BucketBatchSampler(range(9), batch_size=2)) == list(told)
 
 
+@pytest.mark.parametrize("options", [{"batch_size": 2}, {"max_steps": 2**63}, {"batch_size": 1, "pool": 1}])
+def test_lengths_as_large_as_they_may_be_are_planned_as_small_ones(options: dict[str, Any]) -> None:
+    most = 2**62 // 5 - 1
+    large, small = (BucketBatchSampler([length] * 4 + [0], **options) for length in (most, 1))
+    assert list(large) == list(small)
+    assert large.fill == pytest.approx(small.fill)
+
+
 def test_limits_far_beyond_what_there_is_are_none() -> None:
     most = 2**63 - 1
     assert list(BucketBatchSampler([1, 2, 3], batch_size=2, max_steps=most, shuffle=False)) == [[0, 1], [2]]

@@ -77,6 +77,16 @@ def test_the_count_may_be_a_sum_of_weights() -> None:
     assert_close(mean_loss(torch.tensor([1.0]), count=torch.tensor(0.5)), torch.tensor(2.0))
 
 
+@pytest.mark.parametrize("count", [torch.tensor(2.0), 2, None])
+def test_a_graph_and_a_transform(count: Any) -> None:
+    losses = torch.rand(3, 4)
+    graph = torch.compile(lambda x, count: mean_loss(x, count=count), fullgraph=True, backend="eager")
+    assert_close(graph(losses, count), mean_loss(losses, count=count))
+    if isinstance(count, Tensor):
+        found = torch.vmap(lambda x, count: mean_loss(x, count=count))(losses, count.expand(3))
+        assert_close(found, losses.sum(1) / 2)
+
+
 @pytest.mark.parametrize(
     ("losses", "count", "kind", "said"),
     [
@@ -90,7 +100,8 @@ def test_the_count_may_be_a_sum_of_weights() -> None:
             r"^`losses` must have a dimension, the loss of each item, or be given with their count; "
             r'got a Tensor of no dimension\. Give the loss function reduction="none"\.$',
         ),
-        (torch.ones(2), -1, SeqbatchValueError, r"^`count` must be at least 0; got -1\.$"),
+        (torch.ones(2), -1, SeqbatchValueError, r"^`count` must be at least 0, and less than 2\*\*63; got -1\.$"),
+        (torch.ones(2), 2**63, SeqbatchValueError, rf"^`count` must be at least 0, and less than .*; got {2**63}\.$"),
         (torch.ones(2), 1.5, SeqbatchTypeError, r"^`count` must be an integer; got 1\.5\.$"),
         (torch.ones(2), torch.tensor(-2.0), SeqbatchValueError, r"^`count` must be at least 0; got -2\.0\.$"),
         (torch.ones(2), torch.tensor(True), SeqbatchTypeError, r"be of a floating or integer dtype; got torch\.bool\."),
@@ -101,3 +112,11 @@ def test_the_count_may_be_a_sum_of_weights() -> None:
 def test_errors(losses: Any, count: Any, kind: type[Exception], said: str) -> None:
     with pytest.raises(kind, match=said):
         mean_loss(losses, count=count)
+
+
+def test_a_process_outside_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As torch tells it; tests/ranks has such processes."""
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda group: -1)
+    with pytest.raises(SeqbatchValueError, match=r"^`group` must hold this process; got one of others\.$"):
+        mean_loss(torch.ones(2))

@@ -134,6 +134,13 @@ def test_a_copy_of_a_receipt_finds_no_record() -> None:
     assert _records.find_record(run(receipt=False)[1][-1]) is None
 
 
+def test_what_does_not_depend_on_anything_has_zeros_for_gradients() -> None:
+    source = torch.ones(2, requires_grad=True)
+    found = _records.gradients_of((torch.ones(2),), [torch.ones(2)], [source, source.detach()], [True, False])
+    assert_close(found[0], torch.zeros(2))
+    assert found[1] is None
+
+
 def test_a_record_goes_with_its_receipt() -> None:
     gc.collect()
     before = len(_records._memories)
