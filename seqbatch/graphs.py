@@ -45,9 +45,12 @@ def require_fill(fill: Any, values: Tensor) -> None:
         return
     low, high = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     # In words, for a graph makes no text of a number.
-    whole = not isinstance(fill, complex) and fill % 1 == 0
-    if not (whole and low <= fill <= high):
-        found = "one out of its range" if whole else "a fraction"
+    found = ""
+    if isinstance(fill, complex) or fill % 1 != 0:
+        found = "a fraction"
+    elif not low <= fill <= high:
+        found = "one out of its range"
+    if found:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", found)
 
 
