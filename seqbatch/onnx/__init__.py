@@ -2,8 +2,8 @@
 
 try:
     from seqbatch.onnx._export import export
-except ModuleNotFoundError as error:
-    remedy = 'Install what seqbatch.onnx needs: pip install "seqbatch[onnx]"'
-    raise ModuleNotFoundError(f"{error}. {remedy}", name=error.name) from error
+except ModuleNotFoundError as _error:
+    _remedy = 'Install what seqbatch.onnx needs: pip install "seqbatch[onnx]"'
+    raise ModuleNotFoundError(f"{_error}. {_remedy}", name=_error.name) from _error
 
 __all__ = ["export"]
