@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from seqbatch.onnx._layout import Layout, from_padded, integer, integers, layout_of, op, to_padded
+from seqbatch.onnx._layout import Layout, from_padded, integer, integers, layout_of, no_receipt, op, to_padded
 
 
 def lstm(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, wanted: Any) -> Any:
@@ -78,8 +78,7 @@ def _run(layer: _Layer, values: Any, lengths: Any, others: Any, num_layers: int)
     ends = [
         op.Slice(op.Concat(*parts, axis=0), integers(0), number, integers(1)) for parts in zip(*finals, strict=True)
     ]
-    # Last the receipt, which nothing asks for.
-    return from_padded(op.Transpose(rows, perm=[1, 0, 2]), layout), *ends, number
+    return from_padded(op.Transpose(rows, perm=[1, 0, 2]), layout), *ends, no_receipt(lengths)
 
 
 def _unless_empty(layout: Layout, end: Any, start: Any) -> Any:

@@ -11,6 +11,7 @@ from seqbatch.onnx._layout import (
     integer,
     integers,
     layout_of,
+    no_receipt,
     number,
     op,
     per_sequence,
@@ -23,8 +24,8 @@ _HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def reduce(values: Any, lengths: Any, how: str, wanted: Any) -> Any:
-    """Run `seqbatch::reduce`; the receipt, which nothing asks for, last."""
-    return _FUNCTIONS[how](values, layout_of(lengths)), op.Shape(lengths)
+    """Run `seqbatch::reduce`."""
+    return _FUNCTIONS[how](values, layout_of(lengths)), no_receipt(lengths)
 
 
 def _sum(values: Any, layout: Layout) -> Any:
