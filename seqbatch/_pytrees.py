@@ -1,4 +1,4 @@
-"""SequenceBatch and states as pytrees, so that torch.export, torch.func and fully_shard see the tensors in them."""
+"""SequenceBatch and states as pytrees, so that torch.export and torch.func see the tensors in them."""
 
 from collections.abc import Iterable
 from functools import partial

@@ -105,7 +105,7 @@ def apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> Tensors:
     free = []
     for part in results:
         memory = part.untyped_storage().data_ptr()
-        free.append(part.clone() if memory in memories and part.numel() else part)
+        free.append(part.clone() if memory in memories else part)
         memories.add(memory)
     return tuple(free)
 

@@ -46,10 +46,12 @@ def require_fill(fill: Any, values: Tensor) -> None:
     low, high = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     # In words, for a graph makes no text of a number.
     found = ""
-    if isinstance(fill, complex) or fill % 1 != 0:
+    if isinstance(fill, complex):
         found = "a fraction"
     elif not low <= fill <= high:
         found = "one out of its range"
+    elif int(fill) != fill:  # not `fill % 1`, which a graph takes for 0 where the number has but a name in it
+        found = "a fraction"
     if found:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", found)
 
