@@ -1,0 +1,73 @@
+"""Padding in graphs: lengths and padding that do not fit are refused, and lose or change no step in silence."""
+
+import re
+from typing import Any
+
+import pytest
+import torch
+from graph_models import allow_recurrent_layers as allow_recurrent_layers
+from graph_models import compiled
+from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
+from torch.export import export
+from torch.testing import assert_close
+
+from seqbatch import SeqbatchValueError, SequenceBatch
+
+SUM, SIGN = "`lengths` must add up to the steps of `values`", "`lengths` must be at least 0"
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_lengths_that_are_not_those_of_the_values(side: Any) -> None:
+    def call(values: Tensor, lengths: Tensor) -> Tensor:
+        return SequenceBatch(values, lengths).to_padded(batch_first=True, padding_side=side)
+
+    graph, values = compiled(call), torch.arange(5.0)
+    assert_close(graph(values, torch.tensor([3, 2])), call(values, torch.tensor([3, 2])))
+    for lengths, said in (([2, 2], SUM), ([3, 3], SUM), ([0, 0], SUM), ([6, -1], SIGN), ([-1, 6], SIGN)):
+        with pytest.raises(RuntimeError, match=said):
+            graph(values, torch.tensor(lengths))
+
+
+def from_padded(padded: Tensor, lengths: Tensor) -> Tensor:
+    return SequenceBatch.from_padded(padded, lengths, batch_first=True).values
+
+
+def test_lengths_that_a_padded_tensor_cannot_have() -> None:
+    graph, padded = compiled(from_padded), torch.arange(6.0).view(2, 3)
+    assert_close(graph(padded, torch.tensor([3, 0])), padded[0])
+    for lengths, said in (([-1, 2], SIGN), ([4, 2], "`total_length` must be at least the longest of `lengths`")):
+        with pytest.raises(RuntimeError, match=said):
+            graph(padded, torch.tensor(lengths))
+
+
+class Reader(nn.Module):
+    def forward(self, padded: Tensor, lengths: Tensor) -> Tensor:
+        return from_padded(padded, lengths)
+
+
+@pytest.mark.parametrize("lengths", [[3], [3, 2, 1]])
+def test_more_or_fewer_lengths_than_sequences(lengths: list[int]) -> None:
+    said = "`lengths` must be as many as the sequences of `padded`; got fewer or more."
+    given = torch.arange(6.0).view(2, 3), torch.tensor(lengths)
+    with pytest.raises(Unsupported, match=re.escape(said)):
+        compiled(from_padded)(*given)
+    with pytest.raises(SeqbatchValueError, match=re.escape(said)):
+        export(Reader(), given)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill", "found"),
+    [
+        (torch.uint8, -1, "one out of its range"),
+        (torch.int8, 128, "one out of its range"),
+        (torch.bool, 2, "one out of its range"),
+        (torch.int64, 1.5, "a fraction"),
+        (torch.bool, 0.5, "a fraction"),
+        (torch.int32, float("nan"), "one out of its range"),
+    ],
+)
+def test_padding_that_would_become_another_number(dtype: torch.dtype, fill: float, found: str) -> None:
+    batch = SequenceBatch(torch.ones(5).to(dtype), [3, 2])
+    with pytest.raises(Unsupported, match=re.escape(f"`padding_value` must be a value of {dtype}; got {found}.")):
+        compiled(lambda batch: batch.to_padded(batch_first=True, padding_value=fill))(batch)
