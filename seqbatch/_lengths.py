@@ -12,9 +12,8 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
-from seqbatch._checks import integers, lengths_of, require_integers, same_lengths
 from seqbatch._kept import Kept, outside_inference_mode
-from seqbatch._modes import is_transformed, refuse_in_a_graph, require_in_graph
+from seqbatch._modes import is_transformed, refuse_in_a_graph
 
 
 class Movable(Protocol):
@@ -212,36 +211,6 @@ class Lengths:
         full = numbers > 0
         sizes[numbers.cumsum(0)[full] - 1] = (self.tensor - CHUNK * (numbers - 1))[full]
         return Lengths(tuple(sizes.tolist())), Lengths(tuple(numbers.tolist()))
-
-
-def structure_of(subject: str, value: object) -> Lengths:
-    """Make a structure of what a caller gives as lengths, else raise; in a graph without a look at the numbers."""
-    if not torch.compiler.is_compiling():
-        return Lengths(lengths_of(subject, value))
-    if isinstance(value, Tensor):
-        return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64, copy=True))
-    return structure_of_sizes(tuple(integers(subject, value)))
-
-
-def structure_of_sizes(sizes: tuple[int, ...]) -> Lengths:
-    """Make a structure of the sizes of tensors, which a graph knows by name."""
-    if not torch.compiler.is_compiling():
-        return Lengths(sizes)
-    lengths = Lengths.from_tensor(torch.tensor(sizes, dtype=torch.int64, device="cpu"))
-    lengths.sizes = sizes
-    return lengths
-
-
-def require_same(subject: str, lengths: Lengths, like: Lengths) -> None:
-    """Raise unless lengths are those of this batch; in a graph it is the graph that raises, when it runs."""
-    if lengths is like:
-        return
-    if torch.compiler.is_compiling():
-        message = f"`{subject}` must have the lengths of this batch"
-        torch._check(lengths.tensor.shape[0] == like.tensor.shape[0], lambda: message)
-        require_in_graph((lengths.tensor == like.tensor).all(), message)
-    else:
-        same_lengths(subject, lengths.counts, like.counts)
 
 
 def ints(*parts: Iterable[int]) -> Tensor:

@@ -40,13 +40,8 @@ class Record:
         """Give the gradients of the sources; of those that are not wanted `nothing_like` them."""
         with torch.inference_mode(False):
             found = gradients_of(self.results, gradients, self.sources, self.wanted)
-        given = [part for part in gradients if part is not None]
-        return [
-            *apart(
-                [nothing_like(one) if part is None else part for one, part in zip(self.sources, found, strict=True)],
-                given,
-            )
-        ]
+        results = [nothing_like(one) if part is None else part for one, part in zip(self.sources, found, strict=True)]
+        return [*apart(results, [part for part in gradients if part is not None])]
 
 
 class _Memory(bytearray):

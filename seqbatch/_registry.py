@@ -159,7 +159,10 @@ def find(layer: object) -> _Entry:
 
 
 def _dispatch(layer_type: type) -> _Entry | None:
-    """Give what is registered for a type or its nearest base, as `functools.singledispatch`, of which none compiles."""
+    """Give what is registered for a type or its nearest base.
+
+    Not by `functools.singledispatch`, which `torch.compile` cannot look into.
+    """
     for base in layer_type.__mro__:
         if base in _entries:
             return _entries[base]

@@ -9,25 +9,20 @@ from torch import Tensor
 
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
-from seqbatch._lengths import Lengths, require_same, structure_of
+from seqbatch._lengths import Lengths
 from seqbatch._plans import select_plan
 from seqbatch._reduce import reduce
+from seqbatch._structures import require_same, structure_of
 from seqbatch._tensor_like import TensorLike
-from seqbatch.conversions import Conversions
+from seqbatch._tensor_sequence import TensorSequence
+from seqbatch.conversions import FromLayouts, ToLayouts
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
 from seqbatch.reduce import Reductions
 
 
-def _equal(one: Tensor, other: object) -> bool:
-    """Tell whether something is a Tensor like another, with the same values."""
-    if not isinstance(other, Tensor) or other.is_nested or other.layout is not torch.strided:
-        return False
-    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device) and torch.equal(one, other)
-
-
 @attrs.frozen(eq=False, repr=False, init=False)
-class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
+class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequence):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
@@ -132,39 +127,6 @@ class SequenceBatch(Conversions, Reductions, TensorLike, Sequence[Tensor]):
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self.to_sequences())
-
-    def __contains__(self, sequence: object) -> bool:
-        return self.count(sequence) > 0
-
-    def count(self, sequence: object) -> int:
-        """Count the sequences that equal a Tensor, as `torch.equal`.
-
-        Args:
-            sequence: `(steps, *features)`; what is no Tensor equals none, nor does one of another dtype or device.
-
-        >>> SequenceBatch(torch.tensor([1, 2, 1]), [1, 1, 1]).count(torch.tensor([1]))
-        2
-        """
-        return sum(_equal(one, sequence) for one in self)
-
-    def index(self, sequence: object, start: int = 0, stop: int | None = None) -> int:
-        """Give the position of the first sequence that equals a Tensor, as `torch.equal`.
-
-        Args:
-            sequence: `(steps, *features)`; what is no Tensor equals none, nor does one of another dtype or device.
-            start: the first position to look at; a negative one counts from the end, as in a slice.
-            stop: the position before which to stop, in the same way; None to look at all.
-
-        Raises:
-            SeqbatchValueError: no sequence from `start` on, before `stop`, does.
-
-        >>> SequenceBatch(torch.tensor([1, 2, 1]), [1, 1, 1]).index(torch.tensor([1]), 1)
-        2
-        """
-        for i in range(len(self))[start:stop]:
-            if _equal(self[i], sequence):
-                return i
-        raise complaint(SeqbatchValueError, "sequence", "equal one of the batch", _checks.type_name(sequence))
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...

@@ -1,12 +1,12 @@
 """Layouts in graphs of torch.compile and torch.export, which know lengths as a tensor only: no plans, no numbers."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqbatch._checks import complaint
+from seqbatch._checks import complaint, integer
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._modes import require_in_graph
 from seqbatch.errors import SeqbatchValueError
@@ -29,9 +29,20 @@ def longest(lengths: Tensor) -> int:
     return number
 
 
+def require_integer(total_length: Any) -> int:
+    """Return the number of steps to pad to if it is an integer, and no bool, else raise."""
+    if isinstance(total_length, int | torch.SymInt) and not isinstance(total_length, bool):
+        return cast("int", total_length)  # as it is, for in a graph it may be the name of a number
+    return integer("total_length", total_length)
+
+
 def mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
     """Tell real steps from padding: `(batch, time)` or `(time, batch)`, on the host."""
-    require_in_graph((lengths <= time).all(), "`total_length` must be at least the longest of `lengths`")
+    return _mask(lengths, batch_first, side, time, "`total_length` must be at least the longest of `lengths`")
+
+
+def _mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int, too_long: str) -> Tensor:
+    require_in_graph((lengths <= time).all(), too_long)
     require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
     places = _places(lengths, side, time)
     real = (places >= 0) & (places < lengths[:, None])
@@ -75,7 +86,8 @@ def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: Paddin
     by_batch = padded if batch_first else padded.transpose(0, 1)
     if lengths.shape[0] != by_batch.shape[0]:  # without the numbers, of which a graph makes no text
         raise complaint(SeqbatchValueError, "lengths", "be as many as the sequences of `padded`", "fewer or more")
-    values: Tensor = by_batch[mask(lengths, True, side, by_batch.shape[1]).to(padded.device)]
+    real = _mask(lengths, True, side, by_batch.shape[1], "`lengths` must be at most the time axis of `padded`")
+    values: Tensor = by_batch[real.to(padded.device)]
     return values
 
 

@@ -5,14 +5,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
+from seqbatch._hooks import has_global_hooks, has_own_hooks
 from seqbatch.encoders.pointwise import ELEMENTWISE
-from seqbatch.engines._choice import has_global_hooks
 
 # Layers that treat every step by itself, so that they can run on flat values; not their subclasses.
 _STEPWISE = {*ELEMENTWISE, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.RMSNorm, NonDynamicallyQuantizableLinear}
 _ACTIVATIONS = (functional.relu, functional.gelu, functional.silu, torch.relu, torch.sigmoid, torch.tanh)
 _WEIGHTS = (nn.Parameter, Tensor, type(None))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _METHODS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("forward",),
     nn.TransformerEncoder: ("forward",),
@@ -26,10 +25,9 @@ def is_untouched(module: nn.Module) -> bool:
 
 
 def _is_untouched(module: nn.Module) -> bool:
-    held = vars(module)
     # `is_parametrized` says the same, and takes longer than all the rest.
     return (
-        not any(held[name] for name in _HOOKS)
+        not has_own_hooks(module)
         and "parametrizations" not in module._modules
         and all(type(weight) in _WEIGHTS for weight in module._parameters.values())
     )

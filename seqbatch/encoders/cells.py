@@ -11,6 +11,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch import engines
 from seqbatch._checks import complaint, counted, type_name
+from seqbatch._hooks import has_hooks
 from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed
@@ -29,7 +30,6 @@ from seqbatch.encoders._recurrent import (
     sizes_of,
 )
 from seqbatch.engines import Hidden
-from seqbatch.engines._choice import has_global_hooks
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
 from seqbatch.state import LSTMState, RNNState
@@ -136,14 +136,12 @@ _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 def _is_open(cell: _Cell) -> bool:
     """Tell whether a cell is no more than its weights and its options, so that it need not be called itself."""
-    hooks = (cell._forward_hooks, cell._forward_pre_hooks, cell._backward_hooks, cell._backward_pre_hooks)
     weights = [cell._parameters.get(name) for name in _WEIGHTS]
     return (
         min(cell.input_size, cell.hidden_size) > 0  # as PyTorch asks of layers, and not of cells
         and any(keeps_forward(cell, kind) for kind in _LAYERS)
         and getattr(cell, "nonlinearity", "tanh") in ("tanh", "relu")
-        and not any(hooks)
-        and not has_global_hooks()
+        and not has_hooks(cell)
         and not is_parametrized(cell)
         and all(type(weight) in (nn.Parameter, Tensor) for weight in weights[: 4 if cell.bias else 2])
     )

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._checks import complaint, counted, describe, type_name
+from seqbatch._hooks import HOOKS, has_hooks
 from seqbatch._registry import is_recurrent, register_recurrent, unsupported
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders._layers import keeps_forward, outside_graphs
-from seqbatch.engines import has_hooks
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 _Container = nn.Sequential | nn.ModuleList
@@ -97,7 +97,7 @@ def _call_shell(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: T
     # the layer's own, and would not call this forward.
     shell = object.__new__(type(layer))
     vars(shell).update(vars(layer), forward=forward, _compiled_call_impl=None)
-    for kind in ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks"):
+    for kind in HOOKS:
         hooks = getattr(layer, kind)
         vars(shell)[kind] = OrderedDict((key, partial(_call_hook, hook, layer, shell)) for key, hook in hooks.items())
     result: Tensor = shell(values)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from seqbatch._hooks import has_hooks
 from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed, takes_gradients_only, wants_gradients
 from seqbatch.engines import blocks, direct, packed, plain, scan
@@ -50,9 +51,8 @@ def is_open(layer: nn.Module) -> bool:
 
 def is_plain(layer: nn.Module) -> bool:
     """Tell whether a layer is no more than its weights and its options, so that it need not be called itself."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
     kept = type(layer).forward in [kind.forward for kind in _KINDS] and "forward" not in vars(layer)
-    return kept and isinstance(layer, _KINDS) and not any(hooks) and not has_global_hooks()
+    return kept and isinstance(layer, _KINDS) and not has_hooks(layer)
 
 
 def _is_wide(layer: nn.Module, values: Tensor, lengths: Lengths) -> bool:
@@ -65,21 +65,3 @@ def has_onednn() -> bool:
     """Tell whether oneDNN is there and not switched off."""
     backend: Any = torch.backends.mkldnn  # torch gives its switch no type
     return bool(backend.is_available() and backend.enabled)
-
-
-def has_hooks(layer: nn.Module) -> bool:
-    """Tell whether hooks would run if a layer were called, its own or those of every module."""
-    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return any(hooks) or has_global_hooks()
-
-
-def has_global_hooks() -> bool:
-    """Tell whether hooks are registered for the forward or backward pass of every module."""
-    module: Any = nn.modules.module
-    names = (
-        "_global_forward_hooks",
-        "_global_forward_pre_hooks",
-        "_global_backward_hooks",
-        "_global_backward_pre_hooks",
-    )
-    return any(getattr(module, name, None) for name in names)

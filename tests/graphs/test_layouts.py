@@ -12,7 +12,7 @@ from torch._dynamo.exc import Unsupported
 from torch.export import export
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchValueError, SequenceBatch
+from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch
 
 SUM, SIGN = "`lengths` must add up to the steps of `values`", "`lengths` must be at least 0"
 
@@ -36,7 +36,7 @@ def from_padded(padded: Tensor, lengths: Tensor) -> Tensor:
 def test_lengths_that_a_padded_tensor_cannot_have() -> None:
     graph, padded = compiled(from_padded), torch.arange(6.0).view(2, 3)
     assert_close(graph(padded, torch.tensor([3, 0])), padded[0])
-    for lengths, said in (([-1, 2], SIGN), ([4, 2], "`total_length` must be at least the longest of `lengths`")):
+    for lengths, said in (([-1, 2], SIGN), ([4, 2], "`lengths` must be at most the time axis of `padded`")):
         with pytest.raises(RuntimeError, match=said):
             graph(padded, torch.tensor(lengths))
 
@@ -71,3 +71,27 @@ def test_padding_that_would_become_another_number(dtype: torch.dtype, fill: floa
     batch = SequenceBatch(torch.ones(5).to(dtype), [3, 2])
     with pytest.raises(Unsupported, match=re.escape(f"`padding_value` must be a value of {dtype}; got {found}.")):
         compiled(lambda batch: batch.to_padded(batch_first=True, padding_value=fill))(batch)
+
+
+class Padder(nn.Module):
+    def __init__(self, total_length: Any) -> None:
+        super().__init__()
+        self.total_length = total_length
+
+    def forward(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        options: dict[str, Any] = {"batch_first": True, "total_length": self.total_length}
+        return batch.to_padded(**options), batch.mask(**options)
+
+
+@pytest.mark.parametrize("total_length", [True, 7.0])
+def test_numbers_of_steps_that_are_no_integers(total_length: Any) -> None:
+    with pytest.raises(SeqbatchTypeError, match=rf"`total_length` must be an integer; got {total_length}\."):
+        export(Padder(total_length), (SequenceBatch(torch.ones(5), [3, 2]),))
+
+
+def test_one_graph_serves_every_number_of_steps() -> None:
+    graph = compiled(lambda batch, steps: batch.to_padded(batch_first=True, total_length=steps))
+    for steps, lengths in ((7, [3, 2]), (9, [4, 0, 3]), (12, [5, 7])):
+        batch = SequenceBatch(torch.arange(float(sum(lengths))), lengths)
+        with torch._dynamo.config.patch(error_on_recompile=steps > 7):
+            assert_close(graph(batch, steps), batch.to_padded(batch_first=True, total_length=steps))

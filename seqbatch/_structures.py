@@ -1,0 +1,38 @@
+"""Structures of what callers give as lengths, and whether two are the same: by numbers, or in a graph without them."""
+
+import torch
+from torch import Tensor
+
+from seqbatch._checks import integers, lengths_of, require_integers, same_lengths
+from seqbatch._lengths import Lengths
+from seqbatch._modes import require_in_graph
+
+
+def structure_of(subject: str, value: object) -> Lengths:
+    """Make a structure of what a caller gives as lengths, else raise; in a graph without a look at the numbers."""
+    if not torch.compiler.is_compiling():
+        return Lengths(lengths_of(subject, value))
+    if isinstance(value, Tensor):
+        return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64, copy=True))
+    return structure_of_sizes(tuple(integers(subject, value)))
+
+
+def structure_of_sizes(sizes: tuple[int, ...]) -> Lengths:
+    """Make a structure of the sizes of tensors, which a graph knows by name."""
+    if not torch.compiler.is_compiling():
+        return Lengths(sizes)
+    lengths = Lengths.from_tensor(torch.tensor(sizes, dtype=torch.int64, device="cpu"))
+    lengths.sizes = sizes
+    return lengths
+
+
+def require_same(subject: str, lengths: Lengths, like: Lengths) -> None:
+    """Raise unless lengths are those of this batch; in a graph it is the graph that raises, when it runs."""
+    if lengths is like:
+        return
+    if torch.compiler.is_compiling():
+        message = f"`{subject}` must have the lengths of this batch"
+        torch._check(lengths.tensor.shape[0] == like.tensor.shape[0], lambda: message)
+        require_in_graph((lengths.tensor == like.tensor).all(), message)
+    else:
+        same_lengths(subject, lengths.counts, like.counts)

@@ -1,0 +1,138 @@
+"""What a SequenceBatch can be turned into."""
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch import _layout_checks, graphs, layouts
+from seqbatch._checks import complaint
+from seqbatch._layout_checks import PaddingSide
+from seqbatch._lengths import Lengths, to_device
+from seqbatch._plans import mask
+from seqbatch.errors import SeqbatchValueError
+
+
+class ToLayouts:
+    """The methods that turn a SequenceBatch into other layouts."""
+
+    __slots__ = ()
+    values: Tensor
+    _lengths: Lengths
+
+    def to_sequences(self) -> list[Tensor]:
+        """Give the sequences one by one.
+
+        Returns:
+            Tensors `(steps, *features)` in the caller's order, views of the values through which gradients flow.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_sequences()
+        [tensor([1, 2]), tensor([3])]
+        """
+        return list(torch.split(self.values, list(self._lengths.sizes or self._lengths.counts)))
+
+    def to_padded(
+        self,
+        *,
+        batch_first: bool,
+        padding_value: complex = 0.0,
+        padding_side: PaddingSide = "right",
+        total_length: int | None = None,
+    ) -> Tensor:
+        """Pad all sequences to one length.
+
+        Args:
+            batch_first: which of the first two axes of the result is the batch.
+            padding_value: what stands in the padding; it must be a value of the dtype.
+            padding_side: the side on which shorter sequences are padded.
+            total_length: steps to pad to, at least those of the longest sequence, which is the default.
+
+        Returns:
+            `(batch, time, *features)` if batch_first, else `(time, batch, *features)`, a copy through which
+            gradients flow.
+
+        Raises:
+            SeqbatchTypeError: batch_first is no bool, padding_value no number, or total_length no integer.
+            SeqbatchValueError: padding_value is no value of the dtype, padding_side no side, or total_length too short.
+
+        Source: `torch.nn.utils.rnn.pad_sequence`.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_padded(batch_first=True)
+        tensor([[1, 2],
+                [3, 0]])
+        """
+        _layout_checks.require_bool("batch_first", batch_first)
+        side = _layout_checks.require_side(padding_side)
+        time = self._time(total_length)
+        if torch.compiler.is_compiling():
+            graphs.require_fill(padding_value, self.values)
+            return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, padding_value)
+        fill = _layout_checks.require_padding_value(padding_value, self.values.dtype)
+        return layouts.to_padded(self.values, self._lengths, batch_first, side, time, fill)
+
+    def to_packed(self) -> PackedSequence:
+        """Pack the sequences as PyTorch's recurrent layers take them.
+
+        Returns:
+            a PackedSequence that remembers the caller's order, a copy through which gradients flow.
+
+        Raises:
+            SeqbatchValueError: a sequence has no steps, which the packed form cannot hold.
+
+        Source: `torch.nn.utils.rnn.pack_sequence(..., enforce_sorted=False)`.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [1, 2]).to_packed().data
+        tensor([2, 1, 3])
+        """
+        if 0 in self._lengths.counts:
+            where = f"sequences[{self._lengths.counts.index(0)}]"
+            remedy = "PyTorch's packed form cannot hold a sequence of no steps: leave it out, by batch[indices]."
+            raise complaint(SeqbatchValueError, where, "have a step to be packed", "0 steps", remedy)
+        return layouts.to_packed(self.values, self._lengths)
+
+    def to_nested(self) -> Tensor:
+        """Give the batch as a nested tensor of jagged layout.
+
+        Returns:
+            `(batch, steps, *features)` of unequal steps, a view of the values through which gradients flow. Those of
+            batches of one structure can be added and multiplied.
+
+        Source: `torch.nested.nested_tensor_from_jagged`.
+
+        >>> SequenceBatch(torch.zeros(3, 5), [2, 1]).to_nested().is_nested
+        True
+        """
+        return layouts.to_nested(self.values, self._lengths)
+
+    def mask(
+        self, *, batch_first: bool, padding_side: PaddingSide = "right", total_length: int | None = None
+    ) -> Tensor:
+        """Tell real steps from padding in what `to_padded` gives with the same arguments.
+
+        Args:
+            batch_first: which of the two axes of the result is the batch.
+            padding_side: the side on which shorter sequences are padded.
+            total_length: steps to pad to, at least those of the longest sequence, which is the default.
+
+        Returns:
+            `(batch, time)` if batch_first, else `(time, batch)`, bool, True on real steps; a new Tensor.
+
+        Raises:
+            SeqbatchTypeError: batch_first is no bool, or total_length no integer.
+            SeqbatchValueError: padding_side is no side, or total_length too short.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).mask(batch_first=True)
+        tensor([[ True,  True],
+                [ True, False]])
+        """
+        _layout_checks.require_bool("batch_first", batch_first)
+        side = _layout_checks.require_side(padding_side)
+        time = self._time(total_length)
+        if torch.compiler.is_compiling():
+            return graphs.mask(self._lengths.tensor, batch_first, side, time).to(self.values.device)
+        return to_device(mask(self._lengths, batch_first, side, time), self.values.device)
+
+    def _time(self, total_length: int | None) -> int:
+        """Give the steps to pad to, or raise; in a graph it is the graph that raises, when it runs."""
+        if not torch.compiler.is_compiling():
+            return _layout_checks.require_total_length(total_length, self._lengths.longest)
+        return graphs.longest(self._lengths.tensor) if total_length is None else graphs.require_integer(total_length)
