@@ -1,10 +1,14 @@
 """Runs the examples as a user would, with right and wrong options; that they learn is a step of its own in tox."""
 
+import argparse
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor, distributed
 
 EXAMPLES = Path(__file__).parents[1] / "docs" / "examples"
 
@@ -50,6 +54,32 @@ def test_japanese_vowels_options(options: list[str], code: int, said: str, tmp_p
     assert done.returncode == code
     assert said in (done.stdout if code == 0 else done.stderr)
     assert "Traceback" not in done.stderr
+
+
+def test_the_seed_of_japanese_vowels_distributed_reaches_the_noise(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "japanese_vowels_distributed"
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    drawn: list[list[float]] = []
+
+    def draw(values: Tensor) -> Tensor:
+        drawn.append(torch.randn(3).tolist())
+        return values
+
+    monkeypatch.setattr(example, "add_noise", draw)
+    recordings = [(torch.randn(3, 12), speaker) for speaker in range(9)]
+    distributed.init_process_group("gloo", init_method="tcp://localhost:0", rank=0, world_size=1)
+    try:
+        for seed in (0, 1, 0):  # a batch in each of three epochs
+            options = argparse.Namespace(epochs=3, hidden=2, batch=9, seed=seed, checkpoint=None)
+            example.train(options, {"train": recordings}, torch.device("cpu"))
+    finally:
+        distributed.destroy_process_group()
+    assert drawn[6:] == drawn[:3]
+    assert len({*map(tuple, drawn)}) == 6
 
 
 def test_stress_trains_prints_and_draws(tmp_path: Path) -> None:

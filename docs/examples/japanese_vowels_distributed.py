@@ -163,7 +163,7 @@ def parse_options() -> argparse.Namespace:
     add("--epochs", type=int, default=40, help="passes over the training recordings (%(default)s)")
     add("--hidden", type=int, default=64, help="size of the LSTM in each direction (%(default)s)")
     add("--batch", type=int, default=30, help="recordings for one step of all processes (%(default)s)")
-    add("--seed", type=int, default=0, help="seed of the weights and the batches (%(default)s)")
+    add("--seed", type=int, default=0, help="seed of everything random (%(default)s)")
     add("--checkpoint", type=Path, metavar="PATH", help="written after each epoch, and gone on with (none)")
     add("--minimum-accuracy", type=float, metavar="PERCENT", help="fail if the test accuracy is below (no check)")
     options = parser.parse_args()

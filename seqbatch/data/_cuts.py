@@ -94,9 +94,8 @@ def _cut(lengths: Tensor, rules: Rules) -> Tensor:
     """Cut sequences into batches in their order, each as large as it may be; `(batches + 1,)`."""
     ends, count = lengths.cumsum(0), len(lengths)
     total = int(ends[-1])
-    budget = (
-        total if rules.max_steps is None else min(rules.max_steps, total)
-    )  # whose sum with others must not overflow
+    # No more than there is, for its sum with others must not overflow.
+    budget = total if rules.max_steps is None else min(rules.max_steps, total)
     by_steps = torch.searchsorted(ends, ends - lengths + budget, right=True)  # where a batch ends, from each sequence
     by_number = (torch.arange(count, device="cpu") + min(rules.batch_size or count, count)).clamp(max=count)
     stops = torch.minimum(by_steps, by_number).tolist()

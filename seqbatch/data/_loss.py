@@ -38,10 +38,10 @@ def mean_loss(
         process has any.
 
     Raises:
-        SeqbatchTypeError: losses are no Tensor of a floating dtype, or the count is no integer, nor a Tensor of a
-            floating or integer dtype.
-        SeqbatchValueError: losses have no dimension and no count, the count has a dimension or is negative (of a
-            Tensor on the host), or this process is not in the group.
+        SeqbatchTypeError: losses are no dense Tensor of a floating dtype, or the count is no integer, nor a dense
+            Tensor of a floating or integer dtype.
+        SeqbatchValueError: losses have no dimension and no count, the count has a dimension, is negative (of a Tensor
+            on the host) or beyond int64, or this process is not in the group.
 
     Source: `torch.nn.parallel.DistributedDataParallel`, which says how gradients are averaged.
 
@@ -52,8 +52,9 @@ def mean_loss(
     values = losses.values if isinstance(losses, SequenceBatch) else require_tensor("losses", losses)
     if not values.is_floating_point():
         raise complaint(SeqbatchTypeError, "losses", "be of a floating dtype", values.dtype)
-    # In one dtype whatever the losses are, for those of another process may be of another; MPS has no float64.
-    wide = torch.float32 if values.device.type == "mps" else torch.float64
+    # By the type of device, which all processes share, and not by the losses, whose dtype they may not share. Weights
+    # add up to fractions; MPS and some other devices have no float64.
+    wide = torch.float64 if values.device.type in ("cpu", "cuda") else torch.float32
     total = _count_of(values, count)
     # A copy to a device does not wait then; one from a device must.
     total = total.to(values.device, wide, non_blocking=total.is_cpu, copy=True)
@@ -77,12 +78,12 @@ def _count_of(losses: Tensor, count: object) -> Tensor:
             raise complaint(SeqbatchValueError, "losses", must, "a Tensor of no dimension", remedy)
         count = losses.numel()
     if isinstance(count, Tensor):
-        if count.dim():
+        if require_tensor("count", count).dim():
             raise complaint(SeqbatchValueError, "count", "have no dimension", f"shape {tuple(count.shape)}")
         if count.is_complex() or count.dtype is torch.bool:
             raise complaint(SeqbatchTypeError, "count", "be of a floating or integer dtype", count.dtype)
         # On a device the look would wait for it, and a graph or torch.func has no number to look at.
-        if count.is_cpu and not torch.compiler.is_compiling() and not is_transformed() and count < 0:
+        if count.is_cpu and not torch.compiler.is_compiling() and not is_transformed() and count.item() < 0:
             raise complaint(SeqbatchValueError, "count", "be at least 0", count.item())
         return count.detach()
     number = integer("count", count)

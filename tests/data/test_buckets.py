@@ -269,7 +269,22 @@ def test_lengths_as_large_as_they_may_be_are_planned_as_small_ones(options: dict
     assert large.fill == pytest.approx(small.fill)
 
 
-def test_limits_far_beyond_what_there_is_are_none() -> None:
-    most = 2**63 - 1
+@pytest.mark.parametrize("most", [2**63 - 1, 2**63, 2**70])
+def test_limits_far_beyond_what_there_is_are_none(most: int) -> None:
+    pooled, whole = (BucketBatchSampler([3, 1, 2], batch_size=2, pool=pool) for pool in (most, 3))
+    assert list(pooled) == list(whole)
     assert list(BucketBatchSampler([1, 2, 3], batch_size=2, max_steps=most, shuffle=False)) == [[0, 1], [2]]
     assert list(BucketBatchSampler([1, 2, 3], batch_size=most, max_steps=3, shuffle=False)) == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("number", [2**63, 2**64, 2**70])
+def test_seeds_and_epochs_may_be_of_any_size(number: int) -> None:
+    def batches(seed: int, epoch: int) -> list[list[int]]:
+        sampler = BucketBatchSampler(range(50), batch_size=4, seed=seed)
+        sampler.load_state_dict({**sampler.state_dict(), "epoch": epoch})
+        assert sampler.epoch == epoch
+        return list(sampler)
+
+    found = [batches(*case) for case in ((number, 0), (0, number), (-number, 0), (0, 0))]
+    assert all(sorted(chain.from_iterable(epoch)) == list(range(50)) for epoch in found)
+    assert len({str(epoch) for epoch in found}) == 4

@@ -77,6 +77,27 @@ def test_the_count_may_be_a_sum_of_weights() -> None:
     assert_close(mean_loss(torch.tensor([1.0]), count=torch.tensor(0.5)), torch.tensor(2.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint64, torch.float16, torch.float8_e5m2])
+def test_the_count_may_be_of_any_floating_or_integer_dtype(dtype: torch.dtype) -> None:
+    assert_close(mean_loss(torch.tensor([1.0, 5.0]), count=torch.tensor(4).to(dtype)), torch.tensor(1.5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize(("device", "wanted"), [("cpu", torch.float64), ("meta", torch.float32)])
+def test_the_count_is_summed_in_a_dtype_of_the_device(
+    dtype: torch.dtype, device: str, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the losses are of, for others may be of another; tests/ranks has such processes."""
+    summed: list[torch.dtype] = []
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(distributed, "get_world_size", lambda group: 1)
+    monkeypatch.setattr(distributed, "all_reduce", lambda total, group: summed.append(total.dtype))
+    losses = torch.ones(2, dtype=dtype, device=device)
+    for count in (None, 2, torch.tensor(2, device=device), torch.tensor(2.0, device=device)):
+        assert mean_loss(losses, count=count).dtype is torch.promote_types(dtype, torch.float32)
+    assert summed == [wanted] * 4
+
+
 @pytest.mark.parametrize("count", [torch.tensor(2.0), 2, None])
 def test_a_graph_and_a_transform(count: Any) -> None:
     losses = torch.rand(3, 4)
@@ -107,6 +128,12 @@ def test_a_graph_and_a_transform(count: Any) -> None:
         (torch.ones(2), torch.tensor(True), SeqbatchTypeError, r"be of a floating or integer dtype; got torch\.bool\."),
         (torch.ones(2), torch.tensor(1j), SeqbatchTypeError, r"a floating or integer dtype; got torch\.complex64\."),
         (torch.ones(2), torch.ones(2), SeqbatchValueError, r"^`count` must have no dimension; got shape \(2,\)\.$"),
+        (
+            torch.ones(2),
+            torch.tensor(2.0).to_sparse(),
+            SeqbatchTypeError,
+            "^`count` must be a dense Tensor; got layout",
+        ),
     ],
 )
 def test_errors(losses: Any, count: Any, kind: type[Exception], said: str) -> None:

@@ -56,6 +56,10 @@ def test_a_state_of_other_lengths_is_refused(lengths: list[int], name: str) -> N
         ({"epoch": -1}, "`state_dict['epoch']` must be at least 0; got -1."),
         ({"epoch": 0.5}, "`state_dict['epoch']` must be an integer; got 0.5."),
         ({"position": 999}, "`state_dict['position']` must be less than BATCHES, the batches of epoch 0; got 999."),
+        (
+            {"position": len(make())},  # of an epoch that has ended a state tells the start of the next
+            "`state_dict['position']` must be less than BATCHES, the batches of epoch 0; got BATCHES.",
+        ),
         ({"position": None}, "`state_dict['position']` must be an integer; got None."),
     ],
 )

@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from ranks.training import LENGTHS, Run, Samples, Tagger, collate, exact, loader_of, losses_of, make_model, train
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
+from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchValueError
+from seqbatch import SeqbatchValueError, SequenceBatch
 from seqbatch.data import BucketBatchSampler, mean_loss
 
 KINDS = ["lstm", "gru", "layers"]
@@ -86,6 +87,25 @@ def gradients_of_shards(kind: str, indices: list[list[int]]) -> None:
     whole(alone, joined(indices)).backward()
     found: list[Any] = gradients_of(model)
     assert_close([one.full_tensor() for one in found], gradients_of(alone))
+
+
+class GivesBatches(Tagger):
+    """Gives its scores as a batch, in which PyTorch does not look for Tensors."""
+
+    def forward(self, batch: SequenceBatch) -> Any:
+        return batch.with_values(super().forward(batch))
+
+
+def batches_given_back() -> None:
+    """As docs/training.md says: with a batch for its output `fully_shard` reduces no gradients, and says nothing."""
+    batch = collate([DATA[i] for i in ([0, 3], [5])[distributed.get_rank()]])
+    for kind in KINDS:
+        model, alone = GivesBatches(kind), GivesBatches(kind)
+        alone.load_state_dict(model.state_dict())
+        fully_shard(model)
+        for one in (model, alone):
+            mean_loss(cross_entropy(one(batch[0]).values, batch[1].values, reduction="none")).backward()
+        assert_close(gradients_of(model), gradients_of(alone))  # of what this process has, and as if not sharded
 
 
 def gradients_added_up() -> None:
@@ -195,6 +215,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "gradients": gradients,
     "gradients of some steps": gradients_of_some_steps,
     "gradients of shards": gradients_of_shards,
+    "batches given back": batches_given_back,
     "gradients added up": gradients_added_up,
     "weights": weights,
     "sharded as one": functools.partial(sharded, shard_as_one),
