@@ -6,7 +6,8 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
-from strategies import for_all_lengths, make, sequences
+from kinds import for_each_kind
+from strategies import make, sequences
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -35,21 +36,24 @@ class Shared(nn.GRUCell):
 
 
 @st.composite
-def cells(draw: st.DrawFn, dtype: torch.dtype = torch.float64) -> nn.RNNCellBase:
-    """Cells of every kind and option, of which some can run as layers and some must be called."""
-    torch.manual_seed(draw(st.integers(0, 3)))
+def cells(draw: st.DrawFn, kind: Any, dtype: torch.dtype) -> nn.RNNCellBase:
+    """Cells of one kind and every option, of which some can run as layers and some must be called."""
+    laws.seed(draw(st.integers(0, 3)))
     options: dict[str, Any] = {"dtype": dtype}
     sizes = draw(st.integers(1, 3)), draw(st.integers(1, 4))
-    if draw(st.booleans()):
-        own: nn.RNNCellBase = draw(st.sampled_from([Peephole, Shared]))(*sizes, **options)
+    if kind in (Peephole, Shared):
+        own: nn.RNNCellBase = kind(*sizes, **options)
         return own
-    kind = draw(st.sampled_from([nn.LSTMCell, nn.GRUCell, nn.RNNCell]))
     if kind is nn.RNNCell:
         options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
     cell: nn.RNNCellBase = kind(*sizes, bias=draw(st.booleans()), **options)
     if draw(st.booleans()):
         cell.register_forward_hook(lambda module, args, output: None)
     return cell
+
+
+def kinds(dtype: torch.dtype = torch.float64) -> dict[str, st.SearchStrategy[nn.RNNCellBase]]:
+    return {kind.__name__: cells(kind, dtype) for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell, Peephole, Shared)}
 
 
 def state_of(cell: nn.RNNCellBase, batch: int) -> LSTMState | RNNState:
@@ -60,28 +64,29 @@ def state_of(cell: nn.RNNCellBase, batch: int) -> LSTMState | RNNState:
     return LSTMState(hidden, inner) if isinstance(cell, nn.LSTMCell) else RNNState(hidden)
 
 
-@for_all_lengths(cell=cells(), stateful=st.booleans())
+@for_each_kind("cell", kinds(), stateful=st.booleans())
 def test_alone(lengths: list[int], cell: nn.RNNCellBase, stateful: bool) -> None:
     xs = sequences(lengths, (cell.input_size,))
     laws.check_alone(cell, xs, state_of(cell, len(xs)) if stateful else None)
 
 
-@for_all_lengths(cell=cells(torch.float32), stateful=st.booleans())
+@for_each_kind("cell", kinds(torch.float32), fewer=2, stateful=st.booleans())
 def test_alone_in_single_precision(lengths: list[int], cell: nn.RNNCellBase, stateful: bool) -> None:
     xs = sequences(lengths, (cell.input_size,), torch.float32)
     laws.check_alone(cell, xs, state_of(cell, len(xs)) if stateful else None)
 
 
-@for_all_lengths(cell=cells(), stateful=st.booleans(), random=st.randoms(use_true_random=False))
+@for_each_kind("cell", kinds(), fewer=2, stateful=st.booleans(), random=st.randoms(use_true_random=False))
 def test_order(lengths: list[int], cell: nn.RNNCellBase, stateful: bool, random: Any) -> None:
     xs = sequences(lengths, (cell.input_size,))
     order = random.sample(range(len(xs)), len(xs))
     laws.check_order(cell, xs, order, state_of(cell, len(xs)) if stateful else None)
 
 
-@laws.fewer_examples(2)
-@for_all_lengths(
-    cell=cells(),
+@for_each_kind(
+    "cell",
+    kinds(),
+    fewer=3,
     poison=st.sampled_from([float("nan"), 1e9]),
     side=st.sampled_from(["left", "right"]),
     batch_first=st.booleans(),
@@ -90,7 +95,7 @@ def test_padding(lengths: list[int], cell: nn.RNNCellBase, poison: float, side: 
     laws.check_padding(cell, sequences(lengths or [0], (cell.input_size,)), poison, side, batch_first)
 
 
-@for_all_lengths(cell=cells(), stateful=st.booleans())
+@for_each_kind("cell", kinds(), fewer=2, stateful=st.booleans())
 def test_other_laws(lengths: list[int], cell: nn.RNNCellBase, stateful: bool) -> None:
     xs = sequences(lengths or [0], (cell.input_size,))
     state = state_of(cell, len(xs)) if stateful else None
@@ -121,7 +126,7 @@ def test_gradients_of_both_orders(lengths: list[int], kind: Any) -> None:
     assert torch.autograd.gradgradcheck(outputs, inputs, fast_mode=True)
 
 
-@for_all_lengths(cell=cells(), cut=st.integers(0, 7))
+@for_each_kind("cell", kinds(), fewer=2, cut=st.integers(0, 7))
 def test_chunks_with_carried_state_equal_the_whole(lengths: list[int], cell: nn.RNNCellBase, cut: int) -> None:
     xs = sequences(lengths, (cell.input_size,))
     whole, end = encode_with_state(cell, xs)

@@ -25,7 +25,7 @@ from seqbatch import (
 
 def models() -> st.SearchStrategy[nn.Sequential]:
     def build(two_way: bool, nested: bool, between: nn.Module) -> nn.Sequential:
-        torch.manual_seed(0)
+        laws.seed(0)
         lstm = nn.LSTM(3, 2, bidirectional=two_way)
         gru = nn.GRU(4 if two_way else 2, 3)
         inner = [nn.Sequential(between, gru)] if nested else [between, gru]
@@ -48,6 +48,7 @@ def test_alone(lengths: list[int], model: nn.Sequential, stateful: bool) -> None
     laws.check_alone(model, xs, start(model, len(xs)) if stateful else None)
 
 
+@laws.fewer_examples(2)
 @for_all_lengths(model=models(), stateful=st.booleans(), random=st.randoms(use_true_random=False))
 def test_order(lengths: list[int], model: nn.Sequential, stateful: bool, random: Any) -> None:
     xs = sequences(lengths, (2,))
@@ -61,6 +62,7 @@ def test_padding(lengths: list[int], model: nn.Sequential) -> None:
     laws.check_padding(model, sequences(lengths or [0], (2,)), float("nan"), "right", True)
 
 
+@laws.fewer_examples(2)
 @for_all_lengths(model=models(), stateful=st.booleans())
 def test_other_laws(lengths: list[int], model: nn.Sequential, stateful: bool) -> None:
     xs = sequences(lengths or [0], (2,))

@@ -22,7 +22,7 @@ from seqbatch import (
 
 def models() -> st.SearchStrategy[nn.ModuleList]:
     def build(nested: bool) -> nn.ModuleList:
-        torch.manual_seed(0)
+        laws.seed(0)
         gru: nn.Module = nn.GRU(4, 3)
         parts = [nn.Linear(2, 3), nn.LSTM(3, 2, bidirectional=True), nn.ModuleList([gru]) if nested else gru]
         return nn.ModuleList([*parts, nn.ReLU()]).double()

@@ -8,6 +8,7 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
+from kinds import for_each_kind
 from strategies import for_all_lengths, sequences
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -20,7 +21,7 @@ FEATURES = 4
 
 def spread(layer: Any, seed: int = 0) -> Any:
     """Set weights and kept statistics at random."""
-    torch.manual_seed(seed)
+    laws.seed(seed)
     for name, held in layer.state_dict().items():
         if "num_batches" not in name:
             nn.init.uniform_(held, 0.5, 2)
@@ -41,34 +42,35 @@ def longer(lengths: list[int]) -> list[int]:
 
 batch_norms = st.one_of(norms(nn.BatchNorm1d), norms(nn.SyncBatchNorm))
 # Those of which each sequence gets what it would get alone.
-alone = st.one_of(
-    *(norms(kind, training=False).filter(lambda layer: layer.track_running_stats) for kind in (nn.BatchNorm1d,)),
-    norms(nn.InstanceNorm1d),
-    st.builds(
+alone: dict[str, st.SearchStrategy[Any]] = {
+    "BatchNorm1d": norms(nn.BatchNorm1d, training=False).filter(lambda layer: layer.track_running_stats),
+    "InstanceNorm1d in training": norms(nn.InstanceNorm1d, training=True),
+    "InstanceNorm1d": norms(nn.InstanceNorm1d, training=False),
+    "GroupNorm": st.builds(
         lambda groups, affine: spread(nn.GroupNorm(groups, FEATURES, affine=affine)),
         st.sampled_from([1, 2]),
         st.booleans(),
     ),
-)
+}
 
 
-@for_all_lengths(layer=alone)
+@for_each_kind("layer", alone, fewer=2)
 def test_alone(lengths: list[int], layer: Any) -> None:
     laws.check_alone(layer, sequences(longer(lengths), (FEATURES,)))
 
 
-@for_all_lengths(layer=alone, random=st.randoms(use_true_random=False))
+@for_each_kind("layer", alone, fewer=3, random=st.randoms(use_true_random=False))
 def test_order(lengths: list[int], layer: Any, random: Any) -> None:
     xs = sequences(longer(lengths), (FEATURES,))
     laws.check_order(layer, xs, random.sample(range(len(lengths)), len(lengths)))
 
 
-@for_all_lengths(layer=alone, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
+@for_each_kind("layer", alone, fewer=3, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
 def test_padding(lengths: list[int], layer: Any, side: Any, batch_first: bool) -> None:
     laws.check_padding(layer, sequences(longer(lengths) or [0], (FEATURES,)), float("nan"), side, batch_first)
 
 
-@for_all_lengths(layer=alone)
+@for_each_kind("layer", alone, fewer=3)
 def test_lengths_empty_and_what_is_the_callers(lengths: list[int], layer: Any) -> None:
     xs = sequences(longer(lengths), (FEATURES,))
     laws.check_lengths(layer, xs)
@@ -77,7 +79,7 @@ def test_lengths_empty_and_what_is_the_callers(lengths: list[int], layer: Any) -
         laws.check_unmodified(layer, xs)
 
 
-@for_all_lengths(layer=alone.filter(lambda layer: not isinstance(layer, nn.InstanceNorm1d)))
+@for_each_kind("layer", {name: alone[name] for name in ("BatchNorm1d", "GroupNorm")}, fewer=3)
 def test_hooks(lengths: list[int], layer: Any) -> None:
     laws.check_called_as_itself(layer, sequences(longer(lengths), (FEATURES,)))
 
@@ -102,6 +104,7 @@ def test_batch_norm_is_the_layer_on_flat_values(lengths: list[int], layer: Any, 
         assert_close(found, expected)
 
 
+@laws.fewer_examples(3)
 @for_all_lengths(layer=norms(nn.InstanceNorm1d, training=True).filter(lambda layer: layer.track_running_stats))
 def test_instance_norm_keeps_the_mean_statistics_of_sequences(lengths: list[int], layer: Any) -> None:
     xs = [x.detach() for x in sequences(longer(lengths), (FEATURES,)) if len(x)]

@@ -44,15 +44,14 @@ def test_padding(lengths: list[int], layer: nn.RNNBase, poison: float, side: Any
     laws.check_padding(layer, sequences(lengths or [0], (layer.input_size,)), poison, side, batch_first)
 
 
-@for_all_lengths(layer=recurrent_layers())
-def test_lengths(lengths: list[int], layer: nn.RNNBase) -> None:
-    laws.check_lengths(layer, sequences(lengths, (layer.input_size,)))
-
-
 @for_all_lengths(layer=recurrent_layers(), stateful=st.booleans())
-def test_empty(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
-    xs = sequences(lengths or [0], (layer.input_size,))
-    laws.check_empty(layer, xs, state_for(layer, len(xs)) if stateful else None)
+def test_other_laws(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
+    xs = sequences(lengths, (layer.input_size,))
+    laws.check_lengths(layer, xs)
+    laws.check_called_as_itself(layer, xs)
+    laws.check_unmodified(layer, xs, state_for(layer, len(xs)) if stateful else None)
+    some = xs or sequences([0], (layer.input_size,))
+    laws.check_empty(layer, some, state_for(layer, len(some)) if stateful else None)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
@@ -63,17 +62,6 @@ def test_memory(kind: Any) -> None:
 
 def test_memory_of_one_long_sequence_beside_thousands_of_one_step() -> None:
     laws.check_memory(nn.LSTM(32, 32), 32, times=30, ones=4095, longest=65536)
-
-
-@for_all_lengths(layer=recurrent_layers())
-def test_called_as_itself(lengths: list[int], layer: nn.RNNBase) -> None:
-    laws.check_called_as_itself(layer, sequences(lengths, (layer.input_size,)))
-
-
-@for_all_lengths(layer=recurrent_layers(), stateful=st.booleans())
-def test_unmodified(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
-    xs = sequences(lengths, (layer.input_size,))
-    laws.check_unmodified(layer, xs, state_for(layer, len(xs)) if stateful else None)
 
 
 @pytest.mark.parametrize("lengths", [[2, 2], [3, 1], [1, 3], [0, 2], [0, 0], []])
@@ -92,6 +80,7 @@ def test_gradients_of_both_orders(lengths: list[int], kind: Any) -> None:
     assert torch.autograd.gradgradcheck(outputs, inputs, fast_mode=True)
 
 
+@laws.fewer_examples(2)
 @for_all_lengths(layer=recurrent_layers(), cut=st.integers(0, 7))
 def test_chunks_with_carried_state_equal_the_whole(lengths: list[int], layer: nn.RNNBase, cut: int) -> None:
     kind: Any = type(layer)

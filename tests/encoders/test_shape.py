@@ -6,7 +6,8 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
-from strategies import for_all_lengths, sequences
+from kinds import for_each_kind
+from strategies import sequences
 from torch import nn
 
 from seqbatch import SeqbatchValueError, UnsupportedLayerError, encode
@@ -23,22 +24,22 @@ LAYERS = [
     nn.Unflatten(-1, (-1, 2)),
     nn.Unflatten(3, torch.Size([2, 2, 1])),
 ]
-layers = st.sampled_from(LAYERS)
+layers = {str(layer): st.just(layer) for layer in LAYERS}
 
 
-@for_all_lengths(layer=layers, random=st.randoms(use_true_random=False))
+@for_each_kind("layer", layers, fewer=2, random=st.randoms(use_true_random=False))
 def test_alone_and_order(lengths: list[int], layer: nn.Module, random: Any) -> None:
     xs = sequences(lengths, FEATURES)
     laws.check_alone(layer, xs)
     laws.check_order(layer, xs, random.sample(range(len(lengths)), len(lengths)))
 
 
-@for_all_lengths(layer=layers, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
+@for_each_kind("layer", layers, fewer=2, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
 def test_padding(lengths: list[int], layer: nn.Module, side: Any, batch_first: bool) -> None:
     laws.check_padding(layer, sequences(lengths or [0], FEATURES), float("nan"), side, batch_first)
 
 
-@for_all_lengths(layer=layers)
+@for_each_kind("layer", layers, fewer=2)
 def test_other_laws(lengths: list[int], layer: nn.Module) -> None:
     xs = sequences(lengths, FEATURES)
     laws.check_lengths(layer, xs)

@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from kinds import for_each_kind
 from reference import run_alone
-from strategies import for_all_lengths, make, recurrent_layers, sequences, state_for
+from strategies import make, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -42,16 +43,23 @@ def layers(engine: Engine) -> st.SearchStrategy[nn.RNNBase]:
     return made.filter(lambda layer: engine in (packed.run, plain.run) or not layer.proj_size)
 
 
-every_engine = st.sampled_from([packed.run, scan.run, wide, blocks.run, plain.run]).flatmap(
-    lambda engine: st.tuples(st.just(engine), layers(engine))
-)
+every_engine = {
+    name: st.tuples(st.just(engine), layers(engine))
+    for name, engine in {
+        "packed": packed.run,
+        "scan": scan.run,
+        "wide": wide,
+        "blocks": blocks.run,
+        "plain": plain.run,
+    }.items()
+}
 
 
 def inputs(layer: nn.RNNBase, lengths: list[int]) -> list[Tensor]:
     return sequences(lengths, (layer.input_size,), next(layer.parameters()).dtype)
 
 
-@for_all_lengths(engine_and_layer=every_engine, stateful=st.booleans())
+@for_each_kind("engine_and_layer", every_engine, stateful=st.booleans())
 def test_alone(lengths: list[int], engine_and_layer: Any, stateful: bool) -> None:
     engine, layer = engine_and_layer
     xs = inputs(layer, lengths)
@@ -59,7 +67,7 @@ def test_alone(lengths: list[int], engine_and_layer: Any, stateful: bool) -> Non
         laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
 
 
-@for_all_lengths(engine_and_layer=every_engine, random=st.randoms(use_true_random=False))
+@for_each_kind("engine_and_layer", every_engine, fewer=2, random=st.randoms(use_true_random=False))
 def test_order(lengths: list[int], engine_and_layer: Any, random: Any) -> None:
     engine, layer = engine_and_layer
     xs = inputs(layer, lengths)
@@ -67,9 +75,10 @@ def test_order(lengths: list[int], engine_and_layer: Any, random: Any) -> None:
         laws.check_order(layer, xs, random.sample(range(len(xs)), len(xs)), state_for(layer, len(xs)))
 
 
-@laws.fewer_examples(2)
-@for_all_lengths(
-    engine_and_layer=every_engine,
+@for_each_kind(
+    "engine_and_layer",
+    every_engine,
+    fewer=3,
     poison=st.sampled_from([float("nan"), 1e9, float("inf")]),
     side=st.sampled_from(["left", "right"]),
 )
@@ -79,7 +88,7 @@ def test_padding(lengths: list[int], engine_and_layer: Any, poison: float, side:
         laws.check_padding(layer, inputs(layer, lengths or [0]), poison, side, True)
 
 
-@for_all_lengths(engine_and_layer=every_engine)
+@for_each_kind("engine_and_layer", every_engine, fewer=2)
 def test_lengths_empty_and_what_is_the_callers(lengths: list[int], engine_and_layer: Any) -> None:
     engine, layer = engine_and_layer
     xs = inputs(layer, lengths or [0])

@@ -6,6 +6,7 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
+from kinds import for_each_kind
 from strategies import features, for_all_lengths, make, sequences
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -13,19 +14,20 @@ from torch.testing import assert_close
 from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, encode
 from seqbatch.layers import LockedDropout, WordDropout
 
-
-def certain() -> st.SearchStrategy[LockedDropout | WordDropout]:
-    """Give dropout of which nothing is left to chance."""
-    return st.sampled_from(
-        [
-            *(kind(p) for kind in (LockedDropout, WordDropout) for p in (0.0, 1.0)),
-            *(kind(0.5).eval() for kind in (LockedDropout, WordDropout)),
-        ]
-    )
+# Dropout of which nothing is left to chance.
+certain: dict[str, st.SearchStrategy[nn.Module]] = {
+    f"{kind.__name__} of {p}": st.builds(kind, st.just(p)).map(lambda layer: layer.eval() if layer.p == 0.5 else layer)
+    for kind in (LockedDropout, WordDropout)
+    for p in (0.0, 0.5, 1.0)
+}
 
 
-@for_all_lengths(
-    layer=certain(), features=features, dtype=st.sampled_from([torch.float16, torch.float64, torch.complex128])
+@for_each_kind(
+    "layer",
+    certain,
+    fewer=2,
+    features=features,
+    dtype=st.sampled_from([torch.float16, torch.float64, torch.complex128]),
 )
 def test_alone(lengths: list[int], layer: nn.Module, features: tuple[int, ...], dtype: torch.dtype) -> None:
     outputs = encode(layer, sequences(lengths, features, dtype))
@@ -33,14 +35,13 @@ def test_alone(lengths: list[int], layer: nn.Module, features: tuple[int, ...], 
     assert_close(outputs, wanted)
 
 
-@laws.fewer_examples(2)
-@for_all_lengths(layer=certain())
-def test_padding(lengths: list[int], layer: LockedDropout | WordDropout) -> None:
+@for_each_kind("layer", certain, fewer=3)
+def test_padding(lengths: list[int], layer: nn.Module) -> None:
     laws.check_padding(layer, sequences(lengths or [0], (2, 3)), float("nan"), "left", True)
 
 
-@for_all_lengths(layer=certain(), random=st.randoms(use_true_random=False))
-def test_laws(lengths: list[int], layer: LockedDropout | WordDropout, random: Any) -> None:
+@for_each_kind("layer", certain, fewer=3, random=st.randoms(use_true_random=False))
+def test_laws(lengths: list[int], layer: nn.Module, random: Any) -> None:
     xs = sequences(lengths or [0], (2, 3))
     laws.check_alone(layer, xs)
     laws.check_order(layer, xs, random.sample(range(len(xs)), len(xs)))
@@ -61,9 +62,10 @@ def test_p_of_0_and_1_and_evaluation(kind: Any) -> None:
     assert not kind(1.0)(xs[0]).any()
 
 
+@laws.fewer_examples(3)
 @for_all_lengths(p=st.floats(0.2, 0.8), seed=st.integers(0, 9))
 def test_a_locked_mask_is_that_of_each_sequence(lengths: list[int], p: float, seed: int) -> None:
-    torch.manual_seed(seed)
+    laws.seed(seed)
     xs = [torch.ones(length, 400, dtype=torch.float64) for length in lengths]  # so many that no two masks are alike
     outputs = encode(LockedDropout(p), xs)
     for output in outputs:
@@ -72,7 +74,7 @@ def test_a_locked_mask_is_that_of_each_sequence(lengths: list[int], p: float, se
         assert_close(output, torch.where(output == 0, 0.0, scaled))
     firsts = [output[0] for output in outputs if len(output)]
     assert len({tuple(first.tolist()) for first in firsts}) == len(firsts), "two sequences have one mask"
-    torch.manual_seed(seed)
+    laws.seed(seed)
     assert_close(encode(LockedDropout(p), xs), outputs)
 
 
@@ -91,9 +93,10 @@ def test_the_share_that_a_locked_mask_drops() -> None:
     assert float((x == 0).double().mean()) == pytest.approx(0.25, abs=0.02)
 
 
+@laws.fewer_examples(3)
 @for_all_lengths(p=st.floats(0.2, 0.8), seed=st.integers(0, 9))
 def test_word_dropout_drops_whole_steps_and_leaves_the_others(lengths: list[int], p: float, seed: int) -> None:
-    torch.manual_seed(seed)
+    laws.seed(seed)
     values = make((sum(lengths), 3, 2), torch.float64).requires_grad_()
     batch = SequenceBatch(values, lengths)
     outputs = encode(WordDropout(p), batch).values
@@ -101,7 +104,7 @@ def test_word_dropout_drops_whole_steps_and_leaves_the_others(lengths: list[int]
     assert_close(outputs, values * kept)
     (gradient,) = torch.autograd.grad(outputs.sum(), values)
     assert_close(gradient, kept.expand_as(values).to(torch.float64))
-    torch.manual_seed(seed)
+    laws.seed(seed)
     assert_close(encode(WordDropout(p), batch).values, outputs)
 
 

@@ -39,6 +39,7 @@ def state_of(layer: Any, batch: int) -> LSTMState:
     return LSTMState(hidden, cell)
 
 
+@laws.fewer_examples(2)
 @for_all_lengths(layer=layers, stateful=st.booleans())
 def test_alone(lengths: list[int], layer: Any, stateful: bool) -> None:
     xs = sequences(lengths, (layer.input_size,))
@@ -51,6 +52,7 @@ def test_padding(lengths: list[int], layer: Any) -> None:
     laws.check_padding(layer, sequences(lengths or [0], (layer.input_size,)), float("nan"), "right", True)
 
 
+@laws.fewer_examples(3)
 @for_all_lengths(layer=layers, stateful=st.booleans(), random=st.randoms(use_true_random=False))
 def test_other_laws(lengths: list[int], layer: Any, stateful: bool, random: Any) -> None:
     xs = sequences(lengths or [0], (layer.input_size,))

@@ -7,6 +7,7 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
+from kinds import for_each_kind
 from strategies import features, for_all_lengths, make, sequences
 from torch import nn
 from torch.testing import assert_close
@@ -32,26 +33,31 @@ def attention(size: int, seed: int) -> AttentionPool:
     return pool
 
 
-@for_all_lengths(kind=st.sampled_from(POOLS), features=features)
-def test_alone(lengths: list[int], kind: Any, features: tuple[int, ...]) -> None:
-    laws.check_alone(kind(), sequences(lengths, features))
+plain: dict[str, st.SearchStrategy[nn.Module]] = {kind.__name__: st.builds(kind) for kind in POOLS}
 
 
+@for_each_kind("pool", plain, fewer=2, features=features)
+def test_alone(lengths: list[int], pool: nn.Module, features: tuple[int, ...]) -> None:
+    laws.check_alone(pool, sequences(lengths, features))
+
+
+@laws.fewer_examples(4)
 @for_all_lengths(size=st.integers(1, 4), seed=st.integers(0, 9))
 def test_attention_alone(lengths: list[int], size: int, seed: int) -> None:
     laws.check_alone(attention(size, seed), sequences(lengths, (size,)))
 
 
-pools = st.one_of(st.sampled_from(POOLS).map(lambda kind: kind()), st.builds(attention, st.just(2), st.integers(0, 9)))
+pools = {**plain, "AttentionPool": st.builds(attention, st.just(2), st.integers(0, 9))}
 
 
-@laws.fewer_examples(2)
-@for_all_lengths(pool=pools, poison=st.sampled_from([float("nan"), 1e9]), side=st.sampled_from(["left", "right"]))
+@for_each_kind(
+    "pool", pools, fewer=3, poison=st.sampled_from([float("nan"), 1e9]), side=st.sampled_from(["left", "right"])
+)
 def test_padding(lengths: list[int], pool: nn.Module, poison: float, side: Any) -> None:
     laws.check_padding(pool, sequences(lengths or [0], (2,)), poison, side, True)
 
 
-@for_all_lengths(pool=pools, random=st.randoms(use_true_random=False))
+@for_each_kind("pool", pools, fewer=2, random=st.randoms(use_true_random=False))
 def test_other_laws(lengths: list[int], pool: nn.Module, random: Any) -> None:
     xs = sequences(lengths or [0], (2,))
     laws.check_order(pool, xs, random.sample(range(len(xs)), len(xs)))
@@ -60,7 +66,7 @@ def test_other_laws(lengths: list[int], pool: nn.Module, random: Any) -> None:
     laws.check_unmodified(pool, xs)
 
 
-@for_all_lengths(pool=pools)
+@for_each_kind("pool", pools, fewer=3)
 def test_lengths_are_1_and_0(lengths: list[int], pool: nn.Module) -> None:
     pooled = encode(pool, SequenceBatch.from_sequences(sequences(lengths or [0], (2,))))
     assert pooled.lengths == tuple(min(length, 1) for length in lengths or [0])

@@ -1,12 +1,14 @@
 """Every law for Residual, around layers that keep a state and layers that do not."""
 
+from collections.abc import Callable
 from typing import Any
 
 import laws
 import pytest
 import torch
 from hypothesis import strategies as st
-from strategies import for_all_lengths, sequences, state_for
+from kinds import for_each_kind
+from strategies import sequences, state_for
 from torch import nn
 
 from seqbatch import (
@@ -23,21 +25,20 @@ from seqbatch import (
 from seqbatch.layers import FirstStep, Residual
 
 
-def inner_layers() -> st.SearchStrategy[nn.Module]:
-    def build(kind: str) -> nn.Module:
-        torch.manual_seed(0)
-        layers: dict[str, Any] = {
-            "linear": lambda: nn.Linear(2, 2),
-            "in place": lambda: nn.ReLU(inplace=True),
-            "lstm": lambda: nn.LSTM(2, 2, num_layers=2),
-            "two-way": lambda: nn.GRU(2, 1, bidirectional=True),
-            "stack": lambda: nn.Sequential(nn.Linear(2, 3), nn.GRU(3, 2)),
-            "nested": lambda: Residual(nn.RNN(2, 2)),
-        }
-        layer: nn.Module = layers[kind]().double()
-        return layer
+def build(make: Callable[[], nn.Module]) -> nn.Module:
+    laws.seed(0)
+    return make().double()
 
-    return st.sampled_from(["linear", "in place", "lstm", "two-way", "stack", "nested"]).map(build)
+
+LAYERS: dict[str, Callable[[], nn.Module]] = {
+    "linear": lambda: nn.Linear(2, 2),
+    "in place": lambda: nn.ReLU(inplace=True),
+    "lstm": lambda: nn.LSTM(2, 2, num_layers=2),
+    "two-way": lambda: nn.GRU(2, 1, bidirectional=True),
+    "stack": lambda: nn.Sequential(nn.Linear(2, 3), nn.GRU(3, 2)),
+    "nested": lambda: Residual(nn.RNN(2, 2)),
+}
+inner_layers = {name: st.builds(build, st.just(make)) for name, make in LAYERS.items()}
 
 
 def start(layer: nn.Module, batch: int) -> Any:
@@ -48,19 +49,18 @@ def start(layer: nn.Module, batch: int) -> Any:
     return state_for(layer, batch) if isinstance(layer, nn.RNNBase) else None
 
 
-@for_all_lengths(inner=inner_layers(), stateful=st.booleans())
+@for_each_kind("inner", inner_layers, fewer=2, stateful=st.booleans())
 def test_alone(lengths: list[int], inner: nn.Module, stateful: bool) -> None:
     xs = sequences(lengths, (2,))
     laws.check_alone(Residual(inner), xs, start(inner, len(xs)) if stateful else None)
 
 
-@laws.fewer_examples(4)
-@for_all_lengths(inner=inner_layers())
+@for_each_kind("inner", inner_layers, fewer=4)
 def test_padding(lengths: list[int], inner: nn.Module) -> None:
     laws.check_padding(Residual(inner), sequences(lengths or [0], (2,)), float("nan"), "right", True)
 
 
-@for_all_lengths(inner=inner_layers(), stateful=st.booleans(), random=st.randoms(use_true_random=False))
+@for_each_kind("inner", inner_layers, fewer=3, stateful=st.booleans(), random=st.randoms(use_true_random=False))
 def test_other_laws(lengths: list[int], inner: nn.Module, stateful: bool, random: Any) -> None:
     layer, xs = Residual(inner), sequences(lengths or [0], (2,))
     state = start(inner, len(xs)) if stateful else None

@@ -6,6 +6,7 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
+from kinds import for_each_kind
 from strategies import for_all_lengths, sequences, state_for
 from torch import nn
 from torch.testing import assert_close
@@ -25,7 +26,7 @@ from seqbatch.layers import FirstStep, LastStep, LayerNormLSTM, Residual, TwoWay
 
 
 def build(kind: str) -> nn.Module:
-    torch.manual_seed(0)
+    laws.seed(0)
     layers: dict[str, Any] = {
         "linear": lambda: nn.Linear(2, 2),
         "lstm": lambda: nn.LSTM(2, 3, num_layers=2),
@@ -37,7 +38,11 @@ def build(kind: str) -> nn.Module:
     return layer
 
 
-ways = st.sampled_from(["linear", "lstm", "gru", "cell", "residual"]).map(build)
+NAMES = ["linear", "lstm", "gru", "cell", "residual"]
+# By the kind of the layer that goes forward; that of the other is drawn.
+two_ways = {
+    name: st.builds(TwoWay, st.builds(build, st.just(name)), st.sampled_from(NAMES).map(build)) for name in NAMES
+}
 
 
 def start(layer: nn.Module, batch: int) -> Any:
@@ -54,19 +59,18 @@ def start_if_any(layer: TwoWay, batch: int, stateful: bool) -> Any:
     return start(layer, batch) if stateful and is_recurrent(layer) else None
 
 
-@for_all_lengths(layer=st.builds(TwoWay, ways, ways), stateful=st.booleans())
+@for_each_kind("layer", two_ways, stateful=st.booleans())
 def test_alone(lengths: list[int], layer: TwoWay, stateful: bool) -> None:
     xs = sequences(lengths, (2,))
     laws.check_alone(layer, xs, start_if_any(layer, len(xs), stateful))
 
 
-@laws.fewer_examples(4)
-@for_all_lengths(layer=st.builds(TwoWay, ways, ways))
+@for_each_kind("layer", two_ways, fewer=4)
 def test_padding(lengths: list[int], layer: TwoWay) -> None:
     laws.check_padding(layer, sequences(lengths or [0], (2,)), float("nan"), "right", True)
 
 
-@for_all_lengths(layer=st.builds(TwoWay, ways, ways), stateful=st.booleans(), random=st.randoms(use_true_random=False))
+@for_each_kind("layer", two_ways, fewer=2, stateful=st.booleans(), random=st.randoms(use_true_random=False))
 def test_other_laws(lengths: list[int], layer: TwoWay, stateful: bool, random: Any) -> None:
     xs = sequences(lengths or [0], (2,))
     state = start_if_any(layer, len(xs), stateful)
@@ -76,11 +80,13 @@ def test_other_laws(lengths: list[int], layer: TwoWay, stateful: bool, random: A
     laws.check_unmodified(layer, xs, state)
 
 
+@laws.fewer_examples(2)
 @for_all_lengths(layer=st.builds(TwoWay, *(st.sampled_from(["linear", "lstm", "gru"]).map(build) for _ in range(2))))
 def test_called_as_itself(lengths: list[int], layer: TwoWay) -> None:
     laws.check_called_as_itself(layer, sequences(lengths, (2,)))
 
 
+@laws.fewer_examples(3)
 @for_all_lengths(kind=st.sampled_from([nn.LSTM, nn.GRU, nn.RNN]))
 def test_two_layers_are_a_layer_of_two_directions(lengths: list[int], kind: Any) -> None:
     both = kind(2, 3, bidirectional=True, dtype=torch.float64)

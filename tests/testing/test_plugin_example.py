@@ -31,16 +31,19 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(folder: Path, installed: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run Python in a folder, where the package and seqbatch are installed."""
+def start(folder: Path, installed: Path, *arguments: str) -> subprocess.Popen[str]:
+    """Start Python in a folder, where the package and seqbatch are installed."""
     path = [str(installed), str(Path(seqbatch.__file__).parents[1])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-    return subprocess.run([sys.executable, *arguments], env=environment, cwd=folder, capture_output=True, text=True)
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        [sys.executable, *arguments], env=environment, cwd=folder, stdout=pipe, stderr=pipe, text=True
+    )
 
 
 def test_it_is_used_by_installing_it(installed: Path, tmp_path: Path) -> None:
-    done = run(tmp_path, installed, "-c", USE)
-    assert done.stdout == "[(10, 8), (0, 8), (7, 8)]\n", done.stderr
+    output, errors = start(tmp_path, installed, "-c", USE).communicate()
+    assert output == "[(10, 8), (0, 8), (7, 8)]\n", errors
 
 
 def test_its_own_test_passes_and_fails_where_the_encoder_is_wrong(installed: Path, tmp_path: Path) -> None:
@@ -48,7 +51,8 @@ def test_its_own_test_passes_and_fails_where_the_encoder_is_wrong(installed: Pat
     (tmp_path / "test_right.py").write_text(right)
     wrong = "from seqbatch import register_encoder\nregister_encoder(Delta)(lambda layer, batch: batch.map(layer))\n"
     (tmp_path / "test_wrong.py").write_text(f"{right}\n\n{wrong}")
-    assert run(tmp_path, installed, "-m", "pytest", "-q", "test_right.py").returncode == 0
-    failed = run(tmp_path, installed, "-m", "pytest", "-q", "test_wrong.py")
-    assert failed.returncode == 1
-    assert "Delta() breaks the law Alone on sequences of [1, 1] steps: Tensor-likes are not close" in failed.stdout
+    names = ("test_right.py", "test_wrong.py")
+    runs = [start(tmp_path, installed, "-m", "pytest", "-q", name) for name in names]  # at one time
+    passed, failed = (run.communicate()[0] for run in runs)
+    assert [run.returncode for run in runs] == [0, 1], passed
+    assert "Delta() breaks the law Alone on sequences of [1, 1] steps: Tensor-likes are not close" in failed
