@@ -1,6 +1,7 @@
 """Layers of attention of every kind and option, for the tests of their encoders."""
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -26,7 +27,7 @@ ACTIVATIONS: list[Any] = [
 
 def spread(layer: Layer, seed: int = 0) -> Layer:
     """Set all weights at random, also those that PyTorch begins with zeros or ones."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     for weight in layer.parameters():
         nn.init.uniform_(weight, -1, 1)
     return layer.double()
@@ -54,9 +55,21 @@ def encoders(draw: st.DrawFn) -> nn.TransformerEncoder:
         return nn.TransformerEncoder(draw(encoder_layers()), draw(st.integers(1, 2)), norm, draw(st.booleans()))
 
 
+FAMILY: dict[str, st.SearchStrategy[nn.Module]] = {
+    "attention": attentions(),
+    "layer": encoder_layers(),
+    "encoder": encoders(),
+}
+
+
 @st.composite
-def layers(draw: st.DrawFn, *, causal: bool | None = None) -> nn.Module:
-    """Layers of every kind, in training or not; all causal, none, or some."""
-    layer: nn.Module = draw(st.one_of(attentions(), encoder_layers(), encoders()))
+def layers(draw: st.DrawFn, families: Sequence[str] = tuple(FAMILY), *, causal: bool | None = None) -> nn.Module:
+    """Layers of some families, in training or not; all causal, none, or some."""
+    layer = draw(FAMILY[draw(st.sampled_from(families))])
     spread(layer, draw(st.integers(0, 3))).train(draw(st.booleans()))
     return Causal(layer) if (draw(st.booleans()) if causal is None else causal) else layer
+
+
+every_kind = {
+    f"{name}, causal" if causal else name: layers([name], causal=causal) for name in FAMILY for causal in (False, True)
+}

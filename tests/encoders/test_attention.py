@@ -7,10 +7,11 @@ from unittest.mock import patch
 import laws
 import pytest
 import torch
-from attentions import SIZE, layers, spread
+from attentions import SIZE, every_kind, layers, spread
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import for_all_lengths, make, sequences
+from kinds import for_each_kind
+from strategies import make, sequences
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
@@ -28,25 +29,27 @@ def buckets(overhead: int) -> Any:
 overheads = st.sampled_from([0, 40, 200, 10_000])
 
 
-@for_all_lengths(layer=layers(), overhead=overheads)
+@for_each_kind("layer", every_kind, overhead=overheads)
 def test_alone(lengths: list[int], layer: nn.Module, overhead: int) -> None:
     with buckets(overhead):
         laws.check_alone(layer, sequences(lengths, (SIZE,)))
 
 
-@for_all_lengths(layer=layers(), overhead=overheads, random=st.randoms(use_true_random=False))
+@for_each_kind("layer", every_kind, overhead=overheads, random=st.randoms(use_true_random=False))
 def test_order(lengths: list[int], layer: nn.Module, overhead: int, random: Any) -> None:
     with buckets(overhead):
         laws.check_order(layer, sequences(lengths, (SIZE,)), random.sample(range(len(lengths)), len(lengths)))
 
 
-@for_all_lengths(layer=layers(), overhead=overheads, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
+@for_each_kind(
+    "layer", every_kind, overhead=overheads, side=st.sampled_from(["left", "right"]), batch_first=st.booleans()
+)
 def test_padding(lengths: list[int], layer: nn.Module, overhead: int, side: Any, batch_first: bool) -> None:
     with buckets(overhead):
         laws.check_padding(layer, sequences(lengths or [0], (SIZE,)), float("nan"), side, batch_first)
 
 
-@for_all_lengths(layer=layers())
+@for_each_kind("layer", every_kind)
 def test_lengths_empty_and_what_is_the_callers(lengths: list[int], layer: nn.Module) -> None:
     xs = sequences(lengths, (SIZE,))
     laws.check_lengths(layer, xs)
@@ -54,12 +57,12 @@ def test_lengths_empty_and_what_is_the_callers(lengths: list[int], layer: nn.Mod
     laws.check_unmodified(layer, xs)
 
 
-@for_all_lengths(layer=layers())
+@for_each_kind("layer", every_kind)
 def test_hooks(lengths: list[int], layer: nn.Module) -> None:
     laws.check_called_as_itself(layer, sequences(lengths, (SIZE,)))
 
 
-@for_all_lengths(layer=layers(), overhead=overheads)
+@for_each_kind("layer", every_kind, overhead=overheads)
 def test_in_evaluation_without_gradients(lengths: list[int], layer: nn.Module, overhead: int) -> None:
     xs = [x.detach() for x in sequences(lengths, (SIZE,))]
     with torch.no_grad(), buckets(overhead):

@@ -6,6 +6,7 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
+from kinds import for_each_kind
 from strategies import for_all_lengths, sequences
 from torch import nn
 from torch.testing import assert_close
@@ -52,26 +53,26 @@ LAYERS: list[nn.Module] = [
     nn.Tanhshrink(),
     nn.Threshold(0.1, 20.0),
 ]
-layers = st.sampled_from([layer.double() for layer in LAYERS])
+layers = {f"{i} {layer}": st.just(layer.double()) for i, layer in enumerate(LAYERS)}
 FEATURES = (2, 4)
 
 
-@for_all_lengths(layer=layers)
+@for_each_kind("layer", layers, least=1)
 def test_alone(lengths: list[int], layer: nn.Module) -> None:
     laws.check_alone(layer, sequences(lengths, FEATURES))
 
 
-@for_all_lengths(layer=layers, random=st.randoms(use_true_random=False))
+@for_each_kind("layer", layers, least=1, random=st.randoms(use_true_random=False))
 def test_order(lengths: list[int], layer: nn.Module, random: Any) -> None:
     laws.check_order(layer, sequences(lengths, FEATURES), random.sample(range(len(lengths)), len(lengths)))
 
 
-@for_all_lengths(layer=layers, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
+@for_each_kind("layer", layers, least=1, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
 def test_padding(lengths: list[int], layer: nn.Module, side: Any, batch_first: bool) -> None:
     laws.check_padding(layer, sequences(lengths or [0], FEATURES), float("nan"), side, batch_first)
 
 
-@for_all_lengths(layer=layers)
+@for_each_kind("layer", layers, least=1)
 def test_lengths_empty_hooks_and_what_is_the_callers(lengths: list[int], layer: nn.Module) -> None:
     xs = sequences(lengths, FEATURES)
     laws.check_lengths(layer, xs)

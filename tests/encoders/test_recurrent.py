@@ -7,35 +7,40 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import PATTERNS, for_all_lengths, make, recurrent_layers, sequences, state_for
+from kinds import for_each_kind
+from strategies import PATTERNS, RECURRENT_KINDS, make, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
 from torch.testing import assert_close
 
 from seqbatch import SequenceBatch, encode, encode_with_state
 
+layers = {kind: recurrent_layers(kinds=[kind]) for kind in RECURRENT_KINDS}
+single = {kind: recurrent_layers(torch.float32, [kind]) for kind in RECURRENT_KINDS}
 
-@for_all_lengths(layer=recurrent_layers(), stateful=st.booleans())
+
+@for_each_kind("layer", layers, stateful=st.booleans())
 def test_alone(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
     xs = sequences(lengths, (layer.input_size,))
     laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
 
 
-@for_all_lengths(layer=recurrent_layers(torch.float32), stateful=st.booleans())
+@for_each_kind("layer", single, stateful=st.booleans())
 def test_alone_in_single_precision(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
     xs = sequences(lengths, (layer.input_size,), torch.float32)
     laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
 
 
-@for_all_lengths(layer=recurrent_layers(), stateful=st.booleans(), random=st.randoms(use_true_random=False))
+@for_each_kind("layer", layers, stateful=st.booleans(), random=st.randoms(use_true_random=False))
 def test_order(lengths: list[int], layer: nn.RNNBase, stateful: bool, random: Any) -> None:
     xs = sequences(lengths, (layer.input_size,))
     order = random.sample(range(len(xs)), len(xs))
     laws.check_order(layer, xs, order, state_for(layer, len(xs)) if stateful else None)
 
 
-@laws.fewer_examples(2)
-@for_all_lengths(
-    layer=recurrent_layers(),
+@for_each_kind(
+    "layer",
+    layers,
+    fewer=2,
     poison=st.sampled_from([float("nan"), 1e9, float("inf")]),
     side=st.sampled_from(["left", "right"]),
     batch_first=st.booleans(),
@@ -44,7 +49,7 @@ def test_padding(lengths: list[int], layer: nn.RNNBase, poison: float, side: Any
     laws.check_padding(layer, sequences(lengths or [0], (layer.input_size,)), poison, side, batch_first)
 
 
-@for_all_lengths(layer=recurrent_layers(), stateful=st.booleans())
+@for_each_kind("layer", layers, stateful=st.booleans())
 def test_other_laws(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> None:
     xs = sequences(lengths, (layer.input_size,))
     laws.check_lengths(layer, xs)
@@ -80,8 +85,7 @@ def test_gradients_of_both_orders(lengths: list[int], kind: Any) -> None:
     assert torch.autograd.gradgradcheck(outputs, inputs, fast_mode=True)
 
 
-@laws.fewer_examples(2)
-@for_all_lengths(layer=recurrent_layers(), cut=st.integers(0, 7))
+@for_each_kind("layer", layers, fewer=2, cut=st.integers(0, 7))
 def test_chunks_with_carried_state_equal_the_whole(lengths: list[int], layer: nn.RNNBase, cut: int) -> None:
     kind: Any = type(layer)
     one_way = kind(layer.input_size, layer.hidden_size, num_layers=layer.num_layers, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Every engine on every law, whatever the choice between them would be; and gradients of gradients."""
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kinds import for_each_kind
 from reference import run_alone
-from strategies import make, recurrent_layers, sequences, state_for
+from strategies import RECURRENT_KINDS, make, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,23 +35,25 @@ def run_by(engine: Engine) -> Iterator[None]:
         yield
 
 
-def layers(engine: Engine) -> st.SearchStrategy[nn.RNNBase]:
-    """Layers of all kinds and options that an engine serves."""
-    made = recurrent_layers(torch.float32 if engine in (blocks.run, wide) else torch.float64)
-    if engine is blocks.run:
-        return made.filter(lambda layer: isinstance(layer, nn.LSTM) and not layer.proj_size)
-    return made.filter(lambda layer: engine in (packed.run, plain.run) or not layer.proj_size)
+OPEN = [kind for kind in RECURRENT_KINDS if kind != "projected"]
+ENGINES: dict[str, tuple[Engine, Sequence[str]]] = {
+    "packed": (packed.run, RECURRENT_KINDS),
+    "plain": (plain.run, RECURRENT_KINDS),
+    "scan": (scan.run, OPEN),
+    "wide": (wide, OPEN),
+    "blocks": (blocks.run, ["lstm"]),
+}
+
+
+def layers(engine: Engine, kind: str) -> st.SearchStrategy[nn.RNNBase]:
+    """Layers of a kind, in the dtype that shows an engine at work."""
+    return recurrent_layers(torch.float32 if engine in (blocks.run, wide) else torch.float64, [kind])
 
 
 every_engine = {
-    name: st.tuples(st.just(engine), layers(engine))
-    for name, engine in {
-        "packed": packed.run,
-        "scan": scan.run,
-        "wide": wide,
-        "blocks": blocks.run,
-        "plain": plain.run,
-    }.items()
+    f"{name}, {kind}": st.tuples(st.just(engine), layers(engine, kind))
+    for name, (engine, kinds) in ENGINES.items()
+    for kind in kinds
 }
 
 
