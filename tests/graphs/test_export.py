@@ -61,7 +61,7 @@ def test_padded_sequences_and_their_lengths(kind: str) -> None:
             scores, wanted, _ = model.tagger(batch)
         assert_close(outputs, scores.to_padded(batch_first=True))
         assert_close(means, wanted)
-    with pytest.raises(RuntimeError, match="`total_length` must be at least the longest of `lengths`"):
+    with pytest.raises(RuntimeError, match="`lengths` must be at most the time axis of `padded`"):
         program(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([4, 3]))
 
 
