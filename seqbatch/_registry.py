@@ -24,10 +24,17 @@ RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatc
 
 @attrs.frozen
 class _Entry:
-    """An encoder as it is registered: it runs a layer on a batch and a state, which gives a batch and a state."""
+    """An encoder as it is registered.
+
+    Args:
+        run: runs a layer on a batch and a state, which gives a batch and a state.
+        keeps_state: tells whether a layer keeps a state at all.
+        outputs: runs a layer on a batch, from no state, where nobody asks for the state after it.
+    """
 
     run: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any]]
     keeps_state: Callable[[Any], bool]
+    outputs: Callable[[Any, SequenceBatch], SequenceBatch]
 
 
 def _never(layer: object) -> bool:
@@ -70,10 +77,13 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
         _require_function("encoder", function)
 
-        def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
-            return _checked(function(layer, batch), batch), None
+        def outputs(layer: Layer, batch: SequenceBatch) -> SequenceBatch:
+            return _checked(function(layer, batch), batch)
 
-        _entries[layer_type] = _Entry(run, keeps_state=_never)
+        def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
+            return outputs(layer, batch), None
+
+        _entries[layer_type] = _Entry(run, _never, outputs)
         return function
 
     return register
@@ -120,10 +130,15 @@ def register_recurrent(
                 raise complaint(SeqbatchTypeError, "encoder(layer, batch, state)", must, type_name(result))
             return _checked(result[0], batch), result[1]
 
-        _entries[layer_type] = _Entry(run, keeps_state=when)
+        _entries[layer_type] = _Entry(run, when, outputs=lambda layer, batch: run(layer, batch, None)[0])
         return function
 
     return register
+
+
+def register_outputs(layer_type: type[nn.Module], function: Encoder[Any]) -> None:
+    """Add to the encoder of a type a way that leaves the state out, where that takes less time."""
+    _entries[layer_type] = attrs.evolve(_entries[layer_type], outputs=function)
 
 
 def is_recurrent(layer: nn.Module) -> bool:

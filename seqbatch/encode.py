@@ -73,7 +73,7 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     if is_nothing(batch) and not entry.keeps_state(layer):
         return close(batch)
     try:
-        return close(entry.run(layer, batch, None)[0])
+        return close(entry.outputs(layer, batch))
     except Exception as error:
         _add_context(error, layer, batch)
         raise

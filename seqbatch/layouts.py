@@ -119,6 +119,9 @@ def _copies_fast(values: Tensor, lengths: Lengths) -> bool:
 def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:
     """Turn a padded tensor into flat values; what stands in its padding is never read."""
     time = padded.shape[1] if batch_first else padded.shape[0]
+    if side == "right" and _copies_fast(padded, lengths):
+        sequences = zip(padded.unbind(0 if batch_first else 1), lengths.counts, strict=True)
+        return torch.cat([sequence[:count] for sequence, count in sequences])
     plan = lengths.plan(padded_plan, batch_first, side, time, device=padded.device)
     return rearrange(padded.flatten(0, 1), plan.inverse)
 

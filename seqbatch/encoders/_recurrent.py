@@ -20,7 +20,7 @@ from seqbatch.encoders._layers import (
     require_features,
     run_on_nothing,
 )
-from seqbatch.engines import Hidden
+from seqbatch.engines import Hidden, padded
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.state import LSTMState, RNNState
 
@@ -129,6 +129,14 @@ def run_by_engine(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form:
         return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
 
     return run_where_steps_are(layer, batch, hidden, form, run_for(layer, run))
+
+
+def run_for_outputs(layer: Any, batch: SequenceBatch, form: Form) -> Tensor:
+    """Run a layer as `run_by_engine` from no state, where nobody asks for the state after it."""
+    lengths = batch._lengths.running
+    if lengths.total and engines.pads(layer, batch.values, lengths):
+        return padded.run(layer, batch.values, lengths)
+    return run_by_engine(layer, batch, None, form)[0]
 
 
 def run_for(layer: nn.Module, run: Run) -> Run:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seqbatch._checks import complaint, counted, describe, type_name
 from seqbatch._hooks import HOOKS, has_hooks
-from seqbatch._registry import is_recurrent, register_recurrent, unsupported
+from seqbatch._registry import is_recurrent, register_outputs, register_recurrent, unsupported
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
@@ -25,8 +25,13 @@ _KINDS: tuple[type[Any], ...] = (nn.Sequential, nn.ModuleList)
 
 
 def _holds_state(layer: _Container) -> bool:
+    return any(_recurrent(layer))
+
+
+def _recurrent(layer: _Container) -> list[bool]:
+    """Tell of each layer in a container whether it keeps a state; raise, before any work, if one has no encoder."""
     _refuse_own_forward(layer)
-    return any(is_recurrent(child) for child in layer)
+    return [is_recurrent(child) for child in layer]
 
 
 def _refuse_own_forward(layer: _Container) -> None:
@@ -37,27 +42,43 @@ def _refuse_own_forward(layer: _Container) -> None:
 
 def _run(layer: _Container, batch: SequenceBatch, state: ContainerState | None) -> tuple[SequenceBatch, ContainerState]:
     """Run the layers in a container one after another, from their states to their states."""
-    _refuse_own_forward(layer)
-    recurrent = [is_recurrent(child) for child in layer]
+    recurrent = _recurrent(layer)
     states = states_of(layer, state, recurrent, batch.batch_size)
+
+    def run_child(i: int, child: nn.Module, current: SequenceBatch) -> SequenceBatch:
+        if not recurrent[i]:
+            return encode(child, current)
+        current, states[i] = encode_with_state(child, current, states[i])
+        return current
+
+    return _run_in_order(layer, batch, run_child), ContainerState(tuple(states))
+
+
+def _run_outputs(layer: _Container, batch: SequenceBatch) -> SequenceBatch:
+    """Run the layers as `_run` from no state, where nobody asks for the states after it."""
+    _recurrent(layer)
+    return _run_in_order(layer, batch, lambda i, child, current: encode(child, current))
+
+
+def _run_in_order(
+    layer: _Container, batch: SequenceBatch, run_child: Callable[[int, nn.Module, SequenceBatch], SequenceBatch]
+) -> SequenceBatch:
     results: list[SequenceBatch] = []
 
     def forward(values: Tensor) -> Tensor:
         current = batch.with_values(values)
         for i, child in enumerate(layer):
-            if recurrent[i]:
-                current, states[i] = encode_with_state(child, current, states[i])
-            else:
-                current = encode(child, current)
+            current = run_child(i, child, current)
         results.append(current)
         return current.values
 
     values = call_as_itself(layer, forward, batch.values)
-    return results[0].with_values(values), ContainerState(tuple(states))
+    return results[0].with_values(values)
 
 
 for _kind in _KINDS:
     register_recurrent(_kind, when=_holds_state)(_run)
+    register_outputs(_kind, _run_outputs)
 
 
 def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size: int) -> list[object]:

@@ -5,11 +5,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqbatch._registry import register_recurrent
+from seqbatch._registry import register_outputs, register_recurrent
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._in_graph import run_in_graph
 from seqbatch.encoders._layers import autocasts, keeps_forward, quantized_layers
-from seqbatch.encoders._recurrent import Form, StateType, require_input, require_state, run_by_engine, sizes_of
+from seqbatch.encoders._recurrent import (
+    Form,
+    StateType,
+    require_input,
+    require_state,
+    run_by_engine,
+    run_for_outputs,
+    sizes_of,
+)
 from seqbatch.state import LSTMState, RNNState
 
 # Modules and not RNNBase: the quantized layers, which PyTorch means to drop some day, are no subclasses of it.
@@ -18,19 +26,28 @@ _Recurrent = Any
 
 def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
     @register_recurrent(layer_type)
-    def _(layer: _Recurrent, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
+    def run(layer: _Recurrent, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
         if keeps_forward(layer, layer_type):
             require_input(batch, layer)
         form = _form_of(layer, state_type)
         hidden = require_state(state, form, layer, batch)
-        run = run_in_graph if torch.compiler.is_compiling() else run_by_engine
-        values, final = run(layer, batch, hidden, form)
+        way = run_in_graph if torch.compiler.is_compiling() else run_by_engine
+        values, final = way(layer, batch, hidden, form)
         if keeps_forward(layer, layer_type) and autocasts(batch.device):
             values = _as_alone(layer, values, batch.dtype)
             final = tuple(_as_alone(layer, part, batch.dtype) for part in final)
         if state_type is LSTMState:
             return batch.with_values(values), LSTMState.from_torch((final[0], final[1]), layer)
         return batch.with_values(values), RNNState.from_torch(final[0], layer)
+
+    def run_outputs(layer: _Recurrent, batch: SequenceBatch) -> SequenceBatch:
+        if torch.compiler.is_compiling() or autocasts(batch.device):
+            return run(layer, batch, None)[0]
+        if keeps_forward(layer, layer_type):
+            require_input(batch, layer)
+        return batch.with_values(run_for_outputs(layer, batch, _form_of(layer, state_type)))
+
+    register_outputs(layer_type, run_outputs)
 
 
 def _as_alone(layer: _Recurrent, result: Tensor, given: torch.dtype) -> Tensor:

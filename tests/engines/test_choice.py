@@ -10,7 +10,7 @@ from torch import nn
 
 from seqbatch import encode, encode_with_state
 from seqbatch._lengths import Lengths
-from seqbatch.engines import _laid_out, _products, blocks, choose, direct, packed, plain, scan
+from seqbatch.engines import _laid_out, _products, blocks, choose, direct, packed, pads, plain, scan
 
 FLOAT = torch.zeros(3, 2)
 RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
@@ -69,6 +69,45 @@ def test_without_onednn() -> None:
         assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is scan.run
     with patch.object(torch.backends.mkldnn, "is_available", lambda: False):
         assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is scan.run
+
+
+@pytest.mark.parametrize(
+    ("layer", "lengths", "pad"),
+    [
+        (nn.LSTM(64, 64), [9, 1], True),
+        (nn.LSTM(64, 64), [9, 9], False),  # nothing to pad
+        (nn.LSTM(64, 64), [600, 400, 500, 10], False),  # 890 rows of padding
+        (nn.LSTM(4, 4), [600, 400, 500, 10], True),  # of which each costs less
+        (nn.LSTM(4, 4), [100, 1, 1, 1], False),  # more padding than steps
+        (nn.LSTM(64, 64, bidirectional=True), [9, 1], False),
+        (nn.LSTM(64, 64, proj_size=1), [9, 1], False),
+        (nn.LSTM(64, 64).bfloat16(), [9, 1], False),
+        (nn.LSTM(64, 64, device="meta"), [9, 1], False),
+        (nn.GRU(64, 64), [9, 1], False),  # it has weights to train
+        (nn.GRU(64, 64).requires_grad_(False), [9, 1], True),
+        (nn.RNN(64, 64).double().requires_grad_(False), [9, 1], True),
+        (nn.RNN(64, 64).requires_grad_(False), [300, 100], False),
+        (nn.GRU(512, 512).requires_grad_(False), [_products.MANY, _products.MANY - 1], False),
+    ],
+    ids=str,
+)
+def test_where_to_pad(layer: nn.RNNBase, lengths: list[int], pad: bool) -> None:
+    weight = layer.weight_hh_l0
+    assert isinstance(weight, torch.Tensor)
+    values = torch.zeros(sum(lengths), layer.input_size, dtype=weight.dtype, device=weight.device)
+    assert pads(layer, values, Lengths(tuple(lengths))) is pad
+
+
+def test_what_is_cast_transformed_or_hooked_is_not_padded() -> None:
+    layer = nn.LSTM(2, 3)
+    assert pads(layer, FLOAT, RAGGED)
+    with torch.autocast("cpu"):
+        assert not pads(layer, FLOAT, RAGGED)
+    with torch.autograd.forward_ad.dual_level():
+        assert not pads(layer, FLOAT, RAGGED)
+    assert not pads(Own(2, 3), FLOAT, RAGGED)
+    layer.register_forward_hook(lambda *arguments: None)
+    assert not pads(layer, FLOAT, RAGGED)
 
 
 def missing(*arguments: Any) -> Any:
