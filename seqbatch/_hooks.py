@@ -18,6 +18,13 @@ def has_own_hooks(layer: nn.Module) -> bool:
     return any(getattr(layer, name) for name in HOOKS)
 
 
+def has_backward_hooks(layer: nn.Module) -> bool:
+    """Tell whether hooks would run in the backward pass through a layer, its own or those of every module."""
+    module: Any = nn.modules.module
+    own = any(getattr(layer, name) for name in HOOKS[2:])
+    return own or any(getattr(module, name, None) for name in _GLOBAL[2:])
+
+
 def has_global_hooks() -> bool:
     """Tell whether hooks are registered for the forward or backward pass of every module."""
     module: Any = nn.modules.module

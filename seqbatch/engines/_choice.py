@@ -6,10 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from seqbatch._hooks import has_hooks
+from seqbatch._hooks import has_backward_hooks, has_hooks
 from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed, takes_gradients_only, wants_gradients
-from seqbatch.engines import blocks, direct, packed, plain, scan
+from seqbatch.engines import blocks, direct, groups, packed, plain, scan
 from seqbatch.engines._interface import Engine
 from seqbatch.engines._products import pays
 
@@ -29,8 +29,11 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
       step. And it runs wide layers, of which every step is one large product, and oneDNN has a faster one.
     - `plain` is for what PyTorch transforms (`torch.func`, forward mode), which packed sequences do not survive. Of
       these oneDNN knows gradients only.
+    - `groups` is for hooks of the backward pass, which PyTorch does not run around packed sequences.
     - `direct` is what there is nothing to add to where lengths are equal, unless `scan` trains faster.
     """
+    if has_backward_hooks(layer) and wants_gradients([values, *layer.parameters()]):
+        return groups.run
     transformed = is_transformed()
     if transformed and is_plain(layer) and not takes_gradients_only():
         return plain.run

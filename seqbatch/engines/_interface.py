@@ -26,3 +26,10 @@ class Engine(Protocol):
     def __call__(
         self, layer: Any, values: Tensor, lengths: Lengths, hidden: Hidden | None
     ) -> tuple[Tensor, Hidden]: ...
+
+
+def as_arguments(hidden: Hidden | None) -> tuple[Tensor | Hidden, ...]:
+    """Give what a layer takes after its input: nothing for no state, for a subclass may take none at all."""
+    if hidden is None:
+        return ()
+    return (hidden[0],) if len(hidden) == 1 else (hidden,)

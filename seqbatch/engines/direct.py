@@ -3,16 +3,15 @@
 from torch import Tensor, nn
 
 from seqbatch._lengths import Lengths
-from seqbatch.engines._interface import Hidden
+from seqbatch.engines._interface import Hidden, as_arguments
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run the layer as `Engine` says; for equal lengths, and layers without hooks or a `forward` of their own."""
+    """Run the layer as `Engine` says; for equal lengths."""
     batch = values.view(len(lengths), lengths.longest, values.shape[1])
     if not layer.batch_first:
         batch = batch.transpose(0, 1)
-    state = hidden if hidden is None or layer.mode == "LSTM" else hidden[0]
-    output, final = layer(batch, state)
+    output, final = layer(batch, *as_arguments(hidden))
     if not layer.batch_first:
         output = output.transpose(0, 1)
     return output.reshape(lengths.total, output.shape[2]), final if isinstance(final, tuple) else (final,)

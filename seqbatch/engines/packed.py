@@ -5,7 +5,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks import complaint, type_name
 from seqbatch._lengths import Lengths
-from seqbatch.engines._interface import Hidden
+from seqbatch.engines._interface import Hidden, as_arguments
 from seqbatch.errors import SeqbatchTypeError
 from seqbatch.layouts import from_packed, to_packed
 
@@ -17,9 +17,7 @@ def run(layer: nn.Module, values: Tensor, lengths: Lengths, hidden: Hidden | Non
         SeqbatchTypeError: the layer, by a `forward` of its own, gives no PackedSequence and state.
     """
     packed = to_packed(values, lengths)
-    # A subclass may take no state at all, so none is passed where none is given.
-    arguments = () if hidden is None else (hidden[0],) if len(hidden) == 1 else (hidden,)
-    result = layer(packed, *arguments)
+    result = layer(packed, *as_arguments(hidden))
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], PackedSequence)):
         must = "give a PackedSequence and a state for a PackedSequence, as its base does"
         remedy = f"Register an encoder for {type(layer).__name__}."

@@ -16,7 +16,7 @@ from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError
 from seqbatch.testing._alone import Alone, Sequences, call_alone
-from seqbatch.testing._tensors import assert_alike, run, tensors_of
+from seqbatch.testing._tensors import assert_alike, gradients, run, tensors_of
 
 
 def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alone = call_alone) -> None:
@@ -56,6 +56,36 @@ def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alo
         longest = max(sequences, key=len)
         wanted = _called(watched, lambda: alone(watched, longest.clone(), None))[1]
         assert called == wanted, f"the layers in it that run must be {sorted(wanted)}; got {sorted(called)}"
+        _check_backward_hooks(layer, [sequence for sequence in sequences if len(sequence)], alone)
+
+
+def _check_backward_hooks(layer: nn.Module, sequences: Sequences, alone: Alone) -> None:
+    """Check that a hook of the backward pass runs and what it returns counts, if so it is for a sequence alone."""
+    watched = copied(layer)
+    ran: list[nn.Module] = []
+
+    def stop(module: nn.Module, gradients: Any, _: Any) -> Any:
+        ran.append(module)
+        return tuple(None if gradient is None else torch.zeros_like(gradient) for gradient in gradients)
+
+    watched.register_full_backward_hook(stop)
+
+    def gradients_of(run: Callable[[Sequences], list[Tensor]], sequences: Sequences) -> list[Tensor]:
+        sources = [one.detach().clone().requires_grad_(one.is_floating_point()) for one in sequences]
+        return gradients(run(sources), sources)
+
+    def run_alone(sequences: Sequences) -> list[Tensor]:
+        return tensors_of(alone(watched, sequences[0], None))[:1]
+
+    try:
+        wanted = gradients_of(run_alone, sequences[:1])
+    except RuntimeError:  # as PyTorch raises for a layer that works in place
+        return
+    if ran and not any(gradient.any() for gradient in wanted):
+        ran.clear()
+        found = gradients_of(lambda sequences: encode(watched, sequences), sequences)
+        assert ran, "a hook of the backward pass must run, once at least"
+        assert not any(gradient.any() for gradient in found), "what such a hook returns must count for every sequence"
 
 
 def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) -> None:

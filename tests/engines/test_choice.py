@@ -7,10 +7,12 @@ import pytest
 import torch
 import torch.ao.nn.quantized.dynamic as quantized
 from torch import nn
+from torch.nn.modules import module
 
 from seqbatch import encode, encode_with_state
+from seqbatch._hooks import HOOKS
 from seqbatch._lengths import Lengths
-from seqbatch.engines import _laid_out, _products, blocks, choose, direct, packed, pads, plain, scan
+from seqbatch.engines import _laid_out, _products, blocks, choose, direct, groups, packed, pads, plain, scan
 
 FLOAT = torch.zeros(3, 2)
 RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
@@ -180,8 +182,6 @@ def changed(how: str) -> nn.Module:
         "weight norm",
         "hook",
         "pre-hook",
-        "backward hook",
-        "backward pre-hook",
         "quantized",
     ],
 )
@@ -189,15 +189,31 @@ def test_a_layer_that_is_more_than_its_weights_is_called(how: str) -> None:
     assert choose(changed(how), FLOAT, RAGGED) is packed.run
 
 
-def test_hooks_of_all_modules_run() -> None:
+@pytest.mark.parametrize("how", ["backward hook", "backward pre-hook"])
+def test_hooks_of_the_backward_pass(how: str) -> None:
+    layer = changed(how)
+    assert choose(layer, FLOAT, RAGGED) is groups.run
+    with torch.no_grad():
+        assert choose(layer, FLOAT, RAGGED) is packed.run
+
+
+@pytest.mark.parametrize("number", range(len(HOOKS)))
+def test_hooks_of_all_modules_run(number: int) -> None:
     calls: list[nn.Module] = []
-    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: calls.append(module))
+    register: Any = [
+        module.register_module_forward_pre_hook,
+        module.register_module_forward_hook,
+        module.register_module_full_backward_pre_hook,
+        module.register_module_full_backward_hook,
+    ][number]
+    x = FLOAT.clone().requires_grad_()
+    handle = register(lambda module, *rest: calls.append(module))
     try:
         layer = nn.LSTM(2, 3)
-        encode(layer, [FLOAT, FLOAT[:1]])
+        torch.cat(encode(layer, [x, x[:1]])).sum().backward()
     finally:
         handle.remove()
-    assert calls == [layer]
+    assert set(calls) == {layer}
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])

@@ -19,7 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 from seqbatch import SequenceBatch, encode, encode_with_state, engines
 from seqbatch._lengths import Lengths
-from seqbatch.engines import Engine, Hidden, _products, blocks, direct, packed, plain, scan
+from seqbatch.engines import Engine, Hidden, _products, blocks, direct, groups, packed, plain, scan
 
 
 def wide(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
@@ -38,6 +38,7 @@ def run_by(engine: Engine) -> Iterator[None]:
 OPEN = [kind for kind in RECURRENT_KINDS if kind != "projected"]
 ENGINES: dict[str, tuple[Engine, Sequence[str]]] = {
     "packed": (packed.run, RECURRENT_KINDS),
+    "groups": (groups.run, RECURRENT_KINDS),
     "plain": (plain.run, RECURRENT_KINDS),
     "scan": (scan.run, OPEN),
     "wide": (wide, OPEN),
