@@ -14,15 +14,14 @@ def for_each_kind(
     kinds: Mapping[str, st.SearchStrategy[Any]],
     *,
     fewer: int = 1,
-    least: int = 3,
     **others: st.SearchStrategy[Any],
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Run a test with drawn `lengths` of each of the six patterns and a layer of each kind, as the argument `name`.
 
-    All kinds share the examples that a test of one pattern has, or a part of them, but each has a few at least: three,
-    or one where a kind has no options that are drawn.
+    All kinds share the examples that a test of one pattern has, or a part of them, but each has three at least, the
+    first of which is always the simplest there is.
     """
-    examples = max(least, settings().max_examples // len(kinds) // fewer)
+    examples = max(3, settings().max_examples // len(kinds) // fewer)
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         @pytest.mark.parametrize("kind", kinds)

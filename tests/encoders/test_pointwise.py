@@ -6,7 +6,6 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
-from kinds import for_each_kind
 from strategies import for_all_lengths, sequences
 from torch import nn
 from torch.testing import assert_close
@@ -53,32 +52,43 @@ LAYERS: list[nn.Module] = [
     nn.Tanhshrink(),
     nn.Threshold(0.1, 20.0),
 ]
-layers = {f"{i} {layer}": st.just(layer.double()) for i, layer in enumerate(LAYERS)}
+for _layer in LAYERS:
+    _layer.double()
 FEATURES = (2, 4)
+# Each example is one of every layer, for these have no options that are drawn.
+few_examples = laws.fewer_examples(12)
 
 
-@for_each_kind("layer", layers, least=1)
-def test_alone(lengths: list[int], layer: nn.Module) -> None:
-    laws.check_alone(layer, sequences(lengths, FEATURES))
+@few_examples
+@for_all_lengths()
+def test_alone(lengths: list[int]) -> None:
+    for layer in LAYERS:
+        laws.check_alone(layer, sequences(lengths, FEATURES))
 
 
-@for_each_kind("layer", layers, least=1, random=st.randoms(use_true_random=False))
-def test_order(lengths: list[int], layer: nn.Module, random: Any) -> None:
-    laws.check_order(layer, sequences(lengths, FEATURES), random.sample(range(len(lengths)), len(lengths)))
+@few_examples
+@for_all_lengths(random=st.randoms(use_true_random=False))
+def test_order(lengths: list[int], random: Any) -> None:
+    for layer in LAYERS:
+        laws.check_order(layer, sequences(lengths, FEATURES), random.sample(range(len(lengths)), len(lengths)))
 
 
-@for_each_kind("layer", layers, least=1, side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
-def test_padding(lengths: list[int], layer: nn.Module, side: Any, batch_first: bool) -> None:
-    laws.check_padding(layer, sequences(lengths or [0], FEATURES), float("nan"), side, batch_first)
+@few_examples
+@for_all_lengths(side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
+def test_padding(lengths: list[int], side: Any, batch_first: bool) -> None:
+    for layer in LAYERS:
+        laws.check_padding(layer, sequences(lengths or [0], FEATURES), float("nan"), side, batch_first)
 
 
-@for_each_kind("layer", layers, least=1)
-def test_lengths_empty_hooks_and_what_is_the_callers(lengths: list[int], layer: nn.Module) -> None:
+@few_examples
+@for_all_lengths()
+def test_lengths_empty_hooks_and_what_is_the_callers(lengths: list[int]) -> None:
     xs = sequences(lengths, FEATURES)
-    laws.check_lengths(layer, xs)
-    laws.check_empty(layer, xs or sequences([0], FEATURES))
-    laws.check_called_as_itself(layer, xs)
-    laws.check_unmodified(layer, xs)
+    for layer in LAYERS:
+        laws.check_lengths(layer, xs)
+        laws.check_empty(layer, xs or sequences([0], FEATURES))
+        laws.check_called_as_itself(layer, xs)
+        laws.check_unmodified(layer, xs)
 
 
 @pytest.mark.parametrize("layer", LAYERS, ids=str)
