@@ -1,5 +1,6 @@
 """Which engine runs a layer on given sequences: what each engine can, and then what was measured."""
 
+from itertools import chain
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from seqbatch.engines._products import pays
 
 # So many times the overhead of a block is what to run a padded LSTM saves, against blocks. Fitted to 4 to 64 sequences
 # of 5 to 60 steps, of sizes 16 to 1024.
-WORTH = 4
+WORTH = 8
 _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
 
 
@@ -32,7 +33,7 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
     - `groups` is for hooks of the backward pass, which PyTorch does not run around packed sequences.
     - `direct` is what there is nothing to add to where lengths are equal, unless `scan` trains faster.
     """
-    if has_backward_hooks(layer) and wants_gradients([values, *layer.parameters()]):
+    if has_backward_hooks(layer) and wants_gradients(chain([values], layer.parameters())):
         return groups.run
     transformed = is_transformed()
     if transformed and is_plain(layer) and not takes_gradients_only():
@@ -45,7 +46,7 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
         return direct.run if equal else blocks.run
     if transformed:
         return direct.run if equal else plain.run
-    if wants_gradients([values, *layer.parameters()]) or _is_wide(layer, values, lengths):
+    if wants_gradients(chain([values], layer.parameters())) or _is_wide(layer, values, lengths):
         return scan.run
     return direct.run if equal else packed.run
 
@@ -59,7 +60,7 @@ def pads(layer: nn.Module, values: Tensor, lengths: Lengths) -> bool:
     serves = values.is_cpu and values.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     if not (serves and isinstance(layer, nn.RNNBase) and is_open(layer)) or layer.bidirectional or is_transformed():
         return False
-    once = not wants_gradients([values, *layer.parameters()])
+    once = not wants_gradients(chain([values], layer.parameters()))
     most = blocks.block_overhead(layer.input_size, layer.hidden_size, once)
     if isinstance(layer, nn.LSTM) and values.dtype is torch.float32 and has_onednn():
         most *= WORTH
