@@ -6,61 +6,23 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-import onnx
-import onnxruntime
 import pytest
 import torch
-from graph_models import LAYERS, PATTERNS, SMALL, Function, Tagger, check_alone, signals, tokens
-from torch import Tensor, nn
+from graph_models import LAYERS, PATTERNS, SMALL, Tagger, check_alone, signals, tokens
+from onnx_models import IGNORED, Session, Told, Within
+from torch import nn
 from torch.testing import assert_close
 
 import seqbatch.onnx
 from seqbatch import (
     LSTMState,
     RNNState,
-    SeqbatchError,
-    SeqbatchTypeError,
-    SeqbatchValueError,
     SequenceBatch,
-    UnsupportedLayerError,
-    encode,
     encode_with_state,
 )
 
-# Of what PyTorch's exporter does itself.
-pytestmark = pytest.mark.filterwarnings(
-    r"ignore:`isinstance\(treespec, LeafSpec\)` is",
-    "ignore:`torch.jit.*` is deprecated",
-    "ignore:.*onnx.*:DeprecationWarning",
-)
+pytestmark = IGNORED
 SIZES = PATTERNS | SMALL
-
-
-class Session:
-    """An exported model, run by onnxruntime."""
-
-    def __init__(self, model: nn.Module, example: SequenceBatch, path: Path, *, batch_first: bool = True) -> None:
-        self.program = seqbatch.onnx.export(model.eval(), example, path, batch_first=batch_first)
-        onnx.checker.check_model(path, full_check=True)
-        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        self.batch_first = batch_first
-
-    def __call__(self, batch: SequenceBatch) -> list[Tensor]:
-        """Run it on a batch, padded by what must reach no result."""
-        fill = {torch.int64: 10**9, torch.uint8: 255, torch.bool: True}.get(batch.dtype, float("nan"))
-        padded = batch.to_padded(batch_first=self.batch_first, padding_value=fill, total_length=batch.max_length + 2)
-        return self.given(padded, list(batch.lengths))
-
-    def given(self, padded: Tensor, lengths: list[int]) -> list[Tensor]:
-        given = {"padded": padded.numpy(), "lengths": np.array(lengths, np.int64)}
-        return [torch.from_numpy(result) for result in self.session.run(None, given)]
-
-    def names(self) -> list[str]:
-        return [value.name for value in self.session.get_outputs()]
-
-    def nodes(self) -> list[str]:
-        return [node.op_type for node in self.program.model.graph]
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
@@ -118,6 +80,14 @@ def test_layers_and_states(batch_first: bool, tmp_path: Path) -> None:
         assert next(found, None) is None
 
 
+@pytest.mark.parametrize("layer", [nn.GRU(4, 3), nn.LSTM(4, 3, num_layers=2)])
+def test_a_layer_without_gradients(layer: nn.Module, tmp_path: Path) -> None:
+    model = Within(layer, torch.no_grad)
+    run = Session(model, signals([3, 5, 0]), tmp_path / "model.onnx")
+    for lengths in SIZES.values():
+        assert_close(run(signals(lengths))[0], model(signals(lengths)).to_padded(batch_first=True))
+
+
 class Reduced(nn.Module):
     """All reductions of a batch."""
 
@@ -164,17 +134,6 @@ class Pair(NamedTuple):
 
     left: Any
     right: Any
-
-
-class Told(nn.Module):
-    """A model that gives what a function of the batch gives."""
-
-    def __init__(self, function: Function) -> None:
-        super().__init__()
-        self.function = function
-
-    def forward(self, batch: SequenceBatch) -> Any:
-        return self.function(batch)
 
 
 def test_what_comes_out_has_the_names_of_its_places(tmp_path: Path) -> None:
@@ -227,77 +186,6 @@ def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyP
     with pytest.raises(ModuleNotFoundError, match=f"onnxscript.*{said}$") as raised:
         importlib.import_module("seqbatch.onnx")
     assert raised.value.name == "onnxscript"
-
-
-class Convolved(nn.Module):
-    """A model with a layer that runs by the numbers of lengths."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Conv1d(4, 3, 3)
-
-    def forward(self, batch: SequenceBatch) -> SequenceBatch:
-        return encode(self.layer, batch)
-
-
-def hooked() -> nn.Module:
-    model = Tagger("gru")
-    model.rnn.register_forward_hook(lambda *given: None)
-    return model.eval()
-
-
-def half_in_training() -> nn.Module:
-    model = Tagger("gru").eval()
-    model.head[0].train()
-    return model
-
-
-GRU = Tagger("gru").eval()
-MUST_GIVE = r"^`model` must give SequenceBatches, states and Tensors; got "
-
-
-@pytest.mark.parametrize(
-    ("model", "example", "kind", "said"),
-    [
-        (3, signals([3, 2]), SeqbatchTypeError, r"^`model` must be an nn\.Module; got an int\.$"),
-        (Tagger("gru"), tokens([3, 2]), SeqbatchValueError, r"`model` must be in evaluation mode; got training mode\."),
-        (half_in_training(), tokens([3, 2]), SeqbatchValueError, r"; got training mode of `head\.0` in it\. Call its"),
-        (GRU, [torch.zeros(3)], SeqbatchTypeError, r"^`example` must be a SequenceBatch; got a list\.$"),
-        (GRU, tokens([3]), SeqbatchValueError, r"^`example` must have 2 sequences and 2 steps at least"),
-        (GRU, tokens([1, 0]), SeqbatchValueError, r"^`example` must have 2 sequences and 2 steps at"),
-        (
-            Tagger("projected").eval(),
-            tokens([3, 2]),
-            UnsupportedLayerError,
-            r"got an nn\.LSTM with proj_size, of which",
-        ),
-        (
-            Tagger("gru").eval().to(torch.bfloat16),
-            tokens([3, 2]),
-            UnsupportedLayerError,
-            r"got an nn\.GRU in torch\.bfloat16, of which it has none\.$",
-        ),
-        (Convolved().eval(), signals([4, 3]), SeqbatchError, r"got a layer of type Conv1d\. Call it outside"),
-        (hooked(), tokens([3, 2]), SeqbatchError, r"got a layer of type GRU\. Call it outside"),
-        (Told(lambda batch: (batch, 3)).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}an int\\.$"),
-        (Told(lambda batch: None).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}nothing\\.$"),
-        (
-            Told(lambda batch: {0: batch, "0": batch}).eval(),
-            signals([3, 2]),
-            SeqbatchValueError,
-            r"^`model` must give results whose names differ; got output_0 twice\.$",
-        ),
-        (
-            Told(lambda batch: batch.map(torch.erfinv)).eval(),
-            signals([3, 2]),
-            torch.onnx.OnnxExporterError,
-            r"prims\.erf_inv",
-        ),
-    ],
-)
-def test_what_is_refused(model: Any, example: Any, kind: type[Exception], said: str) -> None:
-    with pytest.raises(kind, match=said):
-        seqbatch.onnx.export(model, example, batch_first=True)
 
 
 def test_all_kinds_are_there() -> None:

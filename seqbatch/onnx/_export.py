@@ -1,11 +1,12 @@
 """export: write a model that takes a SequenceBatch to ONNX, from padded sequences and their lengths."""
 
 import re
+from itertools import chain
 from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree
 
@@ -148,7 +149,9 @@ def _require_nodes(program: ExportedProgram) -> None:
     """Raise unless ONNX has nodes for the recurrent layers of a program."""
     operators: Any = torch.ops.seqbatch
     kinds = {operators.lstm.default: "nn.LSTM", operators.gru.default: "nn.GRU", operators.rnn.default: "nn.RNN"}
-    for node in program.graph.nodes:
+    # What runs without gradients, or under autocast, is a graph of its own in that of the program.
+    graphs = (one.graph for one in program.graph_module.modules() if isinstance(one, fx.GraphModule))
+    for node in chain.from_iterable(graph.nodes for graph in graphs):
         if (kind := kinds.get(node.target)) is None:
             continue
         values, _, others, num_layers, bidirectional, *_ = node.args

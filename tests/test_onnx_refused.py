@@ -1,0 +1,98 @@
+"""seqbatch.onnx: what it refuses to export, and what the file refuses to run."""
+
+from contextlib import nullcontext
+from typing import Any
+
+import pytest
+import torch
+from graph_models import Tagger, signals, tokens
+from onnx_models import IGNORED, Layered, Told, Within
+from torch import nn
+
+import seqbatch.onnx
+from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
+
+pytestmark = IGNORED
+
+
+def hooked() -> nn.Module:
+    model = Tagger("gru")
+    model.rnn.register_forward_hook(lambda *given: None)
+    return model.eval()
+
+
+def half_in_training() -> nn.Module:
+    model = Tagger("gru").eval()
+    model.head[0].train()
+    return model
+
+
+GRU, CONVOLVED = Tagger("gru").eval(), Layered(nn.Conv1d(4, 3, 3)).eval()
+MUST_GIVE = r"^`model` must give SequenceBatches, states and Tensors; got "
+
+
+@pytest.mark.parametrize(
+    ("model", "example", "kind", "said"),
+    [
+        (3, signals([3, 2]), SeqbatchTypeError, r"^`model` must be an nn\.Module; got an int\.$"),
+        (Tagger("gru"), tokens([3, 2]), SeqbatchValueError, r"`model` must be in evaluation mode; got training mode\."),
+        (half_in_training(), tokens([3, 2]), SeqbatchValueError, r"; got training mode of `head\.0` in it\. Call its"),
+        (GRU, [torch.zeros(3)], SeqbatchTypeError, r"^`example` must be a SequenceBatch; got a list\.$"),
+        (GRU, tokens([3]), SeqbatchValueError, r"^`example` must have 2 sequences and 2 steps at least"),
+        (GRU, tokens([1, 0]), SeqbatchValueError, r"^`example` must have 2 sequences and 2 steps at"),
+        (
+            Tagger("projected").eval(),
+            tokens([3, 2]),
+            UnsupportedLayerError,
+            r"got an nn\.LSTM with proj_size, of which",
+        ),
+        (
+            Tagger("gru").eval().to(torch.bfloat16),
+            tokens([3, 2]),
+            UnsupportedLayerError,
+            r"got an nn\.GRU in torch\.bfloat16, of which it has none\.$",
+        ),
+        (CONVOLVED, signals([4, 3]), SeqbatchError, r"got a layer of type Conv1d\. Call it outside"),
+        (hooked(), tokens([3, 2]), SeqbatchError, r"got a layer of type GRU\. Call it outside"),
+        (Told(lambda batch: (batch, 3)).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}an int\\.$"),
+        (Told(lambda batch: None).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}nothing\\.$"),
+        (
+            Told(lambda batch: {0: batch, "0": batch}).eval(),
+            signals([3, 2]),
+            SeqbatchValueError,
+            r"^`model` must give results whose names differ; got output_0 twice\.$",
+        ),
+        (
+            Told(lambda batch: batch.map(torch.erfinv)).eval(),
+            signals([3, 2]),
+            torch.onnx.OnnxExporterError,
+            r"prims\.erf_inv",
+        ),
+    ],
+)
+def test_what_is_refused(model: Any, example: Any, kind: type[Exception], said: str) -> None:
+    with pytest.raises(kind, match=said):
+        seqbatch.onnx.export(model, example, batch_first=True)
+
+
+def in_bfloat16() -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+PROJECTED = "an nn.LSTM with proj_size"
+
+
+@pytest.mark.parametrize(
+    ("layer", "context", "found"),
+    [
+        (nn.LSTM(4, 3, proj_size=2), nullcontext, PROJECTED),
+        (nn.LSTM(4, 3, proj_size=2), torch.no_grad, PROJECTED),
+        (nn.LSTM(4, 3, proj_size=2, bias=False, bidirectional=True), torch.no_grad, PROJECTED),
+        (nn.LSTM(4, 3), in_bfloat16, "an nn.LSTM in torch.bfloat16"),
+        (nn.GRU(4, 3), in_bfloat16, "an nn.GRU in torch.bfloat16"),
+        (nn.RNN(4, 3), in_bfloat16, "an nn.RNN in torch.bfloat16"),
+    ],
+)
+def test_a_layer_that_onnx_has_not_is_refused_wherever_it_runs(layer: nn.Module, context: Any, found: str) -> None:
+    with pytest.raises(UnsupportedLayerError, match=f"got {found}, of which it has none"):
+        seqbatch.onnx.export(Within(layer, context).eval(), signals([3, 2]), batch_first=True)
