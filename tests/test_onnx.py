@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from graph_models import LAYERS, PATTERNS, SMALL, Tagger, check_alone, signals, tokens
-from onnx_models import IGNORED, Session, Told, Within
+from onnx_models import IGNORED, Layered, Session, Told, Within
 from torch import nn
 from torch.testing import assert_close
 
@@ -86,6 +86,15 @@ def test_a_layer_without_gradients(layer: nn.Module, tmp_path: Path) -> None:
     run = Session(model, signals([3, 5, 0]), tmp_path / "model.onnx")
     for lengths in SIZES.values():
         assert_close(run(signals(lengths))[0], model(signals(lengths)).to_padded(batch_first=True))
+
+
+def test_double_precision_without_recurrent_layers(tmp_path: Path) -> None:
+    model, example = Layered(nn.Linear(4, 3).double()), signals([3, 5, 0]).to(torch.float64)
+    run = Session(model, example, tmp_path / "model.onnx")
+    for lengths in SIZES.values():
+        batch = signals(lengths).to(torch.float64)
+        with torch.no_grad():
+            assert_close(run(batch)[0], model(batch).to_padded(batch_first=True))
 
 
 class Reduced(nn.Module):

@@ -17,8 +17,8 @@ from seqbatch.onnx._checked import checked_lengths, in_onnx
 from seqbatch.onnx._recurrent import gru, lstm, rnn
 from seqbatch.onnx._reduce import reduce
 
-# Those of the nodes for recurrent layers.
-_DTYPES = (torch.float16, torch.float32, torch.float64)
+# Those in which ONNX Runtime runs the nodes for recurrent layers; ONNX itself has float64 too.
+_DTYPES = (torch.float16, torch.float32)
 
 
 class _FromPadded(nn.Module):
@@ -84,7 +84,7 @@ def export(
             something that is no SequenceBatch, state or Tensor, or nothing.
         SeqbatchValueError: the model, or a module in it, is in training mode, the example is too small, or names of
             results do not differ.
-        UnsupportedLayerError: a recurrent layer has `proj_size`, or computes in a dtype that ONNX's nodes have not.
+        UnsupportedLayerError: a recurrent layer has `proj_size`, or computes in another dtype than float32 and float16.
         SeqbatchError: the model runs by the numbers of lengths somewhere, or holds a recurrent layer with hooks.
         torch.onnx.OnnxExporterError: the model calls a function of PyTorch that ONNX has not; PyTorch names it.
 
@@ -157,6 +157,14 @@ def _require_nodes(program: ExportedProgram) -> None:
         values, _, others, num_layers, bidirectional, *_ = node.args
         dtype = values.meta["val"].dtype
         is_projected = (len(others) - 2) // (num_layers * (2 if bidirectional else 1)) in (3, 5)
-        if (kind == "nn.LSTM" and is_projected) or dtype not in _DTYPES:
-            found = f"an {kind} {'with proj_size' if dtype in _DTYPES else f'in {dtype}'}, of which it has none"
-            raise complaint(UnsupportedLayerError, "model", "have layers that ONNX has", found)
+        if kind == "nn.LSTM" and is_projected:
+            raise _lacking(f"{kind} with proj_size, of which it has none")
+        if dtype not in _DTYPES:
+            remedy = "Call float() on the model, and .to(torch.float32) on the example"
+            remedy += "." if dtype is torch.float64 else ", and export outside of torch.autocast."
+            raise _lacking(f"{kind} in {dtype}, which ONNX Runtime does not run", remedy)
+
+
+def _lacking(found: str, remedy: str = "") -> Exception:
+    """Make the error for a recurrent layer that is not in ONNX."""
+    return complaint(UnsupportedLayerError, "model", "have layers that ONNX has", f"an {found}", remedy)
