@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqbatch._checks import complaint, counted, describe
+from seqbatch._hooks import has_hooks
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._buckets import run_in_groups
 from seqbatch.encoders._layers import (
+    is_lazy,
     keeps_forward,
     outside_graphs,
     require_device,
@@ -93,8 +95,35 @@ def _synchronizes(layer: nn.Module) -> bool:
     return spread and isinstance(layer, nn.SyncBatchNorm)
 
 
+def _call_batch_norm(layer: Any, values: Tensor) -> Tensor:
+    """Call a batch norm, or do in a graph what it does in evaluation.
+
+    PyTorch's function compares the number of values with 0, which a graph cannot where it is not known before it runs,
+    as of what is read out of padding.
+    """
+    computes = torch.compiler.is_compiling() and not (is_lazy(layer) or has_hooks(layer) or _takes_statistics(layer))
+    result: Tensor = _by_kept_statistics(layer, values) if computes else layer(values)
+    return result
+
+
+def _by_kept_statistics(layer: Any, values: Tensor) -> Tensor:
+    # Half precision is computed in single precision, as PyTorch does.
+    wide = values.float() if values.dtype in _HALF else values
+    channels = (-1, *(1 for _ in values.shape[2:]))
+
+    def per_channel(held: Tensor) -> Tensor:
+        return held.to(wide.dtype).view(channels)
+
+    result = (wide - per_channel(layer.running_mean)) * (per_channel(layer.running_var) + layer.eps).rsqrt()
+    if layer.weight is not None:
+        result = result * per_channel(layer.weight)
+    if layer.bias is not None:
+        result = result + per_channel(layer.bias)
+    return result.to(values.dtype)
+
+
 for _kind in (nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.SyncBatchNorm):
-    register_stepwise(_kind, _check_batch_norm)
+    register_stepwise(_kind, _check_batch_norm, _call_batch_norm)
 register_stepwise(nn.GroupNorm, _check_group_norm)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,8 +59,15 @@ _WITH_FEATURES: dict[type[nn.Module], str] = {
 }
 
 
-def register_stepwise(kind: type[nn.Module], check: Callable[[Any, SequenceBatch], None]) -> None:
-    """Register the encoder of a layer that is called as itself on the flat values, once they are checked."""
+def register_stepwise(
+    kind: type[nn.Module],
+    check: Callable[[Any, SequenceBatch], None],
+    call: Callable[[Any, Tensor], Tensor] = nn.Module.__call__,
+) -> None:
+    """Register the encoder of a layer that is called as itself on the flat values, once they are checked.
+
+    `call` may do it in another way, where the `forward` of the layer is that of its class.
+    """
 
     @register_encoder(kind)
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
@@ -69,7 +77,7 @@ def register_stepwise(kind: type[nn.Module], check: Callable[[Any, SequenceBatch
         # A layer that works in place, or may, gets a copy, for the values are the caller's.
         given = batch.clone() if not plain or getattr(layer, "inplace", False) else batch
         with refusals_of(layer, batch) if plain else nullcontext():
-            return given.map(layer)
+            return given.map(partial(call, layer) if plain else layer)
 
 
 def _check_nothing(layer: nn.Module, batch: SequenceBatch) -> None:
