@@ -114,7 +114,7 @@ def _by_kept_statistics(layer: Any, values: Tensor) -> Tensor:
     def per_channel(held: Tensor) -> Tensor:
         return held.to(wide.dtype).view(channels)
 
-    result = (wide - per_channel(layer.running_mean)) * (per_channel(layer.running_var) + layer.eps).rsqrt()
+    result: Tensor = (wide - per_channel(layer.running_mean)) * (per_channel(layer.running_var) + layer.eps).rsqrt()
     if layer.weight is not None:
         result = result * per_channel(layer.weight)
     if layer.bias is not None:
