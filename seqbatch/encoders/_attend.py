@@ -1,10 +1,14 @@
 """Attention within each sequence: projections of all steps at once, scores bucket by bucket."""
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqbatch._lengths import Lengths
+from seqbatch._modes import is_transformed, takes_gradients_only
 from seqbatch.encoders._buckets import buckets_of
 
 # What a bucket more costs, in pairs of steps times features: measured on the CPU, forward and backward. Elsewhere it is
@@ -46,10 +50,17 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
             key, value = torch.cat([before.expand(-1, shape[0], -1, -1, -1), parts[1:]], 3).unbind()
             if causal:  # the nth query attends to n keys, so there are as many queries more, whose results are dropped
                 query = functional.pad(query, (0, 0, extra, 0))
-        attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
+        with _kernels():
+            attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
         attended = attended[:, :, -shape[1] :]
         results.append(attended.transpose(1, 2).reshape(len(rows), attention.embed_dim))
     return functional.linear(buckets.join(results), attention.out_proj.weight, attention.out_proj.bias)
+
+
+def _kernels() -> AbstractContextManager[None]:
+    """Leave out the kernels of PyTorch that know neither `vmap` nor tangents, where there is either."""
+    asks_more = is_transformed() and not takes_gradients_only()
+    return sdpa_kernel(SDPBackend.MATH) if asks_more else nullcontext()
 
 
 def _keys_before(attention: nn.MultiheadAttention, like: Tensor) -> Tensor:

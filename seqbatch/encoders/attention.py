@@ -7,7 +7,8 @@ A layer with hooks, with weights of another kind or with a `forward` of its own,
 called as itself: once for each length, on all sequences of that length, without padding or mask. So its hooks run once
 for each length too. Any other runs on the flat values, and its attention on sequences of similar lengths side by side.
 
-Derivatives of second order need `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own layers.
+Derivatives of second order, both backward, need `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own
+layers; forward mode and `vmap` get it here.
 """
 
 from collections.abc import Callable

@@ -14,7 +14,7 @@ from seqbatch._checks import complaint, counted, type_name
 from seqbatch._hooks import has_hooks
 from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths
-from seqbatch._modes import is_transformed
+from seqbatch._modes import is_transformed, takes_gradients_only
 from seqbatch._plans import packed_plan
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
@@ -74,7 +74,7 @@ def _run_of(cell: _Cell, form: Form) -> Run:
     """Choose the way to run a cell: by an engine if it is no more than its weights and has many steps, else itself."""
 
     def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        if lengths.longest > _FEW and _is_open(cell) and _rounds_alike(values) and not is_transformed():
+        if _is_open(cell) and (_is_for_an_engine(values) if is_transformed() else _pays(values, lengths)):
             layer = _as_layer(cell)
             return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
         return _run_steps(_step_of(cell, form), values, lengths, hidden)
@@ -147,6 +147,15 @@ def _is_open(cell: _Cell) -> bool:
     )
 
 
+def _is_for_an_engine(values: Tensor) -> bool:
+    """Tell whether what transforms a cell is more than gradients: PyTorch has no `vmap` of nn.LSTMCell."""
+    return not takes_gradients_only() and not autocasts(values.device)
+
+
+def _pays(values: Tensor, lengths: Lengths) -> bool:
+    return lengths.longest > _FEW and _rounds_alike(values)
+
+
 def _rounds_alike(values: Tensor) -> bool:
     """Tell whether a layer gives what its cell does, but for the last bits; in half precision each rounds elsewhere.
 
@@ -171,7 +180,9 @@ def _blank_layer(
 ) -> nn.RNNBase:
     """Make a layer without memory for weights; that takes as long as two or three steps, so it is kept."""
     options: dict[str, Any] = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
-    layer: nn.RNNBase = layer_type(input_size, hidden_size, bias=bias, device="meta", **options)
+    # One that sets no weights: `vmap` takes the random numbers for those of the model, and refuses them.
+    kind: Any = type(layer_type.__name__, (layer_type,), {"reset_parameters": lambda layer: None})
+    layer: nn.RNNBase = kind(input_size, hidden_size, bias=bias, device="meta", **options)
     return layer
 
 
