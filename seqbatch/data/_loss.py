@@ -34,14 +34,14 @@ def mean_loss(
 
     Returns:
         no dimension, of at least single precision: the sum of the losses, times the number of processes, over the
-        items of all processes. Gradients flow. Its mean over the processes is the mean loss of all items. It is 0 if no
-        process has any.
+        items of all processes. Gradients flow. Its mean over the processes is the mean loss of all items. It is 0 if there
+        are no losses.
 
     Raises:
         SeqbatchTypeError: losses are no dense Tensor of a floating dtype, or the count is no integer, nor a dense
             Tensor of a floating or integer dtype.
         SeqbatchValueError: losses have no dimension and no count, the count has a dimension, is negative (of a Tensor
-            on the host) or beyond int64, or this process is not in the group.
+            on the host) or an integer beyond int64, or this process is not in the group.
 
     Source: `torch.nn.parallel.DistributedDataParallel`, which says how gradients are averaged.
 
