@@ -88,6 +88,43 @@ def test_a_layer_without_gradients(layer: nn.Module, tmp_path: Path) -> None:
         assert_close(run(signals(lengths))[0], model(signals(lengths)).to_padded(batch_first=True))
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_half_precision(kind: Any, tmp_path: Path) -> None:
+    model = Encoded([kind(4, 3, num_layers=2, bidirectional=True).half()])
+    run = Session(model, signals([3, 5, 0]).to(torch.float16), tmp_path / "model.onnx")
+    for lengths in SIZES.values():
+        batch = signals(lengths).to(torch.float16)
+        with torch.no_grad():
+            ((outputs, state),) = model(batch)
+        found = run(batch)
+        assert {one.dtype for one in found} == {torch.float16}
+        # Each rounds elsewhere, every step, to numbers that are 2**-10 apart.
+        assert_close(found, [outputs.to_padded(batch_first=True), *state._tensors], rtol=2**-10, atol=2**-10)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_what_is_not_finite_stays_in_its_sequence(kind: Any, tmp_path: Path) -> None:
+    model = Layered(kind(4, 3))
+    run = Session(model, signals([5, 3]), tmp_path / "model.onnx")
+    for wrong in (float("nan"), float("inf"), float("-inf")):
+        batch = signals([5, 3]).clone()
+        batch.values[1, 0] = wrong
+        with torch.no_grad():
+            wanted = model(batch).to_padded(batch_first=True)
+        (found,) = run(batch)
+        assert wanted.isnan().any() == (wrong != wrong)
+        assert not wanted[1].isnan().any()
+        assert not found.isnan().any()
+        assert_close(found[~wanted.isnan()], wanted[~wanted.isnan()])
+
+
+def test_complex_numbers_inside_of_a_model(tmp_path: Path) -> None:
+    model = Told(lambda batch: batch.map(lambda values: torch.complex(values, values + 1).abs()))
+    run = Session(model, signals([3, 5, 0]), tmp_path / "model.onnx")
+    for lengths in SIZES.values():
+        assert_close(run(signals(lengths))[0], model(signals(lengths)).to_padded(batch_first=True))
+
+
 def test_double_precision_without_recurrent_layers(tmp_path: Path) -> None:
     model, example = Layered(nn.Linear(4, 3).double()), signals([3, 5, 0]).to(torch.float64)
     run = Session(model, example, tmp_path / "model.onnx")

@@ -63,6 +63,18 @@ MUST_GIVE = r"^`model` must give SequenceBatches, states and Tensors; got "
             torch.onnx.OnnxExporterError,
             r"prims\.erf_inv",
         ),
+        (
+            Told(lambda batch: batch.map(lambda values: torch.complex(values, values))).eval(),
+            signals([3, 2]),
+            torch.onnx.OnnxExporterError,
+            r"Error when translating node .*complex",
+        ),
+        (
+            Told(lambda batch: batch.map(lambda values: torch.complex(values, values).exp().abs())).eval(),
+            signals([3, 2]),
+            torch.onnx.OnnxExporterError,
+            r"aten\.exp",
+        ),
     ],
 )
 def test_what_is_refused(model: Any, example: Any, kind: type[Exception], said: str) -> None:

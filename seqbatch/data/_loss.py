@@ -34,8 +34,8 @@ def mean_loss(
 
     Returns:
         no dimension, of at least single precision: the sum of the losses, times the number of processes, over the
-        items of all processes. Gradients flow. Its mean over the processes is the mean loss of all items. It is 0 if there
-        are no losses.
+        items of all processes. Gradients flow. Its mean over the processes is the mean loss of all items. It is 0 if
+        there are no losses.
 
     Raises:
         SeqbatchTypeError: losses are no dense Tensor of a floating dtype, or the count is no integer, nor a dense

@@ -67,7 +67,7 @@ def export(
     It gives what the model gives, one after another: a SequenceBatch padded with zeros, of a state its tensors in the
     layout of RNNState and LSTMState, and Tensors as they are. The names are `output`, or of several `output_0`,
     `output_1` and so on, with the key instead of the number of what a dict holds, and with `_hidden` and `_cell` of a
-    state.
+    state. A None is left out, and the names of the others stay.
 
     Args:
         model: in evaluation mode; its `forward` takes a SequenceBatch. It holds what graphs hold: see the page on
