@@ -90,7 +90,7 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
 
 
 def register_recurrent(
-    layer_type: type[Layer], *, when: Callable[[Layer], bool] = _always
+    layer_type: type[Layer], *, when: Callable[[Layer], bool] = _always, outputs: Encoder[Layer] | None = None
 ) -> Callable[[RecurrentEncoder[Layer, S]], RecurrentEncoder[Layer, S]]:
     """Register the function that runs a type of layer that carries a state, and its subclasses, on a batch.
 
@@ -100,12 +100,14 @@ def register_recurrent(
     Args:
         layer_type: a subclass of `nn.Module`.
         when: tells whether a layer of the type keeps a state at all; a container may not.
+        outputs: `(layer, batch) -> batch`, for `encode`, which asks for no state, where that takes less time; by
+            default the function that is decorated runs there too.
 
     Returns:
         a decorator for a function `(layer, batch, state or None) -> (batch, state)`, which it gives back as it is.
 
     Raises:
-        SeqbatchTypeError: this is no such class, or `when` or what is decorated no function.
+        SeqbatchTypeError: this is no such class, or `when`, `outputs` or what is decorated no function.
 
     >>> class Running(nn.Module):
     ...     "Gives at each step the steps so far."
@@ -119,6 +121,8 @@ def register_recurrent(
     """
     _require_layer_type(layer_type)
     _require_function("when", when)
+    if outputs is not None:
+        _require_function("outputs", outputs)
 
     def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
         _require_function("encoder", function)
@@ -130,15 +134,13 @@ def register_recurrent(
                 raise complaint(SeqbatchTypeError, "encoder(layer, batch, state)", must, type_name(result))
             return _checked(result[0], batch), result[1]
 
-        _entries[layer_type] = _Entry(run, when, outputs=lambda layer, batch: run(layer, batch, None)[0])
+        def run_outputs(layer: Layer, batch: SequenceBatch) -> SequenceBatch:
+            return run(layer, batch, None)[0] if outputs is None else _checked(outputs(layer, batch), batch)
+
+        _entries[layer_type] = _Entry(run, when, run_outputs)
         return function
 
     return register
-
-
-def register_outputs(layer_type: type[nn.Module], function: Encoder[Any]) -> None:
-    """Add to the encoder of a type a way that leaves the state out, where that takes less time."""
-    _entries[layer_type] = attrs.evolve(_entries[layer_type], outputs=function)
 
 
 def is_recurrent(layer: nn.Module) -> bool:

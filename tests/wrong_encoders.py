@@ -144,6 +144,24 @@ def ignores_what_hooks_return(layer: Any, batch: SequenceBatch) -> SequenceBatch
     return batch.map(layer.forward)
 
 
+def skips_hooks_of_the_backward_pass(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(lambda values: _call_without_them(layer, values))
+
+
+def counts_what_hooks_of_the_backward_pass_return_for_one_sequence(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    parts = [_call_without_them(layer, x) if i else layer(x) for i, x in enumerate(batch)]
+    return SequenceBatch.from_sequences(parts)
+
+
+def _call_without_them(layer: Any, values: Tensor) -> Tensor:
+    for hook in layer._forward_pre_hooks.values():
+        hook(layer, (values,))
+    output: Tensor = layer.forward(values)
+    for hook in layer._forward_hooks.values():
+        output = hook(layer, (values,), output)
+    return output
+
+
 def counts_what_hooks_return_for_one_sequence(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return SequenceBatch.from_sequences([layer.forward(x) if i else layer(x) for i, x in enumerate(batch)])
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from seqbatch._checks import complaint, counted, describe, type_name
 from seqbatch._hooks import HOOKS, has_hooks
-from seqbatch._registry import is_recurrent, register_outputs, register_recurrent, unsupported
+from seqbatch._registry import is_recurrent, register_recurrent, unsupported
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
@@ -77,8 +77,7 @@ def _run_in_order(
 
 
 for _kind in _KINDS:
-    register_recurrent(_kind, when=_holds_state)(_run)
-    register_outputs(_kind, _run_outputs)
+    register_recurrent(_kind, when=_holds_state, outputs=_run_outputs)(_run)
 
 
 def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size: int) -> list[object]:

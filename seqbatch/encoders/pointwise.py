@@ -62,7 +62,7 @@ _WITH_FEATURES: dict[type[nn.Module], str] = {
 def register_stepwise(
     kind: type[nn.Module],
     check: Callable[[Any, SequenceBatch], None],
-    call: Callable[[Any, Tensor], Tensor] = nn.Module.__call__,
+    call: Callable[[Any, Tensor], Tensor] | None = None,
 ) -> None:
     """Register the encoder of a layer that is called as itself on the flat values, once they are checked.
 
@@ -77,7 +77,7 @@ def register_stepwise(
         # A layer that works in place, or may, gets a copy, for the values are the caller's.
         given = batch.clone() if not plain or getattr(layer, "inplace", False) else batch
         with refusals_of(layer, batch) if plain else nullcontext():
-            return given.map(partial(call, layer) if plain else layer)
+            return given.map(partial(call, layer) if call and plain else layer)
 
 
 def _check_nothing(layer: nn.Module, batch: SequenceBatch) -> None:

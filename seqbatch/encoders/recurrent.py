@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqbatch._registry import register_outputs, register_recurrent
+from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._in_graph import run_in_graph
 from seqbatch.encoders._layers import autocasts, keeps_forward, quantized_layers
@@ -25,7 +25,6 @@ _Recurrent = Any
 
 
 def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
-    @register_recurrent(layer_type)
     def run(layer: _Recurrent, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
         if keeps_forward(layer, layer_type):
             require_input(batch, layer)
@@ -47,7 +46,7 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
             require_input(batch, layer)
         return batch.with_values(run_for_outputs(layer, batch, _form_of(layer, state_type)))
 
-    register_outputs(layer_type, run_outputs)
+    register_recurrent(layer_type, outputs=run_outputs)(run)
 
 
 def _as_alone(layer: _Recurrent, result: Tensor, given: torch.dtype) -> Tensor:

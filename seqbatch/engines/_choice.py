@@ -11,12 +11,16 @@ from seqbatch._hooks import has_backward_hooks, has_hooks
 from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed, takes_gradients_only, wants_gradients
 from seqbatch.engines import blocks, direct, groups, packed, plain, scan
+from seqbatch.engines._blocks import cut
 from seqbatch.engines._interface import Engine
 from seqbatch.engines._products import pays
+from seqbatch.engines._stack import draws
 
-# So many times the overhead of a block is what to run a padded LSTM saves, against blocks. Fitted to 4 to 64 sequences
-# of 5 to 60 steps, of sizes 16 to 1024.
-WORTH = 8
+# So many times the overhead of a block is what to run an LSTM padded saves against blocks, beside what these cost; and
+# an overhead is no more rows than this, however small a layer, since rows cost more than their products. Fitted to 4 to
+# 64 sequences of 5 to 60 steps, and a few of up to 4,000, of sizes 16 to 256, in inference and training.
+WORTH = 2
+FEW_ROWS = 256
 _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
 
 
@@ -33,7 +37,7 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
     - `groups` is for hooks of the backward pass, which PyTorch does not run around packed sequences.
     - `direct` is what there is nothing to add to where lengths are equal, unless `scan` trains faster.
     """
-    if has_backward_hooks(layer) and wants_gradients(chain([values], layer.parameters())):
+    if has_backward_hooks(layer):
         return groups.run
     transformed = is_transformed()
     if transformed and is_plain(layer) and not takes_gradients_only():
@@ -42,7 +46,7 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
     if not serves or not is_open(layer) or torch.is_autocast_enabled("cpu"):
         return plain.run if transformed and is_plain(layer) else packed.run
     equal = len(set(lengths.counts)) == 1
-    if isinstance(layer, nn.LSTM) and values.dtype is torch.float32 and has_onednn() and blocks.IS_THERE:
+    if isinstance(layer, nn.LSTM) and _reaches_onednn(values):
         return direct.run if equal else blocks.run
     if transformed:
         return direct.run if equal else plain.run
@@ -55,19 +59,28 @@ def pads(layer: nn.Module, values: Tensor, lengths: Lengths) -> bool:
     """Tell whether the padded engine, which gives no state, takes less time than the one that `choose` gives.
 
     It saves what does not grow with the steps: a plan, and weights and a feature that tell padding. What it adds is
-    the padding, so that there must be little of it. Where PyTorch's own loop runs, it saves a plan only.
+    padding, of which there must be little more than in the best blocks. Where PyTorch's own loop runs, a plan is all
+    that it saves, and padding all that it adds.
     """
     serves = values.is_cpu and values.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
     if not (serves and isinstance(layer, nn.RNNBase) and is_open(layer)) or layer.bidirectional or is_transformed():
         return False
-    once = not wants_gradients(chain([values], layer.parameters()))
-    most = blocks.block_overhead(layer.input_size, layer.hidden_size, once)
-    if isinstance(layer, nn.LSTM) and values.dtype is torch.float32 and has_onednn():
-        most *= WORTH
-    elif not once or _is_wide(layer, values, lengths):  # which `scan` runs
+    rows = len(lengths) * lengths.longest
+    padding = rows - lengths.total
+    # Not more padding than steps, for memory; and no other draws than `choose` leads to, see `draws`.
+    if not 0 < padding <= lengths.total or draws(layer):
         return False
-    padding = len(lengths) * lengths.longest - lengths.total
-    return 0 < padding <= min(most, lengths.total)  # the second for memory
+    once = not wants_gradients(chain([values], layer.parameters()))
+    overhead = min(blocks.block_overhead(layer.input_size, layer.hidden_size, once), FEW_ROWS)
+    if isinstance(layer, nn.LSTM) and _reaches_onednn(values):
+        return padding <= overhead or rows - _rows_of_blocks(lengths, overhead) <= WORTH * overhead
+    return once and padding <= overhead and not _is_wide(layer, values, lengths)
+
+
+def _rows_of_blocks(lengths: Lengths, overhead: int) -> int:
+    """Count the rows of the best blocks, and an overhead for each block after the first."""
+    cuts = cut(lengths.counts, overhead)
+    return sum((end - begin) * count for begin, end, count in cuts) + overhead * (len(cuts) - 1)
 
 
 def is_open(layer: nn.Module) -> bool:
@@ -78,6 +91,7 @@ def is_open(layer: nn.Module) -> bool:
 def is_plain(layer: nn.Module) -> bool:
     """Tell whether a layer is no more than its weights and its options, so that it need not be called itself."""
     kept = type(layer).forward in [kind.forward for kind in _KINDS] and "forward" not in vars(layer)
+    kept = kept and type(layer).__call__ is nn.Module.__call__
     return kept and isinstance(layer, _KINDS) and not has_hooks(layer)
 
 
@@ -85,6 +99,11 @@ def _is_wide(layer: nn.Module, values: Tensor, lengths: Lengths) -> bool:
     """Tell whether the smallest product of a step is worth a weight of its own layout."""
     size: Any = layer.hidden_size
     return pays(values, size**2, lengths.longest)
+
+
+def _reaches_onednn(values: Tensor) -> bool:
+    """Tell whether an LSTM takes oneDNN's kernel."""
+    return values.dtype is torch.float32 and has_onednn() and blocks.IS_THERE
 
 
 def has_onednn() -> bool:

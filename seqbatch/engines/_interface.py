@@ -4,7 +4,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from seqbatch._checks import complaint, type_name
 from seqbatch._lengths import Lengths
+from seqbatch.errors import SeqbatchTypeError
 
 Hidden = tuple[Tensor, ...]
 
@@ -33,3 +35,13 @@ def as_arguments(hidden: Hidden | None) -> tuple[Tensor | Hidden, ...]:
     if hidden is None:
         return ()
     return (hidden[0],) if len(hidden) == 1 else (hidden,)
+
+
+def parts_of(result: Any, layer: Any, kind: type) -> tuple[Any, Hidden]:
+    """Return the output and the state that a layer gave, if it gave both, and the output is of a kind, else raise."""
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], kind)):
+        must = f"give a {kind.__name__} and a state for a {kind.__name__}, as its base does"
+        remedy = f"Register an encoder for {type(layer).__name__}."
+        raise complaint(SeqbatchTypeError, "layer", must, type_name(result), remedy)
+    output, final = result
+    return output, final if isinstance(final, tuple) else (final,)

@@ -39,12 +39,21 @@ def run_stack(
         starts = list(zip(*ordered, strict=True))
     finals = []
     for i in range(layer.num_layers):
-        if i and layer.dropout:
+        if i and draws(layer):
             rows = nn.functional.dropout(rows, layer.dropout, layer.training)
         rows, final = run_layer(i, rows, starts[i * directions : (i + 1) * directions])
         finals.append(final)
     ends = finals[0] if len(finals) == 1 else tuple(map(torch.cat, zip(*finals, strict=True)))
     return rows, ends
+
+
+def draws(layer: nn.RNNBase) -> bool:
+    """Tell whether dropout draws random numbers, one for each row that it is given.
+
+    Then the rows must not depend on whether gradients or states are wanted: `torch.utils.checkpoint` may run a layer
+    without gradients, and once more with them.
+    """
+    return bool(layer.training and layer.dropout and layer.num_layers > 1)
 
 
 def weights_of(layer: nn.RNNBase, index: int) -> list[list[Tensor]]:

@@ -17,7 +17,7 @@ from seqbatch.engines._blocks import Blocks, blocks_of, turn_plan
 from seqbatch.engines._interface import Hidden
 from seqbatch.engines._laid_out import lay_out, run_laid_out
 from seqbatch.engines._probe import is_lstm
-from seqbatch.engines._stack import run_stack, weights_of
+from seqbatch.engines._stack import draws, run_stack, weights_of
 from seqbatch.layouts import rearrange
 
 # By how much padding shuts and opens gates: far beyond where a sigmoid is 0 or 1 in single precision, and beyond what
@@ -30,7 +30,7 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     weights = [weights_of(layer, index) for index in range(layer.num_layers)]
     sources = chain([values], hidden or (), chain.from_iterable(chain.from_iterable(weights)))
     once = _laid_out.IS_THERE and not (is_transformed() or wants_gradients(sources))
-    overhead = block_overhead(layer.input_size, layer.hidden_size, once)
+    overhead = block_overhead(layer.input_size, layer.hidden_size, once and not draws(layer))
     blocks = lengths.plan(blocks_of, overhead, device=values.device)
     turn = lengths.plan(turn_plan, overhead, device=values.device) if layer.bidirectional else None
     first = rearrange(_mark(values) if blocks.padded else values, blocks.enter)

@@ -3,15 +3,19 @@
 from torch import Tensor, nn
 
 from seqbatch._lengths import Lengths
-from seqbatch.engines._interface import Hidden, as_arguments
+from seqbatch.engines._interface import Hidden, as_arguments, parts_of
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run the layer as `Engine` says; for equal lengths."""
+    """Run the layer as `Engine` says; for equal lengths.
+
+    Raises:
+        SeqbatchTypeError: the layer, by a `forward` of its own, gives no Tensor and state.
+    """
     batch = values.view(len(lengths), lengths.longest, values.shape[1])
     if not layer.batch_first:
         batch = batch.transpose(0, 1)
-    output, final = layer(batch, *as_arguments(hidden))
+    output, final = parts_of(layer(batch, *as_arguments(hidden)), layer, Tensor)
     if not layer.batch_first:
         output = output.transpose(0, 1)
-    return output.reshape(lengths.total, output.shape[2]), final if isinstance(final, tuple) else (final,)
+    return output.reshape(lengths.total, output.shape[2]), final

@@ -3,10 +3,8 @@
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch._checks import complaint, type_name
 from seqbatch._lengths import Lengths
-from seqbatch.engines._interface import Hidden, as_arguments
-from seqbatch.errors import SeqbatchTypeError
+from seqbatch.engines._interface import Hidden, as_arguments, parts_of
 from seqbatch.layouts import from_packed, to_packed
 
 
@@ -17,10 +15,5 @@ def run(layer: nn.Module, values: Tensor, lengths: Lengths, hidden: Hidden | Non
         SeqbatchTypeError: the layer, by a `forward` of its own, gives no PackedSequence and state.
     """
     packed = to_packed(values, lengths)
-    result = layer(packed, *as_arguments(hidden))
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], PackedSequence)):
-        must = "give a PackedSequence and a state for a PackedSequence, as its base does"
-        remedy = f"Register an encoder for {type(layer).__name__}."
-        raise complaint(SeqbatchTypeError, "layer", must, type_name(result), remedy)
-    output, final = result
-    return from_packed(output.data, lengths), final if isinstance(final, tuple) else (final,)
+    output, final = parts_of(layer(packed, *as_arguments(hidden)), layer, PackedSequence)
+    return from_packed(output.data, lengths), final

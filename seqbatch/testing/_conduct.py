@@ -79,13 +79,17 @@ def _check_backward_hooks(layer: nn.Module, sequences: Sequences, alone: Alone) 
 
     try:
         wanted = gradients_of(run_alone, sequences[:1])
-    except RuntimeError:  # as PyTorch raises for a layer that works in place
-        return
+    except RuntimeError as error:
+        if "modified inplace" in str(error):  # PyTorch has no such hooks for a layer that works in place
+            return
+        raise
     if ran and not any(gradient.any() for gradient in wanted):
         ran.clear()
         found = gradients_of(lambda sequences: encode(watched, sequences), sequences)
-        assert ran, "a hook of the backward pass must run, once at least"
-        assert not any(gradient.any() for gradient in found), "what such a hook returns must count for every sequence"
+        remedy = "PyTorch hangs such hooks on the Tensors that a layer takes and gives: call it on Tensors"
+        assert ran, f"a hook of the backward pass must run, once at least; {remedy}"
+        told = f"what a hook of the backward pass returns must count for every sequence; {remedy}"
+        assert not any(gradient.any() for gradient in found), told
 
 
 def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) -> None:

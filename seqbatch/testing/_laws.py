@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from seqbatch._registry import is_recurrent
 from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode
 from seqbatch.testing._alone import Alone, Sequences, beside_alone, call_alone
@@ -29,10 +30,22 @@ def check_alone(layer: nn.Module, sequences: Sequences, state: Any = None, *, al
 
     >>> check_alone(nn.Linear(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
     """
-    found, wanted = beside_alone(layer, run(layer, sequences, state), sequences, state, alone)
+    results = run(layer, sequences, state)
+    found, wanted = beside_alone(layer, results, sequences, state, alone)
     assert_alike(found, wanted)
+    if is_recurrent(layer) and state is None:
+        _check_outputs(layer, sequences, results[0])
     sources = [*sequences, *tensors_of(state), *layer.parameters()]
     assert_alike(gradients(found, sources), gradients(wanted, sources), "of gradients")
+
+
+def _check_outputs(layer: nn.Module, sequences: Sequences, wanted: list[Tensor]) -> None:
+    """Check that `encode` gives the outputs of `encode_with_state`, and their gradients."""
+    told = "encode gives other outputs than encode_with_state"
+    found = encode(layer, sequences)
+    assert_alike(found, wanted, told)
+    sources = [*sequences, *layer.parameters()]
+    assert_alike(gradients(found, sources), gradients(wanted, sources), f"{told}, of gradients")
 
 
 def check_order(layer: nn.Module, sequences: Sequences, order: list[int], state: Any = None) -> None:

@@ -99,6 +99,15 @@ def test_every_one_of_them(layer: nn.Module) -> None:
     laws.check_unmodified(layer, xs)
 
 
+def test_a_call_of_its_own_is_called() -> None:
+    class Fives(nn.Linear):
+        def __call__(self, values: Any) -> Any:
+            return torch.full_like(super().__call__(values), 5)
+
+    (output,) = encode(Fives(4, 3), sequences([3], (4,), torch.float32))
+    assert_close(output, torch.full((3, 3), 5.0))
+
+
 def test_memory() -> None:
     laws.check_memory(nn.Linear(8, 8), 8, times=3)
 

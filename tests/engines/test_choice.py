@@ -9,7 +9,7 @@ import torch.ao.nn.quantized.dynamic as quantized
 from torch import nn
 from torch.nn.modules import module
 
-from seqbatch import encode, encode_with_state
+from seqbatch import RNNState, SeqbatchTypeError, encode, encode_with_state
 from seqbatch._hooks import HOOKS
 from seqbatch._lengths import Lengths
 from seqbatch.engines import _laid_out, _products, blocks, choose, direct, groups, packed, pads, plain, scan
@@ -78,8 +78,11 @@ def test_without_onednn() -> None:
     [
         (nn.LSTM(64, 64), [9, 1], True),
         (nn.LSTM(64, 64), [9, 9], False),  # nothing to pad
-        (nn.LSTM(64, 64), [1200, 800, 1000, 10], False),  # 1,790 rows of padding
-        (nn.LSTM(4, 4), [1200, 800, 1000, 10], True),  # of which each costs less
+        (nn.LSTM(512, 512), [500, 400, 300, 50], False),  # which cost less in several blocks
+        (nn.LSTM(4, 4), [500, 400, 300, 50], True),  # where a block costs more than it saves
+        (nn.LSTM(4, 4), [4000, 10], False),
+        (nn.LSTM(64, 64, 2, dropout=0.5), [9, 1], False),  # for what it draws
+        (nn.LSTM(64, 64, 2, dropout=0.5).eval(), [9, 1], True),
         (nn.LSTM(4, 4), [100, 1, 1, 1], False),  # more padding than steps
         (nn.LSTM(64, 64, bidirectional=True), [9, 1], False),
         (nn.LSTM(64, 64, proj_size=1), [9, 1], False),
@@ -151,6 +154,11 @@ class Own(nn.LSTM):
         return super().forward(input, hx)
 
 
+class Called(nn.LSTM):
+    def __call__(self, *arguments: Any) -> Any:
+        return super().__call__(*arguments)
+
+
 def changed(how: str) -> nn.Module:
     """Make a layer that must be called itself."""
     layer = nn.LSTM(2, 3)
@@ -158,6 +166,8 @@ def changed(how: str) -> nn.Module:
         return Own(2, 3)
     if how == "forward set on the layer":
         layer.forward = layer.forward  # type: ignore[method-assign]  # as libraries that wrap a layer do
+    if how == "own call":
+        return Called(2, 3)
     if how == "weight norm":
         nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
     if how == "hook":
@@ -178,6 +188,7 @@ def changed(how: str) -> nn.Module:
     "how",
     [
         "own forward",
+        "own call",
         "forward set on the layer",
         "weight norm",
         "hook",
@@ -189,12 +200,39 @@ def test_a_layer_that_is_more_than_its_weights_is_called(how: str) -> None:
     assert choose(changed(how), FLOAT, RAGGED) is packed.run
 
 
+def stop(module: nn.Module, given: Any, got: Any) -> Any:
+    return tuple(torch.zeros_like(gradient) for gradient in given)
+
+
 @pytest.mark.parametrize("how", ["backward hook", "backward pre-hook"])
 def test_hooks_of_the_backward_pass(how: str) -> None:
     layer = changed(how)
     assert choose(layer, FLOAT, RAGGED) is groups.run
-    with torch.no_grad():
-        assert choose(layer, FLOAT, RAGGED) is packed.run
+    x = FLOAT.clone().requires_grad_()
+    layer.register_full_backward_hook(stop)
+    (found,) = torch.autograd.grad(torch.cat(encode(layer, [x, x[:1]])).sum(), x)
+    assert not found.any()
+
+
+def test_hooks_of_the_backward_pass_through_a_state() -> None:
+    layer, calls = nn.GRU(2, 3).requires_grad_(False), []
+    layer.register_full_backward_hook(lambda *arguments: calls.append(arguments))
+    hidden = torch.randn(1, 1, 2, 3, requires_grad=True)
+    outputs, _ = encode_with_state(layer, [FLOAT, FLOAT[:1]], RNNState(hidden))
+    torch.cat(outputs).sum().backward()
+    assert len(calls) == 2
+
+
+def test_a_layer_that_gives_no_state_is_told_of_with_such_hooks_too() -> None:
+    class OutputsOnly(nn.LSTM):
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            return super().forward(input, hx)[0]
+
+    layer = OutputsOnly(2, 3)
+    for kind in ("PackedSequence", "Tensor"):
+        with pytest.raises(SeqbatchTypeError, match=f"`layer` must give a {kind} and a state for a {kind}, as its "):
+            encode(layer, [FLOAT, FLOAT[:1]])
+        layer.register_full_backward_hook(lambda *arguments: None)
 
 
 @pytest.mark.parametrize("number", range(len(HOOKS)))
