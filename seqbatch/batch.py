@@ -49,7 +49,9 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         steps = _checks.require_steps("values", values).shape[0]
         # Lengths themselves come from pickled batches, and from encoders that change them.
         structure = lengths if isinstance(lengths, Lengths) else structure_of("lengths", lengths)
-        if not torch.compiler.is_compiling() and structure.total != steps:
+        if torch.compiler.is_compiling():
+            graphs.require_lengths(structure.tensor, steps)
+        elif structure.total != steps:
             raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", structure.total)
         self._set(values, structure)
 

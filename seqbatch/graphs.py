@@ -29,6 +29,12 @@ def longest(lengths: Tensor) -> int:
     return number
 
 
+def require_lengths(lengths: Tensor, steps: int) -> None:
+    """Let the graph raise, when it runs, unless lengths are those of flat values."""
+    require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
+    require_in_graph(lengths.sum() == steps, "`lengths` must add up to the steps of `values`")
+
+
 def require_integer(total_length: Any) -> int:
     """Return the number of steps to pad to if it is an integer, and no bool, else raise."""
     if isinstance(total_length, int | torch.SymInt) and not isinstance(total_length, bool):
@@ -38,12 +44,11 @@ def require_integer(total_length: Any) -> int:
 
 def mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
     """Tell real steps from padding: `(batch, time)` or `(time, batch)`, on the host."""
-    return _mask(lengths, batch_first, side, time, "`total_length` must be at least the longest of `lengths`")
+    require_in_graph((lengths <= time).all(), "`total_length` must be at least the longest of `lengths`")
+    return _mask(lengths, batch_first, side, time)
 
 
-def _mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int, too_long: str) -> Tensor:
-    require_in_graph((lengths <= time).all(), too_long)
-    require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
+def _mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
     places = _places(lengths, side, time)
     real = (places >= 0) & (places < lengths[:, None])
     return real if batch_first else real.T
@@ -71,8 +76,6 @@ def to_padded(
     values: Tensor, lengths: Tensor, batch_first: bool, side: PaddingSide, time: int, fill: complex
 ) -> Tensor:
     """Turn flat values into `(batch, time, *features)` or `(time, batch, *features)`."""
-    # Without it steps would be left out, or padding read as steps, and nobody told.
-    require_in_graph(lengths.sum() == values.shape[0], "`lengths` must add up to the steps of `values`")
     rows = _places(lengths, side, time) + (lengths.cumsum(0) - lengths)[:, None]
     real = mask(lengths, True, side, time)
     index = torch.where(real, rows, values.shape[0]).to(values.device)
@@ -86,7 +89,9 @@ def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: Paddin
     by_batch = padded if batch_first else padded.transpose(0, 1)
     if lengths.shape[0] != by_batch.shape[0]:  # without the numbers, of which a graph makes no text
         raise complaint(SeqbatchValueError, "lengths", "be as many as the sequences of `padded`", "fewer or more")
-    real = _mask(lengths, True, side, by_batch.shape[1], "`lengths` must be at most the time axis of `padded`")
+    require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
+    require_in_graph((lengths <= by_batch.shape[1]).all(), "`lengths` must be at most the time axis of `padded`")
+    real = _mask(lengths, True, side, by_batch.shape[1])
     values: Tensor = by_batch[real.to(padded.device)]
     return values
 

@@ -127,13 +127,6 @@ def test_batches_of_other_lengths_are_refused_when_the_graph_runs() -> None:
         compiled(lambda batch: batch.to_padded(batch_first=True, total_length=4))(signals([3, 5]))
 
 
-def test_lengths_that_do_not_add_up_are_refused_when_the_graph_runs() -> None:
-    graph = compiled(lambda values, lengths: SequenceBatch(values, lengths).sum())
-    assert_close(graph(torch.ones(5), torch.tensor([3, 2])), torch.tensor([3.0, 2.0]))
-    with pytest.raises(ValueError, match="`lengths` must add up to 5, the steps of `values`; got 6"):
-        graph(torch.ones(5), torch.tensor([3, 3]))
-
-
 def test_lists_and_single_sequences() -> None:
     gru = nn.GRU(4, 3)
     graph = compiled(lambda *sequences: encode(gru, [*sequences]))

@@ -110,18 +110,3 @@ def test_padding_of_integers() -> None:
 
     model = Calls(call, nn.Identity())
     assert_close(export(model, (tokens([3, 2]),)).module()(tokens([3, 2])), model(tokens([3, 2])))
-
-
-@pytest.mark.parametrize(
-    ("lengths", "said"),
-    [([3, 1], "must add up to the steps"), ([3, 3], "must add up to the steps"), ([6, -1], "at least 0")],
-)
-def test_lengths_that_are_not_those_of_the_values(lengths: list[int], said: str) -> None:
-    def call(layer: nn.Module, values: Tensor, lengths: Tensor) -> Tensor:
-        return SequenceBatch(values, lengths).to_padded(batch_first=True)
-
-    given = torch.arange(5.0), torch.tensor([3, 2])
-    program = export(Calls(call, nn.Identity()), given, dynamic_shapes=(({0: STEPS}, {0: BATCH}),)).module()
-    assert program(*given).shape == (2, 3)
-    with pytest.raises(RuntimeError, match=f"`lengths` must be {said}" if "least" in said else f"`lengths` {said}"):
-        program(given[0], torch.tensor(lengths))

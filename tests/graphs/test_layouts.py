@@ -1,6 +1,7 @@
 """Padding in graphs: lengths and padding that do not fit are refused, and lose or change no step in silence."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from graph_models import compiled
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
-from torch.export import export
+from torch.export import Dim, export
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch
@@ -17,16 +18,48 @@ from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch
 SUM, SIGN = "`lengths` must add up to the steps of `values`", "`lengths` must be at least 0"
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_lengths_that_are_not_those_of_the_values(side: Any) -> None:
-    def call(values: Tensor, lengths: Tensor) -> Tensor:
-        return SequenceBatch(values, lengths).to_padded(batch_first=True, padding_side=side)
+def joined(one: SequenceBatch, other: SequenceBatch) -> Tensor:
+    return SequenceBatch.concat([one, other]).to_padded(batch_first=True)
 
-    graph, values = compiled(call), torch.arange(5.0)
-    assert_close(graph(values, torch.tensor([3, 2])), call(values, torch.tensor([3, 2])))
-    for lengths, said in (([2, 2], SUM), ([3, 3], SUM), ([0, 0], SUM), ([6, -1], SIGN), ([-1, 6], SIGN)):
-        with pytest.raises(RuntimeError, match=said):
-            graph(values, torch.tensor(lengths))
+
+CALLS: dict[str, Callable[[SequenceBatch, SequenceBatch], Tensor]] = {
+    "concat": joined,
+    "map": lambda one, _: one.map(torch.relu).values,
+    "mask": lambda one, _: one.mask(batch_first=True, total_length=9),
+    "offsets": lambda one, _: one.offsets,
+    "sum": lambda one, _: one.sum(),
+    "to_padded": lambda one, _: one.to_padded(batch_first=True),
+}
+
+
+class Maker(nn.Module):
+    """A model that makes batches of values and lengths, of which nobody has looked whether they fit."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, values: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        return CALLS[self.how](SequenceBatch(values, one), SequenceBatch(values, other))
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_lengths_that_are_not_those_of_the_values(how: str) -> None:
+    model, given = Maker(how), (torch.arange(5.0), torch.tensor([3, 2]), torch.tensor([1, 4]))
+    sizes = {0: Dim("steps", min=0)}, {0: Dim("one", min=0)}, {0: Dim("other", min=0)}
+    program = export(model, given, dynamic_shapes=sizes).module()
+    for graph in (compiled(model), program):
+        assert_close(graph(*given), model(*given))
+        # Those of both together may be as many as all steps, as in the first two.
+        for one, other, said in (
+            ([3, 3], [2, 2], SUM),
+            ([2, 2], [3, 3], SUM),
+            ([0, 0], [3, 2], SUM),
+            ([6, -1], [3, 2], SIGN),
+            ([3, 2], [-1, 6], SIGN),
+        ):
+            with pytest.raises(RuntimeError, match=said):
+                graph(given[0], torch.tensor(one), torch.tensor(other))
 
 
 def from_padded(padded: Tensor, lengths: Tensor) -> Tensor:
