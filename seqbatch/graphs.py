@@ -1,15 +1,16 @@
 """Layouts in graphs of torch.compile and torch.export, which know lengths as a tensor only: no plans, no numbers."""
 
-from typing import Any, cast
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqbatch._checks import complaint, integer
+from seqbatch._checks import complaint, integer, type_name
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._modes import require_in_graph
-from seqbatch.errors import SeqbatchValueError
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
 def offsets(lengths: Tensor) -> Tensor:
@@ -36,10 +37,15 @@ def require_lengths(lengths: Tensor, steps: int) -> None:
 
 
 def require_integer(total_length: Any) -> int:
-    """Return the number of steps to pad to if it is an integer, and no bool, else raise."""
-    if isinstance(total_length, int | torch.SymInt) and not isinstance(total_length, bool):
-        return cast("int", total_length)  # as it is, for in a graph it may be the name of a number
-    return integer("total_length", total_length)
+    """Return the number of steps to pad to if it is an integer, no bool, and not negative, else raise."""
+    if isinstance(total_length, float | torch.SymFloat):  # by its type, for a graph makes no text of a number
+        raise complaint(SeqbatchTypeError, "total_length", "be an integer", type_name(total_length))
+    number: int = total_length  # as it is, for in a graph it may be the name of a number
+    if isinstance(total_length, bool) or not isinstance(total_length, int | torch.SymInt):
+        number = integer("total_length", total_length)
+    message = "`total_length` must be at least 0; got a negative number."
+    torch._check_with(SeqbatchValueError, number >= 0, lambda: message)  # also where only the graph knows the number
+    return number
 
 
 def mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
@@ -54,22 +60,39 @@ def _mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> T
     return real if batch_first else real.T
 
 
-def require_fill(fill: Any, values: Tensor) -> None:
-    """Raise unless integers and bools can hold what is to stand in padding; what others cannot, PyTorch refuses."""
-    dtype = values.dtype
-    if dtype.is_floating_point or dtype.is_complex:
-        return
-    low, high = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+def require_fill(fill: Any, dtype: torch.dtype) -> complex:
+    """Return what is to stand in padding if the dtype can hold it, else raise."""
+    if not isinstance(fill, int | float | complex | torch.SymInt | torch.SymFloat):
+        # Those of NumPy are tensors to a graph, so that nobody can look at them.
+        raise complaint(SeqbatchTypeError, "padding_value", "be a number of Python in a graph", type_name(fill))
     # In words, for a graph makes no text of a number.
     found = ""
+    if isinstance(fill, complex) and not dtype.is_complex:
+        found, fill = "a complex number" if fill.imag else "", fill.real
     if isinstance(fill, complex):
-        found = "a fraction"
-    elif not low <= fill <= high:
-        found = "one out of its range"
-    elif int(fill) != fill:  # not `fill % 1`, which a graph takes for 0 where the number has but a name in it
-        found = "a fraction"
+        in_range = _is_in_range(fill.real, dtype) and _is_in_range(fill.imag, dtype)
+    else:
+        in_range = _is_in_range(fill, dtype)
+    if not in_range:
+        found = found or "one out of its range"
+    elif not (dtype.is_floating_point or dtype.is_complex) and int(fill) != fill:
+        # Not `fill % 1`, which a graph takes for 0 where the number has but a name in it.
+        found = found or "a fraction"
     if found:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", found)
+    number: complex = fill
+    return number
+
+
+def _is_in_range(number: Any, dtype: torch.dtype) -> bool:
+    """Tell whether a dtype can hold a number but for rounding; floating ones hold NaN, and infinity if there is one."""
+    if dtype is torch.bool:
+        return bool(0 <= number <= 1)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return bool(torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max)
+    if number in (math.inf, -math.inf):
+        return torch.finfo(dtype).bits > 8 or dtype is torch.float8_e5m2
+    return not abs(number) > torch.finfo(dtype).max
 
 
 def to_padded(

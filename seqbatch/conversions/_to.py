@@ -64,8 +64,8 @@ class ToLayouts:
         side = _layout_checks.require_side(padding_side)
         time = self._time(total_length)
         if torch.compiler.is_compiling():
-            graphs.require_fill(padding_value, self.values)
-            return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, padding_value)
+            fill = graphs.require_fill(padding_value, self.values.dtype)
+            return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, fill)
         fill = _layout_checks.require_padding_value(padding_value, self.values.dtype)
         return layouts.to_padded(self.values, self._lengths, batch_first, side, time, fill)
 

@@ -94,16 +94,6 @@ def test_a_layer_without_an_encoder() -> None:
         export(Calls(encoded, nn.Dropout1d()), (signals([3, 2]),))
 
 
-@pytest.mark.parametrize(("fill", "found"), [(0.5, "a fraction"), (1j, "a fraction"), (2**70, "one out of its range")])
-def test_padding_that_the_dtype_does_not_hold(fill: complex, found: str) -> None:
-    def call(layer: nn.Module, batch: SequenceBatch) -> Tensor:
-        return batch.to_padded(batch_first=True, padding_value=fill)
-
-    message = rf"`padding_value` must be a value of torch\.int64; got {found}\."
-    with pytest.raises(SeqbatchError, match=message):
-        export(Calls(call, nn.Identity()), (tokens([3, 2]),))
-
-
 def test_padding_of_integers() -> None:
     def call(layer: nn.Module, batch: SequenceBatch) -> Tensor:
         return batch.to_padded(batch_first=True, padding_value=7)
