@@ -30,12 +30,6 @@ def longest(lengths: Tensor) -> int:
     return number
 
 
-def require_lengths(lengths: Tensor, steps: int) -> None:
-    """Let the graph raise, when it runs, unless lengths are those of flat values."""
-    require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
-    require_in_graph(lengths.sum() == steps, "`lengths` must add up to the steps of `values`")
-
-
 def require_integer(total_length: Any) -> int:
     """Return the number of steps to pad to if it is an integer, no bool, and not negative, else raise."""
     if isinstance(total_length, float | torch.SymFloat):  # by its type, for a graph makes no text of a number
@@ -117,6 +111,29 @@ def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: Paddin
     real = _mask(lengths, True, side, by_batch.shape[1])
     values: Tensor = by_batch[real.to(padded.device)]
     return values
+
+
+def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """Turn a padded tensor into flat values by its mask, and give their lengths; no padding reaches any value."""
+    if mask.dtype is not torch.bool:
+        raise complaint(SeqbatchTypeError, "mask", "be a bool Tensor, True on real steps", mask.dtype)
+    if mask.dim() != 2 or mask.shape[0] != padded.shape[0] or mask.shape[1] != padded.shape[1]:
+        raise complaint(SeqbatchValueError, "mask", "have the first two axes of `padded`", "others")
+    by_batch, real = (padded, mask) if batch_first else (padded.transpose(0, 1), mask.T)
+    starts = (real & ~functional.pad(real, (1, 0))[:, :-1]).sum(1)
+    require_in_graph((starts <= 1).all(), "`mask` must have its True steps side by side in each sequence")
+    values: Tensor = by_batch[real.to(padded.device)]
+    return values, real.sum(1).cpu()
+
+
+def lengths_between(offsets: Tensor, steps: int) -> Tensor:
+    """Give the lengths between offsets, which must go from 0 to the steps of flat values and never fall."""
+    torch._check(offsets.shape[0] > 0, lambda: "`offsets` must start with 0; got no offsets.")
+    lengths = offsets.diff()
+    require_in_graph((offsets[:1] == 0).all(), "`offsets` must start with 0")
+    require_in_graph((offsets[-1:] == steps).all(), "`offsets` must end with the steps of `values`")
+    require_in_graph((lengths >= 0).all(), "`offsets` must never fall")
+    return lengths
 
 
 def _places(lengths: Tensor, side: PaddingSide, time: int) -> Tensor:
