@@ -20,7 +20,9 @@ from graph_models import (
 )
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from torch import Tensor, nn
+from torch._dynamo.decorators import mark_unbacked
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
 
 from seqbatch import SequenceBatch, encode, encode_with_state
 from seqbatch.layers import AttentionPool, LockedDropout, MeanPool, Residual, TwoWay, WordDropout
@@ -55,6 +57,43 @@ def test_a_model_is_one_graph_for_all_lengths(kind: str) -> None:
         batch = tokens(lengths)
         check_alone(model, batch, graph(batch))
     assert graphs() <= 6  # torch itself makes others for sizes of 0 and 1: of sequences, of steps, and of both
+
+
+def unbacked(batch: SequenceBatch) -> SequenceBatch:
+    """Keep PyTorch from making graphs of their own for 0 and 1 sequence or step."""
+    for leaf in tree_leaves(batch):
+        mark_unbacked(leaf, 0)
+    return batch
+
+
+@pytest.mark.parametrize("first", ["ragged", "all 0", "none"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_model_is_one_graph_for_sizes_of_0_and_1_too_if_they_are_marked(kind: str, first: str) -> None:
+    model, patterns = Tagger(kind), PATTERNS | SMALL
+    graph, weights = compiled(model), [*model.parameters()]
+    for lengths in (patterns[first], *patterns.values()):
+        batch = unbacked(tokens(lengths))
+        results = graph(batch)
+        check_alone(model, batch, results)
+        found, wanted = (
+            torch.autograd.grad(outputs.values.square().sum() + means.sin().sum() + state.last().sum(), weights)
+            for outputs, means, state in (results, model(batch))
+        )
+        assert_close(found, wanted)
+    assert graphs() == 1
+
+
+def test_layouts_are_one_graph_for_sizes_of_0_and_1_too_if_they_are_marked() -> None:
+    def call(one: SequenceBatch, other: SequenceBatch) -> Any:
+        padded = one.to_padded(batch_first=True, padding_side="left", padding_value=7.0)
+        joined = SequenceBatch.concat([one, other.map(torch.relu)])
+        return padded, one.mask(batch_first=False), one.offsets, joined, joined.softmax(), one.map(torch.add, one)
+
+    graph = compiled(call)
+    for lengths in (PATTERNS | SMALL).values():
+        given = unbacked(signals(lengths)), unbacked(signals([2, *lengths[1:]], seed=1))
+        assert_close(tensors(graph(*given)), tensors(call(*given)))
+    assert graphs() == 1
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
