@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._dynamo as dynamo
 from graph_models import (
+    ALL_0,
     LAYERS,
     PATTERNS,
     SMALL,
@@ -35,6 +36,8 @@ def same(function: Function, *batches: Any) -> None:
         given = [make(lengths) for make in batches]
         assert_close(tensors(graph(*given)), tensors(function(*given)))
     assert graphs() == 1
+    given = [make(ALL_0) for make in batches]
+    assert_close(tensors(graph(*given)), tensors(function(*given)))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -97,12 +100,12 @@ def test_layouts_are_one_graph_for_sizes_of_0_and_1_too_if_they_are_marked() -> 
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("kind", LAYERS)
 def test_inductor(kind: str) -> None:
     model = Tagger(kind)
     graph = compiled(model, backend="inductor")
-    for name in ("ragged", "with 0s", "ragged sorted"):
-        batch = tokens(PATTERNS[name])
+    for lengths in (*PATTERNS.values(), ALL_0):
+        batch = unbacked(tokens(lengths))
         with torch.no_grad():
             check_alone(model, batch, graph(batch))
         model.zero_grad()
@@ -111,6 +114,7 @@ def test_inductor(kind: str) -> None:
         model.zero_grad()
         model(batch)[0].values.square().sum().backward()
         assert_close(found, [weight.grad for weight in model.parameters()])
+    assert graphs() == 2  # with gradients and without
 
 
 @pytest.mark.parametrize("how", ["first", "last", "max", "mean", "min", "reverse", "softmax", "sum"])
@@ -231,3 +235,9 @@ def test_autocast_gives_the_dtypes_that_it_gives_without_a_graph(kind: str, give
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = tensors(graph(batch)), tensors(encode_with_state(layer, batch))
     assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    weights = [*layer.parameters()]
+    gradients = [
+        torch.autograd.grad(torch.stack([part.float().sum() for part in parts]).sum(), weights)
+        for parts in (found, expected)
+    ]
+    assert_close(*gradients, rtol=2e-2, atol=2e-2)

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from graph_models import PATTERNS, signals, tokens
+from graph_models import ALL_0, PATTERNS, SMALL, signals, tokens
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchError, SequenceBatch, encode
+from seqbatch import LSTMState, SeqbatchError, SequenceBatch, encode, encode_with_state
 from seqbatch.layers import LockedDropout, MeanPool, WordDropout
 
 STEPS, BATCH = Dim("steps", min=0), Dim("batch", min=0)
@@ -61,10 +61,29 @@ def autocasts(layer: nn.Module, batch: SequenceBatch) -> Any:
 def test_what_else_a_graph_holds(function: Callable[..., Any], layer: nn.Module) -> None:
     model = Calls(function, layer).eval()
     program = export(model, (signals([3, 2, 4]),), dynamic_shapes=(([{0: STEPS}, {0: BATCH}],),)).module()
-    for lengths in PATTERNS.values():
+    for lengths in (*PATTERNS.values(), ALL_0):
         batch = signals(lengths)
         with torch.no_grad():
             assert_close(program(batch), model(batch), rtol=2e-2, atol=2e-2)
+
+
+def test_a_state_goes_in_and_out() -> None:
+    def call(layer: nn.Module, batch: SequenceBatch, state: LSTMState) -> Any:
+        return encode_with_state(layer, batch, state)
+
+    def state_of(number: int) -> LSTMState:
+        return LSTMState(torch.randn(2, 1, number, 3), torch.randn(2, 1, number, 3))
+
+    model = Calls(call, nn.LSTM(4, 3, num_layers=2)).eval()
+    shapes = (([{0: STEPS}, {0: BATCH}], [{2: BATCH}, {2: BATCH}]),)
+    program = export(model, (signals([3, 2, 4, 1, 5]), state_of(5)), dynamic_shapes=shapes).module()
+    for lengths in (PATTERNS | SMALL).values():
+        batch, state = signals(lengths), state_of(len(lengths))
+        found, end = program(batch, state)
+        with torch.no_grad():
+            wanted, last = model(batch, state)
+        assert found.lengths == wanted.lengths
+        assert_close([found.values, end.hidden, end.cell], [wanted.values, last.hidden, last.cell])
 
 
 def test_dropout_of_a_model_in_training_mode_is_in_the_graph() -> None:

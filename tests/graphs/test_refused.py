@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo as dynamo
+import torch._functorch.config as functorch_config
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from graph_models import compiled, signals, tensors, tokens
 from torch import Tensor, nn
@@ -157,3 +158,13 @@ def test_the_operator_itself_loses_no_tangent() -> None:
         torch.func.jvp(call, (values,), (torch.ones_like(values),))
     with forward_ad.dual_level(), pytest.raises(SeqbatchError, match=re.escape(MESSAGE)):
         call(forward_ad.make_dual(values, torch.ones_like(values)))
+
+
+def test_gradients_of_gradients_through_a_graph() -> None:
+    gru, batch = nn.GRU(4, 3), signals([3, 2])
+    values = batch.values.requires_grad_()
+    with functorch_config.patch(donated_buffer=False):  # else that is what PyTorch says, and how to have it
+        loss = compiled(lambda values: encode(gru, batch.with_values(values)).values.sin().sum())(values)
+        (gradient,) = torch.autograd.grad(loss, values, create_graph=True)
+        with pytest.raises(RuntimeError, match="does not currently support double backward"):
+            torch.autograd.grad(gradient.sum(), values)
