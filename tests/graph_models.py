@@ -30,7 +30,7 @@ LAYERS: dict[str, Any] = {
     "lstm": lambda: nn.LSTM(4, 3, num_layers=2, bidirectional=True),
     "projected": lambda: nn.LSTM(4, 3, proj_size=2, bias=False),
     "gru": lambda: nn.GRU(4, 3, num_layers=2),
-    "relu": lambda: nn.RNN(4, 3, bidirectional=True, nonlinearity="relu"),
+    "rnn": lambda: nn.RNN(4, 3, bidirectional=True, nonlinearity="relu"),
     "tanh": lambda: nn.RNN(4, 3),
 }
 

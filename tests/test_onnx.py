@@ -63,7 +63,7 @@ class Session:
         return [node.op_type for node in self.program.model.graph]
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "tanh"])
 def test_a_model(kind: str, tmp_path: Path) -> None:
     model = Tagger(kind)
     run = Session(model, tokens([3, 5, 0]), tmp_path / "model.onnx")
@@ -301,4 +301,4 @@ def test_what_is_refused(model: Any, example: Any, kind: type[Exception], said: 
 
 
 def test_all_kinds_are_there() -> None:
-    assert {*LAYERS} == {"lstm", "projected", "gru", "rnn"}
+    assert {*LAYERS} == {"lstm", "projected", "gru", "rnn", "tanh"}
