@@ -59,22 +59,19 @@ def require_fill(fill: Any, dtype: torch.dtype) -> complex:
     if not isinstance(fill, int | float | complex | torch.SymInt | torch.SymFloat):
         # Those of NumPy are tensors to a graph, so that nobody can look at them.
         raise complaint(SeqbatchTypeError, "padding_value", "be a number of Python in a graph", type_name(fill))
+    parts: list[Any] = [fill.real, fill.imag] if isinstance(fill, complex) else [fill]
     # In words, for a graph makes no text of a number.
     found = ""
-    if isinstance(fill, complex) and not dtype.is_complex:
-        found, fill = "a complex number" if fill.imag else "", fill.real
-    if isinstance(fill, complex):
-        in_range = _is_in_range(fill.real, dtype) and _is_in_range(fill.imag, dtype)
-    else:
-        in_range = _is_in_range(fill, dtype)
-    if not in_range:
-        found = found or "one out of its range"
-    elif not (dtype.is_floating_point or dtype.is_complex) and int(fill) != fill:
-        # Not `fill % 1`, which a graph takes for 0 where the number has but a name in it.
-        found = found or "a fraction"
+    if len(parts) == 2 and not dtype.is_complex and parts.pop():
+        found = "a complex number"
+    elif not all(_is_in_range(part, dtype) for part in parts):
+        found = "one out of its range"
+    elif not (dtype.is_floating_point or dtype.is_complex) and int(parts[0]) != parts[0]:
+        # Not `parts[0] % 1`, which a graph takes for 0 where the number has but a name in it.
+        found = "a fraction"
     if found:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", found)
-    number: complex = fill
+    number: complex = complex(*parts) if len(parts) == 2 else parts[0]
     return number
 
 
