@@ -36,6 +36,8 @@ def counted(number: int, what: str) -> str:
 
 def describe(layer: nn.Module) -> str:
     """Name a layer with its sizes, in one line."""
+    if torch.compiler.is_compiling():  # which cannot look into what some layers do to tell their sizes
+        return type(layer).__name__
     try:
         sizes = layer.extra_repr()
     except Exception:  # what a layer cannot say of itself must not stand in for the error that is to be told

@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor
 
-from seqbatch._checks import integers, lengths_of, require_integers, same_lengths
+from seqbatch._checks import complaint, integers, lengths_of, require_integers, same_lengths
 from seqbatch._lengths import Lengths
 from seqbatch._modes import require_in_graph
+from seqbatch.errors import SeqbatchValueError
 
 
 def structure_of(subject: str, value: object) -> Lengths:
@@ -24,6 +25,15 @@ def structure_of_sizes(sizes: tuple[int, ...]) -> Lengths:
     lengths = Lengths.from_tensor(torch.tensor(sizes, dtype=torch.int64, device="cpu"))
     lengths.sizes = sizes
     return lengths
+
+
+def require_total(lengths: Lengths, steps: int) -> None:
+    """Raise unless lengths add up to the steps of flat values; in a graph it is the graph that raises, when it runs."""
+    if torch.compiler.is_compiling():
+        require_in_graph((lengths.tensor >= 0).all(), "`lengths` must be at least 0")
+        require_in_graph(lengths.tensor.sum() == steps, "`lengths` must add up to the steps of `values`")
+    elif lengths.total != steps:
+        raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", lengths.total)
 
 
 def require_same(subject: str, lengths: Lengths, like: Lengths) -> None:

@@ -6,6 +6,8 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from seqbatch._modes import refuse_in_a_graph
+
 
 class TensorLike(ABC):
     """What a SequenceBatch can do as a Tensor does it; the lengths stay on the host."""
@@ -62,6 +64,7 @@ class TensorLike(ABC):
         >>> pinned.lengths
         (2, 1)
         """
+        refuse_in_a_graph("page-locked memory")
         return self.with_values(self.values.pin_memory())
 
     def detach(self) -> Self:

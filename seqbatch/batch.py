@@ -10,9 +10,10 @@ from torch import Tensor
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
 from seqbatch._lengths import Lengths
+from seqbatch._modes import refuse_in_a_graph
 from seqbatch._plans import select_plan
 from seqbatch._reduce import reduce
-from seqbatch._structures import require_same, structure_of
+from seqbatch._structures import require_same, require_total, structure_of
 from seqbatch._tensor_like import TensorLike
 from seqbatch._tensor_sequence import TensorSequence
 from seqbatch.conversions import FromLayouts, ToLayouts
@@ -49,8 +50,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         steps = _checks.require_steps("values", values).shape[0]
         # Lengths themselves come from pickled batches, and from encoders that change them.
         structure = lengths if isinstance(lengths, Lengths) else structure_of("lengths", lengths)
-        if not torch.compiler.is_compiling() and structure.total != steps:
-            raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", structure.total)
+        require_total(structure, steps)
         self._set(values, structure)
 
     @classmethod
@@ -147,6 +147,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         >>> batch[0], batch[[1, 0]].values
         (tensor([1, 2]), tensor([3, 1, 2]))
         """
+        refuse_in_a_graph("lengths")
         if _indices.is_one_index(index):
             i = _indices.position("index", index, len(self))
             start = int(self._lengths.offsets[i])

@@ -1,15 +1,16 @@
 """Layouts in graphs of torch.compile and torch.export, which know lengths as a tensor only: no plans, no numbers."""
 
-from typing import Any, cast
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqbatch._checks import complaint, integer
+from seqbatch._checks import complaint, integer, type_name
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._modes import require_in_graph
-from seqbatch.errors import SeqbatchValueError
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
 def offsets(lengths: Tensor) -> Tensor:
@@ -30,49 +31,65 @@ def longest(lengths: Tensor) -> int:
 
 
 def require_integer(total_length: Any) -> int:
-    """Return the number of steps to pad to if it is an integer, and no bool, else raise."""
-    if isinstance(total_length, int | torch.SymInt) and not isinstance(total_length, bool):
-        return cast("int", total_length)  # as it is, for in a graph it may be the name of a number
-    return integer("total_length", total_length)
+    """Return the number of steps to pad to if it is an integer, no bool, and not negative, else raise."""
+    if isinstance(total_length, float | torch.SymFloat):  # by its type, for a graph makes no text of a number
+        raise complaint(SeqbatchTypeError, "total_length", "be an integer", type_name(total_length))
+    number: int = total_length  # as it is, for in a graph it may be the name of a number
+    if isinstance(total_length, bool) or not isinstance(total_length, int | torch.SymInt):
+        number = integer("total_length", total_length)
+    message = "`total_length` must be at least 0; got a negative number."
+    torch._check_with(SeqbatchValueError, number >= 0, lambda: message)  # also where only the graph knows the number
+    return number
 
 
 def mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
     """Tell real steps from padding: `(batch, time)` or `(time, batch)`, on the host."""
-    return _mask(lengths, batch_first, side, time, "`total_length` must be at least the longest of `lengths`")
+    require_in_graph((lengths <= time).all(), "`total_length` must be at least the longest of `lengths`")
+    return _mask(lengths, batch_first, side, time)
 
 
-def _mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int, too_long: str) -> Tensor:
-    require_in_graph((lengths <= time).all(), too_long)
-    require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
+def _mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
     places = _places(lengths, side, time)
     real = (places >= 0) & (places < lengths[:, None])
     return real if batch_first else real.T
 
 
-def require_fill(fill: Any, values: Tensor) -> None:
-    """Raise unless integers and bools can hold what is to stand in padding; what others cannot, PyTorch refuses."""
-    dtype = values.dtype
-    if dtype.is_floating_point or dtype.is_complex:
-        return
-    low, high = (0, 1) if dtype is torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+def require_fill(fill: Any, dtype: torch.dtype) -> complex:
+    """Return what is to stand in padding if the dtype can hold it, else raise."""
+    if not isinstance(fill, int | float | complex | torch.SymInt | torch.SymFloat):
+        # Those of NumPy are tensors to a graph, so that nobody can look at them.
+        raise complaint(SeqbatchTypeError, "padding_value", "be a number of Python in a graph", type_name(fill))
+    parts: list[Any] = [fill.real, fill.imag] if isinstance(fill, complex) else [fill]
     # In words, for a graph makes no text of a number.
     found = ""
-    if isinstance(fill, complex):
-        found = "a fraction"
-    elif not low <= fill <= high:
+    if len(parts) == 2 and not dtype.is_complex and parts.pop():
+        found = "a complex number"
+    elif not all(_is_in_range(part, dtype) for part in parts):
         found = "one out of its range"
-    elif int(fill) != fill:  # not `fill % 1`, which a graph takes for 0 where the number has but a name in it
+    elif not (dtype.is_floating_point or dtype.is_complex) and int(parts[0]) != parts[0]:
+        # Not `parts[0] % 1`, which a graph takes for 0 where the number has but a name in it.
         found = "a fraction"
     if found:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", found)
+    number: complex = complex(*parts) if len(parts) == 2 else parts[0]
+    return number
+
+
+def _is_in_range(number: Any, dtype: torch.dtype) -> bool:
+    """Tell whether a dtype can hold a number but for rounding; floating ones hold NaN, and infinity if there is one."""
+    if dtype is torch.bool:
+        return bool(0 <= number <= 1)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return bool(torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max)
+    if number in (math.inf, -math.inf):
+        return torch.finfo(dtype).bits > 8 or dtype is torch.float8_e5m2
+    return not abs(number) > torch.finfo(dtype).max
 
 
 def to_padded(
     values: Tensor, lengths: Tensor, batch_first: bool, side: PaddingSide, time: int, fill: complex
 ) -> Tensor:
     """Turn flat values into `(batch, time, *features)` or `(time, batch, *features)`."""
-    # Without it steps would be left out, or padding read as steps, and nobody told.
-    require_in_graph(lengths.sum() == values.shape[0], "`lengths` must add up to the steps of `values`")
     rows = _places(lengths, side, time) + (lengths.cumsum(0) - lengths)[:, None]
     real = mask(lengths, True, side, time)
     index = torch.where(real, rows, values.shape[0]).to(values.device)
@@ -86,9 +103,34 @@ def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: Paddin
     by_batch = padded if batch_first else padded.transpose(0, 1)
     if lengths.shape[0] != by_batch.shape[0]:  # without the numbers, of which a graph makes no text
         raise complaint(SeqbatchValueError, "lengths", "be as many as the sequences of `padded`", "fewer or more")
-    real = _mask(lengths, True, side, by_batch.shape[1], "`lengths` must be at most the time axis of `padded`")
+    require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
+    require_in_graph((lengths <= by_batch.shape[1]).all(), "`lengths` must be at most the time axis of `padded`")
+    real = _mask(lengths, True, side, by_batch.shape[1])
     values: Tensor = by_batch[real.to(padded.device)]
     return values
+
+
+def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    """Turn a padded tensor into flat values by its mask, and give their lengths; no padding reaches any value."""
+    if mask.dtype is not torch.bool:
+        raise complaint(SeqbatchTypeError, "mask", "be a bool Tensor, True on real steps", mask.dtype)
+    if mask.dim() != 2 or mask.shape[0] != padded.shape[0] or mask.shape[1] != padded.shape[1]:
+        raise complaint(SeqbatchValueError, "mask", "have the first two axes of `padded`", "others")
+    by_batch, real = (padded, mask) if batch_first else (padded.transpose(0, 1), mask.T)
+    starts = (real & ~functional.pad(real, (1, 0))[:, :-1]).sum(1)
+    require_in_graph((starts <= 1).all(), "`mask` must have its True steps side by side in each sequence")
+    values: Tensor = by_batch[real.to(padded.device)]
+    return values, real.sum(1).cpu()
+
+
+def lengths_between(offsets: Tensor, steps: int) -> Tensor:
+    """Give the lengths between offsets, which must go from 0 to the steps of flat values and never fall."""
+    torch._check(offsets.shape[0] > 0, lambda: "`offsets` must start with 0; got no offsets.")
+    lengths = offsets.diff()
+    require_in_graph((offsets[:1] == 0).all(), "`offsets` must start with 0")
+    require_in_graph((offsets[-1:] == steps).all(), "`offsets` must end with the steps of `values`")
+    require_in_graph((lengths >= 0).all(), "`offsets` must never fall")
+    return lengths
 
 
 def _places(lengths: Tensor, side: PaddingSide, time: int) -> Tensor:

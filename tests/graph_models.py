@@ -23,13 +23,15 @@ PATTERNS: dict[str, list[int]] = {
     "with 1s": [1, 1, 7],
     "one of many": [2, 9],
 }
-SMALL: dict[str, list[int]] = {"all 0": [0, 0, 0], "one": [4], "one step": [1], "one of none": [0], "none": []}
+ALL_0 = [0, 0, 0]  # the sixth, which is of a size that torch makes another graph for
+SMALL: dict[str, list[int]] = {"all 0": ALL_0, "one": [4], "one step": [1], "one of none": [0], "none": []}
 
 LAYERS: dict[str, Any] = {
     "lstm": lambda: nn.LSTM(4, 3, num_layers=2, bidirectional=True),
     "projected": lambda: nn.LSTM(4, 3, proj_size=2, bias=False),
     "gru": lambda: nn.GRU(4, 3, num_layers=2),
     "rnn": lambda: nn.RNN(4, 3, bidirectional=True, nonlinearity="relu"),
+    "tanh": lambda: nn.RNN(4, 3),
 }
 
 

@@ -12,6 +12,7 @@ from seqbatch import _checks, _layout_checks, graphs, layouts
 from seqbatch._checks import complaint
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._lengths import Lengths
+from seqbatch._modes import refuse_in_a_graph
 from seqbatch._structures import structure_of, structure_of_sizes
 from seqbatch.errors import SeqbatchValueError
 
@@ -117,6 +118,9 @@ class FromLayouts(ABC):
         tensor([1, 2, 3])
         """
         _layout_checks.padded_shape("padded", padded, batch_first)
+        if torch.compiler.is_compiling():
+            values, lengths = graphs.from_mask(padded, _checks.require_tensor("mask", mask), batch_first)
+            return cls._of(values, Lengths.from_tensor(lengths))
         real = _layout_checks.require_mask("mask", mask, tuple(padded.shape[:2]), batch_first)
         counts = real.sum(1 if batch_first else 0)
         return cls._of(layouts.from_masked(padded, real, batch_first), Lengths(tuple(counts.tolist())))
@@ -144,6 +148,7 @@ class FromLayouts(ABC):
         >>> SequenceBatch.from_packed(packed).values
         tensor([1, 2, 3])
         """
+        refuse_in_a_graph("the sizes of a PackedSequence")
         lengths = Lengths.from_batch_sizes(*_layout_checks.require_packed("packed", packed))
         return cls._of(layouts.from_packed(packed.data, lengths), lengths)
 
@@ -169,6 +174,7 @@ class FromLayouts(ABC):
         >>> SequenceBatch.from_nested(nested).lengths
         (2, 3)
         """
+        refuse_in_a_graph("the lengths of a nested tensor")
         values, lengths = layouts.from_nested(_layout_checks.require_nested("nested", nested))
         return cls._of(values, lengths)
 
@@ -192,5 +198,8 @@ class FromLayouts(ABC):
         >>> SequenceBatch.from_offsets(torch.zeros(9, 5), [0, 2, 2, 9]).lengths
         (2, 0, 7)
         """
-        steps = len(_checks.require_steps("values", values))
+        steps = _checks.require_steps("values", values).shape[0]
+        if torch.compiler.is_compiling():
+            numbers = structure_of("offsets", offsets).tensor
+            return cls._of(values, Lengths.from_tensor(graphs.lengths_between(numbers, steps)))
         return cls._of(values, Lengths(_layout_checks.lengths_of_offsets("offsets", offsets, steps)))

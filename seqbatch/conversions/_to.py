@@ -8,6 +8,7 @@ from seqbatch import _layout_checks, graphs, layouts
 from seqbatch._checks import complaint
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._lengths import Lengths, to_device
+from seqbatch._modes import refuse_in_a_graph
 from seqbatch._plans import mask
 from seqbatch.errors import SeqbatchValueError
 
@@ -64,8 +65,8 @@ class ToLayouts:
         side = _layout_checks.require_side(padding_side)
         time = self._time(total_length)
         if torch.compiler.is_compiling():
-            graphs.require_fill(padding_value, self.values)
-            return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, padding_value)
+            fill = graphs.require_fill(padding_value, self.values.dtype)
+            return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, fill)
         fill = _layout_checks.require_padding_value(padding_value, self.values.dtype)
         return layouts.to_padded(self.values, self._lengths, batch_first, side, time, fill)
 
@@ -101,6 +102,7 @@ class ToLayouts:
         >>> SequenceBatch(torch.zeros(3, 5), [2, 1]).to_nested().is_nested
         True
         """
+        refuse_in_a_graph("the lengths of a nested tensor")
         return layouts.to_nested(self.values, self._lengths)
 
     def mask(

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch._dynamo as dynamo
 from graph_models import (
+    ALL_0,
     LAYERS,
     PATTERNS,
     SMALL,
@@ -20,7 +21,9 @@ from graph_models import (
 )
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from torch import Tensor, nn
+from torch._dynamo.decorators import mark_unbacked
 from torch.testing import assert_close
+from torch.utils._pytree import tree_leaves
 
 from seqbatch import SequenceBatch, encode, encode_with_state
 from seqbatch.layers import AttentionPool, LockedDropout, MeanPool, Residual, TwoWay, WordDropout
@@ -33,6 +36,8 @@ def same(function: Function, *batches: Any) -> None:
         given = [make(lengths) for make in batches]
         assert_close(tensors(graph(*given)), tensors(function(*given)))
     assert graphs() == 1
+    given = [make(ALL_0) for make in batches]
+    assert_close(tensors(graph(*given)), tensors(function(*given)))
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -57,13 +62,50 @@ def test_a_model_is_one_graph_for_all_lengths(kind: str) -> None:
     assert graphs() <= 6  # torch itself makes others for sizes of 0 and 1: of sequences, of steps, and of both
 
 
+def unbacked(batch: SequenceBatch) -> SequenceBatch:
+    """Keep PyTorch from making graphs of their own for 0 and 1 sequence or step."""
+    for leaf in tree_leaves(batch):
+        mark_unbacked(leaf, 0)
+    return batch
+
+
+@pytest.mark.parametrize("first", ["ragged", "all 0", "none"])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_model_is_one_graph_for_sizes_of_0_and_1_too_if_they_are_marked(kind: str, first: str) -> None:
+    model, patterns = Tagger(kind), PATTERNS | SMALL
+    graph, weights = compiled(model), [*model.parameters()]
+    for lengths in (patterns[first], *patterns.values()):
+        batch = unbacked(tokens(lengths))
+        results = graph(batch)
+        check_alone(model, batch, results)
+        found, wanted = (
+            torch.autograd.grad(outputs.values.square().sum() + means.sin().sum() + state.last().sum(), weights)
+            for outputs, means, state in (results, model(batch))
+        )
+        assert_close(found, wanted)
+    assert graphs() == 1
+
+
+def test_layouts_are_one_graph_for_sizes_of_0_and_1_too_if_they_are_marked() -> None:
+    def call(one: SequenceBatch, other: SequenceBatch) -> Any:
+        padded = one.to_padded(batch_first=True, padding_side="left", padding_value=7.0)
+        joined = SequenceBatch.concat([one, other.map(torch.relu)])
+        return padded, one.mask(batch_first=False), one.offsets, joined, joined.softmax(), one.map(torch.add, one)
+
+    graph = compiled(call)
+    for lengths in (PATTERNS | SMALL).values():
+        given = unbacked(signals(lengths)), unbacked(signals([2, *lengths[1:]], seed=1))
+        assert_close(tensors(graph(*given)), tensors(call(*given)))
+    assert graphs() == 1
+
+
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+@pytest.mark.parametrize("kind", LAYERS)
 def test_inductor(kind: str) -> None:
     model = Tagger(kind)
     graph = compiled(model, backend="inductor")
-    for name in ("ragged", "with 0s", "ragged sorted"):
-        batch = tokens(PATTERNS[name])
+    for lengths in (*PATTERNS.values(), ALL_0):
+        batch = unbacked(tokens(lengths))
         with torch.no_grad():
             check_alone(model, batch, graph(batch))
         model.zero_grad()
@@ -72,6 +114,7 @@ def test_inductor(kind: str) -> None:
         model.zero_grad()
         model(batch)[0].values.square().sum().backward()
         assert_close(found, [weight.grad for weight in model.parameters()])
+    assert graphs() == 2  # with gradients and without
 
 
 @pytest.mark.parametrize("how", ["first", "last", "max", "mean", "min", "reverse", "softmax", "sum"])
@@ -125,13 +168,6 @@ def test_batches_of_other_lengths_are_refused_when_the_graph_runs() -> None:
         graph(signals([3, 2]), signals([2, 3]))
     with pytest.raises(RuntimeError, match=r"`total_length` must be at least the longest of `lengths`"):
         compiled(lambda batch: batch.to_padded(batch_first=True, total_length=4))(signals([3, 5]))
-
-
-def test_lengths_that_do_not_add_up_are_refused_when_the_graph_runs() -> None:
-    graph = compiled(lambda values, lengths: SequenceBatch(values, lengths).sum())
-    assert_close(graph(torch.ones(5), torch.tensor([3, 2])), torch.tensor([3.0, 2.0]))
-    with pytest.raises(ValueError, match="`lengths` must add up to 5, the steps of `values`; got 6"):
-        graph(torch.ones(5), torch.tensor([3, 3]))
 
 
 def test_lists_and_single_sequences() -> None:
@@ -199,3 +235,9 @@ def test_autocast_gives_the_dtypes_that_it_gives_without_a_graph(kind: str, give
     with torch.autocast("cpu", torch.bfloat16):
         found, expected = tensors(graph(batch)), tensors(encode_with_state(layer, batch))
     assert_close(found, expected, rtol=2e-2, atol=2e-2)
+    weights = [*layer.parameters()]
+    gradients = [
+        torch.autograd.grad(torch.stack([part.float().sum() for part in parts]).sum(), weights)
+        for parts in (found, expected)
+    ]
+    assert_close(*gradients, rtol=2e-2, atol=2e-2)

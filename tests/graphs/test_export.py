@@ -10,6 +10,7 @@ import pytest
 import torch
 from graph_models import LAYERS, PATTERNS, SMALL, Tagger, check_alone, signals, tokens
 from torch import Tensor, nn
+from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram, export
 from torch.testing import assert_close
 
@@ -65,10 +66,31 @@ def test_padded_sequences_and_their_lengths(kind: str) -> None:
         program(torch.zeros(2, 3, dtype=torch.int64), torch.tensor([4, 3]))
 
 
-def test_nothing_of_a_backward_pass_is_exported() -> None:
+@pytest.mark.parametrize("kind", LAYERS)
+def test_gradients_through_a_program(kind: str) -> None:
+    model = Tagger(kind)
+    program: Any = exported(model).module()
+    weights = dict(program.named_parameters())
+    for lengths in (PATTERNS | SMALL).values():
+        batch = tokens(lengths)
+        losses = [
+            outputs.values.square().sum() + means.sin().sum() + state.last().sum()
+            for outputs, means, state in (program(batch), model(batch))
+        ]
+        found = torch.autograd.grad(losses[0], [weights[name] for name, _ in model.named_parameters()])
+        assert_close(found, torch.autograd.grad(losses[1], [*model.parameters()]))
+
+
+def test_nothing_of_a_backward_pass_is_kept_by_a_program() -> None:
     for node in exported(Tagger("lstm")).graph.nodes:
         if "seqbatch" in str(node.target):
             assert True not in node.args[-1]
+
+
+def test_an_example_that_is_too_small() -> None:
+    for lengths in ([4], [0, 0]):
+        with pytest.raises(UserError, match="Constraints violated"):
+            export(Tagger("gru"), (tokens(lengths),), dynamic_shapes=([{0: STEPS}, {0: BATCH}],))
 
 
 PROGRAM = """
@@ -76,27 +98,35 @@ import sys
 import torch
 import seqbatch
 
-program = torch.export.load(sys.argv[1]).module()
-given = torch.load(sys.argv[2])
-results = [program(batch)[:2] for batch in given]
-torch.save([(outputs.values, outputs.lengths, means) for outputs, means in results], sys.argv[3])
+folder = sys.argv[1]
+given, found = torch.load(f"{folder}/given.pt"), {}
+for kind in sys.argv[2:]:
+    program = torch.export.load(f"{folder}/{kind}.pt2").module()
+    found[kind] = [program(batch) for batch in given]
+torch.save(
+    {
+        kind: [(outputs.values, outputs.lengths, means, state.to_torch()) for outputs, means, state in results]
+        for kind, results in found.items()
+    },
+    f"{folder}/found.pt",
+)
 """
 
 
 def test_a_fresh_process_gives_the_same(tmp_path: Path) -> None:
-    model = Tagger("lstm")
+    models = {kind: Tagger(kind) for kind in LAYERS}
     batches = [tokens(lengths) for lengths in (PATTERNS | SMALL).values()]
-    program, given, found = (str(tmp_path / name) for name in ("program.pt2", "given.pt", "found.pt"))
-    torch.export.save(exported(model), program)
-    torch.save(batches, given)
-    subprocess.run([sys.executable, "-c", PROGRAM, program, given, found], check=True, timeout=120)
-    results: Any = torch.load(found)
-    for batch, (values, lengths, means) in zip(batches, results, strict=True):
-        with torch.no_grad():
-            outputs, wanted, _ = model(batch)
-        assert lengths == batch.lengths
-        assert_close(values, outputs.values)
-        assert_close(means, wanted)
+    for kind, model in models.items():
+        torch.export.save(exported(model), tmp_path / f"{kind}.pt2")
+    torch.save(batches, tmp_path / "given.pt")
+    subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), *models], check=True, timeout=120)
+    found: Any = torch.load(tmp_path / "found.pt")
+    for kind, model in models.items():
+        for batch, (values, lengths, means, state) in zip(batches, found[kind], strict=True):
+            with torch.no_grad():
+                outputs, wanted, end = model(batch)
+            assert lengths == batch.lengths
+            assert_close((values, means, state), (outputs.values, wanted, end.to_torch()))
 
 
 class Summary(nn.Module):
@@ -110,6 +140,19 @@ class Summary(nn.Module):
         return encode(self.gru, SequenceBatch(values, lengths)).mean()
 
 
+AHEAD_OF_TIME = """
+import sys
+import torch
+import seqbatch
+
+folder = sys.argv[1]
+run = torch._inductor.aoti_load_package(f"{folder}/model.pt2")
+with torch.no_grad():
+    found = [run(values, lengths) for values, lengths in torch.load(f"{folder}/given.pt")]
+torch.save(found, f"{folder}/found.pt")
+"""
+
+
 # Of what Inductor does itself.
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated", r"ignore:`isinstance\(treespec, LeafSpec\)` is")
 def test_ahead_of_time_where_python_is(tmp_path: Path) -> None:
@@ -119,8 +162,13 @@ def test_ahead_of_time_where_python_is(tmp_path: Path) -> None:
     program = export(model, (batch.values, torch.tensor(batch.lengths)), dynamic_shapes=dimensions)
     inductor: Any = torch._inductor
     path = inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "model.pt2"))
-    run = inductor.aoti_load_package(path)
-    for lengths in PATTERNS.values():
-        batch = signals(lengths)
+    batches = [signals(lengths) for lengths in (PATTERNS | SMALL).values()]
+    given = [(batch.values, torch.tensor(batch.lengths, dtype=torch.int64)) for batch in batches]
+    torch.save(given, tmp_path / "given.pt")
+    subprocess.run([sys.executable, "-c", AHEAD_OF_TIME, str(tmp_path)], check=True, timeout=120)
+    run, elsewhere = inductor.aoti_load_package(path), torch.load(tmp_path / "found.pt")
+    for (values, lengths), there in zip(given, elsewhere, strict=True):
         with torch.no_grad():
-            assert_close(run(batch.values, torch.tensor(lengths)), encode(model.gru, batch).mean())
+            found, wanted = run(values, lengths), model(values, lengths)
+        assert_close(found, wanted)
+        assert_close(there, wanted)

@@ -5,12 +5,12 @@ from typing import Any
 
 import pytest
 import torch
-from graph_models import PATTERNS, signals, tokens
+from graph_models import ALL_0, PATTERNS, SMALL, signals, tokens
 from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchError, SequenceBatch, encode
+from seqbatch import LSTMState, SeqbatchError, SequenceBatch, encode, encode_with_state
 from seqbatch.layers import LockedDropout, MeanPool, WordDropout
 
 STEPS, BATCH = Dim("steps", min=0), Dim("batch", min=0)
@@ -61,10 +61,29 @@ def autocasts(layer: nn.Module, batch: SequenceBatch) -> Any:
 def test_what_else_a_graph_holds(function: Callable[..., Any], layer: nn.Module) -> None:
     model = Calls(function, layer).eval()
     program = export(model, (signals([3, 2, 4]),), dynamic_shapes=(([{0: STEPS}, {0: BATCH}],),)).module()
-    for lengths in PATTERNS.values():
+    for lengths in (*PATTERNS.values(), ALL_0):
         batch = signals(lengths)
         with torch.no_grad():
             assert_close(program(batch), model(batch), rtol=2e-2, atol=2e-2)
+
+
+def test_a_state_goes_in_and_out() -> None:
+    def call(layer: nn.Module, batch: SequenceBatch, state: LSTMState) -> Any:
+        return encode_with_state(layer, batch, state)
+
+    def state_of(number: int) -> LSTMState:
+        return LSTMState(torch.randn(2, 1, number, 3), torch.randn(2, 1, number, 3))
+
+    model = Calls(call, nn.LSTM(4, 3, num_layers=2)).eval()
+    shapes = (([{0: STEPS}, {0: BATCH}], [{2: BATCH}, {2: BATCH}]),)
+    program = export(model, (signals([3, 2, 4, 1, 5]), state_of(5)), dynamic_shapes=shapes).module()
+    for lengths in (PATTERNS | SMALL).values():
+        batch, state = signals(lengths), state_of(len(lengths))
+        found, end = program(batch, state)
+        with torch.no_grad():
+            wanted, last = model(batch, state)
+        assert found.lengths == wanted.lengths
+        assert_close([found.values, end.hidden, end.cell], [wanted.values, last.hidden, last.cell])
 
 
 def test_dropout_of_a_model_in_training_mode_is_in_the_graph() -> None:
@@ -94,34 +113,9 @@ def test_a_layer_without_an_encoder() -> None:
         export(Calls(encoded, nn.Dropout1d()), (signals([3, 2]),))
 
 
-@pytest.mark.parametrize(("fill", "found"), [(0.5, "a fraction"), (1j, "a fraction"), (2**70, "one out of its range")])
-def test_padding_that_the_dtype_does_not_hold(fill: complex, found: str) -> None:
-    def call(layer: nn.Module, batch: SequenceBatch) -> Tensor:
-        return batch.to_padded(batch_first=True, padding_value=fill)
-
-    message = rf"`padding_value` must be a value of torch\.int64; got {found}\."
-    with pytest.raises(SeqbatchError, match=message):
-        export(Calls(call, nn.Identity()), (tokens([3, 2]),))
-
-
 def test_padding_of_integers() -> None:
     def call(layer: nn.Module, batch: SequenceBatch) -> Tensor:
         return batch.to_padded(batch_first=True, padding_value=7)
 
     model = Calls(call, nn.Identity())
     assert_close(export(model, (tokens([3, 2]),)).module()(tokens([3, 2])), model(tokens([3, 2])))
-
-
-@pytest.mark.parametrize(
-    ("lengths", "said"),
-    [([3, 1], "must add up to the steps"), ([3, 3], "must add up to the steps"), ([6, -1], "at least 0")],
-)
-def test_lengths_that_are_not_those_of_the_values(lengths: list[int], said: str) -> None:
-    def call(layer: nn.Module, values: Tensor, lengths: Tensor) -> Tensor:
-        return SequenceBatch(values, lengths).to_padded(batch_first=True)
-
-    given = torch.arange(5.0), torch.tensor([3, 2])
-    program = export(Calls(call, nn.Identity()), given, dynamic_shapes=(({0: STEPS}, {0: BATCH}),)).module()
-    assert program(*given).shape == (2, 3)
-    with pytest.raises(RuntimeError, match=f"`lengths` must be {said}" if "least" in said else f"`lengths` {said}"):
-        program(given[0], torch.tensor(lengths))

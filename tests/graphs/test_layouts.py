@@ -1,15 +1,17 @@
 """Padding in graphs: lengths and padding that do not fit are refused, and lose or change no step in silence."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from graph_models import compiled
 from torch import Tensor, nn
-from torch._dynamo.exc import Unsupported
-from torch.export import export
+from torch._dynamo.exc import TorchRuntimeError, Unsupported
+from torch.export import Dim, export
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch
@@ -17,16 +19,48 @@ from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch
 SUM, SIGN = "`lengths` must add up to the steps of `values`", "`lengths` must be at least 0"
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-def test_lengths_that_are_not_those_of_the_values(side: Any) -> None:
-    def call(values: Tensor, lengths: Tensor) -> Tensor:
-        return SequenceBatch(values, lengths).to_padded(batch_first=True, padding_side=side)
+def joined(one: SequenceBatch, other: SequenceBatch) -> Tensor:
+    return SequenceBatch.concat([one, other]).to_padded(batch_first=True)
 
-    graph, values = compiled(call), torch.arange(5.0)
-    assert_close(graph(values, torch.tensor([3, 2])), call(values, torch.tensor([3, 2])))
-    for lengths, said in (([2, 2], SUM), ([3, 3], SUM), ([0, 0], SUM), ([6, -1], SIGN), ([-1, 6], SIGN)):
-        with pytest.raises(RuntimeError, match=said):
-            graph(values, torch.tensor(lengths))
+
+CALLS: dict[str, Callable[[SequenceBatch, SequenceBatch], Tensor]] = {
+    "concat": joined,
+    "map": lambda one, _: one.map(torch.relu).values,
+    "mask": lambda one, _: one.mask(batch_first=True, total_length=9),
+    "offsets": lambda one, _: one.offsets,
+    "sum": lambda one, _: one.sum(),
+    "to_padded": lambda one, _: one.to_padded(batch_first=True),
+}
+
+
+class Maker(nn.Module):
+    """A model that makes batches of values and lengths, of which nobody has looked whether they fit."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+
+    def forward(self, values: Tensor, one: Tensor, other: Tensor) -> Tensor:
+        return CALLS[self.how](SequenceBatch(values, one), SequenceBatch(values, other))
+
+
+@pytest.mark.parametrize("how", CALLS)
+def test_lengths_that_are_not_those_of_the_values(how: str) -> None:
+    model, given = Maker(how), (torch.arange(5.0), torch.tensor([3, 2]), torch.tensor([1, 4]))
+    sizes = {0: Dim("steps", min=0)}, {0: Dim("one", min=0)}, {0: Dim("other", min=0)}
+    program = export(model, given, dynamic_shapes=sizes).module()
+    for graph in (compiled(model), program):
+        assert_close(graph(*given), model(*given))
+        # Those of both together may be as many as all steps, as in the first two.
+        for one, other, said in (
+            ([3, 3], [2, 2], SUM),
+            ([2, 2], [3, 3], SUM),
+            ([0, 0], [3, 2], SUM),
+            ([6, -1], [3, 2], SIGN),
+            ([3, 2], [-1, 6], SIGN),
+        ):
+            with pytest.raises(RuntimeError, match=said):
+                graph(given[0], torch.tensor(one), torch.tensor(other))
 
 
 def from_padded(padded: Tensor, lengths: Tensor) -> Tensor:
@@ -56,21 +90,81 @@ def test_more_or_fewer_lengths_than_sequences(lengths: list[int]) -> None:
         export(Reader(), given)
 
 
+FRACTION, RANGE, COMPLEX = "a fraction", "one out of its range", "a complex number"
+
+
+def filled(batch: SequenceBatch, fill: Any) -> Tensor:
+    return batch.to_padded(batch_first=True, padding_value=fill)
+
+
+class Filler(nn.Module):
+    def __init__(self, fill: Any) -> None:
+        super().__init__()
+        self.fill = fill
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        return filled(batch, self.fill)
+
+
 @pytest.mark.parametrize(
     ("dtype", "fill", "found"),
     [
-        (torch.uint8, -1, "one out of its range"),
-        (torch.int8, 128, "one out of its range"),
-        (torch.bool, 2, "one out of its range"),
-        (torch.int64, 1.5, "a fraction"),
-        (torch.bool, 0.5, "a fraction"),
-        (torch.int32, float("nan"), "one out of its range"),
+        (torch.uint8, -1, RANGE),
+        (torch.int8, 128, RANGE),
+        (torch.bool, 2, RANGE),
+        (torch.int64, 1.5, FRACTION),
+        (torch.int64, 2**70, RANGE),
+        (torch.bool, 0.5, FRACTION),
+        (torch.int8, 2.5 + 0j, FRACTION),
+        (torch.int32, float("nan"), RANGE),
+        (torch.int32, float("inf"), RANGE),
+        (torch.float16, 7e4, RANGE),
+        (torch.float16, -(10**5), RANGE),
+        (torch.float16, 2j, COMPLEX),
+        (torch.bfloat16, 1e39, RANGE),
+        (torch.float32, 1e39, RANGE),
+        (torch.float8_e5m2, 1e9, RANGE),
+        (torch.float8_e4m3fn, 1e3, RANGE),
+        (torch.float8_e4m3fn, float("inf"), RANGE),
+        (torch.complex64, 1e39j, RANGE),
     ],
 )
-def test_padding_that_would_become_another_number(dtype: torch.dtype, fill: float, found: str) -> None:
+def test_padding_that_would_become_another_number(dtype: torch.dtype, fill: complex, found: str) -> None:
     batch = SequenceBatch(torch.ones(5).to(dtype), [3, 2])
-    with pytest.raises(Unsupported, match=re.escape(f"`padding_value` must be a value of {dtype}; got {found}.")):
-        compiled(lambda batch: batch.to_padded(batch_first=True, padding_value=fill))(batch)
+    said = re.escape(f"`padding_value` must be a value of {dtype}; got {found}.")
+    with pytest.raises(SeqbatchValueError):
+        filled(batch, fill)
+    with pytest.raises(SeqbatchValueError, match=said):
+        export(Filler(fill), (batch,))
+    with pytest.raises(Unsupported, match=said):
+        compiled(filled)(batch, fill)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "fill"),
+    [
+        (torch.uint8, 255),
+        (torch.int8, 2 + 0j),
+        (torch.bool, 1),
+        *((torch.float16, fill) for fill in (7, 65504.0, 2 + 0j, float("nan"), float("inf"), -float("inf"))),
+        (torch.float8_e5m2, float("inf")),
+        (torch.float8_e4m3fn, -448.0),
+        (torch.complex64, 3j),
+    ],
+)
+def test_padding_that_the_dtype_holds(dtype: torch.dtype, fill: complex) -> None:
+    batch = SequenceBatch(torch.ones(5).to(dtype), [3, 2])
+    for found in (compiled(filled)(batch, fill), export(Filler(fill), (batch,)).module()(batch)):
+        assert_close(found, filled(batch, fill), rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("fill", ["x", torch.tensor(1.0), np.float32(1)])
+def test_padding_that_is_no_number_of_python(fill: Any) -> None:
+    said = "`padding_value` must be a number of Python in a graph; got a"
+    with pytest.raises(Unsupported, match=said):
+        compiled(filled)(SequenceBatch(torch.ones(5), [3, 2]), fill)
+    with pytest.raises(SeqbatchTypeError, match=said):
+        export(Filler(fill), (SequenceBatch(torch.ones(5), [3, 2]),))
 
 
 class Padder(nn.Module):
@@ -83,10 +177,20 @@ class Padder(nn.Module):
         return batch.to_padded(**options), batch.mask(**options)
 
 
-@pytest.mark.parametrize("total_length", [True, 7.0])
-def test_numbers_of_steps_that_are_no_integers(total_length: Any) -> None:
-    with pytest.raises(SeqbatchTypeError, match=rf"`total_length` must be an integer; got {total_length}\."):
-        export(Padder(total_length), (SequenceBatch(torch.ones(5), [3, 2]),))
+@pytest.mark.parametrize(
+    ("total_length", "kind", "said"),
+    [
+        (True, SeqbatchTypeError, "be an integer; got True."),
+        (7.0, SeqbatchTypeError, "be an integer; got a float."),
+        (-1, SeqbatchValueError, "be at least 0; got a negative number."),
+    ],
+)
+def test_numbers_of_steps_that_are_none(total_length: Any, kind: type[Exception], said: str) -> None:
+    batch, said = SequenceBatch(torch.ones(5), [3, 2]), re.escape(f"`total_length` must {said}")
+    with pytest.raises(kind, match=said):
+        export(Padder(total_length), (batch,))
+    with pytest.raises((Unsupported, TorchRuntimeError), match=said):
+        compiled(lambda batch, steps: batch.mask(batch_first=True, total_length=steps))(batch, total_length)
 
 
 def test_one_graph_serves_every_number_of_steps() -> None:

@@ -27,35 +27,52 @@ every_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 overload: Any = torch.ops.seqbatch
 
 
-def arguments(layer: Any, *, wanted: bool) -> tuple[Any, ...]:
+def arguments(layer: Any, *, wanted: bool, lengths: list[int] = LENGTHS) -> tuple[Any, ...]:
     """Make what the operator of a layer takes, in double precision."""
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     sizes = [layer.proj_size or layer.hidden_size, *([layer.hidden_size] if isinstance(layer, nn.LSTM) else [])]
-    hidden = [torch.randn(rows, len(LENGTHS), size, dtype=torch.float64) for size in sizes]
+    hidden = [torch.randn(rows, len(lengths), size, dtype=torch.float64) for size in sizes]
     weights = [weight.detach().double() for ways in layer.all_weights for weight in ways]
-    values, others = torch.randn(sum(LENGTHS), 4, dtype=torch.float64), [*hidden, *weights]
+    values, others = torch.randn(sum(lengths), 4, dtype=torch.float64), [*hidden, *weights]
     for part in (values, *others):
         part.requires_grad_(wanted)
     options = [layer.num_layers, layer.bidirectional, *([layer.nonlinearity] if isinstance(layer, nn.RNN) else [])]
-    return values, torch.tensor(LENGTHS), others, *options, [wanted] * (1 + len(others))
+    return values, torch.tensor(lengths), others, *options, [wanted] * (1 + len(others))
 
 
 def operator_of(layer: Any) -> Any:
     return getattr(overload, type(layer).__name__.lower()).default
 
 
+def backward_of(name: str) -> Any:
+    return getattr(overload, f"{name}_backward").default
+
+
+def check(operator: Any, given: tuple[Any, ...]) -> None:
+    assert set(opcheck(operator, given).values()) == {"SUCCESS"}
+
+
 @every_layer
 @pytest.mark.parametrize("wanted", [False, True])
-def test_a_layer_passes_the_checks_of_torch(layer: Any, wanted: bool) -> None:
-    assert set(opcheck(operator_of(layer), arguments(layer, wanted=wanted)).values()) == {"SUCCESS"}
+@pytest.mark.parametrize("lengths", [LENGTHS, [0, 0, 0], [1], [0]], ids=str)
+def test_a_layer_passes_the_checks_of_torch(layer: Any, wanted: bool, lengths: list[int]) -> None:
+    given = arguments(layer, wanted=wanted, lengths=lengths)
+    check(operator_of(layer), given)
+    results = operator_of(layer)(*given)
+    plain = [part.detach() for part in results[:-1]], results[-1], given[0].detach(), given[1]
+    others = [part.detach() for part in given[2]]
+    check(backward_of(type(layer).__name__.lower()), (*plain, others, *given[3:-1], [True] * (1 + len(others))))
 
 
 @pytest.mark.parametrize("how", REDUCTIONS)
 @pytest.mark.parametrize("wanted", [False, True])
-def test_a_reduction_passes_the_checks_of_torch(how: str, wanted: bool) -> None:
-    values = torch.randn(sum(LENGTHS), 2, dtype=torch.float64, requires_grad=wanted)
-    found = opcheck(overload.reduce.default, (values, torch.tensor(LENGTHS), how, [wanted]))
-    assert set(found.values()) == {"SUCCESS"}
+@pytest.mark.parametrize("lengths", [LENGTHS, [0, 0, 0], [1], [0]], ids=str)
+def test_a_reduction_passes_the_checks_of_torch(how: str, wanted: bool, lengths: list[int]) -> None:
+    values = torch.randn(sum(lengths), 2, dtype=torch.float64, requires_grad=wanted)
+    given = values, torch.tensor(lengths), how, [wanted]
+    check(overload.reduce.default, given)
+    result, receipt = overload.reduce(*given)
+    check(backward_of("reduce"), ([result.detach()], receipt, values.detach(), *given[1:-1], [True]))
 
 
 @every_layer

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import torch
 import torch._dynamo as dynamo
+import torch._functorch.config as functorch_config
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
-from graph_models import compiled, signals, tensors
+from graph_models import compiled, signals, tensors, tokens
 from torch import Tensor, nn
 from torch._dynamo.exc import Unsupported
 from torch.autograd import forward_ad
@@ -29,21 +30,34 @@ def encoding(layer: nn.Module) -> Any:
     return lambda batch: encode(layer, batch)
 
 
-def packed(batch: SequenceBatch) -> Any:
-    return batch.to_packed().data
+PACKED = nn.utils.rnn.pack_sequence([torch.ones(4, 4), torch.ones(3, 4)])
+NESTED = torch.nested.nested_tensor([torch.ones(4, 4), torch.ones(3, 4)], layout=torch.jagged)
+GRU = nn.GRU(4, 3)
+# What needs the numbers, and what is said of it.
+NEEDS: dict[str, tuple[Any, str]] = {
+    "lengths": (lambda batch: batch.values * batch.lengths[0], "lengths"),
+    "max_length": (lambda batch: batch.values * batch.max_length, "max_length"),
+    "an index": (lambda batch: batch[0], "lengths"),
+    "a tensor as an index": (lambda batch: batch[torch.tensor([1, 0])].values, "lengths"),
+    "a mask as an index": (lambda batch: batch[torch.tensor([True, False])].values, "lengths"),
+    "to_sequences": (lambda batch: batch.to_sequences(), "lengths"),
+    "to_packed": (lambda batch: batch.to_packed().data, "lengths"),
+    "to_nested": (lambda batch: batch.to_nested().values(), "the lengths of a nested tensor"),
+    "from_packed": (lambda batch: SequenceBatch.from_packed(PACKED).values, "the sizes of a PackedSequence"),
+    "from_nested": (lambda batch: SequenceBatch.from_nested(NESTED).values, "the lengths of a nested tensor"),
+    "encode what is packed": (lambda batch: encode(GRU, PACKED).data, "the sizes of a PackedSequence"),
+    "encode what is nested": (lambda batch: encode(GRU, NESTED).values(), "the lengths of a nested tensor"),
+}
 
 
-@pytest.mark.parametrize(
-    ("call", "found"),
-    [
-        (lambda batch: batch.values * batch.lengths[0], "a call that needs lengths"),
-        (lambda batch: batch.values * batch.max_length, "a call that needs max_length"),
-        (lambda batch: batch[0], "a call that needs "),
-        (lambda batch: batch.to_sequences(), "a call that needs lengths"),
-        (packed, "a call that needs lengths"),
-    ],
+# Of what PyTorch's compiler does itself, where a graph goes on.
+@pytest.mark.filterwarnings(
+    "ignore:.* should not be instantiated", "ignore:The .grad attribute of a Tensor that is not"
 )
-def test_what_needs_the_numbers_of_the_lengths(call: Any, found: str) -> None:
+@pytest.mark.parametrize("what", NEEDS)
+def test_what_needs_the_numbers_of_the_lengths(what: str) -> None:
+    call, found = NEEDS[what]
+    found = f"a call that needs {found}. Call it outside"
     batch = signals([4, 3])
     with pytest.raises(Unsupported, match=re.escape(NUMBERS + found)):
         compiled(call)(batch)
@@ -99,6 +113,17 @@ def test_a_layer_without_an_encoder() -> None:
         compiled(encoding(nn.Dropout1d()))(signals([4, 3]))
 
 
+def test_what_no_graph_does_for_the_host() -> None:
+    with pytest.raises(Unsupported, match=re.escape(NUMBERS + "a call that needs page-locked memory.")):
+        compiled(lambda batch: batch.pin_memory())(signals([4, 3]))
+
+
+def test_a_layer_that_gives_no_steps_is_named_by_its_type() -> None:
+    said = "`layer` must give one step for each step of a sequence; got EmbeddingBag, which gives one vector for all."
+    with pytest.raises(Unsupported, match=re.escape(said)):
+        compiled(encoding(nn.EmbeddingBag(9, 2)))(tokens([4, 3]))
+
+
 MESSAGE = "`operator of seqbatch` must be differentiated backward only; got a transform of torch.func, or forward mode"
 
 
@@ -133,3 +158,13 @@ def test_the_operator_itself_loses_no_tangent() -> None:
         torch.func.jvp(call, (values,), (torch.ones_like(values),))
     with forward_ad.dual_level(), pytest.raises(SeqbatchError, match=re.escape(MESSAGE)):
         call(forward_ad.make_dual(values, torch.ones_like(values)))
+
+
+def test_gradients_of_gradients_through_a_graph() -> None:
+    gru, batch = nn.GRU(4, 3), signals([3, 2])
+    values = batch.values.requires_grad_()
+    with functorch_config.patch(donated_buffer=False):  # else that is what PyTorch says, and how to have it
+        loss = compiled(lambda values: encode(gru, batch.with_values(values)).values.sin().sum())(values)
+        (gradient,) = torch.autograd.grad(loss, values, create_graph=True)
+        with pytest.raises(RuntimeError, match="does not currently support double backward"):
+            torch.autograd.grad(gradient.sum(), values)

@@ -1,0 +1,108 @@
+"""Batches that are made in a graph of masks and of offsets, and what the graph refuses when it runs."""
+
+from typing import Any
+
+import pytest
+import torch
+from graph_models import PATTERNS, SMALL, compiled, signals
+from graph_models import allow_recurrent_layers as allow_recurrent_layers
+from torch import Tensor, nn
+from torch._dynamo.exc import Unsupported
+from torch.export import Dim, export
+from torch.testing import assert_close
+
+from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch
+
+STEPS, BATCH, TIME = Dim("steps", min=0), Dim("batch", min=0), Dim("time", min=0)
+
+
+class Masked(nn.Module):
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        self.batch_first = batch_first
+
+    def forward(self, padded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        batch = SequenceBatch.from_mask(padded, mask, batch_first=self.batch_first)
+        return batch.values, batch.offsets, batch.sum()
+
+
+def padded_and_mask(lengths: list[int], batch_first: bool, side: Any) -> tuple[Tensor, Tensor]:
+    batch, options = signals(lengths), {"batch_first": batch_first, "padding_side": side}
+    time = batch.max_length + 2
+    padded = batch.to_padded(**options, padding_value=float("nan"), total_length=time)
+    return padded, batch.mask(**options, total_length=time)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_from_mask(batch_first: bool, side: Any) -> None:
+    model, given = Masked(batch_first), padded_and_mask([3, 2, 4], batch_first, side)
+    sizes = {0: BATCH, 1: TIME} if batch_first else {0: TIME, 1: BATCH}
+    program = export(model, given, dynamic_shapes=(sizes, sizes)).module()
+    graph = compiled(model)
+    for lengths in (PATTERNS | SMALL).values():
+        padded, mask = padded_and_mask(lengths, batch_first, side)
+        wanted = model(padded, mask)
+        assert_close(program(padded, mask), wanted)
+        padded.requires_grad_()
+        found = graph(padded, mask)
+        assert_close(found, wanted)
+        (gradient,) = torch.autograd.grad(found[0].sin().sum(), padded)
+        real = mask[..., None].expand_as(padded)
+        assert_close(gradient, torch.where(real, padded.detach().cos(), 0))
+
+
+def test_from_mask_of_padding_on_both_sides_and_of_holes() -> None:
+    graph, padded = compiled(Masked(True)), torch.arange(8.0).view(2, 4)
+    mask = torch.tensor([[False, True, True, False], [True, False, False, False]])
+    assert_close(graph(padded, mask), Masked(True)(padded, mask))
+    mask[1, 2] = True
+    with pytest.raises(RuntimeError, match="`mask` must have its True steps side by side in each sequence"):
+        graph(padded, mask)
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind", "said"),
+    [
+        (torch.ones(2, 3), SeqbatchTypeError, r"be a bool Tensor, True on real steps; got torch\.float32"),
+        (torch.ones(2, 4, dtype=torch.bool), SeqbatchValueError, "have the first two axes of `padded`; got others"),
+        (torch.ones(2, dtype=torch.bool), SeqbatchValueError, "have the first two axes of `padded`; got others"),
+    ],
+)
+def test_masks_that_fit_nothing(mask: Tensor, kind: type[Exception], said: str) -> None:
+    given = torch.ones(2, 3), mask
+    with pytest.raises(Unsupported, match=f"`mask` must {said}"):
+        compiled(Masked(True))(*given)
+    with pytest.raises(kind, match=f"`mask` must {said}"):
+        export(Masked(True), given)
+
+
+class Between(nn.Module):
+    def forward(self, values: Tensor, offsets: Any) -> tuple[Tensor, Tensor]:
+        batch = SequenceBatch.from_offsets(values, offsets)
+        return batch.sum(), batch.offsets
+
+
+def test_from_offsets() -> None:
+    model, batch = Between(), signals([3, 2, 4])
+    sizes = {0: STEPS}, {0: Dim("offsets", min=3)}  # PyTorch wants 2 sequences at least where one number is another + 1
+    graph, program = compiled(model), export(model, (batch.values, batch.offsets), dynamic_shapes=sizes).module()
+    for lengths in (PATTERNS | SMALL).values():
+        given = signals(lengths).values, signals(lengths).offsets
+        assert_close(graph(*given), model(*given))
+        if len(lengths) > 1:
+            assert_close(program(*given), model(*given))
+    for offsets, said in (
+        ([1, 3, 5], "start with 0"),
+        ([0, 3, 4], "end with the steps of `values`"),
+        ([0, 6, 5], "never fall"),
+        ([0, -1, 5], "never fall"),
+    ):
+        for made in (graph, program):
+            with pytest.raises(RuntimeError, match=f"`offsets` must {said}"):
+                made(torch.ones(5, 4), torch.tensor(offsets))
+    with pytest.raises(RuntimeError, match="`offsets` must start with 0; got no offsets"):
+        graph(torch.ones(0, 4), torch.tensor([], dtype=torch.int64))
+    assert_close(
+        compiled(lambda values: model(values, [0, 2, 5]))(batch.values[:5]), model(batch.values[:5], [0, 2, 5])
+    )
