@@ -16,9 +16,9 @@ from seqbatch.engines._interface import Engine
 from seqbatch.engines._products import pays
 from seqbatch.engines._stack import draws
 
-# So many times the overhead of a block is what to run an LSTM padded saves against blocks, beside what these cost; and
-# an overhead is no more rows than this, however small a layer, since rows cost more than their products. Fitted to 4 to
-# 64 sequences of 5 to 60 steps, and a few of up to 4,000, of sizes 16 to 256, in inference and training.
+# So many times the overhead of a block in training is what to run an LSTM padded saves, beside fewer blocks; and an
+# overhead is no more rows than this, however small a layer, since rows cost more than their products. Fitted to 4 to 64
+# sequences of 5 to 60 steps, and a few of up to 4,000, of sizes 16 to 256, in inference and training.
 WORTH = 2
 FEW_ROWS = 256
 _KINDS = (nn.LSTM, nn.GRU, nn.RNN)
@@ -67,13 +67,15 @@ def pads(layer: nn.Module, values: Tensor, lengths: Lengths) -> bool:
         return False
     rows = len(lengths) * lengths.longest
     padding = rows - lengths.total
-    # Not more padding than steps, for memory; and no other draws than `choose` leads to, see `draws`.
-    if not 0 < padding <= lengths.total or draws(layer):
+    # Not more padding than steps, for memory, if it is many rows; nor other draws than `choose` leads to, see `draws`.
+    if not 0 < padding <= max(lengths.total, FEW_ROWS) or draws(layer):
         return False
     once = not wants_gradients(chain([values], layer.parameters()))
-    overhead = min(blocks.block_overhead(layer.input_size, layer.hidden_size, once), FEW_ROWS)
+    overhead, in_training = (
+        min(blocks.block_overhead(layer.input_size, layer.hidden_size, kept), FEW_ROWS) for kept in (once, False)
+    )
     if isinstance(layer, nn.LSTM) and _reaches_onednn(values):
-        return padding <= overhead or rows - _rows_of_blocks(lengths, overhead) <= WORTH * overhead
+        return padding <= overhead or rows - _rows_of_blocks(lengths, overhead) <= WORTH * in_training
     return once and padding <= overhead and not _is_wide(layer, values, lengths)
 
 

@@ -83,7 +83,8 @@ def test_without_onednn() -> None:
         (nn.LSTM(4, 4), [4000, 10], False),
         (nn.LSTM(64, 64, 2, dropout=0.5), [9, 1], False),  # for what it draws
         (nn.LSTM(64, 64, 2, dropout=0.5).eval(), [9, 1], True),
-        (nn.LSTM(4, 4), [100, 1, 1, 1], False),  # more padding than steps
+        (nn.LSTM(4, 4), [100, 1, 1, 1], False),  # more padding than steps, and many rows
+        (nn.LSTM(4, 4), [50, 1, 1, 1], True),
         (nn.LSTM(64, 64, bidirectional=True), [9, 1], False),
         (nn.LSTM(64, 64, proj_size=1), [9, 1], False),
         (nn.LSTM(64, 64).bfloat16(), [9, 1], False),
