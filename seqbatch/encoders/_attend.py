@@ -1,6 +1,7 @@
 """Attention within each sequence: projections of all steps at once, scores bucket by bucket."""
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +58,7 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
     return functional.linear(buckets.join(results), attention.out_proj.weight, attention.out_proj.bias)
 
 
-def _kernels() -> AbstractContextManager[None]:
+def _kernels() -> AbstractContextManager[Any]:
     """Leave out the kernels of PyTorch that know neither `vmap` nor tangents, where there is either."""
     asks_more = is_transformed() and not takes_gradients_only()
     return sdpa_kernel(SDPBackend.MATH) if asks_more else nullcontext()
