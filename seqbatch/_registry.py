@@ -77,13 +77,10 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
         _require_function("encoder", function)
 
-        def outputs(layer: Layer, batch: SequenceBatch) -> SequenceBatch:
-            return _checked(function(layer, batch), batch)
-
         def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
-            return outputs(layer, batch), None
+            return _checked(function(layer, batch), batch), None
 
-        _entries[layer_type] = _Entry(run, _never, outputs)
+        _entries[layer_type] = _Entry(run, _never, outputs=lambda layer, batch: run(layer, batch, None)[0])
         return function
 
     return register

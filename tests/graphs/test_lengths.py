@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchError, SequenceBatch
+from seqbatch import SeqbatchError, SeqbatchValueError, SequenceBatch, encode
 
 VALUES, LENGTHS = torch.arange(10.0).view(5, 2), torch.tensor([3, 2])
 
@@ -50,3 +50,8 @@ def test_lengths_in_a_list_are_those_of_every_call() -> None:
     program = export(model, (VALUES, LENGTHS), dynamic_shapes=({0: Dim.STATIC}, None), strict=False)
     values = torch.randn(5, 2)
     assert_close(program.module()(values, LENGTHS), torch.stack([values[:3].sum(0), values[3:].sum(0)]))
+
+
+def test_a_layer_is_named_where_a_program_is_exported() -> None:
+    with pytest.raises(SeqbatchValueError, match=r"`sequences` must have .*Linear"):
+        export(Makes(lambda batch: encode(nn.Linear(5, 3), batch).values), (VALUES, LENGTHS), strict=False)

@@ -108,3 +108,30 @@ def test_an_encoder_that_pads_is_caught_by_its_memory_however_wide(given: int, o
     register_encoder(nn.Linear)(wrong.pads)
     with pytest.raises(AssertionError, match=r"a peak of [12]\d\d\.\d times what the longest sequence takes by itself"):
         check_memory(nn.Linear(given, out), maker((given,), torch.float32))
+
+
+class Stuck(torch.autograd.Function):
+    """Gives what it is given, and has no way back."""
+
+    @staticmethod
+    def forward(ctx: Any, given: Tensor) -> Tensor:
+        return given.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        raise RuntimeError("no way back")
+
+
+class OneWay(nn.Module):
+    """A layer whose backward pass fails, alone too."""
+
+    def forward(self, steps: Tensor) -> Tensor:
+        apply: Any = Stuck.apply
+        result: Tensor = apply(steps)
+        return result
+
+
+def test_what_the_layer_itself_raises_going_back_is_not_hidden() -> None:
+    register_encoder(OneWay)(lambda layer, batch: batch.map(layer))
+    with pytest.raises(RuntimeError, match="no way back"):
+        check_called_as_itself(OneWay(), [torch.randn(3, 2), torch.randn(1, 2)])
