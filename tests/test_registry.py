@@ -127,6 +127,39 @@ def test_a_layer_that_carries_a_state_of_any_kind() -> None:
     assert_close(encode(Leaf(), XS), outputs)
 
 
+def running_sums(layer: nn.Module, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Tensor]:
+    """Give at each step the sum so far, from and to a state of one number a sequence."""
+    start = batch.values.new_zeros(batch.batch_size) if state is None else state
+    parts = [one.cumsum(0) + begin for one, begin in zip(batch, start, strict=True)]
+    return batch.with_values(torch.cat(parts)), start + batch.sum()
+
+
+def test_where_nobody_asks_for_the_state_it_may_be_left_out() -> None:
+    calls = []
+
+    def outputs(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
+        calls.append(batch.lengths)
+        return running_sums(layer, batch, None)[0]
+
+    register_recurrent(Base, outputs=outputs)(running_sums)
+    xs = [torch.tensor([1.0, 2.0]), torch.tensor([4.0])]
+    wanted, state = encode_with_state(Base(), xs)
+    assert calls == []
+    assert_close(state, torch.tensor([3.0, 4.0]))
+    for layer in (Base(), nn.Sequential(Base())):
+        assert_close(encode(layer, xs), wanted)
+    assert calls == [(2, 1), (2, 1)]
+
+
+def test_what_outputs_gives_is_checked_and_that_it_is_a_function() -> None:
+    register_recurrent(Base, outputs=lambda layer, batch: batch[:1])(running_sums)
+    with pytest.raises(SeqbatchError, match=r"must give 3 sequences, as many as it was given; got 1\."):
+        encode(Base(), XS)
+    not_a_function: Any = 3
+    with pytest.raises(SeqbatchTypeError, match=r"`outputs` must be a function; got an int\."):
+        register_recurrent(Base, outputs=not_a_function)
+
+
 def test_when_tells_whether_a_layer_keeps_a_state() -> None:
     @register_recurrent(Base, when=lambda layer: isinstance(layer, Leaf))
     def _(layer: Base, batch: SequenceBatch, state: int | None) -> tuple[SequenceBatch, int]:

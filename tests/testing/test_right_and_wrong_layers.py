@@ -9,9 +9,16 @@ import torch
 import wrong_encoders as wrong
 from torch import Tensor, nn
 
-from seqbatch import SeqbatchTypeError, SequenceBatch, _registry, register_encoder
+from seqbatch import (
+    SeqbatchTypeError,
+    SequenceBatch,
+    _registry,
+    encode_with_state,
+    register_encoder,
+    register_recurrent,
+)
 from seqbatch.encoders._layers import is_lazy
-from seqbatch.testing import check_called_as_itself, check_encoder, check_memory, maker
+from seqbatch.testing import check_alone, check_called_as_itself, check_encoder, check_memory, maker
 
 
 @pytest.fixture(autouse=True)
@@ -135,3 +142,48 @@ def test_what_the_layer_itself_raises_going_back_is_not_hidden() -> None:
     register_encoder(OneWay)(lambda layer, batch: batch.map(layer))
     with pytest.raises(RuntimeError, match="no way back"):
         check_called_as_itself(OneWay(), [torch.randn(3, 2), torch.randn(1, 2)])
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (wrong.skips_hooks_of_the_backward_pass, "a hook of the backward pass must run, once at least; PyTorch hangs"),
+        (
+            wrong.counts_what_hooks_of_the_backward_pass_return_for_one_sequence,
+            "what a hook of the backward pass returns must count for every sequence; PyTorch hangs such hooks on the",
+        ),
+    ],
+)
+def test_hooks_of_the_backward_pass_that_are_lost_are_told_of(fault: Callable[..., Any], told: str) -> None:
+    register_encoder(wrong.Scaled)(fault)
+    with pytest.raises(AssertionError, match=told):
+        check_called_as_itself(wrong.Scaled(), [torch.randn(3, 2), torch.randn(1, 2)])
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda values: values + 1e-3, "encode gives other outputs than encode_with_state: Tensor-likes are not close"),
+        (
+            lambda values: values.detach() + 0 * values,
+            "encode gives other outputs than encode_with_state, of gradients",
+        ),
+    ],
+)
+def test_outputs_without_a_state_that_differ_are_caught(change: Callable[[Tensor], Tensor], told: str) -> None:
+    class Mine(nn.GRU):
+        """A layer with an encoder of its own."""
+
+    def run(layer: Mine, batch: SequenceBatch, state: Any) -> Any:
+        return encode_with_state(gru, batch, state)
+
+    gru = nn.GRU(2, 3, dtype=torch.float64)
+    mine = Mine(2, 3, dtype=torch.float64)
+    mine.load_state_dict(gru.state_dict())
+    gru._parameters = mine._parameters
+    register_recurrent(Mine, outputs=lambda layer, batch: run(layer, batch, None)[0].map(change))(run)
+    xs = [torch.randn(steps, 2, dtype=torch.float64, requires_grad=True) for steps in (3, 0, 2)]
+    with pytest.raises(AssertionError, match=told):
+        check_alone(mine, xs)
+    register_recurrent(Mine)(run)
+    check_alone(mine, xs)
