@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+# Before there is a process group, which its functions would keep for ever as a default.
+import torch.distributed.nn
 from torch import Tensor, distributed, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
@@ -174,8 +177,9 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def train(options: argparse.Namespace, splits: dict[str, Recordings], device: torch.device) -> Training:
-    """Train for the epochs that are left."""
+def train(options: argparse.Namespace, device: torch.device) -> dict[str, tuple[float, float]]:
+    """Train for the epochs that are left, and measure."""
+    splits = load_data()
     torch.manual_seed(options.seed)
     training = Training(options, splits["train"], device)
     if options.checkpoint is not None and options.checkpoint.exists():
@@ -185,17 +189,16 @@ def train(options: argparse.Namespace, splits: dict[str, Recordings], device: to
         training.run_epoch()
         if options.checkpoint is not None:
             training.save(options.checkpoint)
-    return training
+    return {name: measure(training.model, split, device) for name, split in splits.items()}
 
 
 def main() -> int:
-    """Train and measure."""
+    """Train, measure, and tell."""
     options = parse_options()
     device = start()
-    splits = load_data()
-    training = train(options, splits, device)
-    found = {name: measure(training.model, split, device) for name, split in splits.items()}
+    found = train(options, device)
     is_first, processes = distributed.get_rank() == 0, distributed.get_world_size()
+    # Its threads end with it, now that no model holds it; one that is busy while Python ends would abort the process.
     distributed.destroy_process_group()
     accuracy = found["test"][1]
     fails = options.minimum_accuracy is not None and accuracy < options.minimum_accuracy
