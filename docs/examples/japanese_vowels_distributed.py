@@ -177,9 +177,8 @@ def parse_options() -> argparse.Namespace:
     return options
 
 
-def train(options: argparse.Namespace, device: torch.device) -> dict[str, tuple[float, float]]:
-    """Train for the epochs that are left, and measure."""
-    splits = load_data()
+def train(options: argparse.Namespace, splits: dict[str, Recordings], device: torch.device) -> Training:
+    """Train for the epochs that are left."""
     torch.manual_seed(options.seed)
     training = Training(options, splits["train"], device)
     if options.checkpoint is not None and options.checkpoint.exists():
@@ -189,14 +188,21 @@ def train(options: argparse.Namespace, device: torch.device) -> dict[str, tuple[
         training.run_epoch()
         if options.checkpoint is not None:
             training.save(options.checkpoint)
-    return {name: measure(training.model, split, device) for name, split in splits.items()}
+    return training
+
+
+def train_and_measure(options: argparse.Namespace, device: torch.device) -> dict[str, tuple[float, float]]:
+    """Give the loss and the accuracy of each split, and let go of the model."""
+    splits = load_data()
+    model = train(options, splits, device).model
+    return {name: measure(model, split, device) for name, split in splits.items()}
 
 
 def main() -> int:
     """Train, measure, and tell."""
     options = parse_options()
     device = start()
-    found = train(options, device)
+    found = train_and_measure(options, device)
     is_first, processes = distributed.get_rank() == 0, distributed.get_world_size()
     # Its threads end with it, now that no model holds it; one that is busy while Python ends would abort the process.
     distributed.destroy_process_group()

@@ -147,9 +147,11 @@ def test_a_chunk_is_read_when_it_is_asked_for_and_let_go_after() -> None:
 def peak(number: int) -> int:
     """Give the most bytes in use while so many chunks are run."""
     gru = nn.GRU(8, 8)
+    gc.freeze()  # what there is already, which takes long to look through
     with torch.profiler.profile(profile_memory=True) as profile:
         for _ in encode_chunks(gru, (torch.randn(64, 8) for _ in range(number))):
             gc.collect()  # what is let go may hang in a circle
+    gc.unfreeze()
     recorded: Any = profile.profiler
     events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
     return max(accumulate(int(event.nbytes()) for event in events if event.name() == "[memory]"))

@@ -1,5 +1,6 @@
 """Which engine is chosen, and that every layer that is more than its weights is called itself."""
 
+from types import FunctionType
 from typing import Any
 from unittest.mock import patch
 
@@ -18,6 +19,11 @@ FLOAT = torch.zeros(3, 2)
 RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
 
 
+def named(value: object) -> str:
+    """Name a layer, a Tensor or an engine by what is the same in every process, as tests must be."""
+    return value.__module__ if isinstance(value, FunctionType) else str(value)
+
+
 @pytest.mark.parametrize(
     ("layer", "values", "engine"),
     [
@@ -32,7 +38,7 @@ RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
         (nn.GRU(2, 3).requires_grad_(False), FLOAT.clone().requires_grad_(), scan.run),
         (nn.LSTM(2, 3, device="meta"), FLOAT.to("meta"), packed.run),
     ],
-    ids=str,
+    ids=named,
 )
 def test_by_layer_dtype_device_and_gradients(layer: nn.Module, values: torch.Tensor, engine: Any) -> None:
     assert choose(layer, values, RAGGED) is engine
