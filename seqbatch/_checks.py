@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
 
 Kind = TypeVar("Kind", bound=SeqbatchError)
@@ -36,7 +37,7 @@ def counted(number: int, what: str) -> str:
 
 def describe(layer: nn.Module) -> str:
     """Name a layer with its sizes, in one line."""
-    if torch.compiler.is_compiling():  # which cannot look into what some layers do to tell their sizes
+    if in_a_graph():  # which cannot look into what some layers do to tell their sizes
         return type(layer).__name__
     try:
         sizes = layer.extra_repr()

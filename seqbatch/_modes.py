@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from seqbatch._checks import complaint
+from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchError
 
 
@@ -45,7 +46,7 @@ def not_in_a_graph(what: str) -> SeqbatchError:
 
 def refuse_in_a_graph(what: str) -> None:
     """Raise where `torch.compile` or `torch.export` makes a graph."""
-    if torch.compiler.is_compiling():
+    if in_a_graph():
         raise not_in_a_graph(f"a call that needs {what}")
 
 

@@ -12,6 +12,7 @@ from seqbatch._lengths import CHUNK, Lengths
 from seqbatch._modes import is_transformed
 from seqbatch._operators import Operator
 from seqbatch._plans import edge_plan, reverse_plan
+from seqbatch._tracing import in_a_graph
 from seqbatch.layouts import rearrange
 
 # So many sequences take less time one by one, on the CPU, than by one call for all, which wakes other threads.
@@ -31,7 +32,7 @@ def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
     Returns:
         `(batch, *features)`, or `(total_steps, *features)` of what keeps the steps.
     """
-    if torch.compiler.is_compiling():
+    if in_a_graph():
         return _operator(values, lengths.tensor, how)[0]
     return _FUNCTIONS[how](values, lengths)
 

@@ -6,11 +6,11 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 import attrs
-import torch
 from torch import nn
 
 from seqbatch._checks import complaint, counted, type_name
 from seqbatch._modes import not_in_a_graph
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
 
@@ -163,7 +163,7 @@ def find(layer: object) -> _Entry:
         raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
     entry = _dispatch(type(layer))
     if entry is None:
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             raise not_in_a_graph(f"a layer of type {type(layer).__name__}, of which no encoder is known yet")
         _load_plugins()
         entry = _dispatch(type(layer))

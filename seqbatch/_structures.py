@@ -6,12 +6,13 @@ from torch import Tensor
 from seqbatch._checks import complaint, integers, lengths_of, require_integers, same_lengths
 from seqbatch._lengths import Lengths
 from seqbatch._modes import require_in_graph
+from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchValueError
 
 
 def structure_of(subject: str, value: object) -> Lengths:
     """Make a structure of what a caller gives as lengths, else raise; in a graph without a look at the numbers."""
-    if not torch.compiler.is_compiling():
+    if not in_a_graph():
         return Lengths(lengths_of(subject, value))
     if isinstance(value, Tensor):
         return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64, copy=True))
@@ -20,7 +21,7 @@ def structure_of(subject: str, value: object) -> Lengths:
 
 def structure_of_sizes(sizes: tuple[int, ...]) -> Lengths:
     """Make a structure of the sizes of tensors, which a graph knows by name."""
-    if not torch.compiler.is_compiling():
+    if not in_a_graph():
         return Lengths(sizes)
     lengths = Lengths.from_tensor(torch.tensor(sizes, dtype=torch.int64, device="cpu"))
     lengths.sizes = sizes
@@ -29,7 +30,7 @@ def structure_of_sizes(sizes: tuple[int, ...]) -> Lengths:
 
 def require_total(lengths: Lengths, steps: int) -> None:
     """Raise unless lengths add up to the steps of flat values; in a graph it is the graph that raises, when it runs."""
-    if torch.compiler.is_compiling():
+    if in_a_graph():
         require_in_graph((lengths.tensor >= 0).all(), "`lengths` must be at least 0")
         require_in_graph(lengths.tensor.sum() == steps, "`lengths` must add up to the steps of `values`")
     elif lengths.total != steps:
@@ -40,7 +41,7 @@ def require_same(subject: str, lengths: Lengths, like: Lengths) -> None:
     """Raise unless lengths are those of this batch; in a graph it is the graph that raises, when it runs."""
     if lengths is like:
         return
-    if torch.compiler.is_compiling():
+    if in_a_graph():
         message = f"`{subject}` must have the lengths of this batch"
         torch._check(lengths.tensor.shape[0] == like.tensor.shape[0], lambda: message)
         require_in_graph((lengths.tensor == like.tensor).all(), message)

@@ -16,6 +16,7 @@ from seqbatch._reduce import reduce
 from seqbatch._structures import require_same, require_total, structure_of
 from seqbatch._tensor_like import TensorLike
 from seqbatch._tensor_sequence import TensorSequence
+from seqbatch._tracing import in_a_graph
 from seqbatch.conversions import FromLayouts, ToLayouts
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
@@ -72,7 +73,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
     @property
     def offsets(self) -> Tensor:
         """`(batch + 1,)`, int64, on the device of the values: where each sequence starts in them; a copy."""
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             return graphs.offsets(self._lengths.tensor).to(self.values.device)
         return self._lengths.on("offsets", self.values.device).clone()
 
@@ -108,7 +109,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
 
     def _rows(self) -> Tensor:
         """Tell which sequence each step belongs to, on the device of the values."""
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             return graphs.rows(self._lengths.tensor, self.total_steps).to(self.device)
         return self._lengths.on("rows", self.device)
 
@@ -183,7 +184,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         if not parts:
             return cls.from_sequences([])
         values = torch.cat([part.values for part in parts])
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             return cls._of(values, Lengths.from_tensor(torch.cat([part._lengths.tensor for part in parts])))
         return cls._of(values, Lengths(tuple(count for part in parts for count in part.lengths)))
 

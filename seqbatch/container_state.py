@@ -4,12 +4,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Self
 
 import attrs
-import torch
 from torch import Tensor
 
 from seqbatch import _checks
 from seqbatch._checks import complaint
 from seqbatch._state import State
+from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
@@ -41,7 +41,7 @@ class ContainerState(State):
 
     def __init__(self, states: Iterable[Any]) -> None:
         self._set(_to_tuple(states))
-        if not torch.compiler.is_compiling() and len(self._sizes) > 1:  # a graph would serve this number alone
+        if not in_a_graph() and len(self._sizes) > 1:  # a graph would serve this number alone
             raise complaint(SeqbatchValueError, "states", "be of one number of sequences", sorted(self._sizes))
 
     @classmethod

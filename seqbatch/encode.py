@@ -6,7 +6,6 @@
 
 from typing import Any, TypeVar, overload
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -14,6 +13,7 @@ from seqbatch._checks import complaint, describe, type_name
 from seqbatch._kinds import is_nothing, open_kind
 from seqbatch._registry import find
 from seqbatch._state import State
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.errors import UnsupportedLayerError
@@ -155,6 +155,6 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
 
 
 def _add_context(error: Exception, layer: nn.Module, batch: SequenceBatch) -> None:
-    if torch.compiler.is_compiling():  # which tells where in the model it was, and knows no lengths to show
+    if in_a_graph():  # which tells where in the model it was, and knows no lengths to show
         return
     error.add_note(f"while {describe(layer)} ran on {batch!r}")

@@ -14,6 +14,7 @@ from seqbatch._layout_checks import PaddingSide
 from seqbatch._lengths import Lengths
 from seqbatch._modes import refuse_in_a_graph
 from seqbatch._structures import structure_of, structure_of_sizes
+from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchValueError
 
 
@@ -83,7 +84,7 @@ class FromLayouts(ABC):
         """
         size, time = _layout_checks.padded_shape("padded", padded, batch_first)
         side = _layout_checks.require_side(padding_side)
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             structure = structure_of("lengths", lengths)
             return cls._of(graphs.from_padded(padded, structure.tensor, batch_first, side), structure)
         counts = _checks.lengths_of("lengths", lengths)
@@ -118,7 +119,7 @@ class FromLayouts(ABC):
         tensor([1, 2, 3])
         """
         _layout_checks.padded_shape("padded", padded, batch_first)
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             values, lengths = graphs.from_mask(padded, _checks.require_tensor("mask", mask), batch_first)
             return cls._of(values, Lengths.from_tensor(lengths))
         real = _layout_checks.require_mask("mask", mask, tuple(padded.shape[:2]), batch_first)
@@ -199,7 +200,7 @@ class FromLayouts(ABC):
         (2, 0, 7)
         """
         steps = _checks.require_steps("values", values).shape[0]
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             numbers = structure_of("offsets", offsets).tensor
             return cls._of(values, Lengths.from_tensor(graphs.lengths_between(numbers, steps)))
         return cls._of(values, Lengths(_layout_checks.lengths_of_offsets("offsets", offsets, steps)))

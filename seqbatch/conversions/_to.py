@@ -10,6 +10,7 @@ from seqbatch._layout_checks import PaddingSide
 from seqbatch._lengths import Lengths, to_device
 from seqbatch._modes import refuse_in_a_graph
 from seqbatch._plans import mask
+from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchValueError
 
 
@@ -64,7 +65,7 @@ class ToLayouts:
         _layout_checks.require_bool("batch_first", batch_first)
         side = _layout_checks.require_side(padding_side)
         time = self._time(total_length)
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             fill = graphs.require_fill(padding_value, self.values.dtype)
             return graphs.to_padded(self.values, self._lengths.tensor, batch_first, side, time, fill)
         fill = _layout_checks.require_padding_value(padding_value, self.values.dtype)
@@ -129,12 +130,12 @@ class ToLayouts:
         _layout_checks.require_bool("batch_first", batch_first)
         side = _layout_checks.require_side(padding_side)
         time = self._time(total_length)
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             return graphs.mask(self._lengths.tensor, batch_first, side, time).to(self.values.device)
         return to_device(mask(self._lengths, batch_first, side, time), self.values.device)
 
     def _time(self, total_length: int | None) -> int:
         """Give the steps to pad to, or raise; in a graph it is the graph that raises, when it runs."""
-        if not torch.compiler.is_compiling():
+        if not in_a_graph():
             return _layout_checks.require_total_length(total_length, self._lengths.longest)
         return graphs.longest(self._lengths.tensor) if total_length is None else graphs.require_integer(total_length)

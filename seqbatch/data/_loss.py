@@ -5,6 +5,7 @@ from torch import Tensor, distributed
 
 from seqbatch._checks import complaint, integer, require_tensor
 from seqbatch._modes import is_transformed
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -83,7 +84,7 @@ def _count_of(losses: Tensor, count: object) -> Tensor:
         if count.is_complex() or count.dtype is torch.bool:
             raise complaint(SeqbatchTypeError, "count", "be of a floating or integer dtype", count.dtype)
         # On a device the look would wait for it, and a graph or torch.func has no number to look at.
-        if count.is_cpu and not torch.compiler.is_compiling() and not is_transformed() and count.item() < 0:
+        if count.is_cpu and not in_a_graph() and not is_transformed() and count.item() < 0:
             raise complaint(SeqbatchValueError, "count", "be at least 0", count.item())
         return count.detach()
     number = integer("count", count)

@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch._checks import complaint, describe
 from seqbatch._modes import not_in_a_graph
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchValueError
 
@@ -34,7 +35,7 @@ def outside_graphs(encoder: Encoder) -> Encoder:
     disabled: Callable[[], Any] = cache(lambda: torch.compiler.disable(encoder))
 
     def run(layer: nn.Module, *arguments: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             raise not_in_a_graph(f"a layer of type {type(layer).__name__}")
         return (disabled() if "torch._dynamo" in sys.modules else encoder)(layer, *arguments)
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from seqbatch._checks import complaint, counted, describe, type_name
 from seqbatch._hooks import HOOKS, has_hooks
 from seqbatch._registry import is_recurrent, register_recurrent, unsupported
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
@@ -92,7 +92,7 @@ def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size
         must = f"hold {counted(len(recurrent), 'state')}, None but for the layers {wanted}"
         found = f"{counted(len(holds), 'state')}, not None for {[i for i, there in enumerate(holds) if there]}"
         raise complaint(SeqbatchValueError, "state.states", must, found)
-    if not torch.compiler.is_compiling() and state._sizes - {batch_size}:
+    if not in_a_graph() and state._sizes - {batch_size}:
         must = f"be of {counted(batch_size, 'sequence')}, as the batch"
         raise complaint(SeqbatchValueError, "state", must, state.batch_size)
     return list(state.states)
@@ -104,7 +104,7 @@ def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values
     The caller's layer is not touched: a shallow copy is called, which shares parameters and layers, and whose hooks are
     given the layer itself. Without hooks a graph needs no more than `forward`.
     """
-    if torch.compiler.is_compiling() and not has_hooks(layer):
+    if in_a_graph() and not has_hooks(layer):
         return forward(values)
     result: Tensor = _call_shell(layer, forward, values)
     return result

@@ -18,6 +18,7 @@ from torch.nn import functional
 from seqbatch._checks import complaint, counted, describe
 from seqbatch._hooks import has_hooks
 from seqbatch._registry import register_encoder
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._buckets import run_in_groups
 from seqbatch.encoders._layers import (
@@ -101,7 +102,7 @@ def _call_batch_norm(layer: Any, values: Tensor) -> Tensor:
     PyTorch's function compares the number of values with 0, which a graph cannot where it is not known before it runs,
     as of what is read out of padding.
     """
-    computes = torch.compiler.is_compiling() and not (is_lazy(layer) or has_hooks(layer) or _takes_statistics(layer))
+    computes = in_a_graph() and not (is_lazy(layer) or has_hooks(layer) or _takes_statistics(layer))
     result: Tensor = _by_kept_statistics(layer, values) if computes else layer(values)
     return result
 

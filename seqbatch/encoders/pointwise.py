@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from seqbatch._checks import complaint, counted, describe
 from seqbatch._registry import register_encoder
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import (
     keeps_forward,
@@ -98,7 +99,7 @@ def _check_tokens(layer: nn.Embedding, batch: SequenceBatch) -> None:
         raise complaint(SeqbatchTypeError, "sequences", must, batch.dtype)
     require_device(batch, layer)
     # On another device the look would wait for it, and in a graph there is none: PyTorch itself refuses such ids there.
-    looks = batch.device.type == "cpu" and not torch.compiler.is_compiling()
+    looks = batch.device.type == "cpu" and not in_a_graph()
     if looks and not layer._forward_pre_hooks:
         wrong = (batch.values < 0) | (batch.values >= layer.num_embeddings)
         if wrong.any():

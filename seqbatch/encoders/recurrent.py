@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._registry import register_recurrent
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._in_graph import run_in_graph
 from seqbatch.encoders._layers import autocasts, keeps_forward, quantized_layers
@@ -30,7 +31,7 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
             require_input(batch, layer)
         form = _form_of(layer, state_type)
         hidden = require_state(state, form, layer, batch)
-        way = run_in_graph if torch.compiler.is_compiling() else run_by_engine
+        way = run_in_graph if in_a_graph() else run_by_engine
         values, final = way(layer, batch, hidden, form)
         if keeps_forward(layer, layer_type) and autocasts(batch.device):
             values = _as_alone(layer, values, batch.dtype)
@@ -40,7 +41,7 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
         return batch.with_values(values), RNNState.from_torch(final[0], layer)
 
     def run_outputs(layer: _Recurrent, batch: SequenceBatch) -> SequenceBatch:
-        if torch.compiler.is_compiling() or autocasts(batch.device):
+        if in_a_graph() or autocasts(batch.device):
             return run(layer, batch, None)[0]
         if keeps_forward(layer, layer_type):
             require_input(batch, layer)

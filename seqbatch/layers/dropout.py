@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from seqbatch._checks import complaint, describe, integer, require_steps
 from seqbatch._registry import register_encoder
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders.container import call_as_itself
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -130,7 +131,7 @@ class WordDropout(nn.Module):
     def _require_dtype(self, subject: str, values: Tensor) -> None:
         if self.token is None:
             # Not in a graph, which makes no text of a number: there PyTorch refuses other dtypes.
-            if not torch.compiler.is_compiling():
+            if not in_a_graph():
                 remedy = f"For ids give the one that stands for a dropped word: WordDropout({self.p}, token=0)."
                 require_floating(subject, values, self, remedy)
         elif values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:

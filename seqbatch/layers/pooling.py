@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._registry import register_encoder
+from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._layers import require_device, require_dtype, require_features
 from seqbatch.encoders.container import call_as_itself
@@ -40,7 +41,7 @@ class _Pool(nn.Module):
     def _pool(self, batch: SequenceBatch) -> Tensor:
         """Give the one step of each sequence that has any, end to end."""
         reduced = self._reduce(batch)
-        if torch.compiler.is_compiling():
+        if in_a_graph():
             return reduced[(batch._lengths.tensor > 0).to(batch.device)]
         if batch._lengths.running is batch._lengths:
             return reduced
