@@ -34,8 +34,9 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
         way = run_in_graph if in_a_graph() else run_by_engine
         values, final = way(layer, batch, hidden, form)
         if keeps_forward(layer, layer_type) and autocasts(batch.device):
-            values = _as_alone(layer, values, batch.dtype)
-            final = tuple(_as_alone(layer, part, batch.dtype) for part in final)
+            start = hidden[0].dtype if hidden else batch.dtype
+            values = _as_alone(layer, values, start)
+            final = tuple(_as_alone(layer, part, start) for part in final)
         if state_type is LSTMState:
             return batch.with_values(values), LSTMState.from_torch((final[0], final[1]), layer)
         return batch.with_values(values), RNNState.from_torch(final[0], layer)
@@ -50,14 +51,15 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
     register_recurrent(layer_type, outputs=run_outputs)(run)
 
 
-def _as_alone(layer: _Recurrent, result: Tensor, given: torch.dtype) -> Tensor:
+def _as_alone(layer: _Recurrent, result: Tensor, start: torch.dtype) -> Tensor:
     """Give a result the dtype that autocast gives one sequence alone; on the CPU packed ones may have another.
 
-    There PyTorch rounds what an LSTM and an RNN give, and leaves what a GRU gives as what it is given.
+    There PyTorch rounds what an LSTM and an RNN give, and adds what a GRU computes to the state it starts from.
     """
     if not result.is_cpu or result.dtype is torch.float64 or not isinstance(layer, nn.RNNBase):
         return result
-    return result.to(given if isinstance(layer, nn.GRU) else torch.get_autocast_dtype("cpu"))
+    dtype = torch.get_autocast_dtype("cpu")
+    return result.to(torch.promote_types(dtype, start) if isinstance(layer, nn.GRU) else dtype)
 
 
 def _form_of(layer: _Recurrent, state_type: StateType) -> Form:

@@ -9,7 +9,7 @@ from strategies import sequences, state_for
 from torch import nn
 from torch.testing import assert_close
 
-from seqbatch import LSTMState, SeqbatchValueError, SequenceBatch, encode, encode_with_state
+from seqbatch import LSTMState, RNNState, SeqbatchValueError, SequenceBatch, encode, encode_with_state
 
 
 def test_training_on_nothing_gives_gradients_of_zero() -> None:
@@ -95,6 +95,21 @@ def test_autocast_makes_up_for_the_dtype() -> None:
         alone, end = gru(xs[0])
     assert_close(outputs[0], alone)
     assert_close(state.hidden[:, 0, 0], end)
+
+
+@pytest.mark.parametrize("start", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_autocast_of_a_state_gives_the_dtypes_of_one_sequence_alone(kind: Any, given: Any, start: Any) -> None:
+    layer, cells = kind(5, 3), kind is nn.LSTM
+    xs = [torch.randn(4, 5, dtype=given), torch.randn(2, 5, dtype=given)]
+    zeros = torch.zeros(1, 1, 2, 3, dtype=start)
+    hx = (zeros[0, :, 0],) * 2 if cells else zeros[0, :, 0]
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        outputs, state = encode_with_state(layer, xs, LSTMState(zeros, zeros) if cells else RNNState(zeros))
+        alone, end = layer(xs[0], hx)
+    assert_close(outputs[0], alone, rtol=0.03, atol=0.03)  # half precision rounds in another order
+    assert_close([part[:, 0, 0] for part in state._tensors], [*end] if cells else [end], rtol=0.03, atol=0.03)
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM(5, 3), nn.GRU(5, 3, bidirectional=True), nn.RNN(5, 3), nn.Linear(5, 3)])
