@@ -129,10 +129,9 @@ class WordDropout(nn.Module):
 
     def _require_dtype(self, subject: str, values: Tensor) -> None:
         if self.token is None:
-            # Not in a graph, which makes no text of a number: there PyTorch refuses other dtypes.
-            if not torch.compiler.is_compiling():
-                remedy = f"For ids give the one that stands for a dropped word: WordDropout({self.p}, token=0)."
-                require_floating(subject, values, self, remedy)
+            # Without the number, of which a graph makes no text.
+            remedy = "For ids give the one that stands for a dropped word: WordDropout(p, token=0)."
+            require_floating(subject, values, self, remedy)
         elif values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:
             must = f"have an integer dtype, for {describe(self)}"
             raise complaint(SeqbatchTypeError, subject, must, values.dtype, "For features give no token.")
