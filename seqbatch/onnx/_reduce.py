@@ -47,10 +47,14 @@ def _add(values: Any, layout: Layout) -> Any:
 def _extreme(node: str, sign: int) -> Callable[[Any, Layout], Any]:
     def run(values: Any, layout: Layout) -> Any:
         if _is_floating(values):
-            wide, fill = _widen(values), number(sign * float("inf"))
+            padded = to_padded(_widen(values), layout, number(sign * float("inf")))
         else:
-            wide, fill = op.Cast(values, to=TensorProto.INT64), integer(-(2**63) if sign < 0 else 2**63 - 1)
-        found = getattr(op, node)(to_padded(wide, layout, fill), integers(1), keepdims=0)
+            fill = integer(-(2**63) if sign < 0 else 2**63 - 1)
+            padded = to_padded(op.Cast(values, to=TensorProto.INT64), layout, fill)
+        found = getattr(op, node)(padded, integers(1), keepdims=0)
+        if _is_floating(values):  # ONNX Runtime loses a NaN to greater and lesser numbers
+            lost = op.ReduceMax(op.Cast(op.IsNaN(padded), to=TensorProto.INT32), integers(1), keepdims=0)
+            found = op.Where(op.Cast(lost, to=TensorProto.BOOL), op.CastLike(number(float("nan")), found), found)
         empty = per_sequence(op.Equal(layout.lengths, integer(0)), values)
         return op.CastLike(op.Where(empty, op.CastLike(integer(0), found), found), values)
 
