@@ -37,3 +37,34 @@ def test_ids_out_of_range_stop_the_run(options: Any, features: tuple[int, ...], 
         with pytest.raises(Exception, match=r"Gather.*out of data bounds"):
             run.given(padded, [2, 2])
         assert_close(run.given(padded, [2, 1])[0][0], model.layer(padded[0]).detach())
+
+
+@pytest.mark.parametrize(
+    ("layer", "features", "dtype"),
+    [
+        (nn.GroupNorm(2, 4), (4,), torch.float32),
+        (nn.GroupNorm(1, 4, eps=0.5), (4,), torch.float64),
+        (nn.GroupNorm(2, 4, affine=False), (4, 3), torch.float32),
+        (nn.GroupNorm(4, 4), (4, 3, 2), torch.float32),
+        (nn.GroupNorm(2, 4), (4, 3), torch.float16),  # with weights in single precision
+    ],
+    ids=str,
+)
+def test_group_norm(layer: nn.Module, features: tuple[int, ...], dtype: torch.dtype, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    for weight in layer.parameters():
+        weight.data.uniform_(0.3, 2.0)
+    model = Layered(layer.double() if dtype is torch.float64 else layer)
+
+    def make(lengths: list[int]) -> SequenceBatch:
+        return SequenceBatch(torch.randn(sum(lengths), *features).to(dtype), lengths)
+
+    run = Session(model, make([3, 5, 0]), tmp_path / "model.onnx")
+    for lengths in SIZES.values():
+        batch = make(lengths)
+        with torch.no_grad():
+            wanted = model(batch).to_padded(batch_first=True)
+        (found,) = run(batch)
+        assert_close(found, wanted)
+        for row, sequence in zip(found, batch, strict=True):
+            assert_close(row[: len(sequence)], layer(sequence))
