@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqbatch._checks import complaint, integer, type_name
+from seqbatch._checks import complaint, integer, require_integers, type_name
+from seqbatch._indices import refuse_bytes
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._modes import require_in_graph
-from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
 
 
 def offsets(lengths: Tensor) -> Tensor:
@@ -132,6 +133,19 @@ def lengths_between(offsets: Tensor, steps: int) -> Tensor:
     require_in_graph((offsets[-1:] == steps).all(), "`offsets` must end with the steps of `values`")
     require_in_graph((lengths >= 0).all(), "`offsets` must never fall")
     return lengths
+
+
+def chosen(index: Tensor, size: int) -> Tensor:
+    """Return an index of sequences as a mask, or as positions counted from the front, else raise."""
+    refuse_bytes("index", index)
+    if index.dtype is torch.bool and index.dim() == 1:
+        must = "have one bool for each sequence, as it is a mask"
+        if _differ(index.shape[0], size, f"`index` must {must}"):
+            raise complaint(SeqbatchIndexError, "index", must, "fewer or more")
+        return index
+    numbers = require_integers("index", index if index.dim() else index[None]).long()
+    require_in_graph(((numbers >= -size) & (numbers < size)).all(), "`index` must name sequences that are there")
+    return torch.where(numbers < 0, numbers + size, numbers)
 
 
 def _differ(size: int, other: int, message: str) -> bool:
