@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqbatch._checks import complaint, counted, integer, integers
+from seqbatch._checks import complaint, counted, integer, integers, require_numbers
 from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError
 
 
@@ -40,6 +40,8 @@ def positions(subject: str, value: Any, size: int) -> list[int]:
         except (TypeError, ValueError):
             raise complaint(SeqbatchTypeError, subject, "be a slice of integers, its step not 0", value) from None
     refuse_bytes(subject, value)
+    if isinstance(value, Tensor):
+        require_numbers(subject, value)
     if _is_mask(value):
         mask = value.tolist() if isinstance(value, Tensor) else list(value)
         if len(mask) != size or (isinstance(value, Tensor) and value.dim() != 1):
