@@ -121,7 +121,8 @@ class WordDropout(nn.Module):
         self._require_dtype("sequence", values)
         if not self.training or self.p == 0:
             return values
-        dropped = torch.empty(len(values), dtype=torch.bool, device=values.device).bernoulli_(self.p)
+        # Not by a draw in place, which `vmap` refuses if it is to differ.
+        dropped = torch.rand(len(values), dtype=torch.float32, device=values.device) < self.p
         return values.masked_fill(dropped.view(-1, *(1 for _ in values.shape[1:])), self.token or 0)
 
     def extra_repr(self) -> str:
