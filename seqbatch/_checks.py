@@ -149,7 +149,8 @@ def require_integers(subject: str, value: Tensor) -> Tensor:
 
 def require_numbers(subject: str, value: Tensor) -> None:
     """Raise if `torch.func.vmap` maps over a Tensor, so that it stands for many and has no numbers to ask for."""
-    functorch: Any = getattr(torch._C, "_functorch", None)
+    # Not where `torch.compile` reads the code, which cannot read this.
+    functorch: Any = None if torch.compiler.is_dynamo_compiling() else getattr(torch._C, "_functorch", None)
     while getattr(functorch, "is_functorch_wrapped_tensor", lambda tensor: False)(value):
         if functorch.is_batchedtensor(value):
             remedy = "Give it in_dims=None there, or join what is mapped over to one batch, which needs no vmap."

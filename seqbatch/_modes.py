@@ -38,9 +38,11 @@ def are_batched(gradients: Iterable[Tensor | None]) -> bool:
 
 def not_in_a_graph(what: str) -> SeqbatchError:
     """Make the error for what a graph cannot hold that is to serve all lengths."""
-    remedy = "Call it outside."
-    if not torch.compiler.is_exporting():  # what is exported is one graph, out of which nothing can be kept
-        remedy = "Call it outside, or in a function that torch.compiler.disable keeps out of the graph."
+    # Out of what is exported nothing can be kept.
+    other = (
+        "" if torch.compiler.is_exporting() else ", or in a function that torch.compiler.disable keeps out of the graph"
+    )
+    remedy = f"Call it outside{other}."
     must = "serve all lengths, so that nothing in it may depend on their numbers"
     return complaint(SeqbatchError, "graph of torch.compile or torch.export", must, what, remedy)
 
