@@ -148,12 +148,25 @@ def require_integers(subject: str, value: Tensor) -> Tensor:
     return value
 
 
+def require_numbers(subject: str, value: Tensor) -> None:
+    """Raise if `torch.func.vmap` maps over a Tensor, so that it stands for many and has no numbers to ask for."""
+    # Not where `torch.compile` reads the code, which cannot read this.
+    functorch: Any = None if torch.compiler.is_dynamo_compiling() else getattr(torch._C, "_functorch", None)
+    while getattr(functorch, "is_functorch_wrapped_tensor", lambda tensor: False)(value):
+        if functorch.is_batchedtensor(value):
+            remedy = "Give it in_dims=None there, or join what is mapped over to one batch, which needs no vmap."
+            must = "be one for all that torch.func.vmap maps over"
+            raise complaint(SeqbatchValueError, subject, must, "a Tensor that it maps over", remedy)
+        value = functorch.get_unwrapped(value)
+
+
 def integers(subject: str, value: object) -> list[int]:
     """Return a sequence of integers, or a one-dimensional integer Tensor, as a list of ints, else raise.
 
     A Tensor on a device is copied to the host, which waits for the device.
     """
     if isinstance(value, Tensor):
+        require_numbers(subject, value)
         numbers: list[int] = require_integers(subject, value).tolist()
         return numbers
     if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from seqbatch._checks import complaint, counted, integer, integers
+from seqbatch._checks import complaint, counted, integer, integers, require_numbers
 from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError
 
 
@@ -39,10 +39,9 @@ def positions(subject: str, value: Any, size: int) -> list[int]:
             return list(range(size)[value])
         except (TypeError, ValueError):
             raise complaint(SeqbatchTypeError, subject, "be a slice of integers, its step not 0", value) from None
-    if isinstance(value, Tensor) and value.dtype is torch.uint8:
-        # To torch it is a mask, to everybody else a list of indices.
-        remedy = "Call .bool() for a mask, .long() for indices."
-        raise complaint(SeqbatchTypeError, subject, "say whether it is a mask", "torch.uint8", remedy)
+    refuse_bytes(subject, value)
+    if isinstance(value, Tensor):
+        require_numbers(subject, value)
     if _is_mask(value):
         mask = value.tolist() if isinstance(value, Tensor) else list(value)
         if len(mask) != size or (isinstance(value, Tensor) and value.dim() != 1):
@@ -51,6 +50,13 @@ def positions(subject: str, value: Any, size: int) -> list[int]:
         return [i for i, wanted in enumerate(mask) if wanted]
     chosen = integers(subject, value)
     return [position(f"{subject}[{i}]", index, size) for i, index in enumerate(chosen)]
+
+
+def refuse_bytes(subject: str, value: object) -> None:
+    """Raise if an index is a Tensor of uint8, which to torch is a mask, and to everybody else a list of indices."""
+    if isinstance(value, Tensor) and value.dtype is torch.uint8:
+        remedy = "Call .bool() for a mask, .long() for indices."
+        raise complaint(SeqbatchTypeError, subject, "say whether it is a mask", "torch.uint8", remedy)
 
 
 def _is_mask(value: object) -> bool:

@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch._checks import complaint, counted, integer, integers, require_steps, require_tensor, type_name
+from seqbatch._checks import (
+    complaint,
+    counted,
+    integer,
+    integers,
+    require_numbers,
+    require_steps,
+    require_tensor,
+    type_name,
+)
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 PaddingSide = Literal["right", "left"]
@@ -84,6 +93,7 @@ def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_firs
         raise complaint(SeqbatchTypeError, subject, "be a bool Tensor, True on real steps", mask.dtype)
     if tuple(mask.shape) != shape:
         raise complaint(SeqbatchValueError, subject, f"have shape {shape}, as `padded`", tuple(mask.shape))
+    require_numbers(subject, mask)
     mask = mask.cpu()
     rows = mask if batch_first else mask.T
     before = torch.nn.functional.pad(rows, (1, 0))[:, :-1]

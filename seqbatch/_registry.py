@@ -1,6 +1,7 @@
 """Which encoder handles which type of layer: registration, dispatch by type and bases, and entry points."""
 
 import functools
+import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -190,6 +191,10 @@ def is_run_as(layer: object, *kinds: type[nn.Module]) -> bool:
 
 def unsupported(layer: object, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:
     """Make the error for a layer that cannot be run, which shows how to register it."""
+    if isinstance(layer, getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())):
+        remedy = "Compile the function or the model that calls encode, and give the layer itself, layer._orig_mod."
+        found = "an OptimizedModule, which torch.compile makes"
+        return complaint(UnsupportedLayerError, "layer", "be a layer that is not compiled by itself", found, remedy)
     name = type(layer).__name__
     failed = "".join(f"\nThe plug-in {plugin} could not be imported: {error!r}" for plugin, error in _load_plugins())
     remedy = (

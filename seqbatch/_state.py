@@ -7,8 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from seqbatch import _indices
+from seqbatch import _indices, graphs
 from seqbatch._checks import complaint
+from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchTypeError
 
 Index = int | slice | list[int] | list[bool] | Tensor
@@ -62,7 +63,7 @@ class State(ABC):
         tensor([3., 1.])
         """
         self._require("select")
-        chosen = _chosen(indices, self.batch_size)
+        chosen = _chosen(indices, self)
         return self._map(lambda part: _select(part, chosen))
 
     def reset(self, indices: Index) -> Self:
@@ -82,7 +83,7 @@ class State(ABC):
         tensor([0., 2., 0.])
         """
         self._require("reset")
-        chosen = _chosen(indices, self.batch_size)
+        chosen = _chosen(indices, self)
         return self._map(lambda part: _reset(part, chosen))
 
     def detach(self) -> Self:
@@ -116,19 +117,31 @@ class State(ABC):
         return self._map(lambda part: part.to(*args, **kwargs))
 
 
-def _chosen(index: Index, size: int) -> list[int]:
+def _chosen(index: Index, state: State) -> list[int] | Tensor:
+    """Give the positions that an index means, counted from the front; a Tensor stays one in a graph, or raise."""
+    if isinstance(index, Tensor) and in_a_graph():
+        return index
     if _indices.is_one_index(index):
-        return [_indices.position("index", index, size)]
-    return _indices.positions("index", index, size)
+        return [_indices.position("index", index, state.batch_size)]
+    return _indices.positions("index", index, state.batch_size)
 
 
-def _select(part: Any, chosen: list[int]) -> Any:
-    return part.index_select(2, _index(chosen, part)) if isinstance(part, Tensor) else part.select(chosen)
+def _select(part: Any, chosen: list[int] | Tensor) -> Any:
+    if not isinstance(part, Tensor):
+        return part.select(chosen)
+    index = _index(chosen, part)
+    return part[:, :, index] if index.dtype is torch.bool else part.index_select(2, index)
 
 
-def _reset(part: Any, chosen: list[int]) -> Any:
-    return part.index_fill(2, _index(chosen, part), 0) if isinstance(part, Tensor) else part.reset(chosen)
+def _reset(part: Any, chosen: list[int] | Tensor) -> Any:
+    if not isinstance(part, Tensor):
+        return part.reset(chosen)
+    index = _index(chosen, part)
+    # Not as positions, whose number a graph does not know.
+    return part.masked_fill(index[:, None], 0) if index.dtype is torch.bool else part.index_fill(2, index, 0)
 
 
-def _index(chosen: list[int], tensor: Tensor) -> Tensor:
+def _index(chosen: list[int] | Tensor, tensor: Tensor) -> Tensor:
+    if isinstance(chosen, Tensor):
+        return graphs.chosen(chosen, tensor.shape[2]).to(tensor.device)
     return torch.tensor(chosen, dtype=torch.int64, device="cpu").to(tensor.device, non_blocking=True)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from seqbatch._checks import complaint, integer, type_name
+from seqbatch._checks import complaint, integer, require_integers, type_name
+from seqbatch._indices import refuse_bytes
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._modes import require_in_graph
-from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
 
 
 def offsets(lengths: Tensor) -> Tensor:
@@ -101,7 +102,7 @@ def to_padded(
 def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: PaddingSide) -> Tensor:
     """Turn a padded tensor into flat values; what stands in its padding reaches none of them."""
     by_batch = padded if batch_first else padded.transpose(0, 1)
-    if lengths.shape[0] != by_batch.shape[0]:  # without the numbers, of which a graph makes no text
+    if _differ(lengths.shape[0], by_batch.shape[0], "`lengths` must be as many as the sequences of `padded`"):
         raise complaint(SeqbatchValueError, "lengths", "be as many as the sequences of `padded`", "fewer or more")
     require_in_graph((lengths >= 0).all(), "`lengths` must be at least 0")
     require_in_graph((lengths <= by_batch.shape[1]).all(), "`lengths` must be at most the time axis of `padded`")
@@ -114,8 +115,9 @@ def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, 
     """Turn a padded tensor into flat values by its mask, and give their lengths; no padding reaches any value."""
     if mask.dtype is not torch.bool:
         raise complaint(SeqbatchTypeError, "mask", "be a bool Tensor, True on real steps", mask.dtype)
-    if mask.dim() != 2 or mask.shape[0] != padded.shape[0] or mask.shape[1] != padded.shape[1]:
-        raise complaint(SeqbatchValueError, "mask", "have the first two axes of `padded`", "others")
+    must = "have the first two axes of `padded`"
+    if mask.dim() != 2 or any(_differ(mask.shape[axis], padded.shape[axis], f"`mask` must {must}") for axis in (0, 1)):
+        raise complaint(SeqbatchValueError, "mask", must, "others")
     by_batch, real = (padded, mask) if batch_first else (padded.transpose(0, 1), mask.T)
     starts = (real & ~functional.pad(real, (1, 0))[:, :-1]).sum(1)
     require_in_graph((starts <= 1).all(), "`mask` must have its True steps side by side in each sequence")
@@ -131,6 +133,29 @@ def lengths_between(offsets: Tensor, steps: int) -> Tensor:
     require_in_graph((offsets[-1:] == steps).all(), "`offsets` must end with the steps of `values`")
     require_in_graph((lengths >= 0).all(), "`offsets` must never fall")
     return lengths
+
+
+def chosen(index: Tensor, size: int) -> Tensor:
+    """Return an index of sequences as a mask, or as positions counted from the front, else raise."""
+    refuse_bytes("index", index)
+    if index.dtype is torch.bool and index.dim() == 1:
+        must = "have one bool for each sequence, as it is a mask"
+        if _differ(index.shape[0], size, f"`index` must {must}"):
+            raise complaint(SeqbatchIndexError, "index", must, "fewer or more")
+        return index
+    numbers = require_integers("index", index if index.dim() else index[None]).long()
+    require_in_graph(((numbers >= -size) & (numbers < size)).all(), "`index` must name sequences that are there")
+    return torch.where(numbers < 0, numbers + size, numbers)
+
+
+def _differ(size: int, other: int, message: str) -> bool:
+    """Tell whether sizes differ; where only the graph knows them it raises the message if they do, when it runs."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # here, for it takes long to import
+
+    if guard_or_false(size != other):
+        return True
+    torch._check(size == other, lambda: message)
+    return False
 
 
 def _places(lengths: Tensor, side: PaddingSide, time: int) -> Tensor:

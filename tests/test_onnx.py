@@ -175,6 +175,20 @@ def test_reductions(features: tuple[int, ...], dtype: torch.dtype, tmp_path: Pat
         assert_close(run(make(lengths)), wanted)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_reductions_of_what_is_not_finite(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = Reduced(["first", "last", "max", "min", "reverse", "sum", "mean", "softmax"])
+    run = Session(model, signals([3, 5, 0]).to(dtype), tmp_path / "model.onnx")
+    for wrong in (float("nan"), float("inf"), float("-inf")):
+        for lengths in SIZES.values():
+            values = signals(lengths).values.to(dtype).clone()
+            values[::3, 1], values[1::4, 2], values[2:3] = wrong, -wrong, wrong
+            batch = SequenceBatch(values, lengths)
+            results = model(batch)
+            wanted = [one.to_padded(batch_first=True) if isinstance(one, SequenceBatch) else one for one in results]
+            assert_close(run(batch), wanted, equal_nan=True)
+
+
 class Pair(NamedTuple):
     """Two results with names."""
 

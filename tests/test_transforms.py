@@ -1,5 +1,6 @@
 """torch.func and forward mode over models with recurrent layers, most of which PyTorch itself cannot transform."""
 
+import re
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from torch import Tensor, func, nn
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
-from seqbatch import SequenceBatch, encode, encode_with_state
+from seqbatch import RNNState, SeqbatchValueError, SequenceBatch, encode, encode_with_state
 
 Weights = dict[str, Tensor]
 # Their types do not say that what comes back is shaped as what a function gives.
@@ -160,6 +161,41 @@ def test_one_batch_goes_through_nested_transforms_again_and_again(make: Any) -> 
     )
     (found,) = torch.autograd.grad(loss(values := batch.values.clone().requires_grad_()), values)
     assert_close(found, grad(loss)(batch.values))
+
+
+BATCH, STATE = batch_of([3, 2], torch.float32), RNNState(torch.randn(2, 1, 2, 4))
+PADDED = torch.randn(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("subject", "call", "given"),
+    [
+        ("lengths", lambda given: SequenceBatch(BATCH.values, given).sum(), torch.tensor([[3, 2], [4, 1]])),
+        ("lengths", lambda given: SequenceBatch.from_padded(PADDED, given, batch_first=True), torch.ones(2, 2).int()),
+        ("offsets", lambda given: SequenceBatch.from_offsets(BATCH.values, given), torch.tensor([[0, 3, 5]] * 2)),
+        ("mask", lambda given: SequenceBatch.from_mask(PADDED, given, batch_first=True), torch.ones(2, 2, 3).bool()),
+        ("index", lambda given: BATCH[given].values, torch.tensor([[0, 1], [1, 0]])),
+        ("index", lambda given: STATE.reset(given).hidden, torch.tensor([[False, True]] * 2)),
+    ],
+)
+def test_lengths_are_not_mapped_over(subject: str, call: Any, given: Tensor) -> None:
+    said = (
+        f"`{subject}` must be one for all that torch.func.vmap maps over; got a Tensor that it maps over. Give it "
+        "in_dims=None there, or join what is mapped over to one batch, which needs no vmap."
+    )
+
+    def below(given: Tensor) -> Any:
+        return grad(lambda _, given: call(given))(torch.ones(()), given)
+
+    for function in (call, below, lambda given: vmap(call)(given[None])):
+        with pytest.raises(SeqbatchValueError, match=f"^{re.escape(said)}$"):
+            vmap(function)(given)
+
+
+def test_lengths_that_are_not_mapped_over_may_be_a_tensor() -> None:
+    values, lengths = torch.randn(2, 5, 3), torch.tensor([3, 2])
+    found = vmap(lambda values, lengths: SequenceBatch(values, lengths).sum(), in_dims=(0, None))(values, lengths)
+    assert_close(found, torch.stack([SequenceBatch(one, lengths).sum() for one in values]))
 
 
 def test_a_batch_does_not_come_out_of_a_transform_as_another() -> None:

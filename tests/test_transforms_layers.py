@@ -126,3 +126,21 @@ def test_tangents(name: str, lengths: list[int]) -> None:
     with forward_ad.dual_level():
         dual = call({name: forward_ad.make_dual(weight, tangents[name]) for name, weight in weights.items()})
         assert_close(forward_ad.unpack_dual(dual).tangent, found)
+
+
+@pytest.mark.parametrize("kind", [LockedDropout, WordDropout])
+def test_dropout_that_differs_or_is_the_same(kind: Any) -> None:
+    batch = SequenceBatch(torch.ones(60, 20), [40, 0, 20])
+    several = torch.ones(3, 60, 20)
+    calls = {
+        "values": lambda values: encode(kind(0.5), batch.with_values(values)).values,
+        "others": lambda values: encode(kind(0.5), batch).values * values,
+    }
+    for call in calls.values():
+        for randomness in ("different", "same"):
+            found = vmap(call, randomness=randomness)(several) == 0
+            assert len({tuple(one.flatten().tolist()) for one in found}) == (3 if randomness == "different" else 1)
+            for one in found:
+                assert 0.3 < one.float().mean() < 0.7
+                axis = 1 if kind is WordDropout else 0  # of a step all features, of a feature all steps of a sequence
+                assert_close(one[:40], one[:40].select(axis, 0).unsqueeze(axis).expand(40, 20))

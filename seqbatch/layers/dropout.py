@@ -5,7 +5,6 @@ from torch import Tensor, nn
 
 from seqbatch._checks import complaint, describe, integer, require_steps
 from seqbatch._registry import register_encoder
-from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.encoders.container import call_as_itself
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -122,7 +121,8 @@ class WordDropout(nn.Module):
         self._require_dtype("sequence", values)
         if not self.training or self.p == 0:
             return values
-        dropped = torch.empty(len(values), dtype=torch.bool, device=values.device).bernoulli_(self.p)
+        # Not by a draw in place, which `vmap` refuses if it is to differ.
+        dropped = torch.rand(len(values), dtype=torch.float32, device=values.device) < self.p
         return values.masked_fill(dropped.view(-1, *(1 for _ in values.shape[1:])), self.token or 0)
 
     def extra_repr(self) -> str:
@@ -130,10 +130,9 @@ class WordDropout(nn.Module):
 
     def _require_dtype(self, subject: str, values: Tensor) -> None:
         if self.token is None:
-            # Not in a graph, which makes no text of a number: there PyTorch refuses other dtypes.
-            if not in_a_graph():
-                remedy = f"For ids give the one that stands for a dropped word: WordDropout({self.p}, token=0)."
-                require_floating(subject, values, self, remedy)
+            # Without the number, of which a graph makes no text.
+            remedy = "For ids give the one that stands for a dropped word: WordDropout(p, token=0)."
+            require_floating(subject, values, self, remedy)
         elif values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:
             must = f"have an integer dtype, for {describe(self)}"
             raise complaint(SeqbatchTypeError, subject, must, values.dtype, "For features give no token.")

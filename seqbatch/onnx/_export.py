@@ -14,6 +14,7 @@ from seqbatch._checks import complaint, type_name
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
 from seqbatch.onnx._checked import checked_lengths, in_onnx
+from seqbatch.onnx._layers import embedding, group_norm
 from seqbatch.onnx._recurrent import gru, lstm, rnn
 from seqbatch.onnx._reduce import reduce
 
@@ -122,6 +123,8 @@ def export(
         input_names=["padded", "lengths"],
         output_names=out_spec.context,
         custom_translation_table={
+            torch.ops.aten.embedding.default: embedding,
+            torch.ops.aten.group_norm.default: group_norm,
             operators.checked_lengths.default: in_onnx,
             operators.lstm.default: lstm,
             operators.gru.default: gru,

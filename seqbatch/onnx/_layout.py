@@ -2,10 +2,12 @@
 
 from typing import Any, NamedTuple
 
+from onnx import TensorProto
 from onnxscript import opset18
 
 # The operators of ONNX, which have no types.
 op: Any = opset18
+_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 class Layout(NamedTuple):
@@ -53,6 +55,11 @@ def with_row(values: Any, fill: Any) -> Any:
     """Add a row of a number."""
     row = op.Expand(op.CastLike(fill, values), op.Concat(integers(1), op.Shape(values, start=1), axis=0))
     return op.Concat(values, row, axis=0)
+
+
+def widen(values: Any) -> Any:
+    """Compute in single precision at least."""
+    return op.Cast(values, to=TensorProto.FLOAT) if values.dtype in _HALF else values
 
 
 def per_sequence(numbers: Any, like: Any) -> Any:

@@ -17,10 +17,10 @@ from seqbatch.onnx._layout import (
     per_sequence,
     take,
     to_padded,
+    widen,
 )
 
 _FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
-_HALF = (TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
 def reduce(values: Any, lengths: Any, how: str, wanted: Any) -> Any:
@@ -31,11 +31,11 @@ def reduce(values: Any, lengths: Any, how: str, wanted: Any) -> Any:
 def _sum(values: Any, layout: Layout) -> Any:
     if not _is_floating(values):
         return _add(op.Cast(values, to=TensorProto.INT64), layout)
-    return op.CastLike(_add(_widen(values), layout), values)
+    return op.CastLike(_add(widen(values), layout), values)
 
 
 def _mean(values: Any, layout: Layout) -> Any:
-    total = _add(_widen(values), layout)
+    total = _add(widen(values), layout)
     counts = per_sequence(op.Max(layout.lengths, integers(1)), values)
     return op.CastLike(op.Div(total, op.CastLike(counts, total)), values)
 
@@ -47,10 +47,14 @@ def _add(values: Any, layout: Layout) -> Any:
 def _extreme(node: str, sign: int) -> Callable[[Any, Layout], Any]:
     def run(values: Any, layout: Layout) -> Any:
         if _is_floating(values):
-            wide, fill = _widen(values), number(sign * float("inf"))
+            padded = to_padded(widen(values), layout, number(sign * float("inf")))
         else:
-            wide, fill = op.Cast(values, to=TensorProto.INT64), integer(-(2**63) if sign < 0 else 2**63 - 1)
-        found = getattr(op, node)(to_padded(wide, layout, fill), integers(1), keepdims=0)
+            fill = integer(-(2**63) if sign < 0 else 2**63 - 1)
+            padded = to_padded(op.Cast(values, to=TensorProto.INT64), layout, fill)
+        found = getattr(op, node)(padded, integers(1), keepdims=0)
+        if _is_floating(values):  # ONNX Runtime loses a NaN to greater and lesser numbers
+            lost = op.ReduceMax(op.Cast(op.IsNaN(padded), to=TensorProto.INT32), integers(1), keepdims=0)
+            found = op.Where(op.Cast(lost, to=TensorProto.BOOL), op.CastLike(number(float("nan")), found), found)
         empty = per_sequence(op.Equal(layout.lengths, integer(0)), values)
         return op.CastLike(op.Where(empty, op.CastLike(integer(0), found), found), values)
 
@@ -58,7 +62,7 @@ def _extreme(node: str, sign: int) -> Callable[[Any, Layout], Any]:
 
 
 def _softmax(values: Any, layout: Layout) -> Any:
-    padded = to_padded(_widen(values), layout, number(float("-inf")))
+    padded = to_padded(widen(values), layout, number(float("-inf")))
     return op.CastLike(from_padded(op.Softmax(padded, axis=1), layout), values)
 
 
@@ -71,11 +75,6 @@ def _reverse(values: Any, layout: Layout) -> Any:
 
 def _is_floating(values: Any) -> bool:
     return values.dtype in _FLOATING
-
-
-def _widen(values: Any) -> Any:
-    """Compute in single precision at least."""
-    return op.Cast(values, to=TensorProto.FLOAT) if values.dtype in _HALF else values
 
 
 _FUNCTIONS: dict[str, Callable[[Any, Layout], Any]] = {

@@ -7,6 +7,7 @@ import torch
 from graph_models import PATTERNS, SMALL, compiled, signals
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from torch import Tensor, nn
+from torch._dynamo.decorators import mark_unbacked
 from torch._dynamo.exc import Unsupported
 from torch.export import Dim, export
 from torch.testing import assert_close
@@ -75,6 +76,46 @@ def test_masks_that_fit_nothing(mask: Tensor, kind: type[Exception], said: str) 
         compiled(Masked(True))(*given)
     with pytest.raises(kind, match=f"`mask` must {said}"):
         export(Masked(True), given)
+
+
+class Again(nn.Module):
+    """Pads a batch and a mask in a graph, which alone knows their sizes, and reads the steps out again."""
+
+    def __init__(self, batch_first: bool, side: Any) -> None:
+        super().__init__()
+        self.options = {"batch_first": batch_first, "padding_side": side}
+
+    def forward(self, one: SequenceBatch, other: SequenceBatch) -> tuple[Tensor, Tensor, Tensor]:
+        padded, mask = 2 * one.to_padded(**self.options), other.mask(**self.options)
+        batch = SequenceBatch.from_mask(padded, mask, batch_first=self.options["batch_first"])
+        return batch.values, batch.offsets, batch.sum()
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_from_mask_of_what_is_padded_in_the_same_graph(batch_first: bool, side: Any) -> None:
+    model, example, sizes = Again(batch_first, side), signals([3, 2, 4]), [{0: STEPS}, {0: BATCH}]
+    program = export(model, (example, example), dynamic_shapes=(sizes, sizes)).module()
+    graph = compiled(model)
+    for lengths in (PATTERNS | SMALL).values():
+        batch = signals(lengths)
+        wanted = model(batch, batch)
+        assert_close(wanted[0], 2 * batch.values)
+        for made in (graph, program):
+            assert_close(made(batch, batch), wanted)
+    for made in (graph, program):
+        with pytest.raises(RuntimeError, match=r"Runtime assertion failed for expression Eq\(u"):
+            made(signals([3, 2, 4]), signals([3, 3, 3]))
+
+
+def test_lengths_and_what_is_padded_of_sizes_that_only_the_graph_knows() -> None:
+    graph = compiled(lambda padded, lengths: SequenceBatch.from_padded(padded, lengths, batch_first=True).values)
+    for lengths in ([3, 2], [4], [], [0, 5, 1]):
+        batch = signals(lengths)
+        padded, counts = batch.to_padded(batch_first=True), torch.tensor(lengths, dtype=torch.int64)
+        for tensor in (padded, counts):
+            mark_unbacked(tensor, 0)
+        assert_close(graph(padded, counts), batch.values)
 
 
 class Between(nn.Module):

@@ -14,8 +14,8 @@ from torch._dynamo.exc import Unsupported
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchError, SequenceBatch, encode
-from seqbatch.layers import Causal, LayerNormLSTM
+from seqbatch import SeqbatchError, SequenceBatch, UnsupportedLayerError, encode, encode_with_state
+from seqbatch.layers import Causal, LayerNormLSTM, WordDropout
 
 NUMBERS = "must serve all lengths, so that nothing in it may depend on their numbers; got "
 
@@ -57,7 +57,7 @@ NEEDS: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize("what", NEEDS)
 def test_what_needs_the_numbers_of_the_lengths(what: str) -> None:
     call, found = NEEDS[what]
-    found = f"a call that needs {found}. Call it outside"
+    found = f"a call that needs {found}. Call it outside, or in a function that torch.compiler.disable keeps out of the"
     batch = signals([4, 3])
     with pytest.raises(Unsupported, match=re.escape(NUMBERS + found)):
         compiled(call)(batch)
@@ -95,16 +95,8 @@ def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.M
     ("layer", "name"), [(hooked(), "GRU"), (nn.Conv1d(4, 3, 3), "Conv1d"), (nn.LSTMCell(4, 3), "LSTMCell")]
 )
 def test_such_a_layer_is_not_exported(layer: nn.Module, name: str) -> None:
-    class Model(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = layer
-
-        def forward(self, batch: SequenceBatch) -> SequenceBatch:
-            return encode(self.layer, batch)
-
-    with pytest.raises(SeqbatchError, match=re.escape(NUMBERS + f"a layer of type {name}. Call it outside")):
-        torch.export.export(Model(), (signals([4, 3]),))
+    with pytest.raises(SeqbatchError, match=re.escape(NUMBERS + f"a layer of type {name}. Call it outside.") + "$"):
+        torch.export.export(Model(layer), (signals([4, 3]),))
 
 
 def test_a_layer_without_an_encoder() -> None:
@@ -122,6 +114,49 @@ def test_a_layer_that_gives_no_steps_is_named_by_its_type() -> None:
     said = "`layer` must give one step for each step of a sequence; got EmbeddingBag, which gives one vector for all."
     with pytest.raises(Unsupported, match=re.escape(said)):
         compiled(encoding(nn.EmbeddingBag(9, 2)))(tokens([4, 3]))
+
+
+class Model(nn.Module):
+    """A model of one layer, to export."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, batch: SequenceBatch) -> SequenceBatch:
+        return encode(self.layer, batch)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("token", "dtype", "said"),
+    [
+        (None, torch.int64, "a floating or complex dtype, for WordDropout; got torch.int64. For ids give the one"),
+        (None, torch.bool, "a floating or complex dtype, for WordDropout; got torch.bool."),
+        (3, torch.float32, "an integer dtype, for WordDropout; got torch.float32. For features give no token."),
+        (300, torch.uint8, "`token` must be from 0 to 255, for torch.uint8 of `sequences`; got 300."),
+    ],
+)
+def test_word_dropout_of_another_dtype(training: bool, token: int | None, dtype: torch.dtype, said: str) -> None:
+    layer, batch = WordDropout(0.5, token=token).train(training), SequenceBatch(torch.ones(5).to(dtype), [3, 2])
+    with pytest.raises(Unsupported, match=re.escape(said)):
+        compiled(encoding(layer))(batch)
+    with pytest.raises(SeqbatchError, match=re.escape(said)):
+        torch.export.export(Model(layer), (batch,))
+
+
+def test_what_was_compiled_by_itself_is_no_layer_to_register() -> None:
+    gru: Any = nn.GRU(4, 3)
+    layer: Any = torch.compile(gru, backend="aot_eager")
+    said = (
+        "`layer` must be a layer that is not compiled by itself; got an OptimizedModule, which torch.compile makes. "
+        "Compile the function or the model that calls encode, and give the layer itself, layer._orig_mod."
+    )
+    for call in (encode, encode_with_state):
+        for compiled_one in (layer, nn.Sequential(nn.Tanh(), layer)):
+            with pytest.raises(UnsupportedLayerError, match=f"^{re.escape(said)}"):
+                call(compiled_one, signals([4, 3]))
+    assert_close(encode(layer._orig_mod, signals([4, 3])).values, encode(gru, signals([4, 3])).values)
 
 
 MESSAGE = "`operator of seqbatch` must be differentiated backward only; got a transform of torch.func, or forward mode"
