@@ -6,6 +6,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.ao.nn.quantized.dynamic as quantized
+from reference import run_alone
 from torch import nn
 from torch.nn.modules import module
 
@@ -213,6 +214,24 @@ def test_hooks_of_the_backward_pass(how: str) -> None:
     layer.register_full_backward_hook(stop)
     (found,) = torch.autograd.grad(torch.cat(encode(layer, [x, x[:1]])).sum(), x)
     assert not found.any()
+
+
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_hooks_of_the_backward_pass_cost_nothing_without_one(register: str, mode: Any, kind: Any) -> None:
+    layer, xs, seen = kind(2, 3), [FLOAT, FLOAT[:1]], []
+    with mode():
+        wanted, ends = run_alone(layer, xs)
+        getattr(layer, register)(lambda *arguments: None)
+        layer.register_forward_hook(lambda module, given, output: seen.append(module))
+        assert choose(layer, FLOAT, RAGGED) is packed.run
+        assert not pads(layer, FLOAT, RAGGED)
+        torch.testing.assert_close(encode(layer, xs), wanted)
+        outputs, state = encode_with_state(layer, xs)
+    assert seen == [layer, layer]
+    torch.testing.assert_close(outputs, wanted)
+    torch.testing.assert_close(state.hidden, ends[0])
 
 
 def test_hooks_of_the_backward_pass_through_a_state() -> None:
