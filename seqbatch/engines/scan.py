@@ -78,6 +78,8 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(gradient is None for gradient in gradients):  # as from a function that gives none
+            return (None,) * len(ctx.needs_input_grad)
         kept = ctx.saved_tensors  # asked for once, since checkpoints give them once
         saved, (inputs, w_ih, w_hh, b_ih, b_hh, *start) = kept[: ctx.number], kept[ctx.number :]
         steps: Steps = ctx.steps
