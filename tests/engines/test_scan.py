@@ -1,13 +1,16 @@
 """The backward pass of the scan engine: which gradients it computes, from which it is given, and what it refuses."""
 
+from itertools import product
 from typing import Any
+from unittest.mock import patch
 
+import laws
 import pytest
 import torch
-from strategies import sequences
+from strategies import sequences, state_for
 from torch import Tensor, nn
 
-from seqbatch import encode_with_state
+from seqbatch import encode, encode_with_state, engines
 from seqbatch._lengths import Lengths
 from seqbatch.engines import choose, scan
 
@@ -39,3 +42,41 @@ def test_where_no_gradient_comes_back_it_gives_none(kind: Any, bidirectional: bo
             apply(hidden).sum(), list(layer.parameters()), allow_unused=True, create_graph=create_graph
         )
         assert found == (None,) * len(found)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_alone_whatever_is_frozen(kind: Any, bidirectional: bool) -> None:
+    layer = kind(2, 2, num_layers=2, bidirectional=bidirectional, dtype=torch.float64)
+    xs, state = sequences([1, 3], (2,)), state_for(layer, 2)
+    names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh"]
+    for of_inputs, of_state, *of_weights in product([False, True], repeat=2 + len(names)):
+        if not any([of_inputs, of_state, *of_weights]):
+            continue
+        for x in xs:
+            x.requires_grad_(of_inputs)
+        for part in laws.tensors_of(state):
+            part.requires_grad_(of_state)
+        for name, weight in layer.named_parameters():
+            weight.requires_grad_(of_weights[names.index(name.partition("_l")[0])])
+        with patch.object(engines, "choose", lambda *arguments: scan.run):
+            laws.check_alone(layer, xs, state)
+
+
+@pytest.mark.parametrize(("kind", "parts"), [(nn.LSTM, 1), (nn.GRU, 2), (nn.RNN, 1)])
+def test_what_is_frozen_costs_no_product(kind: Any, parts: int) -> None:
+    def products(*frozen: str) -> int:
+        layer = kind(2, 3, dtype=torch.float64)
+        xs = sequences([3, 1, 2], (2,))
+        for name, tensor in [*layer.named_parameters(), *(("input", x) for x in xs)]:
+            tensor.requires_grad_(name not in frozen)
+        outputs = torch.cat(encode(layer, xs))
+        with patch.object(torch, "bmm", wraps=torch.bmm) as bmm:
+            outputs.sum().backward()
+        return int(bmm.call_count)
+
+    everything = products()
+    assert products("input") == everything - 1
+    assert products("weight_ih_l0") == everything - 1
+    assert products("weight_hh_l0") == everything - parts
+    assert products("input", "weight_ih_l0", "weight_hh_l0") == everything - 2 - parts
