@@ -29,15 +29,18 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     steps = lengths.plan(steps_of, device=values.device)
 
     def run_layer(index: int, current: Tensor, start: list[Hidden]) -> tuple[Tensor, Hidden]:
-        weights = [_join_ways(parts) for parts in zip(*weights_of(layer, index), strict=True)]
+        ways = weights_of(layer, index)
+        weights = [_join_ways(parts) for parts in zip(*ways, strict=True)]
         biases: list[Tensor | None] = [bias[:, None] for bias in weights[2:]] or [None, None]
         if not layer.bidirectional:
-            rows, *final = _apply(layer.mode, steps, current[None], *weights[:2], *biases, *start[0])
+            rows, *final = _apply(layer.mode, steps, (), current[None], *weights[:2], *biases, *start[0])
             return rows.squeeze(0), tuple(final)  # rows[0] would fill zeros in the backward pass
         turn = lengths.plan(turn_plan, device=current.device)
         both = torch.stack([current, rearrange(current, turn)])
         starts = map(torch.cat, zip(*start, strict=True))
-        rows, *final = _apply(layer.mode, steps, both, *weights[:2], *biases, *starts)
+        # Weights of which the backward pass reads copies: kept for PyTorch to raise if they are changed before it.
+        read = tuple(part for w_ih, w_hh, *_ in ways for part in ([w_ih, w_hh] if current.requires_grad else [w_hh]))
+        rows, *final = _apply(layer.mode, steps, read, both, *weights[:2], *biases, *starts)
         return torch.cat([rows[0], rearrange(rows[1], turn)], 1), tuple(final)
 
     packed = lengths.plan(packed_plan, device=values.device)
@@ -60,7 +63,7 @@ class _Scan(torch.autograd.Function):
     """One layer in all its directions: rows in packed order to rows, final hidden state and, for an LSTM, cell."""
 
     @staticmethod
-    def forward(ctx: Any, mode: str, steps: Steps, inputs: Tensor, *rest: Any) -> Tensors:
+    def forward(ctx: Any, mode: str, steps: Steps, read: Tensors, inputs: Tensor, *rest: Any) -> Tensors:
         w_ih, w_hh, b_ih, b_hh, *start = rest
         size = start[0].shape[2]
         if b_ih is None:
@@ -71,7 +74,8 @@ class _Scan(torch.autograd.Function):
             gates = torch.baddbmm(known, inputs, w_ih.transpose(1, 2))
         computed = _CELLS[mode].forward(steps, gates, w_hh.transpose(1, 2), b_hh, tuple(start))
         ctx.mode, ctx.steps, ctx.number = mode, steps, len(computed)
-        ctx.save_for_backward(*computed, inputs, *rest)
+        ctx.save_for_backward(*computed, inputs, *rest, *read)
+        ctx.given = slice(len(computed), len(computed) + 1 + len(rest))
         ctx.set_materialize_grads(False)
         rows = [room[:, -inputs.shape[1] :] for room in computed[: len(start)]]
         return rows[0], *(part.index_select(1, steps.ends) for part in rows)
@@ -81,16 +85,17 @@ class _Scan(torch.autograd.Function):
         if all(gradient is None for gradient in gradients):  # as from a function that gives none
             return (None,) * len(ctx.needs_input_grad)
         kept = ctx.saved_tensors  # asked for once, since checkpoints give them once
-        computed, given = kept[: ctx.number], kept[ctx.number :]
+        computed, given = kept[: ctx.number], kept[ctx.given]
         steps: Steps = ctx.steps
         if torch.is_grad_enabled() or are_batched(gradients):
             with torch.enable_grad():
-                return None, None, *_replay(ctx.mode, steps, given, gradients)
+                return None, None, None, *_replay(ctx.mode, steps, given, gradients)
         inputs, w_ih, w_hh, *_ = given
         outside = _from_outside(steps, computed[0][:, -inputs.shape[1] :], gradients)
         d_x, d_h, d_start = _CELLS[ctx.mode].backward(steps, w_hh, computed, *outside)
-        of_inputs, of_w_ih, of_w_hh, of_b_ih, of_b_hh = ctx.needs_input_grad[2:7]  # not of biases that are not there
+        of_inputs, of_w_ih, of_w_hh, of_b_ih, of_b_hh = ctx.needs_input_grad[3:8]  # not of biases that are not there
         return (
+            None,
             None,
             None,
             torch.bmm(d_x, w_ih) if of_inputs else None,

@@ -1,5 +1,6 @@
 """The backward pass of the scan engine: which gradients it computes, from which it is given, and what it refuses."""
 
+from contextlib import nullcontext
 from itertools import product
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from seqbatch import encode, encode_with_state, engines
 from seqbatch._lengths import Lengths
-from seqbatch.engines import choose, scan
+from seqbatch.engines import choose, packed, scan
 
 
 class Without(torch.autograd.Function):
@@ -80,3 +81,32 @@ def test_what_is_frozen_costs_no_product(kind: Any, parts: int) -> None:
     assert products("weight_ih_l0") == everything - 1
     assert products("weight_hh_l0") == everything - parts
     assert products("input", "weight_ih_l0", "weight_hh_l0") == everything - 2 - parts
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("way", ["", "_reverse"])
+@pytest.mark.parametrize(
+    ("name", "of_inputs", "read"),
+    [
+        ("weight_hh_l0", True, True),
+        ("weight_hh_l0", False, True),
+        ("weight_hh_l1", False, True),
+        ("weight_ih_l0", True, True),
+        ("weight_ih_l0", False, False),
+        ("weight_ih_l1", False, True),
+        ("bias_ih_l1", True, False),
+        ("bias_hh_l1", True, False),
+    ],
+)
+def test_weights_changed_before_the_backward_pass_are_told_of_as_by_pytorch(
+    kind: Any, way: str, name: str, of_inputs: bool, read: bool
+) -> None:
+    layer = kind(2, 3, num_layers=2, bidirectional=True, dtype=torch.float64)
+    xs = [x.requires_grad_(of_inputs) for x in sequences([3, 1], (2,))]
+    for engine in (packed.run, scan.run):
+        with patch.object(engines, "choose", lambda *arguments, engine=engine: engine):
+            outputs = torch.cat(encode(layer, xs))
+        with torch.no_grad():
+            getattr(layer, name + way).mul_(2)
+        with pytest.raises(RuntimeError, match="modified by an inplace operation") if read else nullcontext():
+            outputs.sum().backward()
