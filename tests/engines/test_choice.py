@@ -9,6 +9,7 @@ import torch.ao.nn.quantized.dynamic as quantized
 from reference import run_alone
 from torch import nn
 from torch.nn.modules import module
+from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import RNNState, SeqbatchTypeError, encode, encode_with_state
 from seqbatch._hooks import HOOKS
@@ -253,6 +254,20 @@ def test_a_layer_that_gives_no_state_is_told_of_with_such_hooks_too() -> None:
         with pytest.raises(SeqbatchTypeError, match=f"`layer` must give a {kind} and a state for a {kind}, as its "):
             encode(layer, [FLOAT, FLOAT[:1]])
         layer.register_full_backward_hook(lambda *arguments: None)
+
+
+def test_a_layer_that_takes_packed_sequences_only_is_told_why_it_is_given_a_tensor() -> None:
+    class PackedOnly(nn.LSTM):
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            return super().forward(PackedSequence(2 * input.data, input.batch_sizes, *input[2:]), hx)
+
+    layer, xs = PackedOnly(2, 3), [FLOAT, FLOAT[:1]]
+    encode(layer, xs)
+    layer.register_full_backward_hook(lambda *arguments: None)
+    with pytest.raises(AttributeError, match="batch_sizes") as raised:
+        encode(layer, xs)
+    why = "The layer was given a Tensor, and no PackedSequence, because hooks of the backward pass are registered."
+    assert why in raised.value.__notes__
 
 
 @pytest.mark.parametrize("number", range(len(HOOKS)))
