@@ -83,6 +83,17 @@ def test_what_is_frozen_costs_no_product(kind: Any, parts: int) -> None:
     assert products("input", "weight_ih_l0", "weight_hh_l0") == everything - 2 - parts
 
 
+@pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_any_weight_of_one_direction_changed_before_the_backward_pass_is_told_of(kind: Any, name: str) -> None:
+    layer, xs = kind(2, 3), [torch.randn(3, 2), torch.randn(1, 2)]
+    outputs = torch.cat(encode(layer, xs))
+    with torch.no_grad():
+        getattr(layer, name).mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        outputs.sum().backward()
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("way", ["", "_reverse"])
 @pytest.mark.parametrize(
