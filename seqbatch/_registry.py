@@ -79,7 +79,7 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
         _require_function("encoder", function)
 
         def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
-            return _checked(function(layer, batch), batch), None
+            return _checked(function(layer, batch), batch, "encoder(layer, batch)"), None
 
         _entries[layer_type] = _Entry(run, _never, outputs=lambda layer, batch: run(layer, batch, None)[0])
         return function
@@ -127,13 +127,16 @@ def register_recurrent(
 
         def run(layer: Layer, batch: SequenceBatch, state: S | None) -> tuple[SequenceBatch, S]:
             result: object = function(layer, batch, state)
+            call = "encoder(layer, batch, state)"
             if not (isinstance(result, tuple) and len(result) == 2):
                 must = "give a pair (batch, state)"
-                raise complaint(SeqbatchTypeError, "encoder(layer, batch, state)", must, type_name(result))
-            return _checked(result[0], batch), result[1]
+                raise complaint(SeqbatchTypeError, call, must, type_name(result))
+            return _checked(result[0], batch, f"{call}[0]"), result[1]
 
         def run_outputs(layer: Layer, batch: SequenceBatch) -> SequenceBatch:
-            return run(layer, batch, None)[0] if outputs is None else _checked(outputs(layer, batch), batch)
+            if outputs is None:
+                return run(layer, batch, None)[0]
+            return _checked(outputs(layer, batch), batch, "outputs(layer, batch)")
 
         _entries[layer_type] = _Entry(run, when, run_outputs)
         return function
@@ -219,14 +222,14 @@ def _load_plugins() -> tuple[tuple[str, Exception], ...]:
     return tuple(failed)
 
 
-def _checked(result: object, batch: SequenceBatch) -> SequenceBatch:
+def _checked(result: object, batch: SequenceBatch, subject: str) -> SequenceBatch:
     """Return what an encoder gave if it is a batch of as many sequences as it was given, else raise."""
     if not isinstance(result, SequenceBatch):
         remedy = "Call batch.map or batch.with_values."
-        raise complaint(SeqbatchTypeError, "encoder(layer, batch)", "give a SequenceBatch", type_name(result), remedy)
+        raise complaint(SeqbatchTypeError, subject, "be a SequenceBatch", type_name(result), remedy)
     if result.batch_size != batch.batch_size:
-        must = f"give {counted(batch.batch_size, 'sequence')}, as many as it was given"
-        raise complaint(SeqbatchValueError, "encoder(layer, batch)", must, result.batch_size)
+        must = f"have {counted(batch.batch_size, 'sequence')}, as many as `batch`"
+        raise complaint(SeqbatchValueError, subject, must, result.batch_size)
     return result
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seqbatch import SequenceBatch, is_recurrent, testing
 from seqbatch.testing._memory import peak_by_step
-from seqbatch.testing._tensors import assert_same_bits, tensors_of
+from seqbatch.testing._tensors import Run, assert_same_bits, by_each_way, tensors_of
 
 __all__ = ["assert_same_bits", "tensors_of"]
 
@@ -52,8 +52,12 @@ def check_padding(layer: nn.Module, sequences: Sequences, poison: float, side: A
 def check_memory(layer: nn.Module, features: int, times: float, ones: int = 511, longest: int = 512) -> None:
     """Check the peak of memory against the bytes of the values, of single precision, to pin what each layer takes."""
     batch = SequenceBatch(torch.randn(ones + longest, features), [1] * ones + [longest])
-    found = peak_by_step(layer, batch) * batch.total_steps / batch.values.nbytes
-    assert found <= times, f"a peak of {found:.1f} times the values; at most {times} are right"
+
+    def check(run: Run) -> None:
+        found = peak_by_step(layer, batch, run) * batch.total_steps / batch.values.nbytes
+        assert found <= times, f"a peak of {found:.1f} times the values; at most {times} are right"
+
+    by_each_way(layer, check)
 
 
 def _padded(side: Any, batch_first: bool, masked: bool) -> Callable[[SequenceBatch], SequenceBatch]:

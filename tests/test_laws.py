@@ -48,6 +48,7 @@ LAWS: dict[str, Callable[[nn.Module], None]] = {
     "alone": lambda layer: laws.check_alone(layer, xs()),
     "alone, from a state": lambda layer: laws.check_alone(layer, xs(), start(layer)),
     "order": lambda layer: laws.check_order(layer, xs(), [4, 2, 0, 1, 3], start(layer)),
+    "order, from no state": lambda layer: laws.check_order(layer, xs(), [4, 2, 0, 1, 3]),
     "padding": lambda layer: laws.check_padding(layer, xs(), float("nan"), "left", True),
     "lengths": lambda layer: laws.check_lengths(layer, xs()),
     "empty": lambda layer: laws.check_empty(layer, xs()),
@@ -55,8 +56,12 @@ LAWS: dict[str, Callable[[nn.Module], None]] = {
     "memory": lambda layer: testing.check_memory(layer, maker((2,))),
     "memory, by the values": lambda layer: laws.check_memory(layer.float(), 2, times=120),
     "called as itself": lambda layer: laws.check_called_as_itself(layer, xs()),
+    "called as itself, from a state": lambda layer: laws.check_called_as_itself(layer, xs(), start(layer)),
     "unmodified": lambda layer: laws.check_unmodified(layer, xs(), start(layer)),
     "refused": refused,
+    "refused, from no state": lambda layer: laws.check_refused(
+        layer, sequences(LENGTHS, (5,)), SeqbatchValueError, r"`sequences` must have features \(2,\)"
+    ),
 }
 
 
@@ -165,6 +170,37 @@ def test_a_wrong_recurrent_encoder_is_caught(
     register_recurrent(wrong.MyGRU)(fault)
     with pytest.raises(AssertionError):
         LAWS[law](wrong.my_gru())
+
+
+@pytest.mark.parametrize(
+    ("law", "run", "outputs"),
+    [
+        ("called as itself", wrong.skips_hooks_for_the_state, wrong.right_outputs),
+        ("called as itself", wrong.run, wrong.skips_hooks_for_the_outputs),
+        ("called as itself, from a state", wrong.skips_hooks_from_a_state, wrong.right_outputs),
+        ("memory", wrong.pads_for_the_state, wrong.right_outputs),
+        ("memory", wrong.run, wrong.pads_for_the_outputs),
+        ("lengths", wrong.drops_the_last_step_for_the_state, wrong.right_outputs),
+        ("order, from no state", wrong.run, wrong.counts_the_sequences_for_the_outputs),
+        ("padding", wrong.run, wrong.multiplies_neighbours_by_zero_for_the_outputs),
+        ("empty", wrong.run, wrong.forgets_the_features_of_empty_sequences_for_the_outputs),
+    ],
+)
+def test_an_encoder_that_is_wrong_in_one_of_two_ways_is_caught(
+    law: str, run: Callable[[Any, SequenceBatch, Any], wrong.Outcome], outputs: Callable[..., SequenceBatch]
+) -> None:
+    register_recurrent(wrong.MyGRU, outputs=wrong.right_outputs)(wrong.run)
+    LAWS[law](wrong.my_gru())
+    register_recurrent(wrong.MyGRU, outputs=outputs)(run)
+    way = "encode" if run is wrong.run else "encode_with_state"
+    with pytest.raises(AssertionError, match=f"^by {way}: "):
+        LAWS[law](wrong.my_gru())
+
+
+def test_outputs_that_refuse_nothing_are_caught() -> None:
+    register_recurrent(wrong.MyGRU, outputs=wrong.refuses_nothing)(wrong.run)
+    with pytest.raises(AssertionError, match="None is no SeqbatchValueError"):
+        LAWS["refused, from no state"](wrong.my_gru())
 
 
 @pytest.mark.parametrize(

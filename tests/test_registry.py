@@ -151,10 +151,20 @@ def test_where_nobody_asks_for_the_state_it_may_be_left_out() -> None:
     assert calls == [(2, 1), (2, 1)]
 
 
-def test_what_outputs_gives_is_checked_and_that_it_is_a_function() -> None:
-    register_recurrent(Base, outputs=lambda layer, batch: batch[:1])(running_sums)
-    with pytest.raises(SeqbatchError, match=r"must give 3 sequences, as many as it was given; got 1\."):
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda batch: batch[:1], r"`outputs\(layer, batch\)` must have 3 sequences, as many as `batch`; got 1\."),
+        (lambda batch: (batch, None), r"`outputs\(layer, batch\)` must be a SequenceBatch; got a tuple\. Call"),
+    ],
+)
+def test_what_outputs_gives_is_checked(change: Any, message: str) -> None:
+    register_recurrent(Base, outputs=lambda layer, batch: change(batch))(running_sums)
+    with pytest.raises(SeqbatchError, match=message):
         encode(Base(), XS)
+
+
+def test_outputs_is_a_function() -> None:
     not_a_function: Any = 3
     with pytest.raises(SeqbatchTypeError, match=r"`outputs` must be a function; got an int\."):
         register_recurrent(Base, outputs=not_a_function)
@@ -197,18 +207,23 @@ def test_an_encoder_that_changes_the_lengths_gives_every_kind() -> None:
         (
             register_encoder,
             torch.zeros(3),
-            r"`encoder\(layer, batch\)` must give a SequenceBatch; got a torch\.Tensor\. ",
+            r"`encoder\(layer, batch\)` must be a SequenceBatch; got a torch\.Tensor\. ",
         ),
         (register_recurrent, SequenceBatch(torch.zeros(3), [3]), r"must give a pair \(batch, state\); got a seqbatch"),
         (
             register_recurrent,
             (torch.zeros(3), None),
-            r"`encoder\(layer, batch\)` must give a SequenceBatch; got a torch",
+            r"`encoder\(layer, batch, state\)\[0\]` must be a SequenceBatch; got a torch",
         ),
         (
             register_encoder,
             SequenceBatch(torch.zeros(3), [3]),
-            r"`encoder\(layer, batch\)` must give 2 sequences, as many as it was given; got 1\.",
+            r"`encoder\(layer, batch\)` must have 2 sequences, as many as `batch`; got 1\.",
+        ),
+        (
+            register_recurrent,
+            (SequenceBatch(torch.zeros(3), [3]), None),
+            r"`encoder\(layer, batch, state\)\[0\]` must have 2 sequences, as many as `batch`; got 1\.",
         ),
     ],
 )

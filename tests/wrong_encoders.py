@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch import RNNState, SeqbatchValueError, SequenceBatch, _registry
+from seqbatch._hooks import HOOKS
 
 
 class Scaled(nn.Module):
@@ -325,3 +326,59 @@ def writes_to_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome
     if state is not None:
         state.hidden.data.zero_()
     return run(layer, batch, state)
+
+
+def right_outputs(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
+    """Run the layer as the built-in encoder does where nobody asks for the state."""
+    return _registry._entries[nn.GRU].outputs(layer, batch)
+
+
+def _without_hooks(layer: Any) -> Any:
+    shell = copy.copy(layer)
+    for name in HOOKS:
+        setattr(shell, name, {})
+    return shell
+
+
+def skips_hooks_for_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    return run(_without_hooks(layer), batch, state)
+
+
+def skips_hooks_for_the_outputs(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return right_outputs(_without_hooks(layer), batch)
+
+
+def skips_hooks_from_a_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    return run(layer if state is None else _without_hooks(layer), batch, state)
+
+
+def _with_padding(batch: SequenceBatch) -> SequenceBatch:
+    padded = batch.to_padded(batch_first=True).repeat(1, 1, 8)
+    return batch.map(lambda values: values + 0 * padded.sum())
+
+
+def pads_for_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return _with_padding(outputs), final
+
+
+def pads_for_the_outputs(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return _with_padding(right_outputs(layer, batch))
+
+
+def drops_the_last_step_for_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return SequenceBatch.from_sequences([x[:-1] for x in outputs]), final
+
+
+def counts_the_sequences_for_the_outputs(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return SequenceBatch.from_sequences([i + x for i, x in enumerate(right_outputs(layer, batch))])
+
+
+def multiplies_neighbours_by_zero_for_the_outputs(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return right_outputs(layer, batch).map(lambda values: values + 0 * values.sum(0))
+
+
+def forgets_the_features_of_empty_sequences_for_the_outputs(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    outputs = right_outputs(layer, batch)
+    return outputs if batch.total_steps else outputs.with_values(outputs.values[:, :1])

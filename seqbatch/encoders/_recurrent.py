@@ -114,7 +114,9 @@ def run_where_steps_are(
     start = hidden or tuple(like.new_zeros(rows, batch.batch_size, size) for size in form.sizes)
     if not lengths.total:
         nothing = like.new_zeros(0, form.sizes[0] * form.num_directions)
-        return run_on_nothing(layer, nothing, batch), tuple(run_on_nothing(layer, part, batch) for part in start)
+        # Copies, for who writes to the new state must not change the caller's.
+        ends = start if hidden is None else tuple(part.clone() for part in hidden)
+        return run_on_nothing(layer, nothing, batch), tuple(run_on_nothing(layer, part, batch) for part in ends)
     alive = to_device(lengths.not_empty, batch.device)
     chosen = None if hidden is None else tuple(part.index_select(1, alive) for part in hidden)
     values, final = run(batch.values, running, chosen)

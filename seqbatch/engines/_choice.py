@@ -34,10 +34,11 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
       step. And it runs wide layers, of which every step is one large product, and oneDNN has a faster one.
     - `plain` is for what PyTorch transforms (`torch.func`, forward mode), which packed sequences do not survive. Of
       these oneDNN knows gradients only.
-    - `groups` is for hooks of the backward pass, which PyTorch does not run around packed sequences.
+    - `groups` is for hooks of the backward pass, which PyTorch does not run around packed sequences; where no gradients
+      are recorded no such hook runs, and `packed`, which is far faster, runs the others.
     - `direct` is what there is nothing to add to where lengths are equal, unless `scan` trains faster.
     """
-    if has_backward_hooks(layer):
+    if has_backward_hooks(layer) and torch.is_grad_enabled():
         return groups.run
     transformed = is_transformed()
     if transformed and is_plain(layer) and not takes_gradients_only():

@@ -12,6 +12,8 @@ from seqbatch._lengths import Lengths, ints, to_device
 from seqbatch.engines import direct
 from seqbatch.engines._interface import Hidden
 
+_WHY = "The layer was given a Tensor, and no PackedSequence, because hooks of the backward pass are registered."
+
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
     """Run the layer as `Engine` says."""
@@ -24,7 +26,11 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
         chosen = to_device(ints(places), values.device)
         start = None if hidden is None else tuple(part.index_select(1, chosen) for part in hidden)
         group = torch.cat([sequences[i] for i in places])
-        output, final = direct.run(layer, group, Lengths((count,) * len(places)), start)
+        try:
+            output, final = direct.run(layer, group, Lengths((count,) * len(places)), start)
+        except Exception as error:  # as of a `forward` that expects a PackedSequence
+            error.add_note(_WHY)
+            raise
         outputs += output.split(count)
         finals.append(final)
     order = [i for places in groups.values() for i in places]

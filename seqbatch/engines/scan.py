@@ -29,15 +29,18 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     steps = lengths.plan(steps_of, device=values.device)
 
     def run_layer(index: int, current: Tensor, start: list[Hidden]) -> tuple[Tensor, Hidden]:
-        weights = [_stack(parts) for parts in zip(*weights_of(layer, index), strict=True)]
+        ways = weights_of(layer, index)
+        weights = [_join_ways(parts) for parts in zip(*ways, strict=True)]
         biases: list[Tensor | None] = [bias[:, None] for bias in weights[2:]] or [None, None]
         if not layer.bidirectional:
-            rows, *final = _apply(layer.mode, steps, current[None], *weights[:2], *biases, *start[0])
+            rows, *final = _apply(layer.mode, steps, (), current[None], *weights[:2], *biases, *start[0])
             return rows.squeeze(0), tuple(final)  # rows[0] would fill zeros in the backward pass
         turn = lengths.plan(turn_plan, device=current.device)
         both = torch.stack([current, rearrange(current, turn)])
         starts = map(torch.cat, zip(*start, strict=True))
-        rows, *final = _apply(layer.mode, steps, both, *weights[:2], *biases, *starts)
+        # Weights of which the backward pass reads copies: kept for PyTorch to raise if they are changed before it.
+        read = tuple(part for w_ih, w_hh, *_ in ways for part in ([w_ih, w_hh] if current.requires_grad else [w_hh]))
+        rows, *final = _apply(layer.mode, steps, read, both, *weights[:2], *biases, *starts)
         return torch.cat([rows[0], rearrange(rows[1], turn)], 1), tuple(final)
 
     packed = lengths.plan(packed_plan, device=values.device)
@@ -45,8 +48,8 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     return rearrange(rows, packed.inverse), final
 
 
-def _stack(parts: Tensors) -> Tensor:
-    """Stack the weights of all directions; of one without a copy."""
+def _join_ways(parts: Tensors) -> Tensor:
+    """Give the weights of all directions as one tensor; of one without a copy."""
     return parts[0][None] if len(parts) == 1 else torch.stack(parts)
 
 
@@ -60,7 +63,7 @@ class _Scan(torch.autograd.Function):
     """One layer in all its directions: rows in packed order to rows, final hidden state and, for an LSTM, cell."""
 
     @staticmethod
-    def forward(ctx: Any, mode: str, steps: Steps, inputs: Tensor, *rest: Any) -> Tensors:
+    def forward(ctx: Any, mode: str, steps: Steps, read: Tensors, inputs: Tensor, *rest: Any) -> Tensors:
         w_ih, w_hh, b_ih, b_hh, *start = rest
         size = start[0].shape[2]
         if b_ih is None:
@@ -69,42 +72,60 @@ class _Scan(torch.autograd.Function):
             # A GRU adds the last third of the hidden state's bias inside its reset gate, not here.
             known = b_ih + b_hh if mode != "GRU" else torch.cat([(b_ih + b_hh)[..., :-size], b_ih[..., -size:]], 2)
             gates = torch.baddbmm(known, inputs, w_ih.transpose(1, 2))
-        saved = _CELLS[mode].forward(steps, gates, w_hh.transpose(1, 2), b_hh, tuple(start))
-        ctx.mode, ctx.steps, ctx.number = mode, steps, len(saved)
-        ctx.save_for_backward(*saved, inputs, *rest)
+        computed = _CELLS[mode].forward(steps, gates, w_hh.transpose(1, 2), b_hh, tuple(start))
+        ctx.mode, ctx.steps, ctx.number = mode, steps, len(computed)
+        ctx.save_for_backward(*computed, inputs, *rest, *read)
+        ctx.given = slice(len(computed), len(computed) + 1 + len(rest))
         ctx.set_materialize_grads(False)
-        rows = [room[:, -inputs.shape[1] :] for room in saved[: len(start)]]
+        rows = [room[:, -inputs.shape[1] :] for room in computed[: len(start)]]
         return rows[0], *(part.index_select(1, steps.ends) for part in rows)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        if all(gradient is None for gradient in gradients):  # as from a function that gives none
+            return (None,) * len(ctx.needs_input_grad)
         kept = ctx.saved_tensors  # asked for once, since checkpoints give them once
-        saved, (inputs, w_ih, w_hh, b_ih, b_hh, *start) = kept[: ctx.number], kept[ctx.number :]
+        computed, given = kept[: ctx.number], kept[ctx.given]
         steps: Steps = ctx.steps
         if torch.is_grad_enabled() or are_batched(gradients):
-            wanted = [inputs, w_ih, w_hh, b_ih, b_hh, *start]
             with torch.enable_grad():
-                return None, None, *_replay(ctx.mode, steps, wanted, gradients)
-        shape = (*inputs.shape[:2], start[0].shape[2])
-        # A copy to write to; of the cell of an LSTM no gradient comes from outside but at the ends.
-        of_output = None if gradients[0] is None else gradients[0].clone(memory_format=torch.contiguous_format)
-        from_outside = [inputs.new_zeros(shape) if of_output is None else of_output]
-        from_outside += [inputs.new_zeros(shape) for _ in start[1:]]
-        for rows, end in zip(from_outside, gradients[1:], strict=True):
-            if end is not None:
-                rows.index_add_(1, steps.ends, end)
-        d_x, d_h, d_start = _CELLS[ctx.mode].backward(steps, w_hh, saved, *from_outside)
-        earlier = saved[0].index_select(1, steps.before)
-        d_w_hh = torch.cat([torch.bmm(part.transpose(1, 2), earlier) for part in d_h], 1)
-        found = [torch.bmm(d_x, w_ih), torch.bmm(d_x.transpose(1, 2), inputs), d_w_hh]
-        biases: list[Tensor | None] = [None, None]
-        if b_ih is not None:
-            biases = [d_x.sum(1, keepdim=True), torch.cat([part.sum(1, keepdim=True) for part in d_h], 2)]
-        return None, None, *found, *biases, *d_start
+                return None, None, None, *_replay(ctx.mode, steps, given, gradients)
+        inputs, w_ih, w_hh, *_ = given
+        outside = _from_outside(steps, computed[0][:, -inputs.shape[1] :], gradients)
+        d_x, d_h, d_start = _CELLS[ctx.mode].backward(steps, w_hh, computed, *outside)
+        of_inputs, of_w_ih, of_w_hh, of_b_ih, of_b_hh = ctx.needs_input_grad[3:8]  # not of biases that are not there
+        return (
+            None,
+            None,
+            None,
+            torch.bmm(d_x, w_ih) if of_inputs else None,
+            torch.bmm(d_x.transpose(1, 2), inputs) if of_w_ih else None,
+            _of_hidden_weights(d_h, computed[0].index_select(1, steps.before)) if of_w_hh else None,
+            d_x.sum(1, keepdim=True) if of_b_ih else None,
+            torch.cat([part.sum(1, keepdim=True) for part in d_h], 2) if of_b_hh else None,
+            *d_start,
+        )
+
+
+def _from_outside(steps: Steps, rows: Tensor, gradients: tuple[Tensor | None, ...]) -> list[Tensor]:
+    """Give the gradients of rows, of hidden state and cell, but for what the step after adds; new ones, to write to."""
+    of_output, *of_ends = gradients  # a cell has none from outside but at the ends
+    found = [rows.new_zeros(rows.shape) for _ in (of_ends if of_output is None else of_ends[1:])]
+    if of_output is not None:
+        found.insert(0, of_output.clone(memory_format=torch.contiguous_format))
+    for part, end in zip(found, of_ends, strict=True):
+        if end is not None:
+            part.index_add_(1, steps.ends, end)
+    return found
+
+
+def _of_hidden_weights(d_h: Tensors, earlier: Tensor) -> Tensor:
+    """Give the gradient of the weights from hidden state to gates, from that of what they add in each step."""
+    return torch.cat([torch.bmm(part.transpose(1, 2), earlier) for part in d_h], 1)
 
 
 def _replay(
-    mode: str, steps: Steps, wanted: list[Tensor | None], gradients: tuple[Tensor | None, ...]
+    mode: str, steps: Steps, wanted: tuple[Tensor | None, ...], gradients: tuple[Tensor | None, ...]
 ) -> list[Tensor | None]:
     """Give the same gradients as functions of everything, from a second run through PyTorch's own functions."""
     sizes = torch.tensor(steps.sizes, device="cpu")
@@ -113,10 +134,10 @@ def _replay(
     outputs = [torch.stack([result[0] for result in results])]
     finals = zip(*(result[1:] for result in results), strict=True)
     outputs += [torch.cat(parts).index_select(1, steps.rank) for parts in finals]
-    given = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
+    ends = [(output, gradient) for output, gradient in zip(outputs, gradients, strict=True) if gradient is not None]
     asked = [part for part in wanted if part is not None and part.requires_grad]
-    ends, weights = zip(*given, strict=True)
-    found = iter(torch.autograd.grad(ends, asked, weights, create_graph=True, allow_unused=True))
+    reached, weights = zip(*ends, strict=True)
+    found = iter(torch.autograd.grad(reached, asked, weights, create_graph=True, allow_unused=True))
     return [next(found) if part is not None and part.requires_grad else None for part in wanted]
 
 

@@ -1,5 +1,6 @@
 """Residual: adds what goes into a layer to what comes out of it."""
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -52,15 +53,13 @@ class Residual(nn.Module):
             SeqbatchValueError: it is nothing that the layer takes, or the layer changes lengths or features.
             UnsupportedLayerError: no encoder handles the layer.
         """
-        return self._run(as_batch(sequence), None)[0]
+        batch = as_batch(sequence)
+        return self._add(batch, encode(self.layer, batch))
 
-    def _run(self, batch: SequenceBatch, state: Any) -> tuple[Tensor, Any]:
-        if is_recurrent(self.layer):
-            outputs, state = encode_with_state(self.layer, batch, state)
-        else:
-            outputs = encode(self.layer, batch)
+    def _add(self, batch: SequenceBatch, outputs: SequenceBatch) -> Tensor:
+        """Add what comes out of the layer to what goes in, or raise."""
         if is_nothing(batch):
-            return batch.values, state
+            return batch.values
         features = tuple(outputs.feature_shape), tuple(batch.feature_shape)
         lengths = (0, 0) if outputs._lengths is batch._lengths else (outputs.lengths, batch.lengths)
         for what, (found, wanted) in (("lengths", lengths), ("features", features)):
@@ -68,7 +67,7 @@ class Residual(nn.Module):
                 must = f"keep the {what} of its input, for a residual connection"
                 remedy = f"It is {describe(self.layer)}."
                 raise complaint(SeqbatchValueError, "layer.layer", must, f"{found} from {wanted}", remedy)
-        return batch.values + outputs.values, state
+        return batch.values + outputs.values
 
 
 def _holds_state(layer: Residual) -> bool:
@@ -76,15 +75,32 @@ def _holds_state(layer: Residual) -> bool:
     return is_recurrent(layer.layer)
 
 
-@register_recurrent(Residual, when=_holds_state)
-def _(layer: Residual, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
-    refuse_own_forward(layer, Residual)
+def _run(layer: Residual, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
     states: list[Any] = []
 
-    def forward(values: Tensor) -> Tensor:
-        values, end = layer._run(batch.with_values(values), state)
+    def run_layer(given: SequenceBatch) -> SequenceBatch:
+        outputs, end = encode_with_state(layer.layer, given, state)
         states.append(end)
-        return values
+        return outputs
 
-    values = call_as_itself(layer, forward, batch.values)
-    return batch.with_values(values), states[0]
+    return _run_as_itself(layer, batch, run_layer), states[0]
+
+
+def _run_outputs(layer: Residual, batch: SequenceBatch) -> SequenceBatch:
+    """Run the layer as `_run` from no state, where nobody asks for the state after it; also one that keeps none."""
+    return _run_as_itself(layer, batch, lambda given: encode(layer.layer, given))
+
+
+def _run_as_itself(
+    layer: Residual, batch: SequenceBatch, run_layer: Callable[[SequenceBatch], SequenceBatch]
+) -> SequenceBatch:
+    refuse_own_forward(layer, Residual)
+
+    def forward(values: Tensor) -> Tensor:
+        given = batch.with_values(values)
+        return layer._add(given, run_layer(given))
+
+    return batch.with_values(call_as_itself(layer, forward, batch.values))
+
+
+register_recurrent(Residual, when=_holds_state, outputs=_run_outputs)(_run)

@@ -1,5 +1,6 @@
 """TwoWay: one layer forward and another backward, side by side."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders.container import call_as_itself, states_of
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._layers import as_batch, module, refuse_own_forward
+
+# From 0 or 1, the layer of that number, and what it is given, to what it gives.
+_RunLayer = Callable[[int, nn.Module, SequenceBatch], SequenceBatch]
 
 
 class TwoWay(nn.Module):
@@ -59,22 +63,14 @@ class TwoWay(nn.Module):
             SeqbatchValueError: it is nothing that both layers take, or what they give cannot be joined.
             UnsupportedLayerError: no encoder handles a layer.
         """
-        return self._run(as_batch(sequence), [None, None]).values
+        return self._run(as_batch(sequence), lambda i, layer, given: encode(layer, given)).values
 
     def _keep_states(self) -> list[bool]:
         return [is_recurrent(self.forward_layer), is_recurrent(self.backward_layer)]
 
-    def _run(self, batch: SequenceBatch, states: list[Any]) -> SequenceBatch:
-        """Run both layers, and set the states to those at the end."""
-        results = []
-        layers = (self.forward_layer, self.backward_layer)
-        for i, (layer, keeps_state) in enumerate(zip(layers, self._keep_states(), strict=True)):
-            given = batch.reverse() if i else batch
-            if keeps_state:
-                given, states[i] = encode_with_state(layer, given, states[i])
-            else:
-                given = encode(layer, given)
-            results.append(given)
+    def _run(self, batch: SequenceBatch, run_layer: _RunLayer) -> SequenceBatch:
+        """Run both layers by a function, and join what they give."""
+        results = [run_layer(0, self.forward_layer, batch), run_layer(1, self.backward_layer, batch.reverse())]
         if is_nothing(batch):
             return batch
         _require_alike(*results)
@@ -113,15 +109,35 @@ def _hold_states(layer: TwoWay) -> bool:
     return any(layer._keep_states())
 
 
-@register_recurrent(TwoWay, when=_hold_states)
-def _(layer: TwoWay, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, ContainerState]:
+def _run(layer: TwoWay, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, ContainerState]:
     refuse_own_forward(layer, TwoWay)
-    states = states_of(layer, state, layer._keep_states(), batch.batch_size)
+    keep_states = layer._keep_states()
+    states = states_of(layer, state, keep_states, batch.batch_size)
+
+    def run_layer(i: int, layer: nn.Module, given: SequenceBatch) -> SequenceBatch:
+        if not keep_states[i]:
+            return encode(layer, given)
+        given, states[i] = encode_with_state(layer, given, states[i])
+        return given
+
+    return _run_as_itself(layer, batch, run_layer), ContainerState(tuple(states))
+
+
+def _run_outputs(layer: TwoWay, batch: SequenceBatch) -> SequenceBatch:
+    """Run the layers as `_run` from no state, where nobody asks for the states after them."""
+    refuse_own_forward(layer, TwoWay)
+    return _run_as_itself(layer, batch, lambda i, layer, given: encode(layer, given))
+
+
+def _run_as_itself(layer: TwoWay, batch: SequenceBatch, run_layer: _RunLayer) -> SequenceBatch:
     results: list[SequenceBatch] = []
 
     def forward(values: Tensor) -> Tensor:
-        results.append(layer._run(batch.with_values(values), states))
+        results.append(layer._run(batch.with_values(values), run_layer))
         return results[0].values
 
     values = call_as_itself(layer, forward, batch.values)
-    return results[0].with_values(values), ContainerState(tuple(states))
+    return results[0].with_values(values)
+
+
+register_recurrent(TwoWay, when=_hold_states, outputs=_run_outputs)(_run)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._checks import complaint, type_name
+from seqbatch._registry import is_recurrent
 from seqbatch.errors import SeqbatchTypeError
 from seqbatch.state import LSTMState, RNNState
 from seqbatch.testing._tensors import select, tensors_of
@@ -68,7 +69,10 @@ def _call_cell(cell: nn.RNNCellBase, sequence: Tensor, state: Any) -> tuple[Tens
 def beside_alone(
     layer: nn.Module, results: tuple[Any, Any], sequences: Sequences, state: Any, alone: Alone
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Give the outputs and states of the sequences that have a step, and those of runs of each alone."""
+    """Give the outputs and states of the sequences that have a step, and those of runs of each alone.
+
+    Where the results have no state, as those of `encode`, only outputs.
+    """
     outputs, final = results
     found, wanted = [], []
     for i, sequence in enumerate(sequences):
@@ -76,9 +80,9 @@ def beside_alone(
             assert not len(outputs[i]), "a sequence of no steps gives an output of some"
             continue
         result = alone(layer, sequence.clone(), select(state, [i]))  # it may write to what it is given
-        output, end = (result, None) if final is None else _pair(result)
+        output, end = _pair(result) if is_recurrent(layer) else (result, None)
         found += [outputs[i], *tensors_of(select(final, [i]))]
-        wanted += [output, *tensors_of(end)]
+        wanted += [output, *(tensors_of(end) if final is not None else [])]
     return found, wanted
 
 

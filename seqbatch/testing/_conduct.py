@@ -16,10 +16,21 @@ from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError
 from seqbatch.testing._alone import Alone, Sequences, call_alone
-from seqbatch.testing._tensors import assert_alike, gradients, run, tensors_of
+from seqbatch.testing._tensors import (
+    Run,
+    assert_alike,
+    by_each_way,
+    gradients,
+    run,
+    run_for_outputs,
+    select,
+    tensors_of,
+)
 
 
-def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alone = call_alone) -> None:
+def check_called_as_itself(
+    layer: nn.Module, sequences: Sequences, state: Any = None, *, alone: Alone = call_alone
+) -> None:
     """Law No surprise: a layer is called as itself, and those in it: hooks run, and what they return counts.
 
     They run once at least, and what they return counts for every sequence. How often is the encoder's affair: once, or
@@ -28,16 +39,29 @@ def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alo
     Args:
         layer: as for `check_alone`; it is copied.
         sequences: Tensors `(steps, *features)`.
+        state: as for `check_alone`.
         alone: as for `check_alone`.
 
     Raises:
         AssertionError: the law is broken.
-        SeqbatchTypeError: the layer cannot be copied.
+        SeqbatchTypeError: the layer cannot be copied, or a state has no `select`.
 
     >>> check_called_as_itself(nn.Linear(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
     """
+    there = [i for i, sequence in enumerate(sequences) if len(sequence)]
+
+    def check(run: Run) -> None:
+        _check_hooks(layer, run, sequences, state, alone)
+        if there:
+            _check_backward_hooks(layer, run, [sequences[i] for i in there], select(state, there), alone)
+
+    by_each_way(layer, check, state)
+
+
+def _check_hooks(layer: nn.Module, run: Run, sequences: Sequences, state: Any, alone: Alone) -> None:
+    """Check that hooks before and after the layer run and what they return counts, and that those in it are called."""
     watched = copied(layer)
-    plain, called = _called(watched, lambda: encode(watched, sequences))
+    (plain, _), called = _called(watched, lambda: run(watched, sequences, state))
     entered, left = [], []
 
     def replace(module: nn.Module, args: Any, output: Any) -> Any:
@@ -46,7 +70,7 @@ def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alo
 
     watched.register_forward_pre_hook(lambda module, args: entered.append(module))
     watched.register_forward_hook(replace)
-    hooked = encode(watched, sequences)
+    hooked, _ = run(watched, sequences, state)
     if any(len(sequence) for sequence in sequences):
         assert entered, "a hook before the layer must run, once at least"
         assert left, "a hook after the layer must run, once at least"
@@ -56,10 +80,9 @@ def check_called_as_itself(layer: nn.Module, sequences: Sequences, *, alone: Alo
         longest = max(sequences, key=len)
         wanted = _called(watched, lambda: alone(watched, longest.clone(), None))[1]
         assert called == wanted, f"the layers in it that run must be {sorted(wanted)}; got {sorted(called)}"
-        _check_backward_hooks(layer, [sequence for sequence in sequences if len(sequence)], alone)
 
 
-def _check_backward_hooks(layer: nn.Module, sequences: Sequences, alone: Alone) -> None:
+def _check_backward_hooks(layer: nn.Module, run: Run, sequences: Sequences, state: Any, alone: Alone) -> None:
     """Check that a hook of the backward pass runs and what it returns counts, if so it is for a sequence alone."""
     watched = copied(layer)
     ran: list[nn.Module] = []
@@ -70,9 +93,9 @@ def _check_backward_hooks(layer: nn.Module, sequences: Sequences, alone: Alone) 
 
     watched.register_full_backward_hook(stop)
 
-    def gradients_of(run: Callable[[Sequences], list[Tensor]], sequences: Sequences) -> list[Tensor]:
+    def gradients_of(call: Callable[[Sequences], list[Tensor]], sequences: Sequences) -> list[Tensor]:
         sources = [one.detach().clone().requires_grad_(one.is_floating_point()) for one in sequences]
-        return gradients(run(sources), sources)
+        return gradients(call(sources), sources)
 
     def run_alone(sequences: Sequences) -> list[Tensor]:
         return tensors_of(alone(watched, sequences[0], None))[:1]
@@ -85,7 +108,7 @@ def _check_backward_hooks(layer: nn.Module, sequences: Sequences, alone: Alone) 
         raise
     if ran and not any(gradient.any() for gradient in wanted):
         ran.clear()
-        found = gradients_of(lambda sequences: encode(watched, sequences), sequences)
+        found = gradients_of(lambda sequences: run(watched, sequences, state)[0], sequences)
         remedy = "PyTorch hangs such hooks on the Tensors that a layer takes and gives: call it on Tensors"
         assert ran, f"a hook of the backward pass must run, once at least; {remedy}"
         told = f"what a hook of the backward pass returns must count for every sequence; {remedy}"
@@ -131,20 +154,26 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
 
     >>> check_refused(nn.Linear(5, 3), [torch.randn(4, 2)], SeqbatchValueError, r"features that end with \\(5,\\)")
     """
-    check = _watch(layer, sequences, state)
-    entered: list[nn.Module] = []
-    hook = register_module_forward_pre_hook(lambda module, args: entered.append(module))
-    refused: Exception | None = None
-    try:
-        run(layer, sequences, state)
-    except Exception as error:
-        refused = error
-    finally:
-        hook.remove()
-    assert isinstance(refused, kind), f"{refused!r} is no {kind.__name__}"
-    assert re.search(message, str(refused)), f"{refused} does not match {message}"
-    assert not [module for module in entered if not [*module.children()]], "a layer ran"
-    check()
+
+    def check(run: Run) -> None:
+        check_same = _watch(layer, sequences, state)
+        entered: list[nn.Module] = []
+        hook = register_module_forward_pre_hook(lambda module, args: entered.append(module))
+        refused: Exception | None = None
+        try:
+            run(layer, sequences, state)
+        except Exception as error:
+            refused = error
+        finally:
+            hook.remove()
+        assert isinstance(refused, kind), f"{refused!r} is no {kind.__name__}"
+        assert re.search(message, str(refused)), f"{refused} does not match {message}"
+        assert not [module for module in entered if not [*module.children()]], "a layer ran"
+        check_same()
+
+    check(run)
+    if state is None:
+        check(run_for_outputs)
 
 
 def copied(layer: nn.Module) -> nn.Module:

@@ -97,7 +97,7 @@ def _laws_of(alone: Alone, rule: Callable[[int], int], has_gradients: bool, leas
         "Padding": lambda layer, xs, state: _padding.check_padding(layer, xs, alone=alone),
         "Lengths": lambda layer, xs, state: _laws.check_lengths(layer, xs, rule=rule),
         "Empty": lambda layer, xs, state: _laws.check_empty(layer, xs, state) if xs else None,
-        "No surprise": lambda layer, xs, state: _conduct.check_called_as_itself(layer, xs, alone=alone),
+        "No surprise": lambda layer, xs, state: _conduct.check_called_as_itself(layer, xs, state, alone=alone),
         "Errors (nothing is modified)": _conduct.check_unmodified,
     }
     if not has_gradients:  # there is no poison that is a token id

@@ -9,7 +9,7 @@ from seqbatch._registry import is_recurrent
 from seqbatch.batch import SequenceBatch
 from seqbatch.encode import encode
 from seqbatch.testing._alone import Alone, Sequences, beside_alone, call_alone
-from seqbatch.testing._tensors import assert_alike, gradients, run, select, tensors_of
+from seqbatch.testing._tensors import Run, assert_alike, by_each_way, gradients, run, select, tensors_of
 
 
 def check_alone(layer: nn.Module, sequences: Sequences, state: Any = None, *, alone: Alone = call_alone) -> None:
@@ -63,10 +63,14 @@ def check_order(layer: nn.Module, sequences: Sequences, order: list[int], state:
 
     >>> check_order(nn.GRU(5, 3), [torch.randn(4, 5), torch.randn(2, 5)], [1, 0])
     """
-    outputs, final = run(layer, sequences, state)
-    permuted, permuted_final = run(layer, [sequences[i] for i in order], select(state, order))
-    assert_alike(permuted, [outputs[i] for i in order])
-    assert_alike(tensors_of(permuted_final), tensors_of(select(final, order)))
+
+    def check(run: Run) -> None:
+        outputs, final = run(layer, sequences, state)
+        permuted, permuted_final = run(layer, [sequences[i] for i in order], select(state, order))
+        assert_alike(permuted, [outputs[i] for i in order])
+        assert_alike(tensors_of(permuted_final), tensors_of(select(final, order)))
+
+    by_each_way(layer, check, state)
 
 
 def check_lengths(layer: nn.Module, sequences: Sequences, *, rule: Callable[[int], int] = int) -> None:
@@ -82,9 +86,13 @@ def check_lengths(layer: nn.Module, sequences: Sequences, *, rule: Callable[[int
 
     >>> check_lengths(nn.Linear(5, 3), [torch.randn(4, 5), torch.randn(0, 5)])
     """
-    found = [len(output) for output in encode(layer, sequences)]
-    wanted = [rule(len(sequence)) if len(sequence) else 0 for sequence in sequences]
-    assert found == wanted, f"lengths must be {wanted}; got {found}"
+
+    def check(run: Run) -> None:
+        found = [len(output) for output in run(layer, sequences)[0]]
+        wanted = [rule(len(sequence)) if len(sequence) else 0 for sequence in sequences]
+        assert found == wanted, f"lengths must be {wanted}; got {found}"
+
+    by_each_way(layer, check)
 
 
 def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> None:
@@ -106,6 +114,11 @@ def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> No
     >>> check_empty(nn.GRU(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
     """
     assert sequences, "one sequence at least, to know the features"
+    by_each_way(layer, lambda run: _check_empty(layer, run, sequences, state), state)
+
+
+def _check_empty(layer: nn.Module, run: Run, sequences: Sequences, state: Any) -> None:
+    """Check the law for one way to run the layer."""
     there = [*range(len(sequences))]
     middle = len(there) // 2
     # At the front, in the middle and at the end, for an index that runs off the values does so at the end only.
@@ -122,7 +135,7 @@ def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> No
     assert_alike(tensors_of(select(final, full)), tensors_of(without_final))
     left, begin = select(final, empty), select(start, empty)
     _check_initial(layer, sequences, (without, without_final), left, begin)
-    _check_nothing(layer, nothing, without[0], left, begin)
+    _check_nothing(layer, run, nothing, without[0], left, begin)
 
 
 def _check_initial(
@@ -138,7 +151,7 @@ def _check_initial(
         assert_alike([*outputs, *tensors_of(final)], [*wanted[0], *tensors_of(wanted[1])], told)
 
 
-def _check_nothing(layer: nn.Module, nothing: Tensor, output: Tensor, left: Any, start: Any) -> None:
+def _check_nothing(layer: nn.Module, run: Run, nothing: Tensor, output: Tensor, left: Any, start: Any) -> None:
     """Check what comes of three sequences of no steps and of no sequences, by one output and the states of three."""
     for count in (3, 0):
         chosen = [*range(count)]

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch.batch import SequenceBatch
-from seqbatch.encode import encode
-from seqbatch.testing._tensors import as_real
+from seqbatch.testing._tensors import Run, as_real, by_each_way
 
 
 def check_memory(
@@ -41,16 +40,20 @@ def check_memory(
     >>> check_memory(nn.GRU(5, 3), lambda steps: torch.randn(steps, 5))
     """
     lengths = [max(least, 1) * steps for steps in [1] * ones + [longest]]
-    peaks = [peak_by_step(layer, SequenceBatch(make(sum(some)), some)) for some in (lengths, lengths[-1:])]
-    found = peaks[0] / peaks[1]
-    what = "times what the longest sequence takes by itself, by the step"
-    assert found <= times, f"a peak of {found:.1f} {what}; at most {times} are right"
+
+    def check(run: Run) -> None:
+        peaks = [peak_by_step(layer, SequenceBatch(make(sum(some)), some), run) for some in (lengths, lengths[-1:])]
+        found = peaks[0] / peaks[1]
+        what = "times what the longest sequence takes by itself, by the step"
+        assert found <= times, f"a peak of {found:.1f} {what}; at most {times} are right"
+
+    by_each_way(layer, check)
 
 
-def peak_by_step(layer: nn.Module, batch: SequenceBatch) -> float:
+def peak_by_step(layer: nn.Module, batch: SequenceBatch, run: Run) -> float:
     """Give the bytes in use at the peak of forward and backward, for each step of the batch."""
     with torch.profiler.profile(profile_memory=True) as profile:
-        as_real(encode(layer, batch).values).sum().backward()
+        as_real(run(layer, batch)[0].values).sum().backward()
     # Not `profile.events()`, which leaves out what an operator allocates and counts it to the operator.
     recorded: Any = profile.profiler
     events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from seqbatch.batch import SequenceBatch
 from seqbatch.testing._alone import Alone, Sequences, beside_alone, call_alone
-from seqbatch.testing._tensors import assert_alike, gradients, run, select, tensors_of
+from seqbatch.testing._tensors import Run, assert_alike, by_each_way, gradients, select, tensors_of
 
 
 def check_padding(
@@ -38,9 +38,20 @@ def check_padding(
 
     >>> check_padding(nn.LSTM(5, 3), [torch.randn(4, 5).requires_grad_(), torch.randn(2, 5).requires_grad_()])
     """
+
+    def check(run: Run) -> None:
+        _check_read(layer, run, sequences, poison, {"batch_first": batch_first, "padding_side": side}, alone)
+        _check_neighbours(layer, run, sequences)
+
+    by_each_way(layer, check)
+
+
+def _check_read(
+    layer: nn.Module, run: Run, sequences: Sequences, poison: float, options: dict[str, Any], alone: Alone
+) -> None:
+    """Read the sequences out of a poisoned padded tensor, and check results and gradients."""
     batch = SequenceBatch.from_sequences(sequences).detach()
     total = batch.max_length + 2
-    options: dict[str, Any] = {"batch_first": batch_first, "padding_side": side}
     padded = batch.to_padded(padding_value=poison, total_length=total, **options).requires_grad_()
     results = run(layer, SequenceBatch.from_padded(padded, batch.lengths, **options))
     found, wanted = beside_alone(layer, results, sequences, None, alone)
@@ -51,18 +62,17 @@ def check_padding(
     read = SequenceBatch.from_padded(gradient, batch.lengths, **options).to_sequences()
     assert_alike([*read, *others], expected, "of gradients")
     assert not gradient[~batch.mask(total_length=total, **options)].any(), "a gradient reaches padding"
-    _check_neighbours(layer, sequences)
 
 
-def _check_neighbours(layer: nn.Module, sequences: Sequences) -> None:
+def _check_neighbours(layer: nn.Module, run: Run, sequences: Sequences) -> None:
     """Fill each sequence in turn with what spreads, and check that the others get what they get without."""
-    outputs, final, back = _run_there_and_back(layer, sequences)
+    outputs, final, back = _run_there_and_back(layer, run, sequences)
     for poisoned in [i for i, sequence in enumerate(sequences) if len(sequence)]:
         others = [i for i in range(len(sequences)) if i != poisoned]
         for poison in (float("nan"), float("inf")):
             given = list(sequences)
             given[poisoned] = torch.full_like(given[poisoned], poison).requires_grad_()
-            found, found_final, found_back = _run_there_and_back(layer, given)
+            found, found_final, found_back = _run_there_and_back(layer, run, given)
             told = f"{poison} in sequence {poisoned} reaches"
             assert_alike([found[i] for i in others], [outputs[i] for i in others], f"{told} outputs of others")
             left, wanted = (tensors_of(select(one, others)) for one in (found_final, final))
@@ -70,7 +80,7 @@ def _check_neighbours(layer: nn.Module, sequences: Sequences) -> None:
             assert_alike([found_back[i] for i in others], [back[i] for i in others], f"{told} gradients of others")
 
 
-def _run_there_and_back(layer: nn.Module, sequences: Sequences) -> tuple[list[Tensor], Any, list[Tensor]]:
+def _run_there_and_back(layer: nn.Module, run: Run, sequences: Sequences) -> tuple[list[Tensor], Any, list[Tensor]]:
     """Give the outputs and the state, and the gradients of them all."""
     outputs, final = run(layer, sequences)
     return outputs, final, gradients([*outputs, *tensors_of(final)], sequences)

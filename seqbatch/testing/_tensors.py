@@ -1,5 +1,6 @@
 """What the laws compare: the tensors of a state, gradients, and bits."""
 
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -12,12 +13,35 @@ from seqbatch._registry import is_recurrent
 from seqbatch.encode import encode, encode_with_state
 from seqbatch.errors import SeqbatchTypeError
 
+# From a layer, sequences and a state, or None, to outputs and a state, or None.
+Run = Callable[..., tuple[Any, Any]]
+
 
 def run(layer: nn.Module, sequences: Any, state: Any = None) -> tuple[Any, Any]:
     """Encode, and give the state too, None for a layer that keeps none."""
     if is_recurrent(layer):
         return encode_with_state(layer, sequences, state)
     return encode(layer, sequences), None
+
+
+def run_for_outputs(layer: nn.Module, sequences: Any, state: None = None) -> tuple[Any, None]:
+    """Encode as where nobody asks for the state, which a recurrent layer may have another way for."""
+    return encode(layer, sequences), None
+
+
+def by_each_way(layer: nn.Module, check: Callable[[Run], None], state: Any = None) -> None:
+    """Check a layer as `run` runs it and, if it keeps a state and starts from none, as `encode` does, too."""
+    if not is_recurrent(layer):
+        check(run)
+        return
+    ways: dict[str, Run] = {"encode_with_state": run}
+    if state is None:
+        ways["encode"] = run_for_outputs
+    for name, way in ways.items():
+        try:
+            check(way)
+        except AssertionError as error:
+            raise AssertionError(f"by {name}: {error}") from error
 
 
 def tensors_of(state: Any) -> list[Tensor]:

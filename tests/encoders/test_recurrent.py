@@ -144,6 +144,19 @@ def test_empty_list() -> None:
     assert encode_with_state(lstm, [], state)[1].hidden.shape == (2, 2, 0, 3)
 
 
+@pytest.mark.parametrize("lengths", [[0, 0], [0, 2], [3, 2]], ids=str)
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell])
+def test_the_new_state_shares_no_memory_with_the_callers(kind: Any, lengths: list[int]) -> None:
+    layer = kind(2, 3).requires_grad_(False)  # for what hangs on weights is a copy anyway
+    xs = [torch.randn(length, 2) for length in lengths]
+    _, state = encode_with_state(layer, xs)
+    _, new = encode_with_state(layer, xs, state)
+    before = [part.clone() for part in laws.tensors_of(state)]
+    for part in laws.tensors_of(new):
+        part.add_(1)
+    assert_close(laws.tensors_of(state), before)
+
+
 @pytest.mark.parametrize("lengths", [[5, 3], [5, 5], [5, 0], [5], [1, 0, 7]], ids=str)
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_autocast_gives_every_sequence_the_dtype_that_it_has_alone(kind: Any, lengths: list[int]) -> None:

@@ -7,8 +7,10 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.ao.nn.quantized.dynamic as quantized
+from reference import run_alone
 from torch import nn
 from torch.nn.modules import module
+from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import RNNState, SeqbatchTypeError, encode, encode_with_state
 from seqbatch._hooks import HOOKS
@@ -221,6 +223,24 @@ def test_hooks_of_the_backward_pass(how: str) -> None:
     assert not found.any()
 
 
+@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+def test_hooks_of_the_backward_pass_cost_nothing_without_one(register: str, mode: Any, kind: Any) -> None:
+    layer, xs, seen = kind(2, 3), [FLOAT, FLOAT[:1]], []
+    with mode():
+        wanted, ends = run_alone(layer, xs)
+        getattr(layer, register)(lambda *arguments: None)
+        layer.register_forward_hook(lambda module, given, output: seen.append(module))
+        assert choose(layer, FLOAT, RAGGED) is packed.run
+        assert not pads(layer, FLOAT, RAGGED)
+        torch.testing.assert_close(encode(layer, xs), wanted)
+        outputs, state = encode_with_state(layer, xs)
+    assert seen == [layer, layer]
+    torch.testing.assert_close(outputs, wanted)
+    torch.testing.assert_close(state.hidden, ends[0])
+
+
 def test_hooks_of_the_backward_pass_through_a_state() -> None:
     layer, calls = nn.GRU(2, 3).requires_grad_(False), []
     layer.register_full_backward_hook(lambda *arguments: calls.append(arguments))
@@ -240,6 +260,20 @@ def test_a_layer_that_gives_no_state_is_told_of_with_such_hooks_too() -> None:
         with pytest.raises(SeqbatchTypeError, match=f"`layer` must give a {kind} and a state for a {kind}, as its "):
             encode(layer, [FLOAT, FLOAT[:1]])
         layer.register_full_backward_hook(lambda *arguments: None)
+
+
+def test_a_layer_that_takes_packed_sequences_only_is_told_why_it_is_given_a_tensor() -> None:
+    class PackedOnly(nn.LSTM):
+        def forward(self, input: Any, hx: Any = None) -> Any:
+            return super().forward(PackedSequence(2 * input.data, input.batch_sizes, *input[2:]), hx)
+
+    layer, xs = PackedOnly(2, 3), [FLOAT, FLOAT[:1]]
+    encode(layer, xs)
+    layer.register_full_backward_hook(lambda *arguments: None)
+    with pytest.raises(AttributeError, match="batch_sizes") as raised:
+        encode(layer, xs)
+    why = "The layer was given a Tensor, and no PackedSequence, because hooks of the backward pass are registered."
+    assert why in raised.value.__notes__
 
 
 @pytest.mark.parametrize("number", range(len(HOOKS)))

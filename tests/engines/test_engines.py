@@ -113,6 +113,27 @@ def test_alone_by_the_layer_itself_on_equal_lengths(
         laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
 
 
+# Not among ENGINES, for it serves equal lengths only, which these laws leave equal.
+@laws.fewer_examples(4)
+@given(
+    layer=recurrent_layers(),
+    length=st.integers(1, 5),
+    number=st.integers(1, 4),
+    side=st.sampled_from(["left", "right"]),
+)
+def test_other_laws_by_the_layer_itself_on_equal_lengths(
+    layer: nn.RNNBase, length: int, number: int, side: Any
+) -> None:
+    xs = inputs(layer, [length] * number)
+    state = state_for(layer, number)
+    with run_by(direct.run):
+        laws.check_order(layer, xs, [*reversed(range(number))], state)
+        laws.check_padding(layer, xs, float("nan"), side, True)
+        laws.check_lengths(layer, xs)
+        laws.check_empty(layer, xs, state)
+        laws.check_unmodified(layer, xs, state)
+
+
 @pytest.mark.parametrize("lengths", [[2, 2], [3, 1], [1, 3, 3]])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("bias", [True, False])

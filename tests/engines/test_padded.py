@@ -13,9 +13,11 @@ from kinds import for_each_kind
 from reference import run_alone
 from strategies import make, recurrent_layers, sequences
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from seqbatch import SequenceBatch, encode, encode_with_state, engines, register_encoder
 from seqbatch.engines import padded
+from seqbatch.layers import Residual, TwoWay
 from seqbatch.layouts import to_padded
 
 
@@ -94,20 +96,27 @@ def test_what_stands_in_its_own_padding_reaches_no_output() -> None:
                 assert all(map(torch.equal, encode(layer, xs), wanted))
 
 
-@pytest.mark.parametrize(
+which_draw = pytest.mark.parametrize(
     ("layer", "lengths"),
     [
         (nn.LSTM(2, 3, 2, dropout=0.5), [9, 1]),
         (nn.LSTM(64, 64, 2, dropout=0.5), [170, 2]),  # where blocks are worth their cost without gradients only
         (nn.GRU(2, 3, 2, dropout=0.5), [9, 1]),
         (nn.LSTM(2, 3, 2, dropout=0.5).double(), [70, 30, 20, 2]),
+        (nn.LSTM(2, 3, 2, dropout=0.5, bidirectional=True), [9, 1]),
+        (nn.GRU(2, 3, 2, dropout=0.5, bidirectional=True), [9, 1, 4]),
+        (nn.RNN(2, 3, 2, dropout=0.5, bidirectional=True).double(), [3, 3]),
+        (Residual(nn.LSTM(2, 2, 2, dropout=0.5)), [9, 1]),
+        (TwoWay(nn.LSTM(2, 3, 2, dropout=0.5), nn.GRU(2, 3, 2, dropout=0.5)), [9, 1]),
     ],
     ids=str,
 )
-def test_dropout_draws_the_same_with_gradients_and_states_and_without(layer: nn.RNNBase, lengths: list[int]) -> None:
-    weight = layer.weight_hh_l0
-    assert isinstance(weight, Tensor)
-    xs, drawn = sequences(lengths, (layer.input_size,), weight.dtype), []
+
+
+@which_draw
+def test_dropout_draws_the_same_with_gradients_and_states_and_without(layer: nn.Module, lengths: list[int]) -> None:
+    weight = next(layer.parameters())
+    xs, drawn = sequences(lengths, (weight.shape[1],), weight.dtype), []
     for gradients in (True, False):
         for run in (encode, lambda layer, xs: encode_with_state(layer, xs)[0]):
             torch.manual_seed(0)
@@ -115,6 +124,18 @@ def test_dropout_draws_the_same_with_gradients_and_states_and_without(layer: nn.
                 drawn.append(torch.cat(run(layer, xs)).detach())
     for one in drawn[1:]:
         torch.testing.assert_close(one, drawn[0])
+
+
+@which_draw
+@pytest.mark.parametrize("run", [encode, lambda layer, xs: encode_with_state(layer, xs)[0]])
+def test_dropout_draws_the_same_for_a_checkpoint(layer: nn.Module, lengths: list[int], run: Any) -> None:
+    weight = next(layer.parameters())
+    xs, found = sequences(lengths, (weight.shape[1],), weight.dtype), []
+    for rerun in (False, True):
+        torch.manual_seed(0)
+        outputs = torch.cat(checkpoint(run, layer, xs, use_reentrant=False) if rerun else run(layer, xs))
+        found.append((outputs, *torch.autograd.grad(outputs.sin().sum(), [*xs, *layer.parameters()])))
+    torch.testing.assert_close(found[1], found[0])
 
 
 @for_each_kind("layer", one_way(torch.float64), fewer=2)
@@ -126,7 +147,15 @@ def test_lengths_empty_and_what_is_the_callers(lengths: list[int], layer: nn.RNN
         laws.check_unmodified(Outputs(layer), xs)
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM(2, 3), nn.Sequential(nn.LSTM(2, 3), nn.Tanh())])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LSTM(2, 3),
+        nn.Sequential(nn.LSTM(2, 3), nn.Tanh()),
+        Residual(nn.LSTM(2, 2)),
+        TwoWay(nn.Linear(2, 2), nn.LSTM(2, 3)),
+    ],
+)
 def test_it_is_run_for_outputs_only(layer: nn.Module) -> None:
     xs = sequences([3, 2], (2,), torch.float32)
     with patch.object(padded, "run", wraps=padded.run) as run:
