@@ -39,9 +39,9 @@ def are_batched(gradients: Iterable[Tensor | None]) -> bool:
 
 def not_in_a_graph(what: str) -> SeqbatchError:
     """Make the error for what a graph cannot hold that is to serve all lengths."""
-    remedy = "Call it outside, or in a function that torch.compiler.disable keeps out of the graph."
-    if torch.compiler.is_exporting():  # from which nothing can be kept out
-        remedy = "Call it outside."
+    disabled = "or in a function that torch.compiler.disable keeps out of the graph"
+    # Out of what is exported nothing can be kept.
+    remedy = "Call it outside." if torch.compiler.is_exporting() else f"Call it outside, {disabled}."
     must = "serve all lengths, so that nothing in it may depend on their numbers"
     return complaint(SeqbatchError, "graph of torch.compile or torch.export", must, what, remedy)
 
