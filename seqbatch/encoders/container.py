@@ -20,6 +20,8 @@ from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders._layers import keeps_forward, outside_graphs
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
+# From the number of a layer in another, that layer, and what it is given, to what it gives.
+RunChild = Callable[[int, nn.Module, SequenceBatch], SequenceBatch]
 _Container = nn.Sequential | nn.ModuleList
 _KINDS: tuple[type[Any], ...] = (nn.Sequential, nn.ModuleList)
 
@@ -44,6 +46,11 @@ def _run(layer: _Container, batch: SequenceBatch, state: ContainerState | None) 
     """Run the layers in a container one after another, from their states to their states."""
     recurrent = _recurrent(layer)
     states = states_of(layer, state, recurrent, batch.batch_size)
+    return _run_in_order(layer, batch, run_from(states, recurrent)), ContainerState(tuple(states))
+
+
+def run_from(states: list[Any], recurrent: list[bool]) -> RunChild:
+    """Give what runs each layer from its state, in place of which its state after that is put; others have none."""
 
     def run_child(i: int, child: nn.Module, current: SequenceBatch) -> SequenceBatch:
         if not recurrent[i]:
@@ -51,7 +58,7 @@ def _run(layer: _Container, batch: SequenceBatch, state: ContainerState | None) 
         current, states[i] = encode_with_state(child, current, states[i])
         return current
 
-    return _run_in_order(layer, batch, run_child), ContainerState(tuple(states))
+    return run_child
 
 
 def _run_outputs(layer: _Container, batch: SequenceBatch) -> SequenceBatch:
@@ -60,9 +67,7 @@ def _run_outputs(layer: _Container, batch: SequenceBatch) -> SequenceBatch:
     return _run_in_order(layer, batch, lambda i, child, current: encode(child, current))
 
 
-def _run_in_order(
-    layer: _Container, batch: SequenceBatch, run_child: Callable[[int, nn.Module, SequenceBatch], SequenceBatch]
-) -> SequenceBatch:
+def _run_in_order(layer: _Container, batch: SequenceBatch, run_child: RunChild) -> SequenceBatch:
     results: list[SequenceBatch] = []
 
     def forward(values: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """TwoWay: one layer forward and another backward, side by side."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,13 +10,10 @@ from seqbatch._kinds import is_nothing
 from seqbatch._registry import is_recurrent, register_recurrent
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
-from seqbatch.encode import encode, encode_with_state
-from seqbatch.encoders.container import call_as_itself, states_of
+from seqbatch.encode import encode
+from seqbatch.encoders.container import RunChild, call_as_itself, run_from, states_of
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._layers import as_batch, module, refuse_own_forward
-
-# From 0 or 1, the layer of that number, and what it is given, to what it gives.
-_RunLayer = Callable[[int, nn.Module, SequenceBatch], SequenceBatch]
 
 
 class TwoWay(nn.Module):
@@ -68,7 +64,7 @@ class TwoWay(nn.Module):
     def _keep_states(self) -> list[bool]:
         return [is_recurrent(self.forward_layer), is_recurrent(self.backward_layer)]
 
-    def _run(self, batch: SequenceBatch, run_layer: _RunLayer) -> SequenceBatch:
+    def _run(self, batch: SequenceBatch, run_layer: RunChild) -> SequenceBatch:
         """Run both layers by a function, and join what they give."""
         results = [run_layer(0, self.forward_layer, batch), run_layer(1, self.backward_layer, batch.reverse())]
         if is_nothing(batch):
@@ -113,14 +109,7 @@ def _run(layer: TwoWay, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch
     refuse_own_forward(layer, TwoWay)
     keep_states = layer._keep_states()
     states = states_of(layer, state, keep_states, batch.batch_size)
-
-    def run_layer(i: int, layer: nn.Module, given: SequenceBatch) -> SequenceBatch:
-        if not keep_states[i]:
-            return encode(layer, given)
-        given, states[i] = encode_with_state(layer, given, states[i])
-        return given
-
-    return _run_as_itself(layer, batch, run_layer), ContainerState(tuple(states))
+    return _run_as_itself(layer, batch, run_from(states, keep_states)), ContainerState(tuple(states))
 
 
 def _run_outputs(layer: TwoWay, batch: SequenceBatch) -> SequenceBatch:
@@ -129,7 +118,7 @@ def _run_outputs(layer: TwoWay, batch: SequenceBatch) -> SequenceBatch:
     return _run_as_itself(layer, batch, lambda i, layer, given: encode(layer, given))
 
 
-def _run_as_itself(layer: TwoWay, batch: SequenceBatch, run_layer: _RunLayer) -> SequenceBatch:
+def _run_as_itself(layer: TwoWay, batch: SequenceBatch, run_layer: RunChild) -> SequenceBatch:
     results: list[SequenceBatch] = []
 
     def forward(values: Tensor) -> Tensor:
