@@ -102,9 +102,10 @@ class Training:
             seed=options.seed,
         )
         data: Any = recordings
-        self.loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             data, batch_sampler=self.sampler, collate_fn=collate_sequences, pin_memory=device.type == "cuda"
         )
+        self.loader = self.sampler.track(loader)
 
     def run_epoch(self) -> None:
         """Go through the recordings once."""
@@ -112,7 +113,7 @@ class Training:
         epoch = self.options.seed * self.options.epochs + self.sampler.epoch
         torch.manual_seed(epoch * distributed.get_world_size() + distributed.get_rank())
         self.model.train()
-        for recordings, speakers in self.sampler.track(self.loader):
+        for recordings, speakers in self.loader:
             scores = self.model(recordings.to(self.device, non_blocking=True).map(add_noise))
             losses = cross_entropy(scores, speakers.to(self.device, non_blocking=True), reduction="none")
             self.optimizer.zero_grad()
@@ -137,7 +138,7 @@ class Training:
             part.load_state_dict(saved[name])
 
     def parts(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("model", "optimizer", "scheduler", "sampler")}
+        return {name: getattr(self, name) for name in ("model", "optimizer", "scheduler", "loader")}
 
 
 def add_noise(values: Tensor) -> Tensor:

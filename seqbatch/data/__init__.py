@@ -5,5 +5,14 @@ from seqbatch.data._chunks import encode_chunks
 from seqbatch.data._collate import collate_sequences
 from seqbatch.data._lanes import Chunk, chunks_of
 from seqbatch.data._loss import mean_loss
+from seqbatch.data._tracked_loader import TrackedLoader
 
-__all__ = ["BucketBatchSampler", "Chunk", "chunks_of", "collate_sequences", "encode_chunks", "mean_loss"]
+__all__ = [
+    "BucketBatchSampler",
+    "Chunk",
+    "TrackedLoader",
+    "chunks_of",
+    "collate_sequences",
+    "encode_chunks",
+    "mean_loss",
+]

@@ -3,24 +3,27 @@
 from array import array
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
+from torch import Tensor, distributed
 
 from seqbatch._checks import at_least, complaint, counted, lengths_of
-from seqbatch.data._cuts import Rules, can_plan
+from seqbatch.data._cuts import Rules, count_batches
 from seqbatch.errors import SeqbatchValueError
 
 # Batches that are sorted together, on average: with more of them fill hardly grows, and they are shuffled less.
 POOL = 64
 
 
-def processes(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Return rank and world size, by `torch.distributed` where neither is given; raise where they cannot be."""
+def current_processes() -> tuple[int, int]:
+    """Return rank and world size as `torch.distributed` has them now."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return 0, 1
+    return distributed.get_rank(), distributed.get_world_size()
+
+
+def given_processes(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
+    """Return rank and world size, None where neither is given; raise where they cannot be."""
     if rank is None and world_size is None:
-        distributed = torch.distributed
-        if not (distributed.is_available() and distributed.is_initialized()):
-            return 0, 1
-        return distributed.get_rank(), distributed.get_world_size()
+        return None
     if rank is None or world_size is None:
         names = ("rank", "world_size") if rank is None else ("world_size", "rank")
         raise complaint(SeqbatchValueError, names[0], f"be given with {names[1]}", None)
@@ -49,12 +52,11 @@ def usual_pool(lengths: Sequence[int], batch_size: int | None, max_steps: int | 
     return POOL * max(1, most)
 
 
-def enough_lengths(lengths: Sequence[int] | Tensor, world_size: int) -> "array[int]":
-    """Return lengths as an array if they are lengths that can be added up, one or more for each process, else raise."""
+def known_lengths(lengths: Sequence[int] | Tensor) -> "array[int]":
+    """Return lengths as an array if they are one or more lengths that can be added up, else raise."""
     known = lengths_of("lengths", lengths)
-    if len(known) < world_size:
-        must = f"be at least {world_size}, one for each process"
-        raise complaint(SeqbatchValueError, "lengths", must, len(known))
+    if not known:
+        raise complaint(SeqbatchValueError, "lengths", "hold the length of one sequence or more", "none")
     # A plan adds two sums of lengths, and sorts by pool and length in one number.
     most = 2**62 // len(known)
     if (longest := max(known)) >= most:
@@ -63,14 +65,19 @@ def enough_lengths(lengths: Sequence[int] | Tensor, world_size: int) -> "array[i
     return array("q", known)
 
 
-def check_limits(lengths: Tensor, rules: Rules) -> None:
-    """Raise unless batches within the limits can be made of the lengths."""
+def batches_within(lengths: Tensor, rules: Rules) -> int:
+    """Return the number of batches of every epoch, of all processes together; raise unless they can be made."""
     if rules.max_steps is not None and int(lengths.max()) > rules.max_steps:
         i = int((lengths > rules.max_steps).nonzero()[0])
         must = f"be at most max_steps, {rules.max_steps}"
         remedy = "Give a larger max_steps, or leave the sequence out."
         raise complaint(SeqbatchValueError, f"lengths[{i}]", must, int(lengths[i]), remedy)
-    if not can_plan(lengths, rules):
+    if len(lengths) < rules.world_size:
+        must = f"be at least {rules.world_size}, one for each process"
+        raise complaint(SeqbatchValueError, "lengths", must, len(lengths))
+    batches = count_batches(lengths, rules)
+    if batches > len(lengths):
         must = f"fit into as many batches, none empty, for each of {rules.world_size} processes"
         found = f"{counted(len(lengths), 'sequence')}, nearly each a batch by itself"
         raise complaint(SeqbatchValueError, "lengths", must, found, "Give a larger batch_size or max_steps.")
+    return batches

@@ -59,8 +59,8 @@ def measure(point: Point, rounds: int, sequences: int = SEQUENCES) -> dict[str, 
         return BucketBatchSampler(lengths, world_size=point.world_size, **options)
 
     sampler = make()
-    plan = sampler._plan(0)
-    random = BucketBatchSampler(lengths, world_size=point.world_size, pool=1, **options)._plan(0)
+    plan = sampler._epochs.plan(0)
+    random = BucketBatchSampler(lengths, world_size=point.world_size, pool=1, **options)._epochs.plan(0)
     return {
         "distribution": point.distribution,
         "limit": point.limit,
@@ -68,7 +68,7 @@ def measure(point: Point, rounds: int, sequences: int = SEQUENCES) -> dict[str, 
         "batches": len(plan.rounds),
         "seconds": {
             "make": _median(make, rounds),
-            "plan": _median(lambda: plan_epoch(sampler._lengths, sampler._rules, 1), rounds),
+            "plan": _median(lambda: plan_epoch(sampler._epochs.lengths, sampler._rules, 1), rounds),
         },
         "microseconds": 1e6 * _median(partial(_draw_all, sampler), rounds) / len(plan.rounds),
         "fill": {"bucketed": plan.fill(), "random": random.fill()},
@@ -165,7 +165,7 @@ def _shuffled(rounds: Tensor) -> Tensor:
 def _draw_all(sampler: BucketBatchSampler) -> None:
     """Draw the batches of a process."""
     sampler.set_epoch(0)
-    for _ in sampler:
+    for _ in sampler.track(sampler):
         pass
 
 

@@ -52,7 +52,7 @@ def test_arguments_that_it_refuses(options: dict[str, Any], kind: type[Exception
 @pytest.mark.parametrize(
     ("lengths", "message"),
     [
-        ([], "`lengths` must be at least 1, one for each process; got 0."),
+        ([], "`lengths` must hold the length of one sequence or more; got none."),
         ([1, -2], "`lengths[1]` must be at least 0; got -2."),
         ([1, 2**63], f"`lengths[1]` must be less than {2**61}, for 2 sequences; got {2**63}."),
         ([1, 2**61, 3], f"`lengths[1]` must be less than {2**62 // 3}, for 3 sequences; got {2**61}."),

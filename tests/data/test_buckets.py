@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 from collections.abc import Callable
 from itertools import chain
 from typing import Any
@@ -11,8 +12,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader
 
-from seqbatch.data._buckets import BucketBatchSampler
+from seqbatch import SeqbatchError
+from seqbatch.data import BucketBatchSampler
 
 Epoch = list[list[list[int]]]
 
@@ -38,7 +41,7 @@ class Case:
 
     def batches(self) -> Epoch:
         """The batches of each process."""
-        return [list(sampler) for sampler in self.samplers()]
+        return [list(sampler.track(sampler)) for sampler in self.samplers()]
 
     def steps(self, batch: list[int]) -> int:
         return sum(self.lengths[i] for i in batch)
@@ -97,7 +100,7 @@ def test_limits_are_kept_and_no_batch_is_empty(case: Case) -> None:
 def test_every_process_has_as_many_batches_and_says_so(case: Case) -> None:
     samplers = case.samplers()
     told = [len(sampler) for sampler in samplers]
-    assert told == [len(list(sampler)) for sampler in samplers] == [told[0]] * case.world_size
+    assert told == [len(list(sampler.track(sampler))) for sampler in samplers] == [told[0]] * case.world_size
 
 
 @given(cases())
@@ -136,7 +139,7 @@ def test_fill_is_what_is_no_padding(case: Case) -> None:
 def test_copies_go_on_as_it_does(case: Case) -> None:
     sampler = case.samplers()[-1]
     copies = [copy.deepcopy(sampler), pickle.loads(pickle.dumps(sampler))]
-    assert [list(one) for one in copies] == [list(sampler)] * 2
+    assert [list(one.track(one)) for one in copies] == [list(sampler.track(sampler))] * 2
 
 
 @pytest.mark.parametrize(("seed", "epoch"), [(0, 0), (0, 1), (1, 0), (-1, 0), (1, 1)])
@@ -196,8 +199,9 @@ def test_lengths_may_be_a_tensor(dtype: torch.dtype) -> None:
     lengths = [5, 1, 4, 2, 1, 0]
     options: dict[str, Any] = {"max_steps": 6}
     of_tensor = BucketBatchSampler(torch.tensor(lengths, dtype=dtype), **options)
-    assert of_tensor.state_dict() == BucketBatchSampler(lengths, **options).state_dict()
-    assert list(of_tensor) == list(BucketBatchSampler(lengths, **options))
+    of_list = BucketBatchSampler(lengths, **options)
+    assert of_tensor.track(of_tensor).state_dict() == of_list.track(of_list).state_dict()
+    assert list(of_tensor) == list(of_list)
 
 
 def sentences(number: int) -> list[int]:
@@ -253,12 +257,101 @@ def test_where_nearly_every_sequence_is_a_batch_all_are_sorted_together() -> Non
         assert sorted(map(sorted, chain.from_iterable(batches))) == [[0, 6], [1], [2], [3], [4], [5]]
 
 
-def test_rank_and_world_size_are_those_of_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int, **others: Any) -> None:
+    """Let torch.distributed look like that of one of several processes, whose states differ in `others`."""
+
+    def all_gather_object(states: list[Any], own: Any) -> None:
+        states[:] = [own if i == rank else {**own, **others} for i in range(world_size)]
+
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 3)
-    told = BucketBatchSampler(range(9), batch_size=2, rank=2, world_size=3)
-    assert list(BucketBatchSampler(range(9), batch_size=2)) == list(told)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: rank)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: world_size)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", all_gather_object)
+
+
+def test_rank_and_world_size_are_those_of_torch_distributed_when_a_pass_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = BucketBatchSampler(range(9), batch_size=2)
+    assert (len(sampler), len(list(sampler))) == (5, 5)
+    as_process(monkeypatch, 2, 3)
+    given = BucketBatchSampler(range(9), batch_size=2, rank=2, world_size=3)
+    assert len(sampler) == len(given) == 2
+    sampler.set_epoch(0)
+    assert list(sampler.track(sampler)) == list(given.track(given))
+
+
+def test_more_processes_than_sequences_are_refused_when_a_pass_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = BucketBatchSampler([1, 2], batch_size=2)
+    as_process(monkeypatch, 0, 3)
+    with pytest.raises(ValueError, match=r"^`lengths` must be at least 3, one for each process; got 2\.$"):
+        list(sampler.track(sampler))
+
+
+@pytest.mark.parametrize(
+    "others", [{"lengths": "00"}, {"seed": 1}, {"epoch": 3}, {"position": 1}, {"sequences": 7}, {"batch_size": None}]
+)
+def test_processes_that_do_not_begin_the_same_pass_are_refused(
+    monkeypatch: pytest.MonkeyPatch, others: dict[str, Any]
+) -> None:
+    as_process(monkeypatch, 1, 2, **others)
+    sampler = BucketBatchSampler(range(9), batch_size=2)
+    ((name, value),) = others.items()
+    own = sampler.track(sampler).state_dict()[name]
+    message = (
+        f"`sampler` must have the same {name} in every process; got {value!r} in process 0 and {own!r} in process 1. "
+        "Give every process the lengths of the whole data set: the sampler shards it."
+    )
+    with pytest.raises(SeqbatchError, match=f"^{re.escape(message)}$"):
+        next(iter(sampler.track(sampler)))
+
+
+def test_an_epoch_is_continued_by_as_many_processes_as_began_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = BucketBatchSampler(range(9), batch_size=2)
+    loader = sampler.track(sampler)
+    next(iter(loader))
+    as_process(monkeypatch, 0, 2)
+    message = (
+        "`sampler` must continue the epoch in as many processes as it was begun, 1; got 2. "
+        "Call set_epoch to begin another epoch."
+    )
+    with pytest.raises(SeqbatchError, match=f"^{re.escape(message)}$"):
+        next(iter(loader))
+    sampler.set_epoch(1)
+    assert len(list(loader)) == len(sampler) == 3
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_several_processes_are_refused_where_batches_may_be_sharded_again(
+    monkeypatch: pytest.MonkeyPatch, given: bool
+) -> None:
+    as_process(monkeypatch, 1, 2)
+    sampler = BucketBatchSampler(range(9), batch_size=2, **({"rank": 1, "world_size": 2} if given else {}))
+    message = (
+        "`sampler` must be iterated over by sampler.track(loader), because there are 2 processes; got a pass over the "
+        "sampler itself. The sampler shards the data itself, and a library that shards its batches again would drop "
+        "most of them: give it sampler.track(loader), which it leaves as it is."
+    )
+    for loader in (sampler, DataLoader(range(9), batch_sampler=sampler)):  # type: ignore[arg-type]  # a range is data
+        with pytest.raises(SeqbatchError, match=f"^{re.escape(message)}$"):
+            next(iter(loader))
+        assert len(list(sampler.track(loader))) == len(sampler)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 8])
+@pytest.mark.parametrize("pool", [None, 1])
+@pytest.mark.parametrize("lengths", ["sentences", "few", "heavy"])
+def test_every_epoch_has_the_same_number_of_batches(lengths: str, pool: int | None, world_size: int) -> None:
+    known = {
+        "sentences": sentences(1000),
+        "few": sentences(40),
+        "heavy": [min(400, int(5 / (1 - i / 1000) ** 0.7)) for i in range(1000)],
+    }[lengths]
+    cases = [Case(known, {"max_steps": 400, "pool": pool}, world_size, epoch) for epoch in range(25)]
+    found = [[len(batches) for batches in case.batches()] for case in cases]
+    assert found == [[len(case.samplers()[0])] * world_size for case in cases]
+    assert len({count for counts in found for count in counts}) == 1
+    # And few more than if each epoch had as few as it can.
+    fewest = -(-cut_one_by_one(sorted(known), None, 400) // world_size)
+    assert found[0][0] <= fewest * 1.02 + 1
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 2}, {"max_steps": 2**63}, {"batch_size": 1, "pool": 1}])
@@ -281,9 +374,10 @@ def test_limits_far_beyond_what_there_is_are_none(most: int) -> None:
 def test_seeds_and_epochs_may_be_of_any_size(number: int) -> None:
     def batches(seed: int, epoch: int) -> list[list[int]]:
         sampler = BucketBatchSampler(range(50), batch_size=4, seed=seed)
-        sampler.load_state_dict({**sampler.state_dict(), "epoch": epoch})
+        loader = sampler.track(sampler)
+        loader.load_state_dict({**loader.state_dict(), "epoch": epoch})
         assert sampler.epoch == epoch
-        return list(sampler)
+        return list(loader)
 
     found = [batches(*case) for case in ((number, 0), (0, number), (-number, 0), (0, 0))]
     assert all(sorted(chain.from_iterable(epoch)) == list(range(50)) for epoch in found)

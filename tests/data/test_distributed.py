@@ -51,6 +51,8 @@ def checked() -> tuple[int, str]:
         "some processes only",
         "dtypes",
         "resumed",
+        "part of a part",
+        "made before the group",
     ],
 )
 def test_two_processes_are_as_one(check: str, checked: tuple[int, str]) -> None:
@@ -60,7 +62,7 @@ def test_two_processes_are_as_one(check: str, checked: tuple[int, str]) -> None:
 def test_nothing_else_was_checked(checked: tuple[int, str]) -> None:
     status, printed = checked
     assert status == 0, printed
-    assert printed.count(": passed") == 11
+    assert printed.count(": passed") == 13
 
 
 @pytest.mark.parametrize(

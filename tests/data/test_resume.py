@@ -35,8 +35,8 @@ def test_resumed_as_if_never_stopped(workers: int, tmp_path: Path) -> None:
     again = go_on_elsewhere(tmp_path / "checkpoint.pt", tmp_path / "result.pt", workers)
     assert len(again["seen"]) == END
     exact(again.pop("seen"), straight.seen)
-    assert (again["sampler"]["epoch"], again["sampler"]["position"]) == (2, END - 2 * 7)
-    assert again.pop("sampler") == wanted.pop("sampler")
+    assert (again["loader"]["epoch"], again["loader"]["position"]) == (2, END - 2 * 7)
+    assert again.pop("loader") == wanted.pop("loader")
     exact(again, wanted)
 
 
@@ -48,7 +48,7 @@ def test_the_place_and_the_random_state_both_matter(tmp_path: Path) -> None:
     stopped.go_on(STOP)
     stopped.save(tmp_path / "checkpoint.pt")
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    begun_anew = {"sampler": Run(0).sampler.state_dict(), "random": torch.Generator().manual_seed(1).get_state()}
+    begun_anew = {"loader": Run(0).loader.state_dict(), "random": torch.Generator().manual_seed(1).get_state()}
     for name, value in begun_anew.items():
         torch.save(saved | {name: value}, tmp_path / "changed.pt")
         again = Run(0)

@@ -18,12 +18,15 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
+from torch.utils.data import DataLoader, DistributedSampler
 
-from seqbatch import SeqbatchValueError, SequenceBatch
+from seqbatch import SeqbatchError, SeqbatchValueError, SequenceBatch
 from seqbatch.data import BucketBatchSampler, mean_loss
 
 KINDS = ["lstm", "gru", "layers"]
 DATA = Samples(LENGTHS)
+# Before main makes the process group.
+EARLY = BucketBatchSampler(LENGTHS, batch_size=3)
 # Both processes must draw the same, so nothing may depend on chance or on the clock.
 same = settings(
     max_examples=20, derandomize=True, database=None, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -125,7 +128,8 @@ def gradients_added_up() -> None:
 def rounds(epochs: int) -> list[list[list[int]]]:
     """Give the batches of both processes, as the sampler in each has them."""
     samplers = [BucketBatchSampler(LENGTHS, batch_size=3, rank=rank, world_size=2) for rank in range(2)]
-    return [[*both] for _ in range(epochs) for both in zip(*samplers, strict=True)]
+    loaders = [sampler.track(sampler) for sampler in samplers]
+    return [[*both] for _ in range(epochs) for both in zip(*loaders, strict=True)]
 
 
 @functools.cache
@@ -212,6 +216,26 @@ def resumed() -> None:
     exact(again.model.state_dict(), straight.model.state_dict())
 
 
+def part_of_a_part() -> None:
+    """A data set that was sharded before, as by a DistributedSampler, is not sharded again."""
+    parts: Any = DistributedSampler(range(len(LENGTHS)), shuffle=False)  # type: ignore[arg-type]  # a range is data
+    own = [LENGTHS[i] for i in parts]
+    sampler = BucketBatchSampler(own, batch_size=2)
+    with pytest.raises(SeqbatchError, match="Give every process the lengths of the whole data set"):
+        next(iter(sampler.track(DataLoader(own, batch_sampler=sampler))))
+    # Wrapped by what draws its batches, as a DistributedSampler over batches would.
+    whole = BucketBatchSampler(LENGTHS, batch_size=2)
+    with pytest.raises(SeqbatchError, match=r"^`sampler` must be iterated over by sampler\.track"):
+        DistributedSampler(list(whole))  # type: ignore[arg-type]  # a list is data
+
+
+def made_before_the_group() -> None:
+    """A sampler that was made before the process group shards as one that was made after it."""
+    loader = EARLY.track(EARLY)
+    mine = rounds(1)
+    assert list(loader) == [both[distributed.get_rank()] for both in mine]
+
+
 CHECKS: dict[str, Callable[[], None]] = {
     "gradients": gradients,
     "gradients of some steps": gradients_of_some_steps,
@@ -224,6 +248,8 @@ CHECKS: dict[str, Callable[[], None]] = {
     "some processes only": some_processes_only,
     "dtypes": dtypes,
     "resumed": resumed,
+    "part of a part": part_of_a_part,
+    "made before the group": made_before_the_group,
 }
 
 

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader
 
 from seqbatch import SequenceBatch, encode
-from seqbatch.data import BucketBatchSampler, collate_sequences, mean_loss
+from seqbatch.data import BucketBatchSampler, TrackedLoader, collate_sequences, mean_loss
 
 FEATURES, TAGS = 5, 3
 LENGTHS = [7, 0, 3, 12, 1, 5, 5, 2, 9, 4, 1, 8, 6]
@@ -90,7 +90,7 @@ class Run:
         self.model = wrap(make_model("dropout"))
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.01)
         self.sampler = BucketBatchSampler(LENGTHS, batch_size=2, seed=3)
-        self.loader: DataLoader[Any] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             Samples(LENGTHS),
             batch_sampler=self.sampler,
             collate_fn=collate,
@@ -99,12 +99,13 @@ class Run:
             # Otherwise each iteration that begins draws a number from torch's own, which dropout draws from.
             generator=torch.Generator(),
         )
+        self.loader = self.sampler.track(loader)
         self.seen: list[Tensor] = []
 
     def go_on(self, batches: int) -> None:
         """Train on so many batches more, over as many epochs as that takes."""
         while batches:
-            for batch in self.sampler.track(self.loader):
+            for batch in self.loader:
                 train(self.model, [batch], self.optimizer)
                 self.seen.append(batch[0].values)
                 batches -= 1
@@ -115,7 +116,7 @@ class Run:
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "sampler": self.sampler.state_dict(),
+            "loader": self.loader.state_dict(),
             "random": torch.get_rng_state(),
         }
 
@@ -126,13 +127,15 @@ class Run:
         saved = torch.load(path, weights_only=True)
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.sampler.load_state_dict(saved["sampler"])
+        self.loader.load_state_dict(saved["loader"])
         torch.set_rng_state(saved["random"])
         self.seen = saved["seen"]
 
 
-def loader_of(lengths: list[int], wrong: int = -1, **options: Any) -> DataLoader[Any]:
-    return DataLoader(Samples(lengths, wrong), batch_sampler=BucketBatchSampler(lengths, **options), collate_fn=collate)
+def loader_of(lengths: list[int], wrong: int = -1, **options: Any) -> TrackedLoader[Any]:
+    sampler = BucketBatchSampler(lengths, **options)
+    loader: DataLoader[Any] = DataLoader(Samples(lengths, wrong), batch_sampler=sampler, collate_fn=collate)
+    return sampler.track(loader)
 
 
 exact = functools.partial(torch.testing.assert_close, rtol=0, atol=0)

@@ -1,4 +1,4 @@
-"""States that BucketBatchSampler does not load, and why."""
+"""States that a tracked loader does not load, and why."""
 
 import re
 from typing import Any
@@ -6,14 +6,15 @@ from typing import Any
 import pytest
 
 from seqbatch import SeqbatchTypeError, SeqbatchValueError
-from seqbatch.data._buckets import BucketBatchSampler
+from seqbatch.data import BucketBatchSampler, TrackedLoader
 
 LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8]
 OPTIONS: dict[str, Any] = {"max_steps": 15, "seed": 2}
 
 
-def make(**options: Any) -> BucketBatchSampler:
-    return BucketBatchSampler(LENGTHS, **{**OPTIONS, **options})
+def make(lengths: list[int] = LENGTHS, **options: Any) -> TrackedLoader[list[int]]:
+    sampler = BucketBatchSampler(lengths, **{**OPTIONS, **options})
+    return sampler.track(sampler)
 
 
 @pytest.mark.parametrize(
@@ -29,15 +30,15 @@ def make(**options: Any) -> BucketBatchSampler:
     ],
 )
 def test_a_state_of_other_arguments_is_refused(name: str, options: dict[str, Any]) -> None:
-    state, sampler = make(**options).state_dict(), make()
+    state, loader = make(**options).state_dict(), make()
     message = (
-        f"`state_dict` must have {name} {sampler.state_dict()[name]!r}, as this sampler; got {state[name]!r}. "
-        "In an epoch planned otherwise some sequences would come twice and some never: end it as it was begun, "
-        "or begin another by set_epoch."
+        f"`state_dict` must have {name} {loader.state_dict()[name]!r}, as this sampler; got {state[name]!r}. "
+        "In an epoch planned otherwise some sequences would come twice and some never: finish the epoch as it was "
+        "begun, or begin another by set_epoch."
     )
     with pytest.raises(SeqbatchValueError, match=f"^{re.escape(message)}$"):
-        sampler.load_state_dict(state)
-    assert sampler.state_dict() == make().state_dict()
+        loader.load_state_dict(state)
+    assert loader.state_dict() == make().state_dict()
 
 
 @pytest.mark.parametrize(
@@ -45,21 +46,17 @@ def test_a_state_of_other_arguments_is_refused(name: str, options: dict[str, Any
 )
 def test_a_state_of_other_lengths_is_refused(lengths: list[int], name: str) -> None:
     with pytest.raises(SeqbatchValueError, match=f"^`state_dict` must have {name} "):
-        make().load_state_dict(BucketBatchSampler(lengths, **OPTIONS).state_dict())
+        make().load_state_dict(make(lengths).state_dict())
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 0}, "`state_dict` must have version 1, as this sampler; got 0. In an epoch planned otherwise"),
+        ({"version": 0}, "`state_dict` must have version 2, as this sampler; got 0. In an epoch planned otherwise"),
         ({"lengths": None}, "`state_dict` must have lengths '"),
         ({"epoch": -1}, "`state_dict['epoch']` must be at least 0; got -1."),
         ({"epoch": 0.5}, "`state_dict['epoch']` must be an integer; got 0.5."),
-        ({"position": 999}, "`state_dict['position']` must be less than BATCHES, the batches of epoch 0; got 999."),
-        (
-            {"position": len(make())},  # of an epoch that has ended a state tells the start of the next
-            "`state_dict['position']` must be less than BATCHES, the batches of epoch 0; got BATCHES.",
-        ),
+        ({"position": 999}, "`state_dict['position']` must be at most BATCHES, the batches of an epoch; got 999."),
         ({"position": None}, "`state_dict['position']` must be an integer; got None."),
     ],
 )
@@ -74,6 +71,6 @@ def test_other_arguments_that_it_refuses() -> None:
     with pytest.raises(SeqbatchTypeError, match=r"^`state_dict` must be a mapping; got a list\.$"):
         make().load_state_dict(wrong)
     with pytest.raises(SeqbatchValueError, match=r"^`epoch` must be at least 0; got -1\.$"):
-        make().set_epoch(-1)
+        BucketBatchSampler(LENGTHS, **OPTIONS).set_epoch(-1)
     with pytest.raises(SeqbatchTypeError, match=r"^`epoch` must be an integer; got 1\.5\.$"):
-        make().set_epoch(1.5)  # type: ignore[arg-type]  # which is what is wrong
+        BucketBatchSampler(LENGTHS, **OPTIONS).set_epoch(1.5)  # type: ignore[arg-type]  # which is what is wrong

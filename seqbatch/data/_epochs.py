@@ -1,0 +1,124 @@
+"""The epochs of a sampler, for all processes: how each is planned, and which position in which epoch comes next."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+from torch import Tensor, distributed
+
+from seqbatch._checks import at_least, complaint, type_name
+from seqbatch.data._cuts import Plan, Rules, plan_epoch
+from seqbatch.data._passes import Passes, Position, TrackedPass
+from seqbatch.data._rules import batches_within, current_processes
+from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
+
+# To be changed with the plans, because a position in the old ones means nothing in the new.
+VERSION = 2
+REASON = (
+    "In an epoch planned otherwise some sequences would come twice and some never: finish the epoch as it was begun, "
+    "or begin another by set_epoch."
+)
+
+
+class Epochs:
+    """The epochs of a sampler.
+
+    Args:
+        lengths: `(sequences,)`, int64, on the host.
+        rules: what the plans follow, but for the number of processes.
+        given: rank and world size, or None for those of `torch.distributed` whenever a pass begins.
+    """
+
+    def __init__(self, lengths: Tensor, rules: Rules, given: tuple[int, int] | None) -> None:
+        self.lengths = lengths
+        self.passes = Passes()
+        self._rules = rules
+        self._given = given
+        self._digest = hashlib.sha256(lengths.numpy().tobytes()).hexdigest()[:16]
+        # The number of batches in all processes, by the number of processes; and the plan that was made last.
+        self._counts: dict[int, int] = {}
+        self._planned: tuple[int, int, Plan] | None = None
+
+    def processes(self) -> tuple[int, int]:
+        """Return rank and world size, as they are now."""
+        return self._given or current_processes()
+
+    def batches(self) -> int:
+        """Return the number of batches of an epoch in one process, the same in every epoch and process.
+
+        Raises:
+            SeqbatchValueError: the sequences cannot be put into as many batches for each process.
+        """
+        return self._batches(self.processes()[1])
+
+    def plan(self, epoch: int) -> Plan:
+        """Return the plan of an epoch."""
+        _, world_size = self.processes()
+        if self._planned is None or self._planned[:2] != (epoch, world_size):
+            batches = self._batches(world_size) * world_size
+            plan = plan_epoch(self.lengths, attrs.evolve(self._rules, world_size=world_size), epoch, batches)
+            self._planned = epoch, world_size, plan
+        return self._planned[2]
+
+    def begin_tracked(self) -> TrackedPass:
+        """Begin a tracked pass; where the processes are those of `torch.distributed`, all of them must.
+
+        Raises:
+            SeqbatchError: they do not begin the same pass.
+        """
+        world_size = self.processes()[1]
+        tracked = self.passes.begin_tracked(self.batches(), world_size)
+        if self._given is None and world_size > 1:
+            self._require_agreement(self.state(Position(tracked.epoch, tracked.returned)))
+        return tracked
+
+    def begin_drawing(self) -> Position:
+        """Return where the pass begins whose first batch is drawn now."""
+        return self.passes.begin_drawing(self.processes()[1])
+
+    def state(self, position: Position) -> dict[str, Any]:
+        """Return a position as plain values, with all that it depends on."""
+        return {"epoch": position.epoch, "position": position.batch, **self._about()}
+
+    def read_state(self, state_dict: object) -> Position:
+        """Return the position of a state.
+
+        Raises:
+            SeqbatchTypeError: it is not a mapping.
+            SeqbatchValueError: it is of other lengths or arguments, or its position is beyond the batches of its epoch.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise complaint(SeqbatchTypeError, "state_dict", "be a mapping", type_name(state_dict))
+        for name, wanted in self._about().items():
+            if (found := state_dict.get(name)) != wanted:
+                must = f"have {name} {wanted!r}, as this sampler"
+                raise complaint(SeqbatchValueError, "state_dict", must, repr(found), REASON)
+        epoch, position = (at_least(f"state_dict[{name!r}]", state_dict.get(name), 0) for name in ("epoch", "position"))
+        if position > self.batches():
+            must = f"be at most {self.batches()}, the batches of an epoch"
+            raise complaint(SeqbatchValueError, "state_dict['position']", must, position)
+        return Position(epoch, position)
+
+    def _batches(self, world_size: int) -> int:
+        if world_size not in self._counts:
+            rules = attrs.evolve(self._rules, world_size=world_size)
+            self._counts[world_size] = batches_within(self.lengths, rules)
+        return self._counts[world_size] // world_size
+
+    def _about(self) -> dict[str, Any]:
+        """Return all that a plan depends on, so that equal values mean equal plans."""
+        rules = attrs.asdict(attrs.evolve(self._rules, world_size=self.processes()[1]))
+        return {"version": VERSION, "sequences": len(self.lengths), "lengths": self._digest, **rules}
+
+    def _require_agreement(self, own: dict[str, Any]) -> None:
+        """Raise unless all processes begin the same pass: else each would have parts of another plan."""
+        states: list[Any] = [None] * self.processes()[1]
+        distributed.all_gather_object(states, own)
+        for other, state in enumerate(states):
+            for name in own:
+                if state != states[0] and state[name] != states[0][name]:
+                    must = f"have the same {name} in every process"
+                    found = f"{states[0][name]!r} in process 0 and {state[name]!r} in process {other}"
+                    remedy = "Give every process the lengths of the whole data set: the sampler shards it."
+                    raise complaint(SeqbatchError, "sampler", must, found, remedy)

@@ -1,0 +1,162 @@
+"""Passes over a sampler: which epoch and batch the next one begins with, and what a tracked one has returned so far."""
+
+import attrs
+
+from seqbatch._checks import complaint
+from seqbatch.errors import SeqbatchError, SeqbatchValueError
+
+
+@attrs.frozen
+class Position:
+    """A place in the epochs of a sampler.
+
+    Args:
+        epoch: which epoch, from 0.
+        batch: how many of its batches come before.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+
+
+@attrs.define(eq=False)
+class TrackedPass:
+    """A pass whose batches are counted as the loader returns them.
+
+    Args:
+        epoch: its epoch.
+        batches: the batches of that epoch.
+        world_size: the number of processes that the epoch is planned for.
+        returned: how many batches of the epoch were returned, also by passes before this one.
+        is_drawn: whether the loader has begun to draw batches for it.
+    """
+
+    epoch: int
+    batches: int
+    world_size: int
+    returned: int
+    is_drawn: bool = False
+
+    def after(self) -> Position:
+        """Return where the pass after this one begins, if this one ends here."""
+        if self.returned == self.batches:
+            return Position(self.epoch + 1)
+        return Position(self.epoch, self.returned)
+
+
+@attrs.define(eq=False)
+class Passes:
+    """The passes over a sampler, in one process.
+
+    A tracked pass begins where the one before ended: after the last batch that it returned, or with the next epoch. A
+    pass that is not tracked moves nothing, and is counted: the first begins at the same place, the next an epoch later.
+
+    Args:
+        upcoming: where the next tracked pass begins.
+        world_size: the number of processes that `upcoming.batch` was counted in.
+        tracked: the tracked pass under way.
+        uncounted: how many passes were begun that are not tracked; how many batches they returned is unknown.
+        loaded: the position of the state that was loaded last.
+        is_resumed: whether a pass has begun since.
+    """
+
+    upcoming: Position = Position()
+    world_size: int = 1
+    tracked: TrackedPass | None = None
+    uncounted: int = 0
+    loaded: Position | None = None
+    is_resumed: bool = False
+
+    def epoch(self) -> int:
+        """Return the epoch of the pass under way, else of the next one."""
+        epoch = self.upcoming.epoch if self.tracked is None else self.tracked.epoch
+        return epoch + max(0, self.uncounted - 1)
+
+    def position(self) -> Position:
+        """Return where the next tracked pass begins, if the one under way ends here."""
+        return self.upcoming if self.tracked is None else self.tracked.after()
+
+    def end(self) -> None:
+        """End the tracked pass under way, if there is one."""
+        if self.tracked is not None:
+            self.upcoming, self.world_size, self.tracked = self.tracked.after(), self.tracked.world_size, None
+
+    def set_epoch(self, epoch: int) -> None:
+        """Let the next pass begin with an epoch; in the epoch of `upcoming` it begins there.
+
+        Raises:
+            SeqbatchValueError: a loaded state would be lost by it.
+        """
+        loaded = self.loaded
+        if loaded is not None and (epoch < loaded.epoch or (epoch > loaded.epoch and not self.is_resumed)):
+            must = f"be {loaded.epoch}{' or more' if self.is_resumed else ''}, the epoch of the loaded state"
+            remedy = "Count epochs from sampler.epoch on; a new sampler begins with epoch 0."
+            raise complaint(SeqbatchValueError, "epoch", must, epoch, remedy)
+        self.end()
+        self.uncounted = 0
+        if epoch != self.upcoming.epoch:
+            self.upcoming = Position(epoch)
+
+    def load(self, position: Position, world_size: int) -> None:
+        """Let the next pass begin at the position of a state."""
+        self.upcoming, self.world_size, self.tracked, self.uncounted = position, world_size, None, 0
+        self.loaded, self.is_resumed = position, False
+
+    def begin_tracked(self, batches: int, world_size: int) -> TrackedPass:
+        """Begin a tracked pass over an epoch of this many batches.
+
+        Raises:
+            SeqbatchError: the epoch was begun by another number of processes, for which it was planned otherwise.
+        """
+        self.end()
+        if self.upcoming.batch and world_size != self.world_size:
+            must = f"continue the epoch in as many processes as it was begun, {self.world_size}"
+            raise complaint(SeqbatchError, "sampler", must, world_size, "Call set_epoch to begin another epoch.")
+        self.tracked = TrackedPass(self.upcoming.epoch, batches, world_size, self.upcoming.batch)
+        self.uncounted, self.is_resumed = 0, True
+        return self.tracked
+
+    def begin_drawing(self, world_size: int) -> Position:
+        """Return where the pass begins whose first batch is drawn now: the tracked one, or else one that is not.
+
+        Raises:
+            SeqbatchError: it is not tracked, and there is more than one process.
+        """
+        if self.tracked is not None and not self.tracked.is_drawn:
+            self.tracked.is_drawn = True
+            return Position(self.tracked.epoch, self.tracked.returned)
+        require_one_process(world_size)
+        self.uncounted += 1
+        self.is_resumed = True
+        return self.upcoming if self.uncounted == 1 else Position(self.upcoming.epoch + self.uncounted - 1)
+
+    def count(self, tracked: TrackedPass) -> None:
+        """Count a batch that a tracked pass returns.
+
+        Raises:
+            SeqbatchError: the pass has ended, or the loader returns batches that were not drawn from the sampler.
+        """
+        if tracked is not self.tracked:
+            found = "another pass, set_epoch or load_state_dict before this pass ended"
+            raise complaint(SeqbatchError, "track", "be the only pass at a time", found)
+        if not tracked.is_drawn or tracked.returned == tracked.batches:
+            raise not_one_for_one("others")
+        tracked.returned += 1
+        self.uncounted = 0
+
+
+def require_one_process(world_size: int) -> None:
+    """Raise if there are several processes, where only a tracked pass is known to be sharded once."""
+    if world_size > 1:
+        must = f"be iterated over by sampler.track(loader), because there are {world_size} processes"
+        remedy = (
+            "The sampler shards the data itself, and a library that shards its batches again would drop most of them: "
+            "give it sampler.track(loader), which it leaves as it is."
+        )
+        raise complaint(SeqbatchError, "sampler", must, "a pass over the sampler itself", remedy)
+
+
+def not_one_for_one(found: str) -> SeqbatchError:
+    """Return the error for a loader that does not return the batches of the sampler."""
+    remedy = "Give the DataLoader whose batch_sampler is this sampler."
+    return complaint(SeqbatchError, "loader", "return one batch for each that this sampler draws", found, remedy)

@@ -1,0 +1,94 @@
+"""TrackedLoader: a loader that knows how many batches it has returned, so that training resumes where it stopped."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from seqbatch._checks import complaint
+from seqbatch.data._epochs import Epochs
+from seqbatch.data._passes import not_one_for_one
+from seqbatch.errors import SeqbatchError
+
+Batch = TypeVar("Batch")
+
+
+class TrackedLoader(Generic[Batch]):
+    """The batches of a loader, counted as they are returned; made by `BucketBatchSampler.track`.
+
+    Each iteration is a pass over an epoch, and the next iteration is over the next epoch. One that is left early, by
+    `break` or an error, continues in the next. `len` is the number of batches of a whole epoch, the same in every epoch
+    and process.
+
+    A batch counts as soon as it is returned: save the state after training on it. Libraries that look for `state_dict`
+    and `load_state_dict`, as Lightning does, find them here. Libraries that shard a DataLoader leave this as it is.
+
+    >>> from seqbatch.data import BucketBatchSampler
+    >>> sampler = BucketBatchSampler([1, 2, 3], batch_size=2, shuffle=False)
+    >>> loader = sampler.track(torch.utils.data.DataLoader([10, 20, 30], batch_sampler=sampler))
+    >>> [batch.tolist() for batch in loader]
+    [[10, 20], [30]]
+    """
+
+    def __init__(self, epochs: Epochs, loader: Iterable[Batch]) -> None:
+        self._epochs = epochs
+        self._loader = loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        passes = self._epochs.passes
+        tracked = self._epochs.begin_tracked()
+        try:
+            for batch in self._loader:
+                passes.count(tracked)
+                yield batch
+            if passes.tracked is tracked and tracked.returned != tracked.batches:
+                raise not_one_for_one("fewer")
+        finally:
+            if passes.tracked is tracked:
+                passes.end()
+
+    def __len__(self) -> int:
+        return self._epochs.batches()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the next pass begins, the same in every process, and what the position depends on.
+
+        Returns:
+            integers, strings, bools and None, which `torch.load(weights_only=True)` loads.
+
+        Raises:
+            SeqbatchError: a pass over the DataLoader itself was begun, so the number of batches it returned is unknown.
+
+        >>> from seqbatch.data import BucketBatchSampler
+        >>> sampler = BucketBatchSampler([5, 1, 4], batch_size=2)
+        >>> state = sampler.track(torch.utils.data.DataLoader([5, 1, 4], batch_sampler=sampler)).state_dict()
+        >>> state["epoch"], state["position"]
+        (0, 0)
+        """
+        passes = self._epochs.passes
+        if passes.uncounted:
+            remedy = "Iterate over the tracked loader, or call set_epoch before."
+            must = "know how many batches were returned"
+            raise complaint(SeqbatchError, "state_dict", must, "a pass over the DataLoader itself", remedy)
+        return self._epochs.state(passes.position())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Let the next pass begin where another tracked loader was, whose sampler must have been made alike.
+
+        Args:
+            state_dict: what `state_dict` returned, in any process.
+
+        Raises:
+            SeqbatchTypeError: it is not a mapping.
+            SeqbatchValueError: it is of other lengths or arguments, but for `rank`, or of another version of seqbatch,
+                or its position is beyond the batches of its epoch.
+
+        >>> from seqbatch.data import BucketBatchSampler
+        >>> sampler = BucketBatchSampler([5, 1, 4], batch_size=2)
+        >>> loader = sampler.track(torch.utils.data.DataLoader([5, 1, 4], batch_sampler=sampler))
+        >>> loader.load_state_dict({**loader.state_dict(), "position": 1})
+        >>> len(list(loader)), len(list(loader))
+        (1, 2)
+        """
+        self._epochs.passes.load(self._epochs.read_state(state_dict), self._epochs.processes()[1])
+
+    def __repr__(self) -> str:
+        return f"TrackedLoader({len(self)} batches, epoch {self._epochs.passes.position().epoch})"
