@@ -5,6 +5,7 @@ import statistics
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
 from seqbatch.data._buckets import BucketBatchSampler
-from seqbatch.data._cuts import Plan, plan_epoch
+from seqbatch.data._cuts import Plan
 
 SEQUENCES, BATCH = 1_000_000, 32
 WORLD_SIZES = (8, 64, 512)
@@ -58,7 +59,7 @@ def measure(point: Point, rounds: int, sequences: int = SEQUENCES) -> dict[str, 
     def make() -> BucketBatchSampler:
         return BucketBatchSampler(lengths, world_size=point.world_size, **options)
 
-    sampler = make()
+    sampler, epochs = make(), count(1)
     plan = sampler._epochs.plan(0)
     random = BucketBatchSampler(lengths, world_size=point.world_size, pool=1, **options)._epochs.plan(0)
     return {
@@ -68,7 +69,7 @@ def measure(point: Point, rounds: int, sequences: int = SEQUENCES) -> dict[str, 
         "batches": len(plan.rounds),
         "seconds": {
             "make": _median(make, rounds),
-            "plan": _median(lambda: plan_epoch(sampler._epochs.lengths, sampler._rules, 1), rounds),
+            "plan": _median(lambda: sampler._epochs.plan(next(epochs)), rounds),
         },
         "microseconds": 1e6 * _median(partial(_draw_all, sampler), rounds) / len(plan.rounds),
         "fill": {"bucketed": plan.fill(), "random": random.fill()},

@@ -1,0 +1,92 @@
+"""What must hold where Lightning trains in two processes: started by torchrun, it prints what has passed."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import lightning
+import pytest
+import torch
+from ranks.trainers import LENGTHS, Model, plain_loader, tracked_loader, trainer
+from torch import distributed
+
+from seqbatch import SeqbatchError
+
+AGAIN = r"^`sampler` must be iterated over by sampler\.track\(loader\), because there are 2 processes"
+two = functools.partial(trainer, devices=2, strategy="ddp")
+
+
+def both(own: object) -> list[Any]:
+    """Return what both processes have."""
+    found: list[Any] = [None, None]
+    distributed.all_gather_object(found, own)
+    return found
+
+
+def every_sample_once() -> None:
+    model, loader = Model(), tracked_loader()
+    runner = two(max_epochs=3)
+    runner.fit(model, loader, tracked_loader(shuffle=False))
+    batches = len(loader)
+    assert runner.num_training_batches == batches
+    assert [len(seen) for seen in both(model.seen)] == [3 * batches] * 2
+    for epoch in range(3):
+        seen = both(model.seen[epoch * batches : (epoch + 1) * batches])
+        assert sorted(i for part in seen for batch in part for i in batch) == list(range(len(LENGTHS)))
+    validated = [i for part in both(model.validated) for i in part]
+    assert all(validated.count(i) in (3, 4) for i in range(len(LENGTHS)))  # once more in the check before training
+    weights = both([parameter.detach() for parameter in model.parameters()])
+    torch.testing.assert_close(*weights, rtol=0, atol=0)
+
+
+def loaders_are_not_sharded_again() -> None:
+    with pytest.raises(TypeError, match="Lightning can't inject a \\(distributed\\) sampler into your batch sampler"):
+        two(max_epochs=1).fit(Model(), plain_loader()[1])
+    model = Model()
+    with pytest.raises(SeqbatchError, match=AGAIN):
+        two(max_epochs=1, use_distributed_sampler=False).fit(model, plain_loader()[1])
+    assert model.seen == []
+
+    class WithLoader(Model):
+        """Makes its loader in a hook, where Lightning records how a BatchSampler is made, to make another."""
+
+        def train_dataloader(self) -> Any:
+            return plain_loader()[1]
+
+    with pytest.raises(TypeError, match="Lightning can't inject a \\(distributed\\) sampler into your batch sampler"):
+        two(max_epochs=1).fit(WithLoader())
+
+
+def fabric() -> None:
+    runner = lightning.Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    runner.launch()
+    _, loader = plain_loader()
+    with pytest.raises(TypeError, match="Lightning can't inject a \\(distributed\\) sampler into your batch sampler"):
+        runner.setup_dataloaders(loader)
+    with pytest.raises(SeqbatchError, match=AGAIN):
+        next(iter(runner.setup_dataloaders(loader, use_distributed_sampler=False)))
+    tracked: Any = tracked_loader()
+    with pytest.raises(TypeError, match="Only PyTorch DataLoader"):
+        runner.setup_dataloaders(tracked)
+    seen = both([runner.to_device(samples).tolist() for _, samples in tracked])
+    assert sorted(i for part in seen for batch in part for i in batch) == list(range(len(LENGTHS)))
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    "every sample once": every_sample_once,
+    "loaders are not sharded again": loaders_are_not_sharded_again,
+    "fabric": fabric,
+}
+
+
+def main() -> None:
+    for name, check in CHECKS.items():
+        check()
+        distributed.barrier()
+        if distributed.get_rank() == 0:
+            print(f"{name}: passed", flush=True)
+    distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

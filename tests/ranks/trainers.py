@@ -1,0 +1,71 @@
+"""A small model that Lightning trains, which notes every sample that it is given."""
+
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from seqbatch import SequenceBatch, encode
+from seqbatch.data import BucketBatchSampler, TrackedLoader, collate_sequences
+
+LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]
+Sample = tuple[Tensor, Tensor]
+
+
+class Samples(Dataset[Sample]):
+    """Sequences of one feature, and the index of each."""
+
+    def __len__(self) -> int:
+        return len(LENGTHS)
+
+    def __getitem__(self, index: int) -> Sample:
+        generator = torch.Generator().manual_seed(index)
+        return torch.randn(LENGTHS[index], 1, generator=generator), torch.tensor(index)
+
+
+class Model(lightning.LightningModule):
+    """Pulls the final state of every sequence towards zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.gru, self.head = nn.GRU(1, 4), nn.Linear(4, 1)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, generator=generator)
+        self.seen: list[list[int]] = []
+        self.validated: list[int] = []
+
+    def training_step(self, batch: tuple[SequenceBatch, Tensor], index: int) -> Tensor:
+        signals, samples = batch
+        self.seen.append(samples.tolist())
+        result: Tensor = self.head(encode(self.gru, signals).last())
+        return result.square().mean()
+
+    def validation_step(self, batch: tuple[SequenceBatch, Tensor], index: int) -> None:
+        self.validated += batch[1].tolist()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
+
+
+def plain_loader(**options: Any) -> tuple[BucketBatchSampler, DataLoader[Sample]]:
+    sampler = BucketBatchSampler(LENGTHS, **{"max_steps": 15, "seed": 2, **options})
+    return sampler, DataLoader(Samples(), batch_sampler=sampler, collate_fn=collate_sequences)
+
+
+def tracked_loader(**options: Any) -> TrackedLoader[Sample]:
+    sampler, loader = plain_loader(**options)
+    return sampler.track(loader)
+
+
+def trainer(**options: Any) -> lightning.Trainer:
+    """Return a Trainer on the CPU that writes and prints nothing."""
+    quiet: dict[str, Any] = {
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+    }
+    return lightning.Trainer(accelerator="cpu", **{"devices": 1, **quiet, **options})
