@@ -92,14 +92,15 @@ def plan_epoch(lengths: Tensor, rules: Rules, epoch: int, batches: int) -> Plan:
 
 def _cut_into(lengths: Tensor, rules: Rules, batches: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
     """Return an order of the sequences and the bounds of at most `batches` batches in it."""
-    for _ in range(TRIES if generator is not None else 0):
-        shuffled = torch.randperm(len(lengths), generator=generator, device="cpu")
-        pooled = shuffled[_by_pools(lengths[shuffled], rules.pool, generator)]
-        bounds = _cut(lengths[pooled], rules)
-        if len(bounds) - 1 <= batches:
-            return pooled, bounds
+    order = torch.arange(len(lengths), device="cpu")
+    if generator is not None:
+        for _ in range(TRIES):
+            order = torch.randperm(len(lengths), generator=generator, device="cpu")
+            pooled = order[_by_pools(lengths[order], rules.pool, generator)]
+            bounds = _cut(lengths[pooled], rules)
+            if len(bounds) - 1 <= batches:
+                return pooled, bounds
     # Sorted as a whole they fit, because `batches` was counted so; sequences of equal length are shuffled.
-    order = torch.arange(len(lengths), device="cpu") if generator is None else shuffled
     ordered = order[lengths[order].argsort(stable=True)]
     return ordered, _cut(lengths[ordered], rules)
 

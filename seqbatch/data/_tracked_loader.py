@@ -21,6 +21,10 @@ class TrackedLoader(Generic[Batch]):
     A batch counts as soon as it is returned: save the state after training on it. Libraries that look for `state_dict`
     and `load_state_dict`, as Lightning does, find them here. Libraries that shard a DataLoader leave this as it is.
 
+    Args:
+        epochs: the epochs of the sampler, which `track` passes.
+        loader: the loader whose batches it returns.
+
     >>> from seqbatch.data import BucketBatchSampler
     >>> sampler = BucketBatchSampler([1, 2, 3], batch_size=2, shuffle=False)
     >>> loader = sampler.track(torch.utils.data.DataLoader([10, 20, 30], batch_sampler=sampler))

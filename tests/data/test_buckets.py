@@ -324,13 +324,16 @@ def test_several_processes_are_refused_where_batches_may_be_sharded_again(
     monkeypatch: pytest.MonkeyPatch, given: bool
 ) -> None:
     as_process(monkeypatch, 1, 2)
-    sampler = BucketBatchSampler(range(9), batch_size=2, **({"rank": 1, "world_size": 2} if given else {}))
+    rank, world_size = (1, 2) if given else (None, None)
+    sampler = BucketBatchSampler(range(9), batch_size=2, rank=rank, world_size=world_size)
     message = (
         "`sampler` must be iterated over by sampler.track(loader), because there are 2 processes; got a pass over the "
         "sampler itself. The sampler shards the data itself, and a library that shards its batches again would drop "
         "most of them: give it sampler.track(loader), which it leaves as it is."
     )
-    for loader in (sampler, DataLoader(range(9), batch_sampler=sampler)):  # type: ignore[arg-type]  # a range is data
+    data: Any = range(9)
+    loaders: list[Any] = [sampler, DataLoader(data, batch_sampler=sampler)]
+    for loader in loaders:
         with pytest.raises(SeqbatchError, match=f"^{re.escape(message)}$"):
             next(iter(loader))
         assert len(list(sampler.track(loader))) == len(sampler)

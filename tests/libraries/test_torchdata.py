@@ -20,7 +20,7 @@ def make(workers: int = 0, **options: Any) -> StatefulDataLoader[Any]:
     """Return a loader of the indices themselves."""
     sampler = BucketBatchSampler(LENGTHS, max_steps=15, seed=2, **options)
     return StatefulDataLoader(
-        range(len(LENGTHS)),  # type: ignore[arg-type]  # a range is a data set
+        range(len(LENGTHS)),
         batch_sampler=sampler,
         collate_fn=list,
         num_workers=workers,
@@ -120,13 +120,14 @@ def test_several_processes_need_a_tracked_loader() -> None:
     with pytest.raises(SeqbatchError, match=r"^`sampler` must be iterated over by sampler\.track\(loader\)"):
         next(iter(loader))
     sampler = BucketBatchSampler(LENGTHS, max_steps=15, seed=2)
-    state = StatefulDataLoader(range(20), batch_sampler=sampler).state_dict()  # type: ignore[arg-type]  # as above
+    state = StatefulDataLoader(range(20), batch_sampler=sampler).state_dict()
     loader.load_state_dict(state)
     with pytest.raises(SeqbatchError, match=r"^`sampler` must be iterated over by sampler\.track\(loader\)"):
         iter(loader)
     sampler = BucketBatchSampler(LENGTHS, max_steps=15, seed=2, rank=1, world_size=2)
-    own = StatefulDataLoader(range(20), batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]  # as above
-    plain: Any = DataLoader(range(20), batch_sampler=sampler, collate_fn=list)  # type: ignore[arg-type]  # as above
+    own = StatefulDataLoader(range(20), batch_sampler=sampler, collate_fn=list)
+    data: Any = range(20)
+    plain: Any = DataLoader(data, batch_sampler=sampler, collate_fn=list)
     found = list(sampler.track(own))
     sampler.set_epoch(0)
     assert found == list(sampler.track(plain))

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DataLoader, DistributedSampler, Subset
 
 from seqbatch import SeqbatchError, SeqbatchValueError, SequenceBatch
 from seqbatch.data import BucketBatchSampler, mean_loss
@@ -219,10 +219,9 @@ def resumed() -> None:
 def part_of_a_part() -> None:
     """A data set that was sharded before, as by a DistributedSampler, is not sharded again."""
     parts: Any = DistributedSampler(range(len(LENGTHS)), shuffle=False)  # type: ignore[arg-type]  # a range is data
-    own = [LENGTHS[i] for i in parts]
-    sampler = BucketBatchSampler(own, batch_size=2)
+    sampler = BucketBatchSampler([LENGTHS[i] for i in parts], batch_size=2)
     with pytest.raises(SeqbatchError, match="Give every process the lengths of the whole data set"):
-        next(iter(sampler.track(DataLoader(own, batch_sampler=sampler))))
+        next(iter(sampler.track(DataLoader(Subset(DATA, [*parts]), batch_sampler=sampler))))
     # Wrapped by what draws its batches, as a DistributedSampler over batches would.
     whole = BucketBatchSampler(LENGTHS, batch_size=2)
     with pytest.raises(SeqbatchError, match=r"^`sampler` must be iterated over by sampler\.track"):
