@@ -154,7 +154,8 @@ class BucketBatchSampler(Sampler[list[int]]):
     def _require_own(self, loader: object) -> None:
         """Raise unless a loader may return the batches of this sampler, as they are."""
         # With batch_size=None a DataLoader takes a batch sampler as its sampler.
-        found = getattr(loader, "batch_sampler", None) or getattr(loader, "sampler", None) or self
+        samplers = [getattr(loader, name, None) for name in ("batch_sampler", "sampler")]
+        found = next((sampler for sampler in samplers if sampler is not None), self)
         if found is not self:
             remedy = "Track the DataLoader that was made with it, before a library prepares it."
             must = "have this sampler as its batch_sampler"

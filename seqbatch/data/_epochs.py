@@ -67,11 +67,10 @@ class Epochs:
         Raises:
             SeqbatchError: they do not begin the same pass.
         """
-        world_size = self.processes()[1]
-        tracked = self.passes.begin_tracked(self.batches(), world_size)
+        world_size, batches = self.processes()[1], self.batches()
         if self._given is None and world_size > 1:
-            self._require_agreement(self.state(Position(tracked.epoch, tracked.returned)))
-        return tracked
+            self._require_agreement(self.state(self.passes.position()))
+        return self.passes.begin_tracked(batches, world_size)
 
     def begin_drawing(self) -> Position:
         """Return where the pass begins whose first batch is drawn now."""

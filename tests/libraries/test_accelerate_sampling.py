@@ -9,7 +9,7 @@ from accelerate import Accelerator, DataLoaderConfiguration
 from processes import TESTS, torchrun
 from ranks.trainers import Model, plain_loader, tracked_loader
 
-from seqbatch import SeqbatchValueError
+from seqbatch import SeqbatchError, SeqbatchValueError
 
 # torchdata calls it whenever a loader is made.
 pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWarning")
@@ -35,6 +35,14 @@ def test_a_tracked_loader_is_left_as_it_is() -> None:
 def test_passes_over_a_prepared_loader_are_an_epoch_each() -> None:
     loader = Accelerator(cpu=True).prepare(plain_loader()[1])
     assert [epoch(loader) for _ in range(3)] == epochs(3)
+
+
+def test_a_prepared_loader_cannot_be_tracked() -> None:
+    """accelerate sets the epoch when a pass begins, and draws a batch ahead."""
+    sampler, loader = plain_loader()
+    tracked = sampler.track(Accelerator(cpu=True).prepare(loader))
+    with pytest.raises(SeqbatchError, match=r"^`track` must be the only pass at a time; got another pass, set_"):
+        next(iter(tracked))
 
 
 class Run:
