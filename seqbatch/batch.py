@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
+from seqbatch._hooks import require_no_samples
 from seqbatch._lengths import Lengths
 from seqbatch._modes import refuse_in_a_graph
 from seqbatch._plans import select_plan
@@ -201,12 +202,14 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
 
         Raises:
             SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
+            UnsupportedLayerError: the function is a layer of which gradients per sample are computed, as by opacus.
             SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
                 of steps or drops their dimension.
 
         >>> SequenceBatch(torch.tensor([1.0, -2.0]), [1, 1]).map(torch.relu).values
         tensor([1., 0.])
         """
+        require_no_samples("function", function)
         for i, other in enumerate(others):
             if not isinstance(other, SequenceBatch):
                 raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", _checks.type_name(other))
