@@ -31,6 +31,8 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
     `map`: `batch.map(torch.add, other)`. A `DataLoader` makes batches by `collate_fn=SequenceBatch.from_sequences`; one
     over a data set of batches needs `collate_fn=lambda batch: batch`, for by default it takes every Sequence apart.
+    Lightning takes the steps of the first sequence for the batch size, which makes means of an epoch wrong: log by
+    `self.log(name, value, batch_size=len(batch))`.
 
     Args:
         values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on.

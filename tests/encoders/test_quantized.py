@@ -163,7 +163,7 @@ quantized_kinds = st.one_of(
     stateful=st.booleans(),
     seed=st.integers(0, 9),
 )
-def test_the_laws_that_ask_for_no_gradients(lengths: list[int], dtype: torch.dtype, form: Any, stateful: bool, seed: int) -> None:
+def test_laws_without_gradients(lengths: list[int], dtype: torch.dtype, form: Any, stateful: bool, seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     kind, options = form
     with torch.no_grad():
