@@ -140,7 +140,8 @@ def rounds_by_range(layer: Any) -> bool:
     themselves, because loading a state of other weights leaves the `dtype` of a recurrent layer as it was.
     """
     if isinstance(layer, _RECURRENT):
-        return any(weights.param.__getstate__()[0][0] != "quantized_fp16" for weights in layer._all_weight_values)
+        held: Any = layer._all_weight_values
+        return any(weights.param.__getstate__()[0][0] != "quantized_fp16" for weights in held)
     return isinstance(layer, _LINEAR) and layer._packed_params.dtype is not torch.float16
 
 

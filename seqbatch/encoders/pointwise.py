@@ -132,9 +132,8 @@ def _register_quantized(kind: type[nn.Module]) -> None:
             require_features(batch, (layer.in_features,), layer)
 
         def forward(values: Tensor) -> Tensor:
-            if not rounds_by_range(layer):
-                return layer.forward(values)
-            results = [layer.forward(one) for one in values.split(batch._lengths.running.counts)]
+            parts = values.split(batch._lengths.running.counts) if rounds_by_range(layer) else [values]
+            results = [layer.forward(part) for part in parts]
             return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features)
 
         # One with a `forward` of its own may work in place, and the values are the caller's.

@@ -145,7 +145,7 @@ def alone(layer: Any, sequence: Tensor, state: Any) -> Any:
     return torch.cat(outputs), KINDS[kind](*(part[None, None] for part in parts))
 
 
-quantized_kinds = st.one_of(
+quantized_kinds: st.SearchStrategy[Any] = st.one_of(
     st.tuples(st.just("Linear"), st.just({})),
     st.tuples(st.sampled_from(["LSTMCell", "GRUCell", "RNNCell"]), st.just({})),
     st.tuples(

@@ -37,7 +37,8 @@ class Regression(lightning.LightningModule):
         self.gru, self.head, self.told = nn.GRU(3, 4), nn.Linear(4, 1), told
 
     def errors(self, sequences: SequenceBatch, targets: Tensor) -> Tensor:
-        return (self.head(encode(self.gru, sequences).mean())[:, 0] - targets).abs()
+        found: Tensor = self.head(encode(self.gru, sequences).mean())[:, 0]
+        return (found - targets).abs()
 
     def _log(self, name: str, batch: Any) -> Tensor:
         loss = self.errors(*batch).mean()
@@ -59,7 +60,7 @@ def logged(path: Path, lengths: list[list[int]], told: bool) -> tuple[dict[str, 
     """Train and validate for an epoch; give the means that Lightning logs, and that over all sequences."""
     torch.manual_seed(0)
     sequences = [torch.randn(length, 3) for part in lengths for length in part]
-    samples = [*zip(sequences, torch.tensor(TARGETS), strict=True)]
+    samples: Any = [*zip(sequences, torch.tensor(TARGETS), strict=True)]
     model = Regression(told)
     trainer = lightning.Trainer(
         accelerator="cpu",

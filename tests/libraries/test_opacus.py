@@ -393,6 +393,7 @@ def collate(samples: list[tuple[Tensor, int]]) -> tuple[Tensor, Tensor, Tensor]:
 def test_a_private_step(mode: str) -> None:
     """One step of the engine, without noise: the mean of what each sequence gives alone, clipped by its own norm."""
     padded, _, xs = padded_ids(LENGTHS)
+    samples: Any = [*zip(xs, LABELS.tolist(), strict=True)]
     model, limit = Tagger(), 0.7
     before = {name: weight.detach().clone() for name, weight in named(model).items()}
     wanted = gradients_alone(model, xs)
@@ -401,7 +402,7 @@ def test_a_private_step(mode: str) -> None:
     private, optimizer, loader = PrivacyEngine().make_private(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), 1.0),
-        data_loader=DataLoader([*zip(xs, LABELS.tolist(), strict=True)], batch_size=4, collate_fn=collate),
+        data_loader=DataLoader(samples, batch_size=4, collate_fn=collate),
         noise_multiplier=0.0,
         max_grad_norm=limit,
         poisson_sampling=False,
@@ -418,7 +419,7 @@ def test_a_private_step(mode: str) -> None:
 
 def test_a_private_training_with_batches_of_none() -> None:
     """Poisson sampling draws batches of any size, 0 included; after training `encode` runs the model's layers."""
-    data = [(torch.randint(0, 9, (1 + i % 5,)), i % 3) for i in range(12)]
+    data: Any = [(torch.randint(0, 9, (1 + i % 5,)), i % 3) for i in range(12)]
     model: Any = Tagger()
     private, optimizer, loader = PrivacyEngine().make_private(
         module=model,
