@@ -280,7 +280,7 @@ def named(model: Tagger) -> dict[str, Any]:
     return {name.sub(r"recurrent.\4_\3_\1\2", key): weight for key, weight in model.named_parameters()}
 
 
-def samples_of(model: Tagger, numbers: list[int], **mode: bool) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def samples_of(model: Tagger, numbers: list[int], **mode: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Give the gradients per sample that opacus finds in a model, and those of each sequence alone."""
     padded, lengths, xs = padded_ids(numbers)
     alone = gradients_alone(model, xs)
@@ -399,7 +399,8 @@ def test_a_private_step(mode: str) -> None:
     wanted = gradients_alone(model, xs)
     norms = [torch.cat([part.flatten() for part in one.values()]).norm() for one in wanted]
     assert min(norms) < max(norms)
-    private, optimizer, loader = PrivacyEngine().make_private(
+    engine: Any = PrivacyEngine()
+    private, optimizer, loader = engine.make_private(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), 1.0),
         data_loader=DataLoader(samples, batch_size=4, collate_fn=collate),
@@ -421,7 +422,8 @@ def test_a_private_training_with_batches_of_none() -> None:
     """Poisson sampling draws batches of any size, 0 included; after training `encode` runs the model's layers."""
     data: Any = [(torch.randint(0, 9, (1 + i % 5,)), i % 3) for i in range(12)]
     model: Any = Tagger()
-    private, optimizer, loader = PrivacyEngine().make_private(
+    engine: Any = PrivacyEngine()
+    private, optimizer, loader = engine.make_private(
         module=model,
         optimizer=torch.optim.SGD(model.parameters(), 0.1),
         data_loader=DataLoader(data, batch_size=1, collate_fn=collate, generator=torch.Generator().manual_seed(1)),

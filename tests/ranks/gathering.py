@@ -27,7 +27,7 @@ from seqbatch.data import collate_sequences
 
 LENGTHS = [3, 0, 5, 1, 2, 4, 2]
 DATA: Any = [(torch.full((length, 2), float(i)), i) for i, length in enumerate(LENGTHS)]
-accelerator = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=60))])
+accelerator: Any = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=60))])
 COUNT, RANK = accelerator.num_processes, accelerator.process_index
 NO_TENSOR = r"Unsupported types \(<class 'seqbatch\.batch\.SequenceBatch'>\)"
 
