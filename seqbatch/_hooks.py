@@ -1,10 +1,17 @@
 """Which hooks would run if a layer were called."""
 
+import sys
 from typing import Any
 
+import torch
 from torch import nn
 
+from seqbatch._checks import complaint, describe
+from seqbatch.errors import UnsupportedLayerError
+
 _BACKWARD = ("_backward_pre_hooks", "_backward_hooks")
+# PyTorch's weights with gradients per sample. Only those who use them, such as opacus, import this module.
+_EXPANDED_WEIGHTS = "torch.nn.utils._expanded_weights"
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", *_BACKWARD)
 
 
@@ -27,3 +34,40 @@ def has_global_hooks(names: tuple[str, ...] = HOOKS) -> bool:
 def has_backward_hooks(layer: nn.Module) -> bool:
     """Tell whether hooks would run in the backward pass through a layer, its own or those of every module."""
     return has_own_hooks(layer, _BACKWARD) or has_global_hooks(_BACKWARD)
+
+
+def require_no_samples(subject: str, layer: object) -> None:
+    """Raise if gradients per sample are computed for a layer or one in it, because each step would pass for a sample.
+
+    Neither opacus nor PyTorch's expanded weights are imported here; where nobody else has, this costs two look-ups.
+    """
+    expanded = sys.modules.get(_EXPANDED_WEIGHTS)
+    if (expanded is None and "opacus" not in sys.modules) or not isinstance(layer, nn.Module):
+        return
+    for module in layer.modules():
+        weights = module._parameters.values()
+        if _captures_samples(module) or any(
+            isinstance(weight, expanded.ExpandedWeight) for weight in weights if expanded
+        ):
+            must = "not have gradients per sample, such as those of opacus, because each step would count as a sample"
+            remedy = (
+                "If it treats every step by itself, call it on batch.to_padded(batch_first=True), and go back by "
+                "SequenceBatch.from_padded(outputs, batch.lengths, batch_first=True). In place of nn.LSTM, nn.GRU or "
+                "nn.RNN call opacus.layers.DPLSTM, DPGRU or DPRNN, of one direction and batch_first=True, on the same."
+            )
+            raise complaint(UnsupportedLayerError, subject, must, describe(module), remedy)
+
+
+def _captures_samples(module: nn.Module) -> bool:
+    """Return True if a hook of opacus would keep the input of a module.
+
+    As opacus does, only in training and while gradients are recorded: evaluation with `encode` is right.
+    """
+    if not (module.training and torch.is_grad_enabled()):
+        return False
+    owners = [getattr(hook, "__self__", None) for hook in module._forward_hooks.values()]
+    return any(
+        getattr(owner, "hooks_enabled", False)
+        and any(base.__module__.partition(".")[0] == "opacus" for base in type(owner).__mro__)
+        for owner in owners
+    ) and any(weight.requires_grad for weight in module.parameters(recurse=False))

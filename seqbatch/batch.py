@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
+from seqbatch._hooks import require_no_samples
 from seqbatch._lengths import Lengths
 from seqbatch._modes import refuse_in_a_graph
 from seqbatch._plans import select_plan
@@ -30,6 +31,8 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
     `map`: `batch.map(torch.add, other)`. A `DataLoader` makes batches by `collate_fn=SequenceBatch.from_sequences`; one
     over a data set of batches needs `collate_fn=lambda batch: batch`, for by default it takes every Sequence apart.
+    Lightning takes the steps of the first sequence for the batch size, which makes means of an epoch wrong: log by
+    `self.log(name, value, batch_size=len(batch))`.
 
     Args:
         values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on.
@@ -201,12 +204,14 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
 
         Raises:
             SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
+            UnsupportedLayerError: the function is a layer of which gradients per sample are computed, as by opacus.
             SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
                 of steps or drops their dimension.
 
         >>> SequenceBatch(torch.tensor([1.0, -2.0]), [1, 1]).map(torch.relu).values
         tensor([1., 0.])
         """
+        require_no_samples("function", function)
         for i, other in enumerate(others):
             if not isinstance(other, SequenceBatch):
                 raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", _checks.type_name(other))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks import complaint, describe, type_name
+from seqbatch._hooks import require_no_samples
 from seqbatch._kinds import is_nothing, open_kind
 from seqbatch._registry import find
 from seqbatch._state import State
@@ -61,13 +62,15 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
         SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
             device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; or the
             encoder gives another number of sequences.
-        UnsupportedLayerError: no encoder handles the layer, or it is an `nn.Sequential` with a `forward` of its own.
+        UnsupportedLayerError: no encoder handles the layer, it is an `nn.Sequential` with a `forward` of its own, or
+            gradients per sample are computed for it, as by opacus, which would take each step for a sample.
 
     >>> xs, ys = torch.randn(10, 5), torch.randn(7, 5)
     >>> hs_x, hs_y = encode(nn.LSTM(5, 3, num_layers=2, bidirectional=True), [xs, ys])
     >>> hs_x.shape, hs_y.shape
     (torch.Size([10, 6]), torch.Size([7, 6]))
     """
+    require_no_samples("layer", layer)
     entry = find(layer)
     batch, close = open_kind(sequences)
     if is_nothing(batch) and not entry.keeps_state(layer):
@@ -133,7 +136,7 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
         SeqbatchTypeError: as `encode`, or the state is of another kind than the layer's.
         SeqbatchValueError: as `encode`, or the state is of another shape, dtype or device than the layer and the
             sequences ask for.
-        UnsupportedLayerError: no encoder handles the layer, or it keeps no state.
+        UnsupportedLayerError: as `encode`, or the layer keeps no state.
 
     >>> long = torch.randn(100, 5)
     >>> gru = nn.GRU(5, 3)
@@ -141,6 +144,7 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
     >>> end, state = encode_with_state(gru, long[60:], state)
     >>> torch.testing.assert_close(torch.cat([start, end]), encode(gru, long))
     """
+    require_no_samples("layer", layer)
     entry = find(layer)
     if not entry.keeps_state(layer):
         remedy = "Call encode."

@@ -110,8 +110,7 @@ def as_it_is(values: list[Any]) -> Form:
     return Form(lambda i, _: values[i % len(values)], read)
 
 
-_leaves: st.SearchStrategy[Form] = st.one_of(
-    st.builds(sequence, features, st.sampled_from(DTYPES)),
+_without_steps: st.SearchStrategy[Form] = st.one_of(
     st.sampled_from(DTYPES).map(lambda dtype: Form(lambda i, _: make((), dtype, i), lambda batch, i: batch[i])),
     st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1).map(number),
     st.lists(st.floats(), min_size=1).map(number),
@@ -120,7 +119,12 @@ _leaves: st.SearchStrategy[Form] = st.one_of(
     st.lists(st.text() | st.binary(), min_size=1).map(as_it_is),
     st.just(as_it_is([None])),
 )
-_containers = st.sampled_from([*CONTAINERS])
+_leaves = st.one_of(
+    st.builds(sequence, features, st.sampled_from(DTYPES)),
+    _without_steps,
+    st.builds(contained, st.just(list), _without_steps, _without_steps),  # lists hold no sequences
+)
+_containers = st.sampled_from([kind for kind in CONTAINERS if kind is not list])
 _parts = st.recursive(_leaves, lambda inner: st.builds(contained, _containers, inner, inner), max_leaves=4)
 forms = st.builds(contained, _containers, _parts, _parts)
 

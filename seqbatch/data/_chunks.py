@@ -17,7 +17,7 @@ from seqbatch._registry import is_recurrent, is_run_as
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode_with_state
-from seqbatch.encoders._layers import QUANTIZED
+from seqbatch.encoders._layers import quantized_layers, rounds_by_range
 from seqbatch.encoders.pointwise import ELEMENTWISE
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
 from seqbatch.layers import LockedDropout, Residual, TwoWay, WordDropout
@@ -44,6 +44,7 @@ _STEPWISE: tuple[type[nn.Module], ...] = (
     nn.Softmin,
     nn.SyncBatchNorm,
     nn.Unflatten,
+    *quantized_layers("Linear"),
 )
 
 
@@ -87,9 +88,10 @@ def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) ->
     too, which is truncated back-propagation; under `torch.no_grad` it is less.
 
     Only layers of which it is known that chunks make no difference are run: recurrent ones of one direction, those that
-    treat every step by itself, and containers of such; none that is quantized, for it rounds by the range of what it is
-    given. A recurrent layer that is registered is taken at its word. In training mode a layer with statistics or a mask
-    of its own, such as `nn.BatchNorm1d` and `LockedDropout`, has them of each chunk.
+    treat every step by itself, and containers of such. A layer that is quantized to int8 is refused, unless it is a
+    cell, because it rounds by the range of what it is given. A recurrent layer that is registered is taken at its word.
+    In training mode a layer with statistics or a mask of its own, such as `nn.BatchNorm1d` and `LockedDropout`, has
+    them of each chunk.
 
     Args:
         layer: as for `encode_with_state`, but of one direction and without windows, attention or pools over steps.
@@ -167,8 +169,8 @@ def _require_no_borders(subject: str, layer: Any) -> None:
         must = "be of one direction, for one that reads backward needs the last chunk first"
         remedy = "Call encode_with_state on the whole."
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), remedy)
-    elif is_run_as(layer, *QUANTIZED):
-        must = "not be quantized, for it may round what it is given by the range of all of it"
+    elif rounds_by_range(layer):
+        must = "not be quantized to int8, because it rounds what it is given by the range of all of it"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode_with_state on the whole.")
     elif is_run_as(layer, nn.BatchNorm1d, nn.SyncBatchNorm) and layer.running_mean is None:
         must = "have statistics of its own, for those of a chunk are not those of the whole"

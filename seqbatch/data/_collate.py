@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 from seqbatch._checks import complaint, counted, require_steps, require_tensor, same_kind, type_name
 from seqbatch.batch import SequenceBatch
-from seqbatch.data._containers import NUMBERS, Container, container_of, is_kept, kind_of
+from seqbatch.data._containers import NUMBERS, Container, container_of, has_steps, is_kept, kind_of
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 # As `torch.utils.data.default_collate`, but whatever the default dtype is.
@@ -49,10 +49,13 @@ def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int
       `torch.utils.data.default_collate` makes the first three
     - anything else, as a str or None: a list of them, `(batch,)`
 
-    A sample that is one Tensor must have a dimension of steps. A list of numbers is a list of fields, and no sequence:
-    make it a Tensor. Every mapping becomes a dict. Classes are made by their constructor, which must take and keep
-    batches where it took a sample's fields, so a converter such as `int` is an error. Fields that it does not take are
-    set after it, and what it takes besides, as an `InitVar`, has its default.
+    A sample that is one Tensor must have a dimension of steps. A list of numbers is a list of fields, and not a
+    sequence: make it a Tensor. A list that holds Tensors or arrays with a dimension, at any depth, is an error: a
+    document may have any number of sentences, whereas all samples have the same fields. Use a tuple for fields; for any
+    number of sequences write a `collate_fn` that joins them by `SequenceBatch.from_sequences`. Every mapping becomes a
+    dict. Classes are made by their constructor, which must take and keep batches where it took a sample's fields, so a
+    converter such as `int` is an error. Fields that it does not take are set after it, and what it takes besides, as an
+    `InitVar`, has its default.
 
     With `pin_memory=True`, a DataLoader pins what is in tuples, lists and dicts, but what is in a dataclass or attrs
     class only if that has a method `pin_memory`, which returns the pinned object.
@@ -71,9 +74,9 @@ def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int
         it only if samples are Tensors: a class of samples and that of its batches have fields of other types.
 
     Raises:
-        SeqbatchTypeError: samples are no Sequence, differ in the kind of a field, or have arrays with a mask or of a
-            dtype that torch lacks; a class takes no batches or does not keep them; or `sequences` is no collection of
-            names and positions.
+        SeqbatchTypeError: samples are no Sequence, differ in the kind of a field, or have a list that holds sequences,
+            or arrays with a mask or of a dtype that torch lacks; a class takes no batches or does not keep them; or
+            `sequences` is no collection of names and positions.
         SeqbatchValueError: there is no sample; samples differ in their keys or numbers of fields, or Tensors in
             features, shape, dtype or device; an int is out of the range of int64; or `sequences` names no Tensor, or
             two by one name.
@@ -135,8 +138,26 @@ def _collate(values: list[Any], place: _Place, chosen: _Chosen) -> Any:
         return _collate_tensors(values, place, chosen)
     if kind in _DTYPES:
         return _collate_numbers(values, place, _DTYPES[kind])
+    if kind is list:
+        _refuse_lists_of_sequences(values, place)
     container = container_of(kind)
     return values if container is None else _collate_fields(values, place, chosen, container)
+
+
+def _refuse_lists_of_sequences(values: list[Any], place: _Place) -> None:
+    """Raise if a list holds sequences, because its items as fields would collate only where all lists are as long."""
+    for i, value in enumerate(values):
+        if has_steps(value):
+            items = f"[item for sample in samples for item in sample{place.path}]"
+            are_tensors = all(isinstance(item, Tensor) for one in values for item in one)
+            join = f"SequenceBatch.from_sequences({items})" if are_tensors else f"collate_sequences({items})"
+            numbers = f"[len(sample{place.path}) for sample in samples]"
+            must = "not be a list that holds Tensors or arrays with a dimension, because lists may differ in length"
+            remedy = (
+                "If its items are fields, make it a tuple. If it holds any number of items, write a collate_fn that "
+                f"joins those of all samples, `{join}`, and keeps their numbers, `{numbers}`."
+            )
+            raise complaint(SeqbatchTypeError, place.of(i), must, f"a list of {counted(len(value), 'item')}", remedy)
 
 
 def _collate_fields(values: list[Any], place: _Place, chosen: _Chosen, container: Container) -> Any:

@@ -53,6 +53,16 @@ def container_of(kind: type) -> Container | None:
     return _PLAIN.get(kind) or _class_of_fields(kind)
 
 
+def has_steps(value: object) -> bool:
+    """Return True if a value is a Tensor or array with a dimension, or a container that holds one at any depth."""
+    kind = kind_of(value)
+    if kind is Tensor:
+        array: Any = value
+        return bool((array if isinstance(value, Tensor) else array.__array__()).ndim)
+    container = container_of(kind)
+    return container is not None and any(map(has_steps, container.read(value).values()))
+
+
 def is_kept(found: object, given: object) -> bool:
     """Tell whether a field is what was given, or a like container of it, as `list` makes of a list."""
     if found is given:

@@ -126,8 +126,23 @@ def quantized_layers(*names: str) -> list[type[nn.Module]]:
     return [getattr(module, name) for name in names]
 
 
-# They round what they are given by the range of all of it, so each sequence must be given alone.
-QUANTIZED = tuple(quantized_layers("Linear", "LSTM", "GRU", "LSTMCell", "GRUCell", "RNNCell"))
+_LINEAR = tuple(quantized_layers("Linear"))
+_RECURRENT = tuple(quantized_layers("LSTM", "GRU"))
+# Each step of a sequence is given to them alone, also where their weights are of float16: to see that these would have
+# to be unpacked, which takes as long as many steps.
+QUANTIZED_CELLS = tuple(quantized_layers("LSTMCell", "GRUCell", "RNNCell"))
+
+
+def rounds_by_range(layer: Any) -> bool:
+    """Return True if a layer is quantized and rounds all steps that it is given by the range of all of them.
+
+    Each sequence must then be given alone. With weights of float16 nothing else is rounded. This looks at the weights
+    themselves, because loading a state of other weights leaves the `dtype` of a recurrent layer as it was.
+    """
+    if isinstance(layer, _RECURRENT):
+        held: Any = layer._all_weight_values
+        return any(weights.param.__getstate__()[0][0] != "quantized_fp16" for weights in held)
+    return isinstance(layer, _LINEAR) and layer._packed_params.dtype is not torch.float16
 
 
 def autocasts(device: torch.device) -> bool:

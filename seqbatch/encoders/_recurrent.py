@@ -13,14 +13,14 @@ from seqbatch._lengths import Lengths, to_device
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encoders._layers import (
-    QUANTIZED,
     autocasts,
     require_device,
     require_dtype,
     require_features,
+    rounds_by_range,
     run_on_nothing,
 )
-from seqbatch.engines import Hidden, padded
+from seqbatch.engines import Hidden, alone, padded
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.state import LSTMState, RNNState
 
@@ -128,9 +128,10 @@ def run_by_engine(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form:
     """Run a layer as `run_where_steps_are`, by the engine that suits it."""
 
     def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
+        engine = alone.run if rounds_by_range(layer) else engines.choose(layer, values, lengths)
+        return engine(layer, values, lengths, hidden)
 
-    return run_where_steps_are(layer, batch, hidden, form, run_for(layer, run))
+    return run_where_steps_are(layer, batch, hidden, form, run)
 
 
 def run_for_outputs(layer: Any, batch: SequenceBatch, form: Form) -> Tensor:
@@ -139,22 +140,6 @@ def run_for_outputs(layer: Any, batch: SequenceBatch, form: Form) -> Tensor:
     if lengths.total and engines.pads(layer, batch.values, lengths):
         return padded.run(layer, batch.values, lengths)
     return run_by_engine(layer, batch, None, form)[0]
-
-
-def run_for(layer: nn.Module, run: Run) -> Run:
-    """Give what runs a layer, or, if it is quantized, runs it on each sequence alone."""
-    if not isinstance(layer, QUANTIZED):
-        return run
-
-    def run_each(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        results = []
-        for i, sequence in enumerate(values.split(lengths.counts)):
-            state = None if hidden is None else tuple(part[:, i : i + 1] for part in hidden)
-            results.append(run(sequence, Lengths((len(sequence),)), state))
-        outputs, finals = zip(*results, strict=True)
-        return torch.cat(outputs), tuple(torch.cat(parts, 1) for parts in zip(*finals, strict=True))
-
-    return run_each
 
 
 def _cast_alike(state: Tensor, batch: SequenceBatch) -> bool:

@@ -24,12 +24,13 @@ from seqbatch.batch import SequenceBatch
 from seqbatch.encoders._attend import attend
 from seqbatch.encoders._buckets import run_in_groups, run_one_by_one
 from seqbatch.encoders._layers import (
-    QUANTIZED,
+    QUANTIZED_CELLS,
     keeps_forward,
     outside_graphs,
     require_device,
     require_dtype,
     require_features,
+    rounds_by_range,
     run_on_nothing,
     takes_its_weights_dtype,
 )
@@ -93,7 +94,7 @@ def run(
         nothing = _run_plain(layer, batch.values, batch._lengths.running, causal) if plain else batch.values
         return batch.with_values(run_on_nothing(layer, nothing, batch))
     if not plain:
-        has_range = any(isinstance(part, QUANTIZED) for part in layer.modules())
+        has_range = any(isinstance(part, QUANTIZED_CELLS) or rounds_by_range(part) for part in layer.modules())
         return (run_one_by_one if has_range else run_in_groups)(_batch_first(layer, call), batch)
     return batch.with_values(_run_plain(layer, batch.values, batch._lengths.running, causal))
 

@@ -18,14 +18,13 @@ from seqbatch._modes import is_transformed, takes_gradients_only
 from seqbatch._plans import packed_plan
 from seqbatch._registry import register_recurrent
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import autocasts, keeps_forward, outside_graphs, quantized_layers
+from seqbatch.encoders._layers import QUANTIZED_CELLS, autocasts, keeps_forward, outside_graphs, quantized_layers
 from seqbatch.encoders._recurrent import (
     Form,
     Run,
     StateType,
     require_input,
     require_state,
-    run_for,
     run_where_steps_are,
     sizes_of,
 )
@@ -58,7 +57,7 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
             require_input(batch, cell)
         form = Form(state_type, 1, 1, _remedy(state_type), sizes_of(cell, state_type))
         hidden = require_state(state, form, cell, batch)
-        values, final = run_where_steps_are(cell, batch, hidden, form, run_for(cell, _run_of(cell, form)))
+        values, final = run_where_steps_are(cell, batch, hidden, form, _run_of(cell, form))
         if not (batch.total_steps or is_nothing(batch)) and autocasts(batch.device) and _is_open(cell):
             dtype = _step_of(cell, form)(batch.values, ())[0].dtype
             values, final = values.to(dtype), tuple(part.to(dtype) for part in final)
@@ -77,9 +76,23 @@ def _run_of(cell: _Cell, form: Form) -> Run:
         if _is_open(cell) and (_is_for_an_engine(values) if is_transformed() else _pays(values, lengths)):
             layer = _as_layer(cell)
             return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
-        return _run_steps(_step_of(cell, form), values, lengths, hidden)
+        run_steps = _run_alone if isinstance(cell, QUANTIZED_CELLS) else _run_steps
+        return run_steps(_step_of(cell, form), values, lengths, hidden)
 
     return run
+
+
+def _run_alone(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+    """Run one sequence after another, because a quantized cell rounds by the range of all that it is given."""
+    outputs: list[Tensor] = []
+    finals: list[Hidden] = []
+    for i, sequence in enumerate(values.split(lengths.counts)):
+        state: Hidden = () if hidden is None else tuple(part[0, i : i + 1] for part in hidden)
+        for row in sequence.split(1):
+            state = step(row, state)
+            outputs.append(state[0])
+        finals.append(state)
+    return torch.cat(outputs), tuple(torch.cat(parts)[None] for parts in zip(*finals, strict=True))
 
 
 def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:

@@ -20,6 +20,7 @@ from seqbatch.encoders._layers import (
     require_device,
     require_dtype,
     require_features,
+    rounds_by_range,
 )
 from seqbatch.encoders.container import call_as_itself
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -121,7 +122,7 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
 
 
 def _register_quantized(kind: type[nn.Module]) -> None:
-    """Register the encoder of a quantized `nn.Linear`: it is called once, and runs on each sequence alone."""
+    """Register the encoder of a quantized `nn.Linear`, whose hooks run once, also where each sequence runs alone."""
 
     @register_encoder(kind)
     @outside_graphs
@@ -131,7 +132,8 @@ def _register_quantized(kind: type[nn.Module]) -> None:
             require_features(batch, (layer.in_features,), layer)
 
         def forward(values: Tensor) -> Tensor:
-            results = [layer.forward(one) for one in batch.with_values(values) if len(one)]
+            parts = values.split(batch._lengths.running.counts) if rounds_by_range(layer) else [values]
+            results = [layer.forward(part) for part in parts]
             return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features)
 
         # One with a `forward` of its own may work in place, and the values are the caller's.

@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.ao.nn.quantized.dynamic as quantized
 from torch import nn
+from torch.ao.quantization import quantize_dynamic
 from torch.nn.utils.rnn import pack_sequence
 from torch.testing import assert_close
 
@@ -111,10 +112,10 @@ def test_what_would_differ_at_the_borders_of_chunks_is_refused(
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-@pytest.mark.parametrize("kind", ["GRU", "LSTMCell", "Linear"])
+@pytest.mark.parametrize("kind", ["GRU", "LSTM", "Linear"])
 def test_what_rounds_by_the_range_of_a_chunk_is_refused(kind: str) -> None:
     layer = nn.Sequential(nn.GRU(4, 4), getattr(quantized, kind)(4, 4))
-    must = "`layer[1]` must not be quantized, for it may round what it is given by the range of all of it"
+    must = "`layer[1]` must not be quantized to int8, because it rounds what it is given by the range of all of it"
     with pytest.raises(UnsupportedLayerError, match=re.escape(must)):
         encode_chunks(layer, [])
 
@@ -151,6 +152,22 @@ def test_what_takes_its_range_or_its_statistics_from_a_chunk_would_differ() -> N
     for stateless in (linear, nn.BatchNorm1d(4, track_running_stats=False).eval()):
         parts = [encode(stateless, part) for part in x.split(4)]
         assert not torch.allclose(torch.cat(parts), encode(stateless, x))
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.qint8])
+def test_quantized_layers_that_round_no_more_than_a_step_are_run(dtype: torch.dtype) -> None:
+    kinds: list[Any] = [nn.LSTMCell, nn.GRUCell, nn.RNNCell]
+    if dtype is torch.float16:
+        kinds += [nn.LSTM, nn.GRU]
+    x = torch.cat([torch.randn(4, 4), 100 * torch.randn(4, 4)])
+    for kind in kinds:
+        plain = nn.Sequential(nn.Linear(4, 4), kind(4, 3))
+        model = quantize_dynamic(plain, {kind, nn.Linear} if dtype is torch.float16 else {kind}, dtype=dtype)
+        with torch.no_grad():
+            parts = [outputs for outputs, _ in encode_chunks(model, x.split(3))]
+            assert_close(torch.cat(parts), encode_with_state(model, x)[0])
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
+from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
 from seqbatch.data import collate_sequences
 
 
@@ -61,10 +61,9 @@ FIELDS = [
     (lambda value: {"signal": value}, r"\[\"signal\"\]"),
     (lambda value: {7: value}, r"\[7\]"),
     (lambda value: (1, value), r"\[1\]"),
-    (lambda value: [value], r"\[0\]"),
     (lambda value: Pair(value, 1), r"\.signal"),
     (Spoken, r"\.signal"),
-    (lambda value: {"meta": [Spoken(value)]}, r"\[\"meta\"\]\[0\]\.signal"),
+    (lambda value: {"meta": (Spoken(value),)}, r"\[\"meta\"\]\[0\]\.signal"),
 ]
 
 
@@ -205,7 +204,7 @@ def test_integers_out_of_range(number: int) -> None:
         ({"a": signal(), "b": 1}, ["c"], r"\['a'\]; got 'c'\."),
         ({"a": signal(), "b": 1}, ["a", "b"], r"\['a'\]; got 'b'\."),
         ({"a": signal(), "b": {"c": np.ones(2)}}, {"b"}, r"\['a', 'b\.c'\]; got 'b'\."),
-        ((signal(), [signal()]), (2,), r"\[0, '1\.0'\]; got 2\."),
+        ((signal(), (signal(),)), (2,), r"\[0, '1\.0'\]; got 2\."),
         (Spoken(signal()), ["speech"], r"\['signal'\]; got 'speech'\."),
         (signal(), ["signal"], r"\[\]; got 'signal'\."),
     ],
@@ -229,7 +228,7 @@ def test_sequences_that_are_not_there(sample: Any, sequences: Any, message: str)
             r"`samples\[0\]\[\"a\"\]\[\"b\"\]\.signal` and `samples\[0\]\[\"a\"\]\[\"b\.signal\"\]`",
         ),
         (
-            [{0: signal(), "0": signal()}],
+            ({0: signal(), "0": signal()},),
             "0.0",
             r"`samples\[0\]\[0\]\[0\]` and `samples\[0\]\[0\]\[\"0\"\]`",
         ),
@@ -282,6 +281,57 @@ def test_what_is_said_to_be_a_sequence_and_has_no_steps() -> None:
 def test_sequences_that_are_no_collection(sequences: Any, found: str) -> None:
     samples = [{"signal": signal()}]
     refused(rf"`sequences` must be a collection of fields; got {found}", SeqbatchTypeError, samples, sequences)
+
+
+LISTS_OF_SEQUENCES = [
+    ([[signal(3), signal(2)], [signal(4)]], 0, "", 2),
+    ([[signal(3), signal(2)], [signal(4), signal(1)]], 0, "", 2),
+    ([[], [signal(4)], []], 1, "", 1),
+    ([[signal(0)]], 0, "", 1),
+    ([(1, [signal(3), signal(2)]), (2, [])], 0, "[1]", 2),
+    ([{"a": {"b": []}}, {"a": {"b": [signal()]}}], 1, '["a"]["b"]', 1),
+    ([Spoken([signal(3), signal(2)]), Spoken([signal(4)])], 0, ".signal", 2),
+    ([[np.ones(3)], [np.ones(2), np.ones(4)]], 0, "", 1),
+    ([[{"x": signal(3), "y": 1}], [{"x": signal(2), "y": 2}, {"x": signal(4), "y": 3}]], 0, "", 1),
+    ([[(signal(3), 1)], []], 0, "", 1),
+    ([{"pages": [[signal(3)], [signal(2), signal(4)]]}, {"pages": [[]]}], 0, '["pages"]', 2),
+]
+
+
+@pytest.mark.parametrize(("samples", "i", "path", "number"), LISTS_OF_SEQUENCES)
+@pytest.mark.parametrize("sequences", [None, []])
+def test_a_list_of_sequences_and_the_remedy(samples: Any, i: int, path: str, number: int, sequences: Any) -> None:
+    with pytest.raises(SeqbatchTypeError) as caught:
+        collate_sequences(samples, sequences=sequences)
+    said = re.fullmatch(
+        rf"`samples\[{i}\]{re.escape(path)}` must not be a list that holds Tensors or arrays with a dimension, because "
+        rf"lists may differ in length; got a list of {number} items?\. If its items are fields, make it a tuple\. If "
+        r"it holds any number of items, write a collate_fn that joins those of all samples, `(.*)`, and keeps their "
+        r"numbers, `(.*)`\.",
+        str(caught.value),
+    )
+    assert said
+    names = {"collate_sequences": collate_sequences, "SequenceBatch": SequenceBatch, "samples": samples}
+    lists = [eval(f"sample{path}", {"sample": sample}) for sample in samples]
+    assert eval(said[2], names) == [len(one) for one in lists]
+    items = [item for one in lists for item in one]
+    if isinstance(items[0], list):  # whose items in turn are joined by the same remedy
+        test_a_list_of_sequences_and_the_remedy(items, 0, "", len(items[0]), sequences)
+        return
+    found = eval(said[1], names)
+    if isinstance(items[0], dict):
+        assert found["y"].tolist() == [item["y"] for item in items]
+        found, items = found["x"], [item["x"] for item in items]
+    if isinstance(items[0], tuple):
+        found, items = found[0], [item[0] for item in items]
+    assert found.lengths == tuple(map(len, items))
+    assert found.values.tolist() == [step for item in items for step in item.tolist()]
+
+
+def test_fields_in_a_list_are_made_a_tuple() -> None:
+    samples = [[signal(3), signal(2)], [signal(4), signal(1)]]
+    batch: Any = collate_sequences([tuple(sample) for sample in samples])
+    assert [one.lengths for one in batch] == [(3, 4), (2, 1)]
 
 
 def test_a_wrong_field_is_no_fault_of_the_class_around_it() -> None:

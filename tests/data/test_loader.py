@@ -62,12 +62,12 @@ def test_what_is_pinned() -> None:
         signal: Any
 
     signal = torch.zeros(3)
-    samples = [{"x": signal, "text": Text(signal, "a"), "list": [(signal,)], "class": Silent(signal), "label": 1}] * 2
+    samples = [{"x": signal, "text": Text(signal, "a"), "tuple": ((signal,),), "class": Silent(signal), "label": 1}] * 2
     told = [Utterances()[0]] * 2
     with patch.object(Tensor, "pin_memory", lambda tensor: tensor + 7):
         pinned: Any = pin_memory(collate_sequences(samples))
         utterance: Any = pin_memory(collate(told))
-    found = [pinned["x"], pinned["text"].tags, pinned["list"][0][0]]
+    found = [pinned["x"], pinned["text"].tags, pinned["tuple"][0][0]]
     assert all(isinstance(one, SequenceBatch) for one in found)
     assert [one.values.tolist() for one in found] == [[7.0] * 6] * 3
     assert pinned["label"].tolist() == [8, 8]

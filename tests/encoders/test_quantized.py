@@ -5,12 +5,20 @@ from typing import Any
 import pytest
 import torch
 import torch.ao.nn.quantized.dynamic as quantized
+from hypothesis import strategies as st
+from strategies import for_all_lengths
 from torch import Tensor, nn
+from torch.ao.quantization import quantize_dynamic
 from torch.testing import assert_close
 
-from seqbatch import LSTMState, SeqbatchValueError, encode, encode_with_state
+import seqbatch.testing as laws
+from seqbatch import LSTMState, RNNState, SeqbatchValueError, encode, encode_with_state
+from seqbatch.testing._tensors import tensors_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
+    pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
+]
 # Of ranges so unequal that what is rounded by the largest is lost in the others.
 SPREAD = (1.0, 100.0, 1.0, 1.0)
 
@@ -102,3 +110,88 @@ def test_cells(kind: str) -> None:
         for step, found in zip(x, outputs[i], strict=True):
             hidden = cell(step[None], hidden)
             assert_close(found, (hidden[0] if isinstance(state, LSTMState) else hidden)[0], rtol=0, atol=0)
+
+
+KINDS: dict[str, Any] = {
+    "LSTM": LSTMState,
+    "GRU": RNNState,
+    "LSTMCell": LSTMState,
+    "GRUCell": RNNState,
+    "RNNCell": RNNState,
+}
+
+
+def made(kind: str, dtype: torch.dtype, **options: Any) -> Any:
+    """Quantize a layer of 5 features in and 4 out, as users do."""
+    layer_type: Any = getattr(nn, kind)
+    return quantize_dynamic(nn.Sequential(layer_type(5, 4, **options)), {layer_type}, dtype=dtype)[0]
+
+
+def alone(layer: Any, sequence: Tensor, state: Any) -> Any:
+    """The oracle, for the laws: the layer itself on one sequence, a cell step by step."""
+    kind = type(layer).__name__
+    if kind == "Linear":
+        return layer(sequence)
+    if kind in ("LSTM", "GRU"):
+        axis = 0 if layer.batch_first else 1
+        output, final = layer(sequence.unsqueeze(axis), None if state is None else state.to_torch())
+        return output.squeeze(axis), KINDS[kind].from_torch(final, layer)
+    parts = [part[0, 0] for part in tensors_of(state)]
+    outputs = []
+    for step in sequence:
+        result = layer(step[None], None if not parts else tuple(parts) if kind == "LSTMCell" else parts[0])
+        parts = list(result) if kind == "LSTMCell" else [result]
+        outputs.append(parts[0])
+    return torch.cat(outputs), KINDS[kind](*(part[None, None] for part in parts))
+
+
+quantized_kinds: st.SearchStrategy[Any] = st.one_of(
+    st.tuples(st.just("Linear"), st.just({})),
+    st.tuples(st.sampled_from(["LSTMCell", "GRUCell", "RNNCell"]), st.just({})),
+    st.tuples(
+        st.sampled_from(["LSTM", "GRU"]),
+        st.fixed_dictionaries(
+            {"num_layers": st.integers(1, 2), "bidirectional": st.booleans(), "batch_first": st.booleans()}
+        ),
+    ),
+)
+
+
+@for_all_lengths(
+    dtype=st.sampled_from([torch.qint8, torch.float16]),
+    form=quantized_kinds,
+    stateful=st.booleans(),
+    seed=st.integers(0, 9),
+)
+def test_laws_without_gradients(lengths: list[int], dtype: torch.dtype, form: Any, stateful: bool, seed: int) -> None:
+    torch.default_generator.manual_seed(seed)
+    kind, options = form
+    with torch.no_grad():
+        layer = made(kind, dtype, **options)
+        xs = [10.0 ** (i % 3) * torch.randn(length, 5) for i, length in enumerate(lengths)]
+        state = None
+        if stateful and xs and kind != "Linear":
+            state = encode_with_state(layer, [torch.randn(2, 5) for _ in xs])[1]
+        laws.check_alone(layer, xs, state, alone=alone)
+        laws.check_order(layer, xs, [*reversed(range(len(xs)))], state)
+        laws.check_lengths(layer, xs)
+
+
+@pytest.mark.parametrize(("kind", "calls"), [("Linear", 1), ("LSTM", 1), ("GRU", 1)])
+def test_weights_of_float16_run_all_at_once(kind: str, calls: int) -> None:
+    layer = made(kind, torch.float16)
+    entered: list[nn.Module] = []
+    layer.register_forward_pre_hook(lambda module, args: entered.append(module))
+    encode(layer, sequences(5))
+    assert entered == [layer] * calls
+
+
+@pytest.mark.parametrize("kind", ["Linear", "LSTM", "GRU", "LSTMCell"])
+def test_weights_that_were_loaded_count_and_not_those_that_were_declared(kind: str) -> None:
+    declared, loaded = made(kind, torch.float16), made(kind, torch.qint8)
+    declared.load_state_dict(loaded.state_dict())
+    xs = [x for x in sequences(5) if len(x)]
+    wanted = [alone(loaded, x, None) for x in xs]
+    found = encode(declared, xs)
+    for one, result in zip(found, wanted, strict=True):
+        assert_close(one, result if kind == "Linear" else result[0], rtol=0, atol=0)
