@@ -1,7 +1,9 @@
 """SequenceBatch: several sequences of unequal length as one tensor of flat values and their lengths."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Self, overload
+from threading import local
+from typing import Any, Self, overload
+from weakref import ref
 
 import attrs
 import torch
@@ -9,8 +11,10 @@ from torch import Tensor
 
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
+from seqbatch._indices import AnyScalar, Array, Index, Scalar, as_index
 from seqbatch._lengths import Lengths
 from seqbatch._modes import refuse_in_a_graph
+from seqbatch._not_a_tensor import NotAnArray
 from seqbatch._plans import select_plan
 from seqbatch._reduce import reduce
 from seqbatch._structures import require_same, require_total, structure_of
@@ -22,37 +26,77 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
 from seqbatch.reduce import Reductions
 
+# The batch whose sequences this thread iterated last: what `type(batch)(sequences)` is called with was made of them.
+_last_iterated = local()
+
 
 @attrs.frozen(eq=False, repr=False, init=False)
-class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequence):
+class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, TensorSequence):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
     `map`: `batch.map(torch.add, other)`. A `DataLoader` makes batches by `collate_fn=SequenceBatch.from_sequences`; one
     over a data set of batches needs `collate_fn=lambda batch: batch`, for by default it takes every Sequence apart.
 
+    No layer of PyTorch and no function of torch or NumPy can be called with it, because they do not know the lengths:
+    each raises, and says to call `encode(layer, batch)` or `batch.map(function)`.
+
     Args:
-        values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on.
+        values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on. Without
+            lengths: several Tensors `(steps, *features)`, as for `from_sequences`. Libraries that rebuild a Sequence
+            from its elements, as Lightning does to convert dtypes, call it so.
         lengths: `(batch,)`, integers, in steps; 0 is allowed. A Tensor on a device is copied to the host, which waits
             for it; no later call does.
 
     Raises:
-        SeqbatchTypeError: the values are no Tensor, or the lengths no integers.
+        SeqbatchTypeError: the values are not a Tensor, or the lengths not integers. Without lengths: the values are a
+            Tensor, or not several Tensors.
         SeqbatchValueError: the values have no dimension of steps, or the lengths are negative or do not add up to them.
+            Without lengths: a sequence has no dimension of steps or differs from the first, or the values are the
+            sequences of several batches stacked, as `torch.utils.data.default_collate` makes of batches.
 
     >>> SequenceBatch(torch.zeros(17, 5), [10, 7])
     SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
     """
 
+    _instead = (
+        "Call encode(layer, batch) for a layer, batch.map(function) for a function that treats every step by itself."
+    )
+    _contents = "Its steps are batch.values, and padded batch.to_padded(batch_first=True)."
     values: Tensor
     _lengths: Lengths
 
-    def __init__(self, values: Tensor, lengths: Sequence[int] | Tensor | Lengths) -> None:
+    @overload
+    def __init__(self, values: Tensor, lengths: Sequence[int] | Tensor | Lengths) -> None: ...
+    @overload
+    def __init__(self, values: Sequence[Tensor] | Iterator[Tensor], lengths: None = None) -> None: ...
+    def __init__(
+        self,
+        values: Tensor | Sequence[Tensor] | Iterator[Tensor],
+        lengths: Sequence[int] | Tensor | Lengths | None = None,
+    ) -> None:
+        if lengths is None:
+            self._rebuild(values)
+            return
         steps = _checks.require_steps("values", values).shape[0]
         # Lengths themselves come from pickled batches, and from encoders that change them.
         structure = lengths if isinstance(lengths, Lengths) else structure_of("lengths", lengths)
         require_total(structure, steps)
         self._set(values, structure)
+
+    def _rebuild(self, sequences: Tensor | Sequence[Tensor] | Iterator[Tensor]) -> None:
+        """Make a batch as `from_sequences` does, but refuse sequences that are stacked.
+
+        Libraries call `type(batch)(sequences)` with what they have made of each sequence of a batch. Of those that
+        stack, as `default_collate` and Lightning's `all_gather` do, the number of batches would be taken for the steps.
+        """
+        if isinstance(sequences, Tensor):
+            remedy = "For one sequence call SequenceBatch.from_sequences([values])."
+            raise complaint(SeqbatchTypeError, "lengths", "be given with a Tensor of flat values", None, remedy)
+        if isinstance(sequences, list) and not in_a_graph():  # a list is what those libraries give
+            _refuse_stacked(sequences)
+        made = self.from_sequences(_checks.sequences_of("values", sequences))
+        self._set(made.values, made._lengths)
 
     @classmethod
     def _of(cls, values: Tensor, lengths: Lengths) -> Self:
@@ -127,18 +171,22 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         return self.batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
+        if not in_a_graph():
+            _last_iterated.batch = ref(self)
         return iter(self.to_sequences())
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
     @overload
-    def __getitem__(self, index: slice | list[int] | list[bool] | Tensor) -> Self: ...
-    def __getitem__(self, index: int | slice | list[int] | list[bool] | Tensor) -> Tensor | Self:
+    def __getitem__(self, index: slice | list[int] | list[bool] | list[AnyScalar] | Tensor | Array) -> Self: ...
+    @overload
+    def __getitem__(self, index: Scalar) -> Tensor: ...
+    def __getitem__(self, index: Index[Any]) -> Tensor | Self:
         """Take one sequence by an integer (a view), or several by anything else (a batch of copies); gradients flow.
 
         Args:
-            index: an integer, also as a Tensor of no dimension; or a slice, a list of integers or bools, or an
-                integer or bool Tensor `(number,)`. Negative integers count from the end.
+            index: an integer, also as a Tensor or NumPy array of no dimension; or a slice, a list of integers or
+                bools, or an integer or bool Tensor or NumPy array `(number,)`. Negative integers count from the end.
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
@@ -149,6 +197,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         (tensor([1, 2]), tensor([3, 1, 2]))
         """
         refuse_in_a_graph("lengths")
+        index = as_index("index", index)
         if _indices.is_one_index(index):
             i = _indices.position("index", index, len(self))
             start = int(self._lengths.offsets[i])
@@ -249,3 +298,13 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         tensor([2, 1, 3])
         """
         return self.with_values(reduce(self.values, self._lengths, "reverse"))
+
+
+def _refuse_stacked(tensors: list[Any]) -> None:
+    """Raise if each Tensor has the shape of a sequence that was iterated before, and one axis more in front."""
+    batch = getattr(_last_iterated, "batch", lambda: None)()
+    shapes = [(length, *batch.feature_shape) for length in batch.lengths] if batch else []
+    if shapes and [getattr(one, "shape", ())[1:] for one in tensors] == shapes:
+        remedy = "To join batches call SequenceBatch.concat; for sequences of such features call from_sequences."
+        must = f"have shape (steps, {', '.join(map(str, batch.feature_shape))}), as the sequences they are made of"
+        raise complaint(SeqbatchValueError, "values[0]", must, tuple(tensors[0].shape), remedy)
