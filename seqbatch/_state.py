@@ -117,7 +117,13 @@ class State(NotATensor, ABC):
         return self._map(lambda part: part.to(*args, **kwargs))
 
     def float(self) -> Self:
-        """Convert to float32, as `torch.Tensor.float` and as `to`.
+        """Convert to float32, as `torch.Tensor.float`.
+
+        Returns:
+            a state of copies, or of these very tensors where they are float32; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: a state in a container has no `to`.
 
         >>> RNNState(torch.zeros(1, 1, 3, 8).double()).float()
         RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.float32, cpu)
@@ -125,7 +131,13 @@ class State(NotATensor, ABC):
         return self.to(torch.float32)
 
     def double(self) -> Self:
-        """Convert to float64, as `torch.Tensor.double` and as `to`.
+        """Convert to float64, as `torch.Tensor.double`.
+
+        Returns:
+            a state of copies, or of these very tensors where they are float64; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: a state in a container has no `to`.
 
         >>> RNNState(torch.zeros(1, 1, 3, 8)).double()
         RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.float64, cpu)
@@ -133,7 +145,13 @@ class State(NotATensor, ABC):
         return self.to(torch.float64)
 
     def half(self) -> Self:
-        """Convert to float16, as `torch.Tensor.half` and as `to`.
+        """Convert to float16, as `torch.Tensor.half`.
+
+        Returns:
+            a state of copies, or of these very tensors where they are float16; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: a state in a container has no `to`.
 
         >>> RNNState(torch.zeros(1, 1, 3, 8)).half()
         RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.float16, cpu)
@@ -141,7 +159,13 @@ class State(NotATensor, ABC):
         return self.to(torch.float16)
 
     def bfloat16(self) -> Self:
-        """Convert to bfloat16, as `torch.Tensor.bfloat16` and as `to`.
+        """Convert to bfloat16, as `torch.Tensor.bfloat16`.
+
+        Returns:
+            a state of copies, or of these very tensors where they are bfloat16; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: a state in a container has no `to`.
 
         >>> RNNState(torch.zeros(1, 1, 3, 8)).bfloat16()
         RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.bfloat16, cpu)

@@ -1,5 +1,6 @@
 """SequenceBatch: several sequences of unequal length as one tensor of flat values and their lengths."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from threading import local
 from typing import Any, Self, overload
@@ -26,6 +27,8 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
 from seqbatch.reduce import Reductions
 
+# A Tensor of one row for each sequence as a batch.
+_SPREAD = "batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))"
 # The batch whose sequences this thread iterated last: what `type(batch)(sequences)` is called with was made of them.
 _last_iterated = local()
 
@@ -218,7 +221,8 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
         Raises:
             SeqbatchTypeError: this is no iterable, or something in it is no SequenceBatch.
-            SeqbatchValueError: a batch differs from the first in features, dtype or device.
+            SeqbatchValueError: a batch differs from the first in features, dtype or device. One that was made of an
+                empty list, and so has none of its own, differs from none.
 
         >>> SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), SequenceBatch(torch.zeros(3), [1, 2])]).lengths
         (2, 1, 2)
@@ -229,10 +233,12 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         for i, part in enumerate(parts):
             if not isinstance(part, SequenceBatch):
                 raise complaint(SeqbatchTypeError, f"batches[{i}]", "be a SequenceBatch", _checks.type_name(part))
-            _checks.same_kind(f"batches[{i}]", part.values, "batches[0]", parts[0].values)
+        known = [(i, part) for i, part in enumerate(parts) if in_a_graph() or not is_nothing(part)]
+        for i, part in known:
+            _checks.same_kind(f"batches[{i}]", part.values, f"batches[{known[0][0]}]", known[0][1].values)
         if not parts:
             return cls.from_sequences([])
-        values = torch.cat([part.values for part in parts])
+        values = torch.cat([part.values for _, part in known or enumerate(parts)])
         if in_a_graph():
             return cls._of(values, Lengths.from_tensor(torch.cat([part._lengths.tensor for part in parts])))
         return cls._of(values, Lengths(tuple(count for part in parts for count in part.lengths)))
@@ -240,13 +246,19 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
     def map(self, function: Callable[..., Tensor], *others: "SequenceBatch") -> Self:
         """Apply a function that treats every step by itself.
 
+        The function sees the steps of all sequences, one after another. A Tensor of one row for each sequence that it
+        captures is paired with steps, not with sequences: where the numbers agree, that is wrong without an error.
+        Spread such a Tensor over the steps, and pass the batch: `batch.map(function, spread)`, where `spread` is
+        `batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))`.
+
         Args:
             function: from flat values `(total_steps, *features)`, one Tensor for this batch and each other, to flat
                 values of the same number of steps. It must not mix steps: there is nothing between the sequences.
             others: batches of the same lengths.
 
         Returns:
-            a batch of the same structure, of the very Tensor that the function returns.
+            a batch of the same structure, of the very Tensor that the function returns. A batch made of an empty list
+            has no features that a function could use: where it raises with that, the result is such a batch again.
 
         Raises:
             SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
@@ -258,11 +270,29 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         """
         for i, other in enumerate(others):
             if not isinstance(other, SequenceBatch):
-                raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", _checks.type_name(other))
+                remedy = ""
+                if isinstance(other, Tensor):
+                    remedy = f"For a row for each step give batch.with_values(tensor), for each sequence {_SPREAD}."
+                found = _checks.type_name(other)
+                raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", found, remedy)
             require_same(f"others[{i}]", other._lengths, self._lengths)
             if other.device != self.device:
                 raise complaint(SeqbatchValueError, f"others[{i}]", f"be on {self.device}, as this batch", other.device)
-        return self._same_steps("function(values)", function(self.values, *(other.values for other in others)))
+        flat = [self.values, *(other.values for other in others)]
+        if in_a_graph():
+            return self._same_steps("function(values)", function(*flat))
+        try:
+            return self._same_steps("function(values)", function(*flat))
+        except (IndexError, RuntimeError, ValueError) as error:
+            for batch in (self, *others):
+                if is_nothing(batch):
+                    return self.with_values(batch.values)
+            if "must match" in str(error) and re.search(rf"(\(|size ){len(self)}\b", str(error)):
+                error.add_note(
+                    "A Tensor of one row for each sequence must be spread over the steps, and passed as a batch: "
+                    f"batch.map(function, {_SPREAD})."
+                )
+            raise
 
     def with_values(self, values: Tensor) -> Self:
         """Give the same structure other values.
@@ -298,6 +328,12 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         tensor([2, 1, 3])
         """
         return self.with_values(reduce(self.values, self._lengths, "reverse"))
+
+
+def is_nothing(batch: SequenceBatch) -> bool:
+    """Return True if a batch may come from an empty list, which has no features that a layer could take."""
+    # The number of sequences last, because it is not known in a graph.
+    return batch.values.dim() == 1 and batch.dtype.is_floating_point and batch.batch_size == 0
 
 
 def _refuse_stacked(tensors: list[Any]) -> None:
