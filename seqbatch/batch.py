@@ -81,11 +81,11 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         if lengths is None:
             self._rebuild(values)
             return
-        steps = _checks.require_steps("values", values).shape[0]
+        flat = _checks.require_steps("values", values)
         # Lengths themselves come from pickled batches, and from encoders that change them.
         structure = lengths if isinstance(lengths, Lengths) else structure_of("lengths", lengths)
-        require_total(structure, steps)
-        self._set(values, structure)
+        require_total(structure, flat.shape[0])
+        self._set(flat, structure)
 
     def _rebuild(self, sequences: Tensor | Sequence[Tensor] | Iterator[Tensor]) -> None:
         """Make a batch as `from_sequences` does, but refuse sequences that are stacked.
@@ -284,7 +284,8 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         try:
             return self._same_steps("function(values)", function(*flat))
         except (IndexError, RuntimeError, ValueError) as error:
-            for batch in (self, *others):
+            batches: list[SequenceBatch] = [self, *others]
+            for batch in batches:
                 if is_nothing(batch):
                     return self.with_values(batch.values)
             if "must match" in str(error) and re.search(rf"(\(|size ){len(self)}\b", str(error)):
@@ -338,9 +339,9 @@ def is_nothing(batch: SequenceBatch) -> bool:
 
 def _refuse_stacked(tensors: list[Any]) -> None:
     """Raise if each Tensor has the shape of a sequence that was iterated before, and one axis more in front."""
-    batch = getattr(_last_iterated, "batch", lambda: None)()
+    batch: SequenceBatch | None = getattr(_last_iterated, "batch", lambda: None)()
     shapes = [(length, *batch.feature_shape) for length in batch.lengths] if batch else []
-    if shapes and [getattr(one, "shape", ())[1:] for one in tensors] == shapes:
+    if batch and [getattr(one, "shape", ())[1:] for one in tensors] == shapes:
         remedy = "To join batches call SequenceBatch.concat; for sequences of such features call from_sequences."
         must = f"have shape (steps, {', '.join(map(str, batch.feature_shape))}), as the sequences they are made of"
         raise complaint(SeqbatchValueError, "values[0]", must, tuple(tensors[0].shape), remedy)

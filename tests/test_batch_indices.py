@@ -64,6 +64,7 @@ def test_one_index_of_numpy(index: Any) -> None:
     assert_close(torch.as_tensor(SequenceBatch.from_sequences(xs)[index]), xs[2])
 
 
+MASKED: Any = np.ma.array([1, 0], mask=[1, 0])  # type: ignore[no-untyped-call]  # it has no types
 BAD_NUMPY: list[tuple[Any, type[Exception], str]] = [
     (np.array([0, 5]), SeqbatchIndexError, r"`index\[1\]` must be from -2 to 1, for 2 sequences; got 5\."),
     (np.int64(5), SeqbatchIndexError, r"`index` must be from -2 to 1, for 2 sequences; got 5\."),
@@ -74,7 +75,7 @@ BAD_NUMPY: list[tuple[Any, type[Exception], str]] = [
     (np.array([1, 0], dtype=np.uint8), SeqbatchTypeError, r"`index` must say whether it is a mask; got torch\.uint8\."),
     (np.array(["a"]), SeqbatchTypeError, r"`index` must have a dtype that torch has; got <U1\. Call its astype\."),
     (
-        np.ma.array([1, 0], mask=[1, 0]),
+        MASKED,
         SeqbatchTypeError,
         r"`index` must be an array without a mask; got .*\. Call its",
     ),

@@ -133,7 +133,7 @@ HOLE = torch.tensor([[True, True, False], [True, False, True]])
             r"`mask` must be a Tensor; got a numpy.ndarray. Make it one by torch.as_tensor.$",
         ),
         (
-            lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.int().tolist(), batch_first=True),
+            lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.int().tolist(), batch_first=True),  # type: ignore[arg-type]  # wrong
             SeqbatchTypeError,
             r"`mask` must be a Tensor; got a list. Make it one by torch.as_tensor.$",
         ),

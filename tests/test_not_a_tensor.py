@@ -112,10 +112,11 @@ def test_the_advice_for_an_operator_is_right(name: str) -> None:
     function = getattr(operator, name)
     batch = SequenceBatch(X.abs() + 1, [3, 1])
     other = batch.map(torch.sqrt)
-    for call, wanted in (
+    cases: list[tuple[Callable[[], object], list[Any]]] = [
         (lambda: function(batch, other), [function(batch.values, other.values), function(batch.values, 1)]),
         (lambda: function(1, batch), [function(1, batch.values)]),
-    ):
+    ]
+    for call, wanted in cases:
         with pytest.raises(SeqbatchTypeError) as caught:
             call()
         calls = advice(caught.value)[-len(wanted) :]
@@ -140,7 +141,7 @@ ARRAYS: list[Callable[[Any], object]] = [
     torch.as_tensor,
     torch.tensor,
     torch.asarray,
-    torch.from_dlpack,
+    torch.utils.dlpack.from_dlpack,
     X.new_tensor,
     np.median,
     lambda batch: np.zeros(4)[batch],
@@ -179,7 +180,7 @@ def test_what_has_no_hook_raises_too(call: Callable[[Any], object]) -> None:
 
 @pytest.mark.parametrize("lengths", [[2, 2], [3, 1], [1, 1, 1, 1]])
 def test_what_takes_a_list_of_tensors_takes_a_batch(lengths: list[int]) -> None:
-    batch = SequenceBatch(X, lengths)
+    batch: Any = SequenceBatch(X, lengths)
     xs = batch.to_sequences()
     assert_close(rnn.pad_sequence(batch, batch_first=True), rnn.pad_sequence(xs, batch_first=True))
     packed, wanted = (rnn.pack_sequence(given, enforce_sorted=False) for given in (batch, xs))

@@ -63,7 +63,8 @@ def test_default_convert(dtype: torch.dtype) -> None:
     assert isinstance(converted, SequenceBatch)
     assert converted.lengths == (2, 1)
     assert converted.dtype is dtype
-    loaded = next(iter(DataLoader([batch], batch_size=None)))
+    loader: Any = DataLoader([batch], batch_size=None)  # type: ignore[arg-type]  # a list will do
+    loaded = next(iter(loader))
     assert isinstance(loaded, SequenceBatch)
     assert loaded.lengths == (2, 1)
 
@@ -84,7 +85,7 @@ def test_default_collate_never_takes_batches_for_steps(lengths: list[int], numbe
     with pytest.raises(SeqbatchValueError, match=message):
         default_collate([{"x": batch} for batch in batches])
     with pytest.raises(SeqbatchValueError, match=message):
-        next(iter(DataLoader(batches, batch_size=number)))
+        next(iter(DataLoader(batches, batch_size=number)))  # type: ignore[arg-type]  # a list will do
 
 
 def test_default_collate_of_batches_of_other_lengths() -> None:

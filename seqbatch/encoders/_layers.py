@@ -151,7 +151,8 @@ def register_features(
         sizes = features(layer) if keeps_forward(layer, kind) and not is_lazy(layer) else None
         if sizes is None:
             return None
-        like = next((weight for weight in layer.parameters() if weight.is_floating_point()), batch.values)
+        held = (*layer.parameters(), *layer.buffers())
+        like = next((tensor for tensor in held if tensor.is_floating_point()), batch.values)
         return batch.with_values(torch.empty(0, *sizes, dtype=dtype or like.dtype, device=like.device))
 
     register_empty_input(kind, make)

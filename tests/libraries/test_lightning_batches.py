@@ -92,7 +92,7 @@ class Model(lightning.LightningModule):
         return encode(self.lstm, batch)
 
     def training_step(self, batch: SequenceBatch) -> Tensor:
-        return self(batch).values.float().square().mean()
+        return self.forward(batch).values.float().square().mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -105,7 +105,8 @@ def test_a_trainer(precision: Any, tmp_path: Path) -> None:
         accelerator="cpu", devices=1, max_epochs=1, precision=precision, default_root_dir=tmp_path,
         logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
-    trainer.fit(model, DataLoader(data, batch_size=None))
+    loader: DataLoader[SequenceBatch] = DataLoader(data, batch_size=None)  # type: ignore[arg-type]  # a list will do
+    trainer.fit(model, loader)
     assert model.seen == [(DTYPES[precision], batch.lengths) for batch in data]
 
 
@@ -113,7 +114,8 @@ def test_a_trainer(precision: Any, tmp_path: Path) -> None:
 def test_fabric(precision: Any) -> None:
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
     model = fabric.setup_module(Model())
-    loader = fabric.setup_dataloaders(DataLoader(list(samples()), batch_size=None))
+    data: DataLoader[SequenceBatch] = DataLoader(list(samples()), batch_size=None)  # type: ignore[arg-type]  # as above
+    loader = fabric.setup_dataloaders(data)
     for batch, wanted in zip(loader, samples(), strict=True):
         outputs = model(batch)
         assert isinstance(outputs, SequenceBatch)

@@ -18,7 +18,8 @@ pytestmark = [pytest.mark.filterwarnings("ignore::FutureWarning"), pytest.mark.f
 def test_a_batch_is_kept(lengths: list[int], batch_size: list[int]) -> None:
     batch = SequenceBatch(torch.randn(sum(lengths), 3), lengths)
     made: Any = TensorDict({"x": batch, "y": torch.zeros(2)}, batch_size=batch_size)
-    later: Any = TensorDict({"y": torch.zeros(2)}, batch_size=batch_size).set("x", batch)
+    later: Any = TensorDict({"y": torch.zeros(2)}, batch_size=batch_size)
+    later.set("x", batch)
     for held in (made, later, made.clone(), made.to(torch.float64)):
         kept = held["x"]
         assert isinstance(kept, SequenceBatch)

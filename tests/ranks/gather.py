@@ -2,10 +2,11 @@
 
 import sys
 from datetime import timedelta
+from typing import Any
 
 import torch
 from lightning.fabric import Fabric
-from lightning.fabric.strategies import DDPStrategy
+from lightning.fabric.strategies.ddp import DDPStrategy
 
 from seqbatch import SequenceBatch
 
@@ -21,11 +22,11 @@ def main(case: str) -> None:
     mine = lengths[fabric.global_rank]
     batch = SequenceBatch(torch.arange(float(sum(mine)))[:, None], mine)
     try:
-        gathered = fabric.all_gather({"x": batch})["x"]
+        gathered: Any = fabric.all_gather({"x": batch})
     except Exception as error:  # what is raised is what is tested
         print(f"{fabric.global_rank}: {type(error).__name__}: {error}".replace("\n", " "), flush=True)
         raise
-    print(f"{fabric.global_rank}: {gathered.lengths} {gathered.values.flatten().tolist()}", flush=True)
+    print(f"{fabric.global_rank}: {gathered['x'].lengths} {gathered['x'].values.flatten().tolist()}", flush=True)
 
 
 main(sys.argv[1])
