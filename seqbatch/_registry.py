@@ -156,12 +156,10 @@ def register_empty_input(layer_type: type[Layer], make: Callable[[Layer, Sequenc
 
 def empty_input(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
     """Return what a layer takes in place of a batch without features; None if that is not known."""
-    for base in type(layer).__mro__:
-        if base in _empty_inputs:
-            return _empty_inputs[base](layer, batch)
-        if base in _entries:  # what a base of it takes may not be what this takes
-            break
-    return None
+    # Not beyond the class whose encoder runs it, because what a base of that takes may not be what it takes.
+    known = next(base for base in type(layer).__mro__ if base in _empty_inputs or base in _entries)
+    make = _empty_inputs.get(known)
+    return None if make is None else make(layer, batch)
 
 
 def is_recurrent(layer: nn.Module) -> bool:

@@ -114,6 +114,16 @@ def test_a_batch_that_is_gone_is_not_compared_with() -> None:
     assert SequenceBatch([torch.zeros(1, 2, 2)] * 2).feature_shape == (2, 2)
 
 
+def test_iterated_in_a_graph() -> None:
+    class Model(nn.Module):
+        def forward(self, xs: list[Tensor]) -> Tensor:
+            return torch.cat([2 * x for x in SequenceBatch(xs)])
+
+    model, xs = Model(), [torch.randn(2, 3), torch.randn(4, 3)]
+    assert_close(torch.compile(model, fullgraph=True, backend="eager")(xs), model(xs))
+    assert_close(torch.export.export(model, (xs,)).module()(xs), model(xs))
+
+
 def test_in_a_graph() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:
