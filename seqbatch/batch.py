@@ -39,7 +39,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
     `map`: `batch.map(torch.add, other)`. A `DataLoader` makes batches by `collate_fn=SequenceBatch.from_sequences`; one
-    over a data set of batches needs `collate_fn=lambda batch: batch`, for by default it takes every Sequence apart.
+    over a data set of batches has `batch_size=None`, and `collate_fn=lambda batch: batch` to copy none of them.
 
     No layer of PyTorch and no function of torch or NumPy can be called with it, because they do not know the lengths:
     each raises, and says to call `encode(layer, batch)` or `batch.map(function)`.
