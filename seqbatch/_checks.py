@@ -22,9 +22,11 @@ def complaint(kind: type[Kind], subject: str, must: str, found: object, remedy: 
 
 def type_name(value: object) -> str:
     """Name the type of a value, with an article and its module."""
-    if value is None:
-        return "None"
-    kind = type(value)
+    return "None" if value is None else class_name(type(value))
+
+
+def class_name(kind: type) -> str:
+    """Name a class, with an article and its module."""
     where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
     name = f"{where}{kind.__qualname__}"
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
@@ -57,6 +59,24 @@ def require_tensor(subject: str, value: object) -> Tensor:
         found = "a nested Tensor" if value.is_nested else f"layout {value.layout}"
         raise complaint(SeqbatchTypeError, subject, "be a dense Tensor", found)
     return value
+
+
+def from_array(subject: str, value: Any) -> Tensor:
+    """Return an array as a Tensor, which shares its memory if torch can, else raise."""
+    if hasattr(value, "mask") and hasattr(value, "filled"):  # of which torch would take what is masked for data
+        remedy = "Call its filled, or drop what is masked."
+        raise complaint(SeqbatchTypeError, subject, "be an array without a mask", type_name(value), remedy)
+    array = value.__array__()
+    try:
+        if not array.flags.writeable:  # of which torch would warn
+            return torch.from_numpy(array.copy())
+        try:
+            return torch.from_numpy(array)
+        except ValueError:
+            return torch.from_numpy(array.copy())  # which has strides that torch takes, as those of a flip are not
+    except (TypeError, ValueError):
+        must = "have a dtype that torch has"
+        raise complaint(SeqbatchTypeError, subject, must, array.dtype, "Call its astype.") from None
 
 
 def require_steps(subject: str, value: object) -> Tensor:
@@ -122,10 +142,20 @@ def same_lengths(subject: str, lengths: tuple[int, ...], like: tuple[int, ...]) 
             raise complaint(SeqbatchValueError, subject, must, found)
 
 
+def is_array(value: object) -> bool:
+    """Return True if the value is an array or a scalar of NumPy, which is not imported here."""
+    return hasattr(type(value), "__array_interface__")
+
+
+def is_bool(value: object) -> bool:
+    """Return True if the value is a bool of Python or NumPy."""
+    return isinstance(value, bool) or (is_array(value) and value.dtype.kind == "b")  # type: ignore[attr-defined]
+
+
 def integer(subject: str, value: object) -> int:
     """Return the value as an int if it is an integer of any library, and no bool, else raise."""
     try:
-        if isinstance(value, bool) or (isinstance(value, Tensor) and value.dtype is torch.bool):
+        if is_bool(value) or (isinstance(value, Tensor) and value.dtype is torch.bool):
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]  # that it may not be one is what is asked
     except TypeError:

@@ -1,12 +1,38 @@
 """Indices of sequences, the same for batches and states: what they may be, and which sequences they mean."""
 
-from typing import Any
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-from seqbatch._checks import complaint, counted, integer, integers, require_numbers
+from seqbatch._checks import complaint, counted, from_array, integer, integers, is_array, is_bool, require_numbers
 from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError
+
+
+class Scalar(Protocol):
+    """A number as those of NumPy: an integer or a bool."""
+
+    def item(self) -> int:
+        """Return it as a number of Python."""
+
+
+class Array(Protocol):
+    """An array as those of NumPy."""
+
+    @property
+    def dtype(self) -> Any: ...
+    def __len__(self) -> int: ...
+    def tolist(self) -> Any: ...
+
+
+# Lists are invariant: a list of integers of NumPy is not a list of `Scalar`.
+AnyScalar = TypeVar("AnyScalar", bound=Scalar)
+Index: TypeAlias = int | slice | list[int] | list[bool] | list[AnyScalar] | Tensor | Array | Scalar
+
+
+def as_index(subject: str, value: Any) -> Any:
+    """Return a NumPy array with an axis as a Tensor; return any other index as it is."""
+    return from_array(subject, value) if is_array(value) and value.ndim else value
 
 
 def is_one_index(value: object) -> bool:
@@ -60,7 +86,7 @@ def refuse_bytes(subject: str, value: object) -> None:
 
 
 def _is_mask(value: object) -> bool:
-    """Tell whether an index is a mask: a bool Tensor, or a list of nothing but bools."""
+    """Return True if an index is a mask: a bool Tensor, or a list of bools only."""
     if isinstance(value, Tensor):
         return value.dtype == torch.bool
-    return isinstance(value, list) and bool(value) and all(isinstance(entry, bool) for entry in value)
+    return isinstance(value, list) and bool(value) and all(map(is_bool, value))

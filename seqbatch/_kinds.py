@@ -47,9 +47,3 @@ def _open_packed(packed: PackedSequence) -> Opened:
         return PackedSequence(repacked.data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
     return opened, close
-
-
-def is_nothing(batch: SequenceBatch) -> bool:
-    """Tell whether a batch may come from an empty list, which has no features that a layer could take."""
-    # The number of sequences last, for in a graph nobody knows it.
-    return batch.values.dim() == 1 and batch.dtype.is_floating_point and batch.batch_size == 0

@@ -89,8 +89,7 @@ def padded_shape(subject: str, value: object, batch_first: bool) -> tuple[int, i
 def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_first: bool) -> Tensor:
     """Return a mask on the host if it is one of the shape and has no holes, else raise."""
     mask = require_tensor(subject, value)
-    if mask.dtype is not torch.bool:
-        raise complaint(SeqbatchTypeError, subject, "be a bool Tensor, True on real steps", mask.dtype)
+    require_bools(subject, mask)
     if tuple(mask.shape) != shape:
         raise complaint(SeqbatchValueError, subject, f"have shape {shape}, as `padded`", tuple(mask.shape))
     require_numbers(subject, mask)
@@ -103,6 +102,14 @@ def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_firs
         must = "have its True steps side by side in each sequence"
         raise complaint(SeqbatchValueError, subject, must, f"a hole in sequence {i}")
     return mask
+
+
+def require_bools(subject: str, mask: Tensor) -> None:
+    """Raise unless a mask is of bools."""
+    if mask.dtype is not torch.bool:
+        # A floating mask may be one that is added to scores, 0 on real steps: `bool` would turn it round.
+        remedy = "" if mask.is_floating_point() or mask.is_complex() else "Call .bool() on a mask of 0 and 1."
+        raise complaint(SeqbatchTypeError, subject, "be a bool Tensor, True on real steps", mask.dtype, remedy)
 
 
 def require_packed(subject: str, value: object) -> tuple[list[int], list[int]]:

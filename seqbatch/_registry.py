@@ -48,6 +48,7 @@ def _always(layer: object) -> bool:
 
 # By type of layer.
 _entries: dict[type, _Entry] = {}
+_empty_inputs: dict[type, Callable[[Any, SequenceBatch], SequenceBatch | None]] = {}
 
 
 def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Encoder[Layer]]:
@@ -142,6 +143,23 @@ def register_recurrent(
         return function
 
     return register
+
+
+def register_empty_input(layer_type: type[Layer], make: Callable[[Layer, SequenceBatch], SequenceBatch | None]) -> None:
+    """Register what a layer takes in place of a batch that was made of an empty list, and so has no features.
+
+    Without it, or where `make` returns None, `encode` returns such a batch as it is, because the features of the
+    outputs are not known.
+    """
+    _empty_inputs[layer_type] = make
+
+
+def empty_input(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
+    """Return what a layer takes in place of a batch without features; None if that is not known."""
+    # Not beyond the class whose encoder runs it, because what a base of that takes may not be what it takes.
+    known = next(base for base in type(layer).__mro__ if base in _empty_inputs or base in _entries)
+    make = _empty_inputs.get(known)
+    return None if make is None else make(layer, batch)
 
 
 def is_recurrent(layer: nn.Module) -> bool:

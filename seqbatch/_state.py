@@ -9,17 +9,17 @@ from torch import Tensor
 
 from seqbatch import _indices, graphs
 from seqbatch._checks import complaint
+from seqbatch._indices import AnyScalar, Index, as_index
+from seqbatch._not_a_tensor import NotATensor
 from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchTypeError
 
-Index = int | slice | list[int] | list[bool] | Tensor
 
-
-class State(ABC):
+class State(NotATensor, ABC):
     """What every state can do. Nothing changes a state: each call gives a new one, through which gradients flow.
 
-    An index is an integer, a slice, a list of integers or bools, or an integer or bool Tensor, and means sequences of
-    the batch. A Tensor on a device is copied to the host, which waits for it.
+    An index is an integer, a slice, a list of integers or bools, or an integer or bool Tensor or NumPy array,
+    and means sequences of the batch. A Tensor on a device is copied to the host, which waits for it.
     """
 
     __slots__ = ()
@@ -33,10 +33,10 @@ class State(ABC):
     def _map(self, function: Callable[[Any], Any]) -> Self:
         """Apply a function to each part: a Tensor with the batch as its third axis, or a state."""
 
-    def _require(self, method: str) -> None:  # noqa: B027  # only the parts of a container may lack one
+    def _require(self, method: str) -> None:  # only the parts of a container may lack one
         """Raise unless every part has a method."""
 
-    def __getitem__(self, index: Index) -> Self:
+    def __getitem__(self, index: Index[AnyScalar]) -> Self:
         """The state of one sequence, or of several, its batch dimension kept; as `select`."""
         return self.select(index)
 
@@ -46,7 +46,7 @@ class State(ABC):
         remedy = "Its parts are attributes, and state[i] is the state of sequence i."
         raise complaint(SeqbatchTypeError, "state", "not be iterated or unpacked", type(self).__name__, remedy)
 
-    def select(self, indices: Index) -> Self:
+    def select(self, indices: Index[AnyScalar]) -> Self:
         """Take the states of some sequences, in the order given.
 
         Args:
@@ -66,7 +66,7 @@ class State(ABC):
         chosen = _chosen(indices, self)
         return self._map(lambda part: _select(part, chosen))
 
-    def reset(self, indices: Index) -> Self:
+    def reset(self, indices: Index[AnyScalar]) -> Self:
         """Set the states of some sequences to zeros, and keep those of the others.
 
         Args:
@@ -116,9 +116,66 @@ class State(ABC):
         self._require("to")
         return self._map(lambda part: part.to(*args, **kwargs))
 
+    def float(self) -> Self:
+        """Convert to float32, as `torch.Tensor.float`.
 
-def _chosen(index: Index, state: State) -> list[int] | Tensor:
+        Returns:
+            a state of copies, or of these very tensors where they are float32; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: a state in a container has no `to`.
+
+        >>> RNNState(torch.zeros(1, 1, 3, 8).double()).float()
+        RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.float32, cpu)
+        """
+        return self.to(torch.float32)
+
+    def double(self) -> Self:
+        """Convert to float64, as `torch.Tensor.double`.
+
+        Returns:
+            a state of copies, or of these very tensors where they are float64; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: a state in a container has no `to`.
+
+        >>> RNNState(torch.zeros(1, 1, 3, 8)).double()
+        RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.float64, cpu)
+        """
+        return self.to(torch.float64)
+
+    def half(self) -> Self:
+        """Convert to float16, as `torch.Tensor.half`.
+
+        Returns:
+            a state of copies, or of these very tensors where they are float16; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: a state in a container has no `to`.
+
+        >>> RNNState(torch.zeros(1, 1, 3, 8)).half()
+        RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.float16, cpu)
+        """
+        return self.to(torch.float16)
+
+    def bfloat16(self) -> Self:
+        """Convert to bfloat16, as `torch.Tensor.bfloat16`.
+
+        Returns:
+            a state of copies, or of these very tensors where they are bfloat16; gradients flow.
+
+        Raises:
+            SeqbatchTypeError: a state in a container has no `to`.
+
+        >>> RNNState(torch.zeros(1, 1, 3, 8)).bfloat16()
+        RNNState(3 sequences, 1 layer, 1 direction, size 8, torch.bfloat16, cpu)
+        """
+        return self.to(torch.bfloat16)
+
+
+def _chosen(index: Any, state: State) -> list[int] | Tensor:
     """Give the positions that an index means, counted from the front; a Tensor stays one in a graph, or raise."""
+    index = as_index("index", index)
     if isinstance(index, Tensor) and in_a_graph():
         return index
     if _indices.is_one_index(index):

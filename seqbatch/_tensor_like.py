@@ -30,6 +30,50 @@ class TensorLike(ABC):
         """
         return self.with_values(self.values.to(*args, **kwargs))
 
+    def float(self) -> Self:
+        """Convert to float32, as `torch.Tensor.float`; integers too.
+
+        Returns:
+            a batch of a copy, or of these very values where they are float32; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3).double(), [2, 1]).float().dtype
+        torch.float32
+        """
+        return self.with_values(self.values.float())
+
+    def double(self) -> Self:
+        """Convert to float64, as `torch.Tensor.double`; integers too.
+
+        Returns:
+            a batch of a copy, or of these very values where they are float64; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).double().dtype
+        torch.float64
+        """
+        return self.with_values(self.values.double())
+
+    def half(self) -> Self:
+        """Convert to float16, as `torch.Tensor.half`; integers too.
+
+        Returns:
+            a batch of a copy, or of these very values where they are float16; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).half().dtype
+        torch.float16
+        """
+        return self.with_values(self.values.half())
+
+    def bfloat16(self) -> Self:
+        """Convert to bfloat16, as `torch.Tensor.bfloat16`; integers too.
+
+        Returns:
+            a batch of a copy, or of these very values where they are bfloat16; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).bfloat16().dtype
+        torch.bfloat16
+        """
+        return self.with_values(self.values.bfloat16())
+
     def cpu(self) -> Self:
         """Copy to the host, as `torch.Tensor.cpu`.
 

@@ -1,7 +1,10 @@
 """SequenceBatch: several sequences of unequal length as one tensor of flat values and their lengths."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Self, overload
+from threading import local
+from typing import Any, Self, overload
+from weakref import ref
 
 import attrs
 import torch
@@ -10,8 +13,10 @@ from torch import Tensor
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
 from seqbatch._hooks import require_no_samples
+from seqbatch._indices import AnyScalar, Array, Index, Scalar, as_index
 from seqbatch._lengths import Lengths
 from seqbatch._modes import refuse_in_a_graph
+from seqbatch._not_a_tensor import NotAnArray
 from seqbatch._plans import select_plan
 from seqbatch._reduce import reduce
 from seqbatch._structures import require_same, require_total, structure_of
@@ -23,39 +28,81 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
 from seqbatch.reduce import Reductions
 
+# A Tensor of one row for each sequence as a batch.
+_SPREAD = "batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))"
+# The batch whose sequences this thread iterated last: what `type(batch)(sequences)` is called with was made of them.
+_last_iterated = local()
+
 
 @attrs.frozen(eq=False, repr=False, init=False)
-class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequence):
+class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, TensorSequence):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
     `map`: `batch.map(torch.add, other)`. A `DataLoader` makes batches by `collate_fn=SequenceBatch.from_sequences`; one
-    over a data set of batches needs `collate_fn=lambda batch: batch`, for by default it takes every Sequence apart.
+    over a data set of batches has `batch_size=None`, and `collate_fn=lambda batch: batch` to copy none of them.
     Lightning takes the steps of the first sequence for the batch size, which makes means of an epoch wrong: log by
     `self.log(name, value, batch_size=len(batch))`.
 
+    No layer of PyTorch and no function of torch or NumPy can be called with it, because they do not know the lengths:
+    each raises, and says to call `encode(layer, batch)` or `batch.map(function)`.
+
     Args:
-        values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on.
+        values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on. Without
+            lengths: several Tensors `(steps, *features)`, as for `from_sequences`. Libraries that rebuild a Sequence
+            from its elements, as Lightning does to convert dtypes, call it so.
         lengths: `(batch,)`, integers, in steps; 0 is allowed. A Tensor on a device is copied to the host, which waits
             for it; no later call does.
 
     Raises:
-        SeqbatchTypeError: the values are no Tensor, or the lengths no integers.
+        SeqbatchTypeError: the values are not a Tensor, or the lengths not integers. Without lengths: the values are a
+            Tensor, or not several Tensors.
         SeqbatchValueError: the values have no dimension of steps, or the lengths are negative or do not add up to them.
+            Without lengths: a sequence has no dimension of steps or differs from the first, or the values are the
+            sequences of several batches stacked, as `torch.utils.data.default_collate` makes of batches.
 
     >>> SequenceBatch(torch.zeros(17, 5), [10, 7])
     SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
     """
 
+    _instead = (
+        "Call encode(layer, batch) for a layer, batch.map(function) for a function that treats every step by itself."
+    )
+    _contents = "Its steps are batch.values, and padded batch.to_padded(batch_first=True)."
     values: Tensor
     _lengths: Lengths
 
-    def __init__(self, values: Tensor, lengths: Sequence[int] | Tensor | Lengths) -> None:
-        steps = _checks.require_steps("values", values).shape[0]
+    @overload
+    def __init__(self, values: Tensor, lengths: Sequence[int] | Tensor | Lengths) -> None: ...
+    @overload
+    def __init__(self, values: Sequence[Tensor] | Iterator[Tensor], lengths: None = None) -> None: ...
+    def __init__(
+        self,
+        values: Tensor | Sequence[Tensor] | Iterator[Tensor],
+        lengths: Sequence[int] | Tensor | Lengths | None = None,
+    ) -> None:
+        if lengths is None:
+            self._rebuild(values)
+            return
+        flat = _checks.require_steps("values", values)
         # Lengths themselves come from pickled batches, and from encoders that change them.
         structure = lengths if isinstance(lengths, Lengths) else structure_of("lengths", lengths)
-        require_total(structure, steps)
-        self._set(values, structure)
+        require_total(structure, flat.shape[0])
+        self._set(flat, structure)
+
+    def _rebuild(self, sequences: Tensor | Sequence[Tensor] | Iterator[Tensor]) -> None:
+        """Make a batch as `from_sequences` does, but refuse sequences that are stacked.
+
+        Libraries call `type(batch)(sequences)` with what they have made of each sequence of a batch. Of those that
+        stack, as `default_collate` and Lightning's `all_gather` do, the number of batches would be taken for the steps.
+        """
+        if isinstance(sequences, Tensor):
+            remedy = "For one sequence call SequenceBatch.from_sequences([values])."
+            raise complaint(SeqbatchTypeError, "lengths", "be given with a Tensor of flat values", None, remedy)
+        if isinstance(sequences, list) and not in_a_graph():  # a list is what those libraries give
+            _refuse_stacked(sequences)
+        made = self.from_sequences(_checks.sequences_of("values", sequences))
+        self._set(made.values, made._lengths)
 
     @classmethod
     def _of(cls, values: Tensor, lengths: Lengths) -> Self:
@@ -130,18 +177,22 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         return self.batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
+        if not in_a_graph():
+            _last_iterated.batch = ref(self)
         return iter(self.to_sequences())
 
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
     @overload
-    def __getitem__(self, index: slice | list[int] | list[bool] | Tensor) -> Self: ...
-    def __getitem__(self, index: int | slice | list[int] | list[bool] | Tensor) -> Tensor | Self:
+    def __getitem__(self, index: slice | list[int] | list[bool] | list[AnyScalar] | Tensor | Array) -> Self: ...
+    @overload
+    def __getitem__(self, index: Scalar) -> Tensor: ...
+    def __getitem__(self, index: Index[Any]) -> Tensor | Self:
         """Take one sequence by an integer (a view), or several by anything else (a batch of copies); gradients flow.
 
         Args:
-            index: an integer, also as a Tensor of no dimension; or a slice, a list of integers or bools, or an
-                integer or bool Tensor `(number,)`. Negative integers count from the end.
+            index: an integer, also as a Tensor or NumPy array of no dimension; or a slice, a list of integers or
+                bools, or an integer or bool Tensor or NumPy array `(number,)`. Negative integers count from the end.
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
@@ -152,6 +203,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         (tensor([1, 2]), tensor([3, 1, 2]))
         """
         refuse_in_a_graph("lengths")
+        index = as_index("index", index)
         if _indices.is_one_index(index):
             i = _indices.position("index", index, len(self))
             start = int(self._lengths.offsets[i])
@@ -172,7 +224,8 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
 
         Raises:
             SeqbatchTypeError: this is no iterable, or something in it is no SequenceBatch.
-            SeqbatchValueError: a batch differs from the first in features, dtype or device.
+            SeqbatchValueError: a batch differs from the first in features, dtype or device. One that was made of an
+                empty list, and so has none of its own, differs from none.
 
         >>> SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), SequenceBatch(torch.zeros(3), [1, 2])]).lengths
         (2, 1, 2)
@@ -183,10 +236,12 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         for i, part in enumerate(parts):
             if not isinstance(part, SequenceBatch):
                 raise complaint(SeqbatchTypeError, f"batches[{i}]", "be a SequenceBatch", _checks.type_name(part))
-            _checks.same_kind(f"batches[{i}]", part.values, "batches[0]", parts[0].values)
+        known = [(i, part) for i, part in enumerate(parts) if in_a_graph() or not is_nothing(part)]
+        for i, part in known:
+            _checks.same_kind(f"batches[{i}]", part.values, f"batches[{known[0][0]}]", known[0][1].values)
         if not parts:
             return cls.from_sequences([])
-        values = torch.cat([part.values for part in parts])
+        values = torch.cat([part.values for _, part in known or enumerate(parts)])
         if in_a_graph():
             return cls._of(values, Lengths.from_tensor(torch.cat([part._lengths.tensor for part in parts])))
         return cls._of(values, Lengths(tuple(count for part in parts for count in part.lengths)))
@@ -194,13 +249,19 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
     def map(self, function: Callable[..., Tensor], *others: "SequenceBatch") -> Self:
         """Apply a function that treats every step by itself.
 
+        The function sees the steps of all sequences, one after another. A Tensor of one row for each sequence that it
+        captures is paired with steps, not with sequences: where the numbers agree, that is wrong without an error.
+        Spread such a Tensor over the steps, and pass the batch: `batch.map(function, spread)`, where `spread` is
+        `batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))`.
+
         Args:
             function: from flat values `(total_steps, *features)`, one Tensor for this batch and each other, to flat
                 values of the same number of steps. It must not mix steps: there is nothing between the sequences.
             others: batches of the same lengths.
 
         Returns:
-            a batch of the same structure, of the very Tensor that the function returns.
+            a batch of the same structure, of the very Tensor that the function returns. A batch made of an empty list
+            has no features that a function could use: where it raises with that, the result is such a batch again.
 
         Raises:
             SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
@@ -214,11 +275,30 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         require_no_samples("function", function)
         for i, other in enumerate(others):
             if not isinstance(other, SequenceBatch):
-                raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", _checks.type_name(other))
+                remedy = ""
+                if isinstance(other, Tensor):
+                    remedy = f"For a row for each step give batch.with_values(tensor), for each sequence {_SPREAD}."
+                found = _checks.type_name(other)
+                raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", found, remedy)
             require_same(f"others[{i}]", other._lengths, self._lengths)
             if other.device != self.device:
                 raise complaint(SeqbatchValueError, f"others[{i}]", f"be on {self.device}, as this batch", other.device)
-        return self._same_steps("function(values)", function(self.values, *(other.values for other in others)))
+        flat = [self.values, *(other.values for other in others)]
+        if in_a_graph():
+            return self._same_steps("function(values)", function(*flat))
+        try:
+            return self._same_steps("function(values)", function(*flat))
+        except (IndexError, RuntimeError, ValueError) as error:
+            batches: list[SequenceBatch] = [self, *others]
+            for batch in batches:
+                if is_nothing(batch):
+                    return self.with_values(batch.values)
+            if "must match" in str(error) and re.search(rf"(\(|size ){len(self)}\b", str(error)):
+                error.add_note(
+                    "A Tensor of one row for each sequence must be spread over the steps, and passed as a batch: "
+                    f"batch.map(function, {_SPREAD})."
+                )
+            raise
 
     def with_values(self, values: Tensor) -> Self:
         """Give the same structure other values.
@@ -254,3 +334,19 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         tensor([2, 1, 3])
         """
         return self.with_values(reduce(self.values, self._lengths, "reverse"))
+
+
+def is_nothing(batch: SequenceBatch) -> bool:
+    """Return True if a batch may come from an empty list, which has no features that a layer could take."""
+    # The number of sequences last, because it is not known in a graph.
+    return batch.values.dim() == 1 and batch.dtype.is_floating_point and batch.batch_size == 0
+
+
+def _refuse_stacked(tensors: list[Any]) -> None:
+    """Raise if each Tensor has the shape of a sequence that was iterated before, and one axis more in front."""
+    batch: SequenceBatch | None = getattr(_last_iterated, "batch", lambda: None)()
+    shapes = [(length, *batch.feature_shape) for length in batch.lengths] if batch else []
+    if batch and [getattr(one, "shape", ())[1:] for one in tensors] == shapes:
+        remedy = "To join batches call SequenceBatch.concat; for sequences of such features call from_sequences."
+        must = f"have shape (steps, {', '.join(map(str, batch.feature_shape))}), as the sequences they are made of"
+        raise complaint(SeqbatchValueError, "values[0]", must, tuple(tensors[0].shape), remedy)

@@ -37,6 +37,8 @@ class ContainerState(State):
     (None, RNNState(1 sequence, 1 layer, 1 direction, size 3, torch.float32, cpu))
     """
 
+    _instead = "Call encode_with_state(layer, sequences, state); state.states[i] is the state of layer i."
+    _contents = "Its Tensors are those of state.states."
     states: tuple[Any, ...]
 
     def __init__(self, states: Iterable[Any]) -> None:

@@ -11,11 +11,11 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks import complaint, describe, type_name
 from seqbatch._hooks import require_no_samples
-from seqbatch._kinds import is_nothing, open_kind
-from seqbatch._registry import find
+from seqbatch._kinds import open_kind
+from seqbatch._registry import empty_input, find
 from seqbatch._state import State
 from seqbatch._tracing import in_a_graph
-from seqbatch.batch import SequenceBatch
+from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.container_state import ContainerState
 from seqbatch.errors import UnsupportedLayerError
 from seqbatch.state import LSTMState, RNNState
@@ -74,7 +74,10 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     entry = find(layer)
     batch, close = open_kind(sequences)
     if is_nothing(batch) and not entry.keeps_state(layer):
-        return close(batch)
+        taken = empty_input(layer, batch)
+        if taken is None:
+            return close(batch)
+        batch = taken
     try:
         return close(entry.outputs(layer, batch))
     except Exception as error:

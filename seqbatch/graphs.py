@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from seqbatch._checks import complaint, integer, require_integers, type_name
 from seqbatch._indices import refuse_bytes
-from seqbatch._layout_checks import PaddingSide
+from seqbatch._layout_checks import PaddingSide, require_bools
 from seqbatch._modes import require_in_graph
 from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
 
@@ -113,8 +113,7 @@ def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: Paddin
 
 def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
     """Turn a padded tensor into flat values by its mask, and give their lengths; no padding reaches any value."""
-    if mask.dtype is not torch.bool:
-        raise complaint(SeqbatchTypeError, "mask", "be a bool Tensor, True on real steps", mask.dtype)
+    require_bools("mask", mask)
     must = "have the first two axes of `padded`"
     if mask.dim() != 2 or any(_differ(mask.shape[axis], padded.shape[axis], f"`mask` must {must}") for axis in (0, 1)):
         raise complaint(SeqbatchValueError, "mask", must, "others")

@@ -16,6 +16,8 @@ class _TensorState(State):
     """A state made of tensors `(num_layers, num_directions, batch, size)`, the first of which is the hidden state."""
 
     __slots__ = ()
+    _instead = "Call encode_with_state(layer, sequences, state); for a layer of PyTorch itself call state.to_torch()."
+    _contents = "Its Tensors are what state.to_torch() returns."
     _names: ClassVar[tuple[str, ...]]
     hidden: Tensor
 

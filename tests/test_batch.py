@@ -132,6 +132,14 @@ def test_map_and_with_values(lengths: list[int]) -> None:
             SeqbatchValueError,
             r"`others\[0\]` must be on cpu, as this batch; got meta.",
         ),
+        (
+            lambda b: b.map(torch.add, torch.zeros(2)),
+            SeqbatchTypeError,
+            r"^`others\[0\]` must be a SequenceBatch; got a torch.Tensor. For a row for each step give "
+            r"batch.with_values\(tensor\), for each sequence "
+            r"batch.with_values\(tensor.repeat_interleave\(batch.offsets.diff\(\), 0\)\).$",
+        ),
+        (lambda b: b.map(torch.add, b, torch.zeros(2)), SeqbatchTypeError, r"^`others\[1\]` must .* give batch.with_v"),
         (lambda b: b.map(len), SeqbatchTypeError, r"`function\(values\)` must be a Tensor; got an int."),
         (
             lambda b: b.map(torch.sum),
@@ -158,6 +166,55 @@ def test_map_and_with_values(lengths: list[int]) -> None:
 def test_bad_map(call: Callable[[SequenceBatch], Any], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call(SequenceBatch(torch.zeros(3), [2, 1]))
+
+
+@for_all_lengths(dtype=st.sampled_from(DTYPES))
+def test_the_advice_for_a_tensor_of_a_row_for_each_sequence_is_right(lengths: list[int], dtype: torch.dtype) -> None:
+    batch = SequenceBatch(make((sum(lengths), 2), torch.float64), lengths)
+    tensor = make((len(lengths), 3), torch.float64).to(dtype)
+    with pytest.raises(SeqbatchTypeError) as caught:
+        batch.map(torch.add, tensor)  # type: ignore[arg-type]  # wrong
+    advice = str(caught.value).partition("for each sequence ")[2].removesuffix(".")
+    assert advice in (SequenceBatch.map.__doc__ or "")
+    spread = eval(advice, {}, {"batch": batch, "tensor": tensor})
+    wanted = [row.expand(length, 3) for row, length in zip(tensor, lengths, strict=True)]
+    assert_close(spread.to_sequences(), wanted, rtol=0, atol=0)
+
+
+SPREAD = (
+    "A Tensor of one row for each sequence must be spread over the steps, and passed as a batch: "
+    "batch.map(function, batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0)))."
+)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda values: values + torch.ones(3, 2),
+        lambda values: torch.where(torch.ones(3, 2) > 0, values, 0),
+        lambda values: torch.cat([values, torch.ones(3, 4)], 1),
+        lambda values: torch.addcmul(values, torch.ones(3, 2), values),
+    ],
+)
+def test_a_captured_tensor_of_a_row_for_each_sequence_gets_a_note(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(RuntimeError, match=r"must match") as caught:
+        SequenceBatch(torch.zeros(5, 2), [2, 1, 2]).map(function)
+    assert caught.value.__notes__ == [SPREAD]
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda values: values + torch.ones(4, 2),  # of as many rows as nothing has
+        lambda values: values + torch.ones(5, 4),
+        lambda values: values @ torch.ones(3, 2),
+        lambda values: values[:, 3],
+    ],
+)
+def test_other_errors_of_a_function_get_no_note(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises((RuntimeError, IndexError)) as caught:
+        SequenceBatch(torch.zeros(5, 2), [2, 1, 2]).map(function)
+    assert not hasattr(caught.value, "__notes__")
 
 
 @pytest.mark.parametrize(
@@ -219,6 +276,13 @@ def test_tensor_like_methods() -> None:
     assert batch.to("cpu").values is values
     assert batch.to("meta").device.type == "meta"
     assert batch.cpu().values is values
+    assert batch.float().values is values
+    assert batch.double().dtype is torch.float64
+    assert batch.half().dtype is torch.float16
+    assert batch.bfloat16().dtype is torch.bfloat16
+    assert batch.half().values.requires_grad
+    with patch.object(Tensor, "float", lambda tensor: tensor + 1):
+        assert_close(batch.float().values, values + 1)
     assert not batch.detach().values.requires_grad
     assert batch.detach().values.data_ptr() == values.data_ptr()
     assert batch.clone().values.data_ptr() != values.data_ptr()
@@ -227,6 +291,13 @@ def test_tensor_like_methods() -> None:
         assert_close(batch.cuda(1, non_blocking=True).values, values + 1)
     with patch.object(Tensor, "pin_memory", lambda tensor: tensor + 1):
         assert_close(batch.pin_memory().values, values + 1)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8])
+def test_integers_are_cast_as_a_tensor_is(dtype: torch.dtype) -> None:
+    batch = SequenceBatch(torch.tensor([1, 0, 1]).to(dtype), [2, 1])
+    for name in ("float", "double", "half", "bfloat16"):
+        assert_close(getattr(batch, name)().values, getattr(batch.values, name)(), rtol=0, atol=0)
 
 
 def test_derived_batches_share_the_structure() -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import strategies as st
@@ -33,6 +34,64 @@ def test_indexing_is_that_of_a_list(lengths: list[int], data: st.DataObject) -> 
     kept = [x for x, keep in zip(xs, flags, strict=True) if keep]
     assert_close(batch[flags].to_sequences(), kept)
     assert_close(batch[torch.tensor(flags, dtype=torch.bool)].to_sequences(), kept)
+
+
+NUMPY: list[tuple[Any, list[int]]] = [
+    (np.array([3, -4]), [3, 0]),
+    (np.array([1, 1], dtype=np.int16), [1, 1]),
+    (np.array([2, 0], dtype=np.uint32), [2, 0]),
+    (np.array([], dtype=np.int64), []),
+    (np.flatnonzero(np.array([0, 1, 0, 1])), [1, 3]),
+    (np.arange(4)[::-2], [3, 1]),
+    (np.array([False, True, True, False]), [1, 2]),
+    (np.zeros(4, dtype=bool), []),
+    (np.broadcast_to(np.array([True]), 4), [0, 1, 2, 3]),  # which cannot be written to
+    ([np.int64(2), np.int64(0), -1], [2, 0, 3]),
+    ([np.True_, np.False_, np.False_, np.True_], [0, 3]),
+    ([np.True_, False, False, True], [0, 3]),
+]
+
+
+@pytest.mark.parametrize(("index", "meant"), NUMPY, ids=repr)
+def test_indices_of_numpy(index: Any, meant: list[int]) -> None:
+    xs = sequences([2, 0, 3, 1], (2,))
+    assert_close(SequenceBatch.from_sequences(xs)[index].to_sequences(), [xs[i] for i in meant])
+
+
+@pytest.mark.parametrize("index", [np.int64(-2), np.uint8(2), np.array(2), np.arange(4)[2]], ids=repr)
+def test_one_index_of_numpy(index: Any) -> None:
+    xs = sequences([2, 0, 3, 1], (2,))
+    assert_close(torch.as_tensor(SequenceBatch.from_sequences(xs)[index]), xs[2])
+
+
+MASKED: Any = np.ma.array([1, 0], mask=[1, 0])  # type: ignore[no-untyped-call]  # it has no types
+BAD_NUMPY: list[tuple[Any, type[Exception], str]] = [
+    (np.array([0, 5]), SeqbatchIndexError, r"`index\[1\]` must be from -2 to 1, for 2 sequences; got 5\."),
+    (np.int64(5), SeqbatchIndexError, r"`index` must be from -2 to 1, for 2 sequences; got 5\."),
+    (np.array([True]), SeqbatchIndexError, r"`index` must have shape \(2,\), as it is a mask; got \(1,\)\."),
+    (np.ones((2, 2), dtype=bool), SeqbatchIndexError, r"`index` must have shape \(2,\), .*; got \(2, 2\)\."),
+    (np.ones((1, 2), dtype=int), SeqbatchTypeError, r"`index` must be integers, as a Tensor .*; got shape \(1, 2\)"),
+    (np.array([1.0]), SeqbatchTypeError, r"`index` must be integers, as a Tensor .* and torch\.float64"),
+    (np.array([1, 0], dtype=np.uint8), SeqbatchTypeError, r"`index` must say whether it is a mask; got torch\.uint8\."),
+    (np.array(["a"]), SeqbatchTypeError, r"`index` must have a dtype that torch has; got <U1\. Call its astype\."),
+    (
+        MASKED,
+        SeqbatchTypeError,
+        r"`index` must be an array without a mask; got .*\. Call its",
+    ),
+    (np.True_, SeqbatchTypeError, r"`index` must be an integer; got np\.True_\."),
+    (np.array(True), SeqbatchTypeError, r"`index` must be an integer; got array\(True\)\."),
+    (np.float64(1), SeqbatchTypeError, r"`index` must be an integer; got np\.float64\(1\.0\)\."),
+    ([1, np.True_], SeqbatchTypeError, r"`index\[1\]` must be an integer; got np\.True_\."),
+    ([True, np.int64(1)], SeqbatchTypeError, r"`index\[0\]` must be an integer; got True\."),
+    ([np.True_, 1], SeqbatchTypeError, r"`index\[0\]` must be an integer; got np\.True_\."),
+]
+
+
+@pytest.mark.parametrize(("index", "kind", "message"), BAD_NUMPY)
+def test_bad_index_of_numpy(index: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        SequenceBatch(torch.zeros(3), [2, 1])[index]
 
 
 @pytest.mark.parametrize("index", [[2, 0], [0, 0, 1], slice(1, 3), 1, [True, False, True]])

@@ -115,7 +115,27 @@ HOLE = torch.tensor([[True, True, False], [True, False, True]])
         (
             lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.int(), batch_first=True),
             SeqbatchTypeError,
-            r"`mask` must be a bool Tensor, True on real steps; got torch.int32.",
+            r"`mask` must be a bool Tensor, True on real steps; got torch.int32. Call .bool\(\) on a mask of 0 and 1.$",
+        ),
+        (
+            lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.T.long(), batch_first=False),
+            SeqbatchTypeError,
+            r"`mask` must be a bool Tensor, True on real steps; got torch.int64. Call .bool\(\) on a mask of 0 and 1.$",
+        ),
+        (
+            lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.float(), batch_first=True),
+            SeqbatchTypeError,
+            r"`mask` must be a bool Tensor, True on real steps; got torch.float32.$",
+        ),
+        (
+            lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.int().numpy(), batch_first=True),  # type: ignore[arg-type]  # wrong
+            SeqbatchTypeError,
+            r"`mask` must be a Tensor; got a numpy.ndarray. Make it one by torch.as_tensor.$",
+        ),
+        (
+            lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.int().tolist(), batch_first=True),  # type: ignore[arg-type]  # wrong
+            SeqbatchTypeError,
+            r"`mask` must be a Tensor; got a list. Make it one by torch.as_tensor.$",
         ),
         (
             lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.T, batch_first=True),

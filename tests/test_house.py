@@ -29,6 +29,7 @@ ORDER = [
     "errors",
     "_tracing",
     "_checks",
+    "_not_a_tensor",
     "_layout_checks",
     "_indices",
     "_hooks",

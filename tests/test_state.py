@@ -153,6 +153,15 @@ def test_detach_shares_the_values_and_drops_the_graph(make_state: Callable[[int]
 
 
 @every_state
+def test_casts_are_those_of_a_tensor(make_state: Callable[[int], Any]) -> None:
+    state = make_state(3)
+    for name in ("float", "double", "half", "bfloat16"):
+        cast = getattr(state, name)()
+        assert type(cast) is type(state)
+        assert_close(tensors_of(cast), [getattr(part, name)() for part in tensors_of(state)], rtol=0, atol=0)
+
+
+@every_state
 def test_to_converts_dtype_and_device(make_state: Callable[[int], Any]) -> None:
     state = make_state(3)
     assert {part.dtype for part in tensors_of(state.to(torch.float32))} == {torch.float32}

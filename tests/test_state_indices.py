@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from laws import tensors_of
@@ -28,6 +29,13 @@ INDICES: list[tuple[Any, list[int]]] = [
     (torch.tensor([3, -4]), [3, 0]),
     (torch.tensor([1], dtype=torch.int16), [1]),
     (torch.tensor([False, True, True, False]), [1, 2]),
+    (np.int64(-1), [3]),
+    (np.array(2), [2]),
+    (np.array([2, 0, -1]), [2, 0, 3]),
+    (np.array([True, False, False, True]), [0, 3]),  # as environments return which episodes have ended
+    (np.array([], dtype=np.int64), []),
+    ([np.True_, np.False_, np.False_, np.True_], [0, 3]),
+    ([np.int64(1), 1], [1, 1]),
 ]
 
 
@@ -89,6 +97,11 @@ def test_reset_clears_what_is_not_finite(make_state: Callable[[int], Any]) -> No
             r"`index` must be a slice of integers, its step not 0; got slice\(0\.5, ",
         ),
         (slice(None, None, 0), SeqbatchTypeError, r"`index` must be a slice of integers, .*; got slice\(None, None, 0"),
+        (np.array([0, 3]), SeqbatchIndexError, r"`index\[1\]` must be from -3 to 2, for 3 sequences; got 3\."),
+        (np.array([True]), SeqbatchIndexError, r"`index` must have shape \(3,\), as it is a mask; got \(1,\)\."),
+        (np.array([1, 0, 1], dtype=np.uint8), SeqbatchTypeError, r"`index` must say whether it is a mask; got torch"),
+        (np.array([1.0]), SeqbatchTypeError, r"`index` must be integers, as a Tensor .* and torch\.float64"),
+        ([0, np.True_], SeqbatchTypeError, r"`index\[1\]` must be an integer; got np\.True_\."),
     ],
 )
 @every_state

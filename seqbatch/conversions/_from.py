@@ -33,8 +33,9 @@ class FromLayouts(ABC):
         """Join sequences of unequal length into a batch.
 
         Args:
-            sequences: any iterable of Tensors `(steps, *features)` of equal features, dtype and device. Of no
-                sequences it makes a batch of none, with features `()`.
+            sequences: any iterable of Tensors `(steps, *features)` of equal features, dtype and device. With no
+                sequences, features and dtype are not known: it makes a batch of none with features `()`, which every
+                layer takes, and `concat` joins to any other. `batch[[]]` keeps those of a batch.
 
         Returns:
             a batch of copies, through which gradients flow.

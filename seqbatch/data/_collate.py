@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from seqbatch._checks import complaint, counted, require_steps, require_tensor, same_kind, type_name
+from seqbatch._checks import complaint, counted, from_array, require_steps, require_tensor, same_kind, type_name
 from seqbatch.batch import SequenceBatch
 from seqbatch.data._containers import NUMBERS, Container, container_of, has_steps, is_kept, kind_of
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -201,9 +201,7 @@ def _collate_numbers(values: list[Any], place: _Place, dtype: torch.dtype) -> Te
 
 def _collate_tensors(values: list[Any], place: _Place, chosen: _Chosen) -> SequenceBatch | Tensor:
     """Join or stack Tensors and arrays."""
-    tensors = [
-        value if isinstance(value, Tensor) else _from_array(place.of(i), value) for i, value in enumerate(values)
-    ]
+    tensors = [value if isinstance(value, Tensor) else from_array(place.of(i), value) for i, value in enumerate(values)]
     first = require_tensor(place.of(0), tensors[0])
     # A sample that is a Tensor itself is a sequence whatever its shape, which a type checker does not know.
     is_sequence = (first.dim() > 0 or not place.path) if chosen is None else place.name in chosen
@@ -215,24 +213,6 @@ def _collate_tensors(values: list[Any], place: _Place, chosen: _Chosen) -> Seque
         return SequenceBatch(torch.cat(tensors), [tensor.shape[0] for tensor in tensors])
     stacked: Tensor = default_collate(tensors)  # in a worker process right into shared memory
     return stacked
-
-
-def _from_array(subject: str, value: Any) -> Tensor:
-    """Return an array as a Tensor, which shares its memory if torch can, else raise."""
-    if hasattr(value, "mask") and hasattr(value, "filled"):  # of which torch would take what is masked for data
-        remedy = "Call its filled, or drop the steps that are masked."
-        raise complaint(SeqbatchTypeError, subject, "be an array without a mask", type_name(value), remedy)
-    array = value.__array__()
-    try:
-        if not array.flags.writeable:  # of which torch would warn
-            return torch.from_numpy(array.copy())
-        try:
-            return torch.from_numpy(array)
-        except ValueError:
-            return torch.from_numpy(array.copy())  # which has strides that torch takes, as those of a flip are not
-    except (TypeError, ValueError):
-        must = "have a dtype that torch has"
-        raise complaint(SeqbatchTypeError, subject, must, array.dtype, "Call its astype.") from None
 
 
 def _is_like(tensor: Tensor, first: Tensor, free: int) -> bool:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths
 from seqbatch._operators import Function, Operator
 from seqbatch._records import Tensors
-from seqbatch.batch import SequenceBatch
+from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.encoders._layers import autocasts, outside_graphs
 from seqbatch.encoders._recurrent import Form, StateType, run_by_engine, sizes_of
 from seqbatch.engines import Hidden, is_plain

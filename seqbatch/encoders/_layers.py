@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch._checks import complaint, describe
 from seqbatch._modes import not_in_a_graph
+from seqbatch._registry import register_empty_input
 from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchValueError
@@ -148,6 +149,28 @@ def rounds_by_range(layer: Any) -> bool:
 def autocasts(device: torch.device) -> bool:
     """Tell whether `torch.autocast` is on for a device."""
     return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
+def register_features(
+    kind: type[nn.Module], features: Callable[[Any], tuple[int, ...] | None], dtype: torch.dtype | None = None
+) -> None:
+    """Register the features that a layer takes, by which a batch made of an empty list gets outputs of its size.
+
+    Args:
+        kind: the type of layer.
+        features: from the layer to the features of a step; None if it does not say.
+        dtype: the dtype that it takes, if that is not the one of its weights.
+    """
+
+    def make(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
+        sizes = features(layer) if keeps_forward(layer, kind) and not is_lazy(layer) else None
+        if sizes is None:
+            return None
+        held = (*layer.parameters(), *layer.buffers())
+        like = next((tensor for tensor in held if tensor.is_floating_point()), batch.values)
+        return batch.with_values(torch.empty(0, *sizes, dtype=dtype or like.dtype, device=like.device))
+
+    register_empty_input(kind, make)
 
 
 def run_on_nothing(layer: nn.Module, result: Tensor, batch: SequenceBatch) -> Tensor:

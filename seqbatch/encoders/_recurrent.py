@@ -8,9 +8,8 @@ from torch import Tensor, nn
 
 from seqbatch import engines
 from seqbatch._checks import complaint, counted, describe, type_name
-from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths, to_device
-from seqbatch.batch import SequenceBatch
+from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.container_state import ContainerState
 from seqbatch.encoders._layers import (
     autocasts,

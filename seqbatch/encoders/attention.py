@@ -27,6 +27,7 @@ from seqbatch.encoders._layers import (
     QUANTIZED_CELLS,
     keeps_forward,
     outside_graphs,
+    register_features,
     require_device,
     require_dtype,
     require_features,
@@ -56,8 +57,15 @@ def _register(kind: type[nn.Module]) -> None:
         return run(layer, batch, call, plain=plain, causal=False)
 
 
+def features_of(layer: nn.Module) -> tuple[int, ...] | None:
+    """Return the features that a layer of one of the `KINDS` takes; None if there is no attention in it."""
+    attentions = (module for module in layer.modules() if isinstance(module, nn.MultiheadAttention))
+    return next(((attention.embed_dim,) for attention in attentions), None)
+
+
 for _kind in KINDS:
     _register(_kind)
+    register_features(_kind, features_of)
 
 
 def require_input(layer: nn.Module, batch: SequenceBatch, plain: bool) -> None:

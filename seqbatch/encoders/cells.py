@@ -12,12 +12,11 @@ from torch.nn.utils.parametrize import is_parametrized
 from seqbatch import engines
 from seqbatch._checks import complaint, counted, type_name
 from seqbatch._hooks import has_hooks
-from seqbatch._kinds import is_nothing
 from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed, takes_gradients_only
 from seqbatch._plans import packed_plan
 from seqbatch._registry import register_recurrent
-from seqbatch.batch import SequenceBatch
+from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.encoders._layers import QUANTIZED_CELLS, autocasts, keeps_forward, outside_graphs, quantized_layers
 from seqbatch.encoders._recurrent import (
     Form,

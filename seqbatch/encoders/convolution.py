@@ -36,6 +36,7 @@ from seqbatch.encoders._layers import (
     outside_graphs,
     quantized_layers,
     refusals_of,
+    register_features,
     require_device,
     require_dtype,
     require_features,
@@ -202,8 +203,10 @@ def _require_lengths(layer: nn.Module, rule: Windows | Border, batch: SequenceBa
 
 _POOLS = (nn.AvgPool1d, nn.LPPool1d, nn.MaxPool1d)
 _register(nn.Conv1d, windows_of_convolution)
+register_features(nn.Conv1d, lambda layer: (layer.in_channels,))
 for _kind in quantized_layers("Conv1d"):
     _register(_kind, windows_of_convolution, _one_by_one)
+    register_features(_kind, lambda layer: (layer.in_channels,))
 _register(nn.MaxPool1d, windows_of_maximum)
 _register(nn.AvgPool1d, windows_of_mean)
 # By length, for behind a window that is not picked its gradient would be 0 times NaN, and reach other sequences.

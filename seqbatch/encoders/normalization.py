@@ -25,6 +25,7 @@ from seqbatch.encoders._layers import (
     is_lazy,
     keeps_forward,
     outside_graphs,
+    register_features,
     require_device,
     require_features,
     takes_its_weights_dtype,
@@ -96,6 +97,11 @@ def _synchronizes(layer: nn.Module) -> bool:
     return spread and isinstance(layer, nn.SyncBatchNorm)
 
 
+def _features_of(layer: Any) -> tuple[int, ...] | None:
+    # 0 of a lazy layer that has neither weights nor statistics, and takes any number.
+    return (layer.num_features,) if layer.num_features else None
+
+
 def _call_batch_norm(layer: Any, values: Tensor) -> Tensor:
     """Call a batch norm, or do in a graph what it does in evaluation.
 
@@ -125,7 +131,10 @@ def _by_kept_statistics(layer: Any, values: Tensor) -> Tensor:
 
 for _kind in (nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.SyncBatchNorm):
     register_stepwise(_kind, _check_batch_norm, _call_batch_norm)
+    register_features(_kind, _features_of)
 register_stepwise(nn.GroupNorm, _check_group_norm)
+register_features(nn.GroupNorm, lambda layer: (layer.num_channels,))
+register_features(nn.InstanceNorm1d, _features_of)
 
 
 @register_encoder(nn.InstanceNorm1d)

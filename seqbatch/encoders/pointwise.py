@@ -17,6 +17,7 @@ from seqbatch.encoders._layers import (
     outside_graphs,
     quantized_layers,
     refusals_of,
+    register_features,
     require_device,
     require_dtype,
     require_features,
@@ -86,9 +87,13 @@ def _check_nothing(layer: nn.Module, batch: SequenceBatch) -> None:
     """Leave it to PyTorch to refuse what an activation does not take; it has many rules and changes nothing before."""
 
 
-def _check_features(layer: nn.Module, batch: SequenceBatch) -> None:
+def _features_of(layer: nn.Module) -> tuple[int, ...]:
     sizes = next(getattr(layer, name) for kind, name in _WITH_FEATURES.items() if isinstance(layer, kind))
-    require_features(batch, (sizes,) if isinstance(sizes, int) else tuple(sizes), layer)
+    return (sizes,) if isinstance(sizes, int) else tuple(sizes)
+
+
+def _check_features(layer: nn.Module, batch: SequenceBatch) -> None:
+    require_features(batch, _features_of(layer), layer)
     require_device(batch, layer)
     if isinstance(layer, nn.Linear) or batch.dtype not in (torch.bfloat16, torch.float16):
         require_dtype(batch, layer)  # norms take half precision with whole weights too
@@ -146,8 +151,11 @@ for _kind in ELEMENTWISE:
     register_stepwise(_kind, _check_nothing)
 for _kind in quantized_layers("Linear"):
     _register_quantized(_kind)
+    register_features(_kind, lambda layer: (layer.in_features,))
 for _kind in _WITH_FEATURES:
     register_stepwise(_kind, _check_features)
+    register_features(_kind, _features_of)
 for _kind in _ALONG_AN_AXIS:
     register_stepwise(_kind, _check_axis)
 register_stepwise(nn.Embedding, _check_tokens)
+register_features(nn.Embedding, lambda layer: (), torch.int64)

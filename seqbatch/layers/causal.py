@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from seqbatch._checks import complaint, require_steps, type_name
 from seqbatch._registry import register_encoder
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import keeps_forward, outside_graphs
+from seqbatch.encoders._layers import keeps_forward, outside_graphs, register_features
 from seqbatch.encoders._plain import is_plain, is_untouched
-from seqbatch.encoders.attention import KINDS, is_batch_first, require_input, run
+from seqbatch.encoders.attention import KINDS, features_of, is_batch_first, require_input, run
 from seqbatch.errors import SeqbatchTypeError
 
 
@@ -71,3 +71,6 @@ def _(layer: Causal, batch: SequenceBatch) -> SequenceBatch:
     if kept:
         require_input(layer.layer, batch, plain)
     return run(layer.layer, batch, layer, plain=plain and kept and is_untouched(layer), causal=True)
+
+
+register_features(Causal, features_of)

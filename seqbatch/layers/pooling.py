@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from seqbatch._registry import register_encoder
 from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import require_device, require_dtype, require_features
+from seqbatch.encoders._layers import register_features, require_device, require_dtype, require_features
 from seqbatch.encoders.container import call_as_itself
 from seqbatch.layers._layers import as_batch, refuse_own_forward, size
 
@@ -180,3 +180,6 @@ class AttentionPool(_Pool):
     def _reduce(self, batch: SequenceBatch) -> Tensor:
         shares = batch.map(lambda values: values @ self.query).softmax()
         return batch.map(lambda values, shares: values * shares[:, None], shares).sum()
+
+
+register_features(AttentionPool, lambda layer: (layer.features,))

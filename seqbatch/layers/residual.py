@@ -6,9 +6,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from seqbatch._checks import complaint, describe
-from seqbatch._kinds import is_nothing
-from seqbatch._registry import is_recurrent, register_recurrent
-from seqbatch.batch import SequenceBatch
+from seqbatch._registry import is_recurrent, register_empty_input, register_recurrent
+from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders.container import call_as_itself
 from seqbatch.errors import SeqbatchValueError
@@ -59,7 +58,7 @@ class Residual(nn.Module):
     def _add(self, batch: SequenceBatch, outputs: SequenceBatch) -> Tensor:
         """Add what comes out of the layer to what goes in, or raise."""
         if is_nothing(batch):
-            return batch.values
+            return outputs.values
         features = tuple(outputs.feature_shape), tuple(batch.feature_shape)
         lengths = (0, 0) if outputs._lengths is batch._lengths else (outputs.lengths, batch.lengths)
         for what, (found, wanted) in (("lengths", lengths), ("features", features)):
@@ -104,3 +103,4 @@ def _run_as_itself(
 
 
 register_recurrent(Residual, when=_holds_state, outputs=_run_outputs)(_run)
+register_empty_input(Residual, lambda layer, batch: batch)

@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._checks import complaint, describe
-from seqbatch._kinds import is_nothing
-from seqbatch._registry import is_recurrent, register_recurrent
-from seqbatch.batch import SequenceBatch
+from seqbatch._registry import is_recurrent, register_empty_input, register_recurrent
+from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode
 from seqbatch.encoders.container import RunChild, call_as_itself, run_from, states_of
@@ -67,7 +66,7 @@ class TwoWay(nn.Module):
     def _run(self, batch: SequenceBatch, run_layer: RunChild) -> SequenceBatch:
         """Run both layers by a function, and join what they give."""
         results = [run_layer(0, self.forward_layer, batch), run_layer(1, self.backward_layer, batch.reverse())]
-        if is_nothing(batch):
+        if any(map(is_nothing, results)):
             return batch
         _require_alike(*results)
         return results[0].map(lambda one, other: torch.cat([one, other], -1), results[1].reverse())
@@ -130,3 +129,4 @@ def _run_as_itself(layer: TwoWay, batch: SequenceBatch, run_layer: RunChild) -> 
 
 
 register_recurrent(TwoWay, when=_hold_states, outputs=_run_outputs)(_run)
+register_empty_input(TwoWay, lambda layer, batch: batch)

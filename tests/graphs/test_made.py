@@ -66,6 +66,11 @@ def test_from_mask_of_padding_on_both_sides_and_of_holes() -> None:
     ("mask", "kind", "said"),
     [
         (torch.ones(2, 3), SeqbatchTypeError, r"be a bool Tensor, True on real steps; got torch\.float32"),
+        (
+            torch.ones(2, 3).long(),
+            SeqbatchTypeError,
+            r"be a bool Tensor, .*; got torch\.int64\. Call \.bool\(\) on a mask",
+        ),
         (torch.ones(2, 4, dtype=torch.bool), SeqbatchValueError, "have the first two axes of `padded`; got others"),
         (torch.ones(2, dtype=torch.bool), SeqbatchValueError, "have the first two axes of `padded`; got others"),
     ],

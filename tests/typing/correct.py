@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, assert_type
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -196,6 +198,9 @@ def batches_are_made(x: Tensor, sequences: list[Tensor], packed: PackedSequence,
     assert_type(SequenceBatch(x, [10, 7]), SequenceBatch)
     assert_type(SequenceBatch(values=x, lengths=lengths), SequenceBatch)
     assert_type(SequenceBatch(x, torch.tensor([10, 7])), SequenceBatch)
+    assert_type(SequenceBatch(sequences), SequenceBatch)
+    assert_type(SequenceBatch(2 * one for one in sequences), SequenceBatch)
+    assert_type(SequenceBatch((x, x)), SequenceBatch)
     assert_type(SequenceBatch.from_sequences(sequences), SequenceBatch)
     assert_type(SequenceBatch.from_sequences(2 * one for one in sequences), SequenceBatch)
     assert_type(SequenceBatch.from_padded(x, [10, 7], batch_first=True), SequenceBatch)
@@ -264,6 +269,36 @@ def batches_are_indexed(batch: SequenceBatch, x: Tensor, numbers: list[int], fla
     assert_type(batch[flags], SequenceBatch)
     assert_type(batch[[True, False]], SequenceBatch)
     assert_type(batch[x], SequenceBatch)
+
+
+def batches_and_states_are_indexed_by_numpy(
+    batch: SequenceBatch,
+    state: LSTMState,
+    array: npt.NDArray[np.int64],
+    mask: npt.NDArray[np.bool_],
+    number: np.int64,
+    numbers: list[np.int64],
+    flags: list[np.bool_],
+) -> None:
+    assert_type(batch[array], SequenceBatch)
+    assert_type(batch[mask], SequenceBatch)
+    assert_type(batch[number], Tensor)
+    assert_type(batch[numbers], SequenceBatch)
+    assert_type(batch[flags], SequenceBatch)
+    assert_type(state[array], LSTMState)
+    assert_type(state[mask], LSTMState)
+    assert_type(state.select(number), LSTMState)
+    assert_type(state.select(numbers), LSTMState)
+    assert_type(state.reset(mask), LSTMState)
+    assert_type(state.reset(flags), LSTMState)
+
+
+def batches_and_states_are_cast(batch: SequenceBatch, state: LSTMState) -> None:
+    assert_type(batch.float(), SequenceBatch)
+    assert_type(batch.double(), SequenceBatch)
+    assert_type(batch.half(), SequenceBatch)
+    assert_type(batch.bfloat16(), SequenceBatch)
+    assert_type(state.float(), LSTMState)
 
 
 def batches_are_sequences_of_tensors(batch: SequenceBatch, x: Tensor) -> None:

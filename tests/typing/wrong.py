@@ -1,6 +1,6 @@
 """What users may not write: mypy and pyright report each line marked wrong, and no other. Never run."""
 
-# ruff: noqa: B018, F841, RUF059  # what a line gives is of no use here
+# ruff: noqa: B015, B018, F841, RUF059  # what a line gives is of no use here
 
 from typing import Literal
 
@@ -137,6 +137,7 @@ def batches_need_values_and_lengths(x: Tensor, sequences: list[Tensor], packed: 
     SequenceBatch(x, [10.0, 7.0])  # wrong
     SequenceBatch(sequences, [10, 7])  # wrong
     SequenceBatch(x, sizes=[10, 7])  # wrong
+    SequenceBatch([[1.0]])  # wrong
     SequenceBatch.from_sequences(3)  # wrong
     SequenceBatch.from_sequences([[1.0], [2.0]])  # wrong
     SequenceBatch.from_packed(x)  # wrong
@@ -208,6 +209,8 @@ def batches_are_indexed_by_sequence(batch: SequenceBatch) -> None:
     batch[0, 1]  # wrong
     batch[0:1, :]  # wrong
     batch[["xs"]]  # wrong
+    batch[[1.0]]  # wrong
+    batch[batch]  # wrong
     batch[0].lengths  # wrong
     batch[:1].shape  # wrong
 
@@ -218,6 +221,11 @@ def batches_are_no_tensors(batch: SequenceBatch, x: Tensor) -> None:
     torch.relu(batch)  # wrong
     batch.shape  # wrong
     nn.functional.relu(batch)  # wrong
+    -batch  # wrong
+    x * batch  # wrong
+    batch @ x  # wrong
+    batch > 0  # wrong
+    batch.dim()  # wrong
 
 
 def batches_map_tensors_to_tensors(batch: SequenceBatch, x: Tensor) -> None:
@@ -262,6 +270,8 @@ def states_are_not_tuples(lstm_state: LSTMState, rnn_state: RNNState, states: Co
     lstm_state[0] = lstm_state  # wrong
     lstm_state.select()  # wrong
     lstm_state.select("all")  # wrong
+    lstm_state.select([1.0])  # wrong
+    lstm_state + lstm_state  # wrong
     lstm_state.reset(None)  # wrong
     rnn_state.cell  # wrong
     states.hidden  # wrong
