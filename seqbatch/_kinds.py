@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks import complaint, require_steps, type_name
+from seqbatch._exporters import refuse_exporters
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchTypeError
 
@@ -15,6 +16,7 @@ Opened = tuple[SequenceBatch, Callable[[SequenceBatch], Any]]
 
 def open_kind(sequences: object) -> Opened:
     """Turn sequences of any kind into a batch, and give the function that turns a batch into that kind again."""
+    refuse_exporters()
     if isinstance(sequences, SequenceBatch):
         return sequences, lambda batch: batch
     if isinstance(sequences, PackedSequence):  # before tuple, of which it is a subclass

@@ -1,6 +1,6 @@
 """State: what every state can do, and how sequences are taken out of one or set back in it."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -9,13 +9,14 @@ from torch import Tensor
 
 from seqbatch import _indices, graphs
 from seqbatch._checks import complaint
+from seqbatch._exporters import Unscriptable, refuse_exporters
 from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchTypeError
 
 Index = int | slice | list[int] | list[bool] | Tensor
 
 
-class State(ABC):
+class State(metaclass=Unscriptable):
     """What every state can do. Nothing changes a state: each call gives a new one, through which gradients flow.
 
     An index is an integer, a slice, a list of integers or bools, or an integer or bool Tensor, and means sequences of
@@ -119,6 +120,7 @@ class State(ABC):
 
 def _chosen(index: Index, state: State) -> list[int] | Tensor:
     """Give the positions that an index means, counted from the front; a Tensor stays one in a graph, or raise."""
+    refuse_exporters()
     if isinstance(index, Tensor) and in_a_graph():
         return index
     if _indices.is_one_index(index):

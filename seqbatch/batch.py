@@ -9,6 +9,7 @@ from torch import Tensor
 
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
+from seqbatch._exporters import Unscriptable, refuse_exporters
 from seqbatch._lengths import Lengths
 from seqbatch._modes import refuse_in_a_graph
 from seqbatch._plans import select_plan
@@ -24,7 +25,7 @@ from seqbatch.reduce import Reductions
 
 
 @attrs.frozen(eq=False, repr=False, init=False)
-class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequence):
+class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequence, metaclass=Unscriptable):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
@@ -39,6 +40,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
     Raises:
         SeqbatchTypeError: the values are no Tensor, or the lengths no integers.
         SeqbatchValueError: the values have no dimension of steps, or the lengths are negative or do not add up to them.
+        SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
 
     >>> SequenceBatch(torch.zeros(17, 5), [10, 7])
     SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
@@ -61,6 +63,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, TensorSequen
         return batch
 
     def _set(self, values: Tensor, lengths: Lengths) -> None:
+        refuse_exporters()
         # As attrs does it, but in words that `torch.compile` understands.
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "_lengths", lengths)

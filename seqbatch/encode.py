@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks import complaint, describe, type_name
+from seqbatch._exporters import unscriptable
 from seqbatch._kinds import is_nothing, open_kind
 from seqbatch._registry import find
 from seqbatch._state import State
@@ -37,6 +38,7 @@ class _NotTheStateOfThisLayer:
 def encode(layer: nn.Module, sequences: Same) -> Same: ...
 @overload
 def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...]) -> list[Tensor]: ...
+@unscriptable
 def encode(layer: nn.Module, sequences: Any) -> Any:
     """Run a layer on sequences of unequal length; each gets the result it would get alone.
 
@@ -62,6 +64,7 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
             device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; or the
             encoder gives another number of sequences.
         UnsupportedLayerError: no encoder handles the layer, or it is an `nn.Sequential` with a `forward` of its own.
+        SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
 
     >>> xs, ys = torch.randn(10, 5), torch.randn(7, 5)
     >>> hs_x, hs_y = encode(nn.LSTM(5, 3, num_layers=2, bidirectional=True), [xs, ys])
@@ -115,6 +118,7 @@ def encode_with_state(layer: nn.Module, sequences: Same, state: Any = None) -> t
 def encode_with_state(
     layer: nn.Module, sequences: list[T] | tuple[T, ...], state: Any = None
 ) -> tuple[list[Tensor], Any]: ...
+@unscriptable
 def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> Any:
     """Run a layer that carries a state on sequences of unequal length, from a state to a state.
 
@@ -134,6 +138,7 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
         SeqbatchValueError: as `encode`, or the state is of another shape, dtype or device than the layer and the
             sequences ask for.
         UnsupportedLayerError: no encoder handles the layer, or it keeps no state.
+        SeqbatchError: as `encode`.
 
     >>> long = torch.randn(100, 5)
     >>> gru = nn.GRU(5, 3)

@@ -29,6 +29,7 @@ ORDER = [
     "errors",
     "_tracing",
     "_checks",
+    "_exporters",
     "_layout_checks",
     "_indices",
     "_hooks",
