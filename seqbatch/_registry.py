@@ -48,6 +48,8 @@ def _always(layer: object) -> bool:
 
 # By type of layer.
 _entries: dict[type, _Entry] = {}
+# By type of layer, whether PyTorch takes a Tensor of two axes for a batch of single steps, and not for one sequence.
+_takes_rows: dict[type, Callable[[Any], bool]] = {}
 
 
 def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Encoder[Layer]]:
@@ -174,6 +176,24 @@ def find(layer: object) -> _Entry:
     if entry is None:
         raise unsupported(layer)
     return entry
+
+
+def register_rows(layer_type: type[nn.Module], when: Callable[[Any], bool] = _always) -> None:
+    """Register a type of layer, and its subclasses, as one that PyTorch calls on a batch of single steps: a cell."""
+    _takes_rows[layer_type] = when
+
+
+def register_rows_of_children(layer_type: type[nn.Module]) -> None:
+    """Register a type of container in the same way, if a layer in it is one."""
+    register_rows(layer_type, lambda layer: any(takes_rows(child) for child in layer.children()))
+
+
+def takes_rows(layer: nn.Module) -> bool:
+    """Return True if PyTorch takes `(number, features)` for a batch of single steps, as cells do."""
+    for base in type(layer).__mro__:
+        if base in _takes_rows:
+            return _takes_rows[base](layer)
+    return False
 
 
 def _dispatch(layer_type: type) -> _Entry | None:

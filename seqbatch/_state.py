@@ -34,7 +34,7 @@ class State(metaclass=Unscriptable):
     def _map(self, function: Callable[[Any], Any]) -> Self:
         """Apply a function to each part: a Tensor with the batch as its third axis, or a state."""
 
-    def _require(self, method: str) -> None:  # noqa: B027  # only the parts of a container may lack one
+    def _require(self, method: str) -> None:  # only the parts of a container may lack one
         """Raise unless every part has a method."""
 
     def __getitem__(self, index: Index) -> Self:

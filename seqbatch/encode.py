@@ -50,7 +50,9 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
             every step by itself, those of `seqbatch.layers`, `nn.Sequential` of such, and what `register_encoder` and
             `register_recurrent` add. Whether it is `batch_first` does not matter.
         sequences: a list or tuple of Tensors `(steps, *features)`, and no other iterable, one such Tensor, a
-            SequenceBatch, a PackedSequence, or a nested Tensor of jagged layout.
+            SequenceBatch, a PackedSequence, or a nested Tensor of jagged layout. One Tensor is one sequence. Cells, and
+            containers of them, do not take it, because PyTorch calls them on one step of each of many sequences: write
+            `[x]` or `SequenceBatch(x, [1] * len(x))`.
 
     Returns:
         the outputs, in the same order and as the same kind (a list for a tuple); gradients flow. Those in a list are
@@ -58,8 +60,8 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
         of it. A layer that returns its input, as `nn.Identity`, returns the caller's memory.
 
     Raises:
-        SeqbatchTypeError: the layer is no `nn.Module`, the sequences are of no such kind, ids for `nn.Embedding` are no
-            int32 or int64, or the encoder gives no SequenceBatch.
+        SeqbatchTypeError: the layer is no `nn.Module`, the sequences are of no such kind, or one Tensor for a cell, ids
+            for `nn.Embedding` are no int32 or int64, or the encoder gives no SequenceBatch.
         SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
             device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; or the
             encoder gives another number of sequences.
@@ -72,7 +74,7 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     (torch.Size([10, 6]), torch.Size([7, 6]))
     """
     entry = find(layer)
-    batch, close = open_kind(sequences)
+    batch, close = open_kind(sequences, layer)
     if is_nothing(batch) and not entry.keeps_state(layer):
         return close(batch)
     try:
@@ -150,7 +152,7 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
     if not entry.keeps_state(layer):
         remedy = "Call encode."
         raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
-    batch, close = open_kind(sequences)
+    batch, close = open_kind(sequences, layer)
     try:
         outputs, new_state = entry.run(layer, batch, state)
         return close(outputs), new_state

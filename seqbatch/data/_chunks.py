@@ -129,7 +129,7 @@ def _run(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[
     for chunk in chunks:  # not by `enumerate`, which holds what it gave last
         i = next(numbers)
         try:
-            batch, close = open_kind(chunk)
+            batch, close = open_kind(chunk, layer)
             size = batch.batch_size if size is None else size
             if batch.batch_size != size:
                 must = f"be of {counted(size, 'sequence')}, as chunks[0]"

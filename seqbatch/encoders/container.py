@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from seqbatch._checks import complaint, counted, describe, type_name
 from seqbatch._hooks import HOOKS, has_hooks
-from seqbatch._registry import is_recurrent, register_recurrent, unsupported
+from seqbatch._registry import is_recurrent, register_recurrent, register_rows_of_children, unsupported
 from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
@@ -83,6 +83,7 @@ def _run_in_order(layer: _Container, batch: SequenceBatch, run_child: RunChild) 
 
 for _kind in _KINDS:
     register_recurrent(_kind, when=_holds_state, outputs=_run_outputs)(_run)
+    register_rows_of_children(_kind)
 
 
 def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size: int) -> list[object]:
