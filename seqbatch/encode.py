@@ -42,7 +42,10 @@ def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...]) -> list[Tensor]
 def encode(layer: nn.Module, sequences: Any) -> Any:
     """Run a layer on sequences of unequal length; each gets the result it would get alone.
 
-    A subclass is run as its base is, so one whose own `forward` mixes steps needs an encoder of its own.
+    A subclass is run as its base is, so one whose own `forward` mixes steps needs an encoder of its own. That of
+    `nn.LSTM`, `nn.GRU` and `nn.RNN` may mix steps: it is called once for each length, on a Tensor of all sequences of
+    this length, `(steps, batch, features)` or as its `batch_first` says, and on a state of PyTorch's layout if there is
+    one. It must treat each sequence by itself, and return an output and a state of the shapes that its base returns.
 
     Args:
         layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind and their cells, convolution and
@@ -61,10 +64,11 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
 
     Raises:
         SeqbatchTypeError: the layer is no `nn.Module`, the sequences are of no such kind, or one Tensor for a cell, ids
-            for `nn.Embedding` are no int32 or int64, or the encoder gives no SequenceBatch.
+            for `nn.Embedding` are no int32 or int64, the encoder gives no SequenceBatch, or a `forward` of the layer's
+            own does not take a Tensor.
         SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
-            device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; or the
-            encoder gives another number of sequences.
+            device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; the
+            encoder gives another number of sequences; or a `forward` of the layer's own returns other shapes.
         UnsupportedLayerError: no encoder handles the layer, or it is an `nn.Sequential` with a `forward` of its own.
         SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
 
