@@ -29,6 +29,7 @@ ORDER = [
     "errors",
     "_tracing",
     "_checks",
+    "_advice",
     "_exporters",
     "_layout_checks",
     "_indices",

@@ -199,7 +199,7 @@ def _collate_tensors(values: list[Any], place: _Place, chosen: _Chosen) -> Seque
 def _from_array(subject: str, value: Any) -> Tensor:
     """Return an array as a Tensor, which shares its memory if torch can, else raise."""
     if hasattr(value, "mask") and hasattr(value, "filled"):  # of which torch would take what is masked for data
-        remedy = "Call its filled, or drop the steps that are masked."
+        remedy = "Call its filled with a value of your choice, or drop the steps that are masked."
         raise complaint(SeqbatchTypeError, subject, "be an array without a mask", type_name(value), remedy)
     array = value.__array__()
     try:

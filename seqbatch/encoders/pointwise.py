@@ -53,6 +53,12 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.Threshold,
 )
 _ALONG_AN_AXIS: tuple[type[nn.Module], ...] = (nn.GLU, nn.LogSoftmax, nn.Softmax, nn.Softmin)
+# What to call on a batch for what a layer would do along the steps of each sequence.
+_OVER_STEPS: dict[type[nn.Module], str] = {
+    nn.LogSoftmax: "SequenceBatch.from_sequences([x.log_softmax(0) for x in batch])",  # of softmax the log may be -inf
+    nn.Softmax: "batch.softmax()",
+    nn.Softmin: "batch.map(torch.neg).softmax()",
+}
 _WITH_FEATURES: dict[type[nn.Module], str] = {
     nn.LayerNorm: "normalized_shape",
     nn.Linear: "in_features",
@@ -115,7 +121,8 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
     axes = 1 + len(batch.feature_shape)
     if layer.dim is None or layer.dim in (0, -axes):
         remedy = "Give dim=-1 for the last feature" if axes > 1 else "Such a sequence has no features"
-        remedy += "." if isinstance(layer, nn.GLU) else "; for a softmax over the steps call batch.softmax()."
+        over_steps = next((call for kind, call in _OVER_STEPS.items() if isinstance(layer, kind)), None)
+        remedy += f"; over the steps call {over_steps}." if over_steps else "."
         must = f"work along a feature, not along the steps of a sequence of {counted(axes, 'dimension')}"
         raise complaint(SeqbatchValueError, "layer", must, describe(layer), remedy)
 

@@ -149,8 +149,9 @@ def test_what_was_compiled_by_itself_is_no_layer_to_register() -> None:
     gru: Any = nn.GRU(4, 3)
     layer: Any = torch.compile(gru, backend="aot_eager")
     said = (
-        "`layer` must be a layer that is not compiled by itself; got an OptimizedModule, which torch.compile makes. "
-        "Compile the function or the model that calls encode, and give the layer itself, layer._orig_mod."
+        "`layer` must be a layer itself, and not a wrapper of one; got a torch._dynamo.eval_frame.OptimizedModule: "
+        "none is registered for it or its bases. Compile the function or the model that calls encode, and give the "
+        "layer itself, layer._orig_mod."
     )
     for call in (encode, encode_with_state):
         for compiled_one in (layer, nn.Sequential(nn.Tanh(), layer)):
