@@ -17,6 +17,8 @@ from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
+from seqbatch.encoders._causes import HOOKS as WHY_OUTSIDE
+from seqbatch.encoders._causes import cause_of
 from seqbatch.encoders._layers import keeps_forward, outside_graphs
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -112,11 +114,10 @@ def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values
     """
     if in_a_graph() and not has_hooks(layer):
         return forward(values)
-    result: Tensor = _call_shell(layer, forward, values)
+    result: Tensor = _call_shell_outside(layer, forward, values)
     return result
 
 
-@outside_graphs
 def _call_shell(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one, nor the
     # `__new__` of a layer that `fully_shard` has sharded, which makes another layer. What `layer.compile` has made is
@@ -128,6 +129,9 @@ def _call_shell(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: T
         vars(shell)[kind] = OrderedDict((key, partial(_call_hook, hook, layer, shell)) for key, hook in hooks.items())
     result: Tensor = shell(values)
     return result
+
+
+_call_shell_outside: Any = outside_graphs(_call_shell, WHY_OUTSIDE, cause_of)
 
 
 def _call_hook(hook: Callable[..., Any], layer: nn.Module, shell: nn.Module, copied: nn.Module, *rest: Any) -> Any:

@@ -12,6 +12,7 @@ from seqbatch._checks import complaint, counted, describe
 from seqbatch._registry import register_encoder
 from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._causes import HOOKS, cause_of
 from seqbatch.encoders._layers import (
     keeps_forward,
     outside_graphs,
@@ -130,9 +131,7 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
 def _register_quantized(kind: type[nn.Module]) -> None:
     """Register the encoder of a quantized `nn.Linear`: it is called once, and runs on each sequence alone."""
 
-    @register_encoder(kind)
-    @outside_graphs
-    def _(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    def run(layer: Any, batch: SequenceBatch) -> SequenceBatch:
         plain = keeps_forward(layer, kind)
         if plain:
             require_features(batch, (layer.in_features,), layer)
@@ -145,6 +144,8 @@ def _register_quantized(kind: type[nn.Module]) -> None:
         given = batch.values if plain else batch.values.clone()
         with refusals_of(layer, batch) if plain else nullcontext():
             return batch.with_values(call_as_itself(layer, forward, given))
+
+    register_encoder(kind)(outside_graphs(run, HOOKS, cause_of))
 
 
 for _kind in ELEMENTWISE:

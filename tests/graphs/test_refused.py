@@ -83,7 +83,9 @@ def test_what_needs_the_numbers_of_the_lengths(what: str) -> None:
 )
 def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.Module) -> None:
     batch = signals([4, 3])
-    with pytest.raises(Unsupported, match="seqbatch: a graph must serve all lengths, and this layer runs by"):
+    with pytest.raises(
+        Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer (runs by their numbers|has hooks)"
+    ):
         compiled(encoding(layer))(batch)
     dynamo.reset()
     partly: Any = torch.compile(encoding(layer), dynamic=True, backend="aot_eager")
@@ -91,9 +93,7 @@ def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.M
         assert_close(partly(signals(lengths)).values, encode(layer, signals(lengths)).values)
 
 
-@pytest.mark.parametrize(
-    ("layer", "name"), [(hooked(), "GRU"), (nn.Conv1d(4, 3, 3), "Conv1d"), (nn.LSTMCell(4, 3), "LSTMCell")]
-)
+@pytest.mark.parametrize(("layer", "name"), [(nn.Conv1d(4, 3, 3), "Conv1d"), (nn.LSTMCell(4, 3), "LSTMCell")])
 def test_such_a_layer_is_not_exported(layer: nn.Module, name: str) -> None:
     with pytest.raises(SeqbatchError, match=re.escape(NUMBERS + f"a layer of type {name}. Call it outside.") + "$"):
         torch.export.export(Model(layer), (signals([4, 3]),))
