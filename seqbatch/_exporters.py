@@ -6,7 +6,7 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch.compiler import is_exporting
-from torch.jit import is_tracing
+from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, and left out of its `__all__`
 
 from seqbatch._checks import complaint
 from seqbatch._tracing import in_a_graph

@@ -70,7 +70,8 @@ MODELS: dict[str, Callable[..., Any]] = {
 def test_tracing_is_refused_and_leaves_nothing_behind(what: str) -> None:
     model = Model(MODELS[what]).eval()
     wanted = model(PADDED, LENGTHS)
-    for trace in (torch.jit.trace, lambda model, given: torch.jit.trace_module(model, {"forward": given})):
+    ways: list[Any] = [torch.jit.trace, lambda model, given: torch.jit.trace_module(model, {"forward": given})]
+    for trace in ways:
         with pytest.raises(SeqbatchError, match=f"^{TRACE}"):
             trace(model, (PADDED, LENGTHS))
     assert_close(model(PADDED, LENGTHS), wanted)
@@ -154,7 +155,8 @@ def test_the_functions_themselves_are_not_scripted(function: Callable[..., Any])
 
 
 def test_models_beside_seqbatch_are_traced_and_scripted() -> None:
-    for make in (lambda model: torch.jit.trace(model, KEPT.values), torch.jit.script):
+    ways: list[Any] = [lambda model: torch.jit.trace(model, KEPT.values), torch.jit.script]
+    for make in ways:
         assert_close(make(nn.Linear(4, 3).eval())(KEPT.values).shape, torch.Size([7, 3]))
 
 

@@ -19,11 +19,12 @@ class SubclassOfACell(nn.LSTMCell):
 
 
 def quantized(cell: nn.Module) -> nn.Module:
-    return torch.ao.quantization.quantize_dynamic(nn.Sequential(cell), {type(cell)}, torch.qint8)[0]
+    made: nn.Module = torch.ao.quantization.quantize_dynamic(nn.Sequential(cell), {type(cell)}, torch.qint8)[0]
+    return made
 
 
 OBS = torch.randn(4, 5)
-HOLD_CELLS = {
+HOLD_CELLS: dict[str, Any] = {
     "LSTMCell": lambda: nn.LSTMCell(5, 5),
     "GRUCell": lambda: nn.GRUCell(5, 5),
     "RNNCell": lambda: nn.RNNCell(5, 5),

@@ -20,7 +20,7 @@ every_pattern = pytest.mark.parametrize("lengths", PATTERNS, ids=str)
 class WithNoise(nn.LSTM):
     """Makes its own state where it is given none, as many public models do, by what only a Tensor has."""
 
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None) -> Any:
         if hx is None:
             axis = 0 if self.batch_first else 1
             rows = self.num_layers * (2 if self.bidirectional else 1)
@@ -32,7 +32,7 @@ class WithNoise(nn.LSTM):
 class AddsPosition(nn.GRU):
     """Knows the position of each step, which a PackedSequence would not tell."""
 
-    def forward(self, input: Tensor, hx: Any = None) -> Any:
+    def forward(self, input: Any, hx: Any = None) -> Any:
         axis = 1 if self.batch_first else 0
         steps = torch.arange(input.shape[axis], dtype=input.dtype)
         return super().forward(input + (steps[None, :, None] if self.batch_first else steps[:, None, None]), hx)

@@ -211,8 +211,8 @@ def test_a_layer_that_is_more_than_its_weights_is_called(how: str) -> None:
 def test_a_layer_whose_forward_is_its_own_is_called_on_tensors(how: str) -> None:
     for lengths in (RAGGED, EQUAL):
         assert choose(changed(how), FLOAT, lengths) is groups.run
-    layer = nn.LSTM(2, 3)
-    layer.forward = lambda *given: nn.LSTM.forward(layer, *given)  # type: ignore[method-assign]  # which may do anything
+    layer: Any = nn.LSTM(2, 3)
+    layer.forward = lambda *given: nn.LSTM.forward(layer, *given)  # which may do anything
     assert choose(layer, FLOAT, RAGGED) is groups.run
     with torch.no_grad():
         assert choose(layer, FLOAT, RAGGED) is groups.run

@@ -56,11 +56,13 @@ def old_weight_norm(layer: nn.Module) -> nn.Module:
 
 
 def old_spectral_norm(layer: nn.Module) -> nn.Module:
-    return nn.utils.spectral_norm(layer, weight_of(layer))
+    normed: nn.Module = nn.utils.spectral_norm(layer, weight_of(layer))
+    return normed
 
 
 def new_weight_norm(layer: nn.Module) -> nn.Module:
-    return parametrizations.weight_norm(layer, weight_of(layer))
+    normed: nn.Module = parametrizations.weight_norm(layer, weight_of(layer))
+    return normed
 
 
 def forward_hook(layer: nn.Module) -> nn.Module:
