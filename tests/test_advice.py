@@ -122,6 +122,18 @@ def test_the_plug_in_that_the_error_shows_does_nothing_until_it_is_written(
     assert_close(encode(layer, xs), [layer(x) for x in xs])
 
 
+def test_a_container_whose_forward_accelerate_has_replaced() -> None:
+    layer: Any = nn.Sequential(nn.Linear(4, 3))
+    layer._old_forward, layer.forward = layer.forward, lambda *given: layer._old_forward(*given)  # as accelerate does
+    message = refusal(layer)
+    assert message.startswith(
+        "`layer` must have the `forward` of its class, and not one of accelerate; got a torch.nn."
+    )
+    assert message.endswith(
+        "Prepare a module whose `forward` takes a SequenceBatch and calls encode on the layer, and call what you get."
+    )
+
+
 def test_an_averaged_model() -> None:
     averaged = AveragedModel(nn.LSTM(4, 3))
     message = refusal(averaged)

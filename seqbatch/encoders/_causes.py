@@ -32,6 +32,4 @@ def cause_of(layer: nn.Module) -> tuple[str, str]:
             return found, f"{remedy}, or use torch.nn.utils.parametrizations.{function} in its place."
     if has_hooks(layer):
         return f"{found} with hooks", "Remove each by the handle that registering it returned."
-    if not takes_packed(layer):
-        return f"{found} with a forward of its own", ""
-    return found, ""
+    return found if takes_packed(layer) else f"{found} with a forward of its own", ""
