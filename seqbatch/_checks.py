@@ -64,7 +64,7 @@ def require_tensor(subject: str, value: object) -> Tensor:
 def from_array(subject: str, value: Any) -> Tensor:
     """Return an array as a Tensor, which shares its memory if torch can, else raise."""
     if hasattr(value, "mask") and hasattr(value, "filled"):  # of which torch would take what is masked for data
-        remedy = "Call its filled, or drop what is masked."
+        remedy = "Call its filled with a value of your choice, or drop what is masked."
         raise complaint(SeqbatchTypeError, subject, "be an array without a mask", type_name(value), remedy)
     array = value.__array__()
     try:

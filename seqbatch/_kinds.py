@@ -3,32 +3,45 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch._checks import complaint, require_steps, type_name
+from seqbatch._checks import complaint, describe, require_steps, type_name
+from seqbatch._exporters import refuse_exporters
+from seqbatch._registry import takes_rows
 from seqbatch.batch import SequenceBatch
 from seqbatch.errors import SeqbatchTypeError
 
 Opened = tuple[SequenceBatch, Callable[[SequenceBatch], Any]]
 
 
-def open_kind(sequences: object) -> Opened:
-    """Turn sequences of any kind into a batch, and give the function that turns a batch into that kind again."""
+def open_kind(sequences: object, layer: nn.Module) -> Opened:
+    """Turn sequences of any kind into a batch, and return the function that turns a batch into that kind again.
+
+    Raises:
+        SeqbatchTypeError: they are of no such kind, or one Tensor for a cell.
+    """
+    refuse_exporters()
     if isinstance(sequences, SequenceBatch):
         return sequences, lambda batch: batch
     if isinstance(sequences, PackedSequence):  # before tuple, of which it is a subclass
         return _open_packed(sequences)
     if isinstance(sequences, Tensor):
-        return _open_nested(sequences) if sequences.is_nested else _open_tensor(sequences)
+        return _open_nested(sequences) if sequences.is_nested else _open_tensor(sequences, layer)
     if isinstance(sequences, (list, tuple)):
         return SequenceBatch.from_sequences(sequences), SequenceBatch.to_sequences
     must = "be a list or tuple of Tensors, a Tensor, a SequenceBatch, a PackedSequence or a nested Tensor"
     raise complaint(SeqbatchTypeError, "sequences", must, type_name(sequences))
 
 
-def _open_tensor(sequence: Tensor) -> Opened:
+def _open_tensor(sequence: Tensor, layer: nn.Module) -> Opened:
     steps = len(require_steps("sequences", sequence))
+    if takes_rows(layer):
+        must = f"be a list or a SequenceBatch, for {describe(layer)}"
+        found = f"{type_name(sequence)}, which PyTorch's cells take for one step of each of many sequences"
+        many = "SequenceBatch(sequences, [1] * len(sequences)) for one step of each"
+        remedy = f"Write [sequences] for one sequence, or {many}."
+        raise complaint(SeqbatchTypeError, "sequences", must, found, remedy)
     return SequenceBatch(sequence, [steps]), lambda batch: batch.values
 
 

@@ -37,12 +37,13 @@ def are_batched(gradients: Iterable[Tensor | None]) -> bool:
     return any(gradient is not None and batched(gradient) for gradient in gradients)
 
 
-def not_in_a_graph(what: str) -> SeqbatchError:
-    """Make the error for what a graph cannot hold that is to serve all lengths."""
+def not_in_a_graph(what: str, remedy: str = "") -> SeqbatchError:
+    """Make the error for what a graph cannot hold that is to serve all lengths; `remedy` is how it could hold it."""
     disabled = "or in a function that torch.compiler.disable keeps out of the graph"
     # Out of what is exported nothing can be kept.
-    remedy = "Call it outside." if torch.compiler.is_exporting() else f"Call it outside, {disabled}."
+    outside = "Call it outside." if torch.compiler.is_exporting() else f"Call it outside, {disabled}."
     must = "serve all lengths, so that nothing in it may depend on their numbers"
+    remedy = f"{remedy} Or call{outside[4:]}" if remedy else outside
     return complaint(SeqbatchError, "graph of torch.compile or torch.export", must, what, remedy)
 
 

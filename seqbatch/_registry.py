@@ -1,7 +1,6 @@
 """Which encoder handles which type of layer: registration, dispatch by type and bases, and entry points."""
 
 import functools
-import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
@@ -9,6 +8,7 @@ from typing import Any, TypeVar
 import attrs
 from torch import nn
 
+from seqbatch._advice import advice_for
 from seqbatch._checks import complaint, counted, type_name
 from seqbatch._modes import not_in_a_graph
 from seqbatch._tracing import in_a_graph
@@ -49,6 +49,8 @@ def _always(layer: object) -> bool:
 # By type of layer.
 _entries: dict[type, _Entry] = {}
 _empty_inputs: dict[type, Callable[[Any, SequenceBatch], SequenceBatch | None]] = {}
+# By type of layer, whether PyTorch takes a Tensor of two axes for a batch of single steps, and not for one sequence.
+_takes_rows: dict[type, Callable[[Any], bool]] = {}
 
 
 def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Encoder[Layer]]:
@@ -194,6 +196,24 @@ def find(layer: object) -> _Entry:
     return entry
 
 
+def register_rows(layer_type: type[nn.Module], when: Callable[[Any], bool] = _always) -> None:
+    """Register a type of layer, and its subclasses, as one that PyTorch calls on a batch of single steps: a cell."""
+    _takes_rows[layer_type] = when
+
+
+def register_rows_of_children(layer_type: type[nn.Module]) -> None:
+    """Register a type of container in the same way, if a layer in it is one."""
+    register_rows(layer_type, lambda layer: any(takes_rows(child) for child in layer.children()))
+
+
+def takes_rows(layer: nn.Module) -> bool:
+    """Return True if PyTorch takes `(number, features)` for a batch of single steps, as cells do."""
+    for base in type(layer).__mro__:
+        if base in _takes_rows:
+            return _takes_rows[base](layer)
+    return False
+
+
 def _dispatch(layer_type: type) -> _Entry | None:
     """Give what is registered for a type or its nearest base.
 
@@ -210,22 +230,11 @@ def is_run_as(layer: object, *kinds: type[nn.Module]) -> bool:
     return find(layer) in [_dispatch(kind) for kind in kinds]
 
 
-def unsupported(layer: object, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:
-    """Make the error for a layer that cannot be run, which shows how to register it."""
-    if isinstance(layer, getattr(sys.modules.get("torch._dynamo"), "OptimizedModule", ())):
-        remedy = "Compile the function or the model that calls encode, and give the layer itself, layer._orig_mod."
-        found = "an OptimizedModule, which torch.compile makes"
-        return complaint(UnsupportedLayerError, "layer", "be a layer that is not compiled by itself", found, remedy)
-    name = type(layer).__name__
+def unsupported(layer: nn.Module, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:
+    """Make the error for a layer that cannot be run, which names what to write in place of it."""
+    must, remedy = advice_for(layer)
     failed = "".join(f"\nThe plug-in {plugin} could not be imported: {error!r}" for plugin, error in _load_plugins())
-    remedy = (
-        f"Register one:\n\n"
-        f"    @register_encoder({name})\n"
-        f"    def _(layer: {name}, batch: SequenceBatch) -> SequenceBatch:\n"
-        f"        return batch.map(layer)  # right if the layer treats every step by itself\n\n"
-        f"or use @register_recurrent({name}) for a layer that carries a state.{failed}"
-    )
-    return complaint(UnsupportedLayerError, "layer", "have an encoder", f"{type_name(layer)}: {reason}", remedy)
+    return complaint(UnsupportedLayerError, "layer", must, f"{type_name(layer)}: {reason}", f"{remedy}{failed}")
 
 
 @functools.cache
@@ -243,7 +252,7 @@ def _load_plugins() -> tuple[tuple[str, Exception], ...]:
 def _checked(result: object, batch: SequenceBatch, subject: str) -> SequenceBatch:
     """Return what an encoder gave if it is a batch of as many sequences as it was given, else raise."""
     if not isinstance(result, SequenceBatch):
-        remedy = "Call batch.map or batch.with_values."
+        remedy = "Return batch.with_values(values), or SequenceBatch(values, lengths) for other lengths."
         raise complaint(SeqbatchTypeError, subject, "be a SequenceBatch", type_name(result), remedy)
     if result.batch_size != batch.batch_size:
         must = f"have {counted(batch.batch_size, 'sequence')}, as many as `batch`"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks import complaint, describe, type_name
+from seqbatch._exporters import unscriptable
 from seqbatch._hooks import require_no_samples
 from seqbatch._kinds import open_kind
 from seqbatch._registry import empty_input, find
@@ -38,10 +39,14 @@ class _NotTheStateOfThisLayer:
 def encode(layer: nn.Module, sequences: Same) -> Same: ...
 @overload
 def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...]) -> list[Tensor]: ...
+@unscriptable
 def encode(layer: nn.Module, sequences: Any) -> Any:
     """Run a layer on sequences of unequal length; each gets the result it would get alone.
 
-    A subclass is run as its base is, so one whose own `forward` mixes steps needs an encoder of its own.
+    A subclass is run as its base is, so one whose own `forward` mixes steps needs an encoder of its own. That of
+    `nn.LSTM`, `nn.GRU` and `nn.RNN` may mix steps: it is called once for each length, on a Tensor of all sequences of
+    this length, `(steps, batch, features)` or as its `batch_first` says, and on a state of PyTorch's layout if there is
+    one. It must treat each sequence by itself, and return an output and a state of the shapes that its base returns.
 
     Args:
         layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind and their cells, convolution and
@@ -49,7 +54,9 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
             every step by itself, those of `seqbatch.layers`, `nn.Sequential` of such, and what `register_encoder` and
             `register_recurrent` add. Whether it is `batch_first` does not matter.
         sequences: a list or tuple of Tensors `(steps, *features)`, and no other iterable, one such Tensor, a
-            SequenceBatch, a PackedSequence, or a nested Tensor of jagged layout.
+            SequenceBatch, a PackedSequence, or a nested Tensor of jagged layout. One Tensor is one sequence. Cells, and
+            containers of them, do not take it, because PyTorch calls them on one step of each of many sequences: write
+            `[x]` or `SequenceBatch(x, [1] * len(x))`.
 
     Returns:
         the outputs, in the same order and as the same kind (a list for a tuple); gradients flow. Those in a list are
@@ -57,13 +64,15 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
         of it. A layer that returns its input, as `nn.Identity`, returns the caller's memory.
 
     Raises:
-        SeqbatchTypeError: the layer is no `nn.Module`, the sequences are of no such kind, ids for `nn.Embedding` are no
-            int32 or int64, or the encoder gives no SequenceBatch.
+        SeqbatchTypeError: the layer is no `nn.Module`, the sequences are of no such kind, or one Tensor for a cell, ids
+            for `nn.Embedding` are no int32 or int64, the encoder gives no SequenceBatch, or a `forward` of the layer's
+            own does not take a Tensor.
         SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
-            device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; or the
-            encoder gives another number of sequences.
+            device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; the
+            encoder gives another number of sequences; or a `forward` of the layer's own returns other shapes.
         UnsupportedLayerError: no encoder handles the layer, it is an `nn.Sequential` with a `forward` of its own, or
             gradients per sample are computed for it, as by opacus, which would take each step for a sample.
+        SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
 
     >>> xs, ys = torch.randn(10, 5), torch.randn(7, 5)
     >>> hs_x, hs_y = encode(nn.LSTM(5, 3, num_layers=2, bidirectional=True), [xs, ys])
@@ -72,7 +81,7 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     """
     require_no_samples("layer", layer)
     entry = find(layer)
-    batch, close = open_kind(sequences)
+    batch, close = open_kind(sequences, layer)
     if is_nothing(batch) and not entry.keeps_state(layer):
         taken = empty_input(layer, batch)
         if taken is None:
@@ -121,6 +130,7 @@ def encode_with_state(layer: nn.Module, sequences: Same, state: Any = None) -> t
 def encode_with_state(
     layer: nn.Module, sequences: list[T] | tuple[T, ...], state: Any = None
 ) -> tuple[list[Tensor], Any]: ...
+@unscriptable
 def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> Any:
     """Run a layer that carries a state on sequences of unequal length, from a state to a state.
 
@@ -140,6 +150,7 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
         SeqbatchValueError: as `encode`, or the state is of another shape, dtype or device than the layer and the
             sequences ask for.
         UnsupportedLayerError: as `encode`, or the layer keeps no state.
+        SeqbatchError: as `encode`.
 
     >>> long = torch.randn(100, 5)
     >>> gru = nn.GRU(5, 3)
@@ -152,7 +163,7 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
     if not entry.keeps_state(layer):
         remedy = "Call encode."
         raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
-    batch, close = open_kind(sequences)
+    batch, close = open_kind(sequences, layer)
     try:
         outputs, new_state = entry.run(layer, batch, state)
         return close(outputs), new_state

@@ -30,6 +30,8 @@ ORDER = [
     "_tracing",
     "_checks",
     "_not_a_tensor",
+    "_advice",
+    "_exporters",
     "_layout_checks",
     "_indices",
     "_hooks",

@@ -48,7 +48,7 @@ MUST_GIVE = r"^`model` must give SequenceBatches, states and Tensors; got "
             r"got an nn\.LSTM with proj_size, of which",
         ),
         (CONVOLVED, signals([4, 3]), SeqbatchError, r"got a layer of type Conv1d\. Call it outside"),
-        (hooked(), tokens([3, 2]), SeqbatchError, r"got a layer of type GRU\. Call it outside"),
+        (hooked(), tokens([3, 2]), SeqbatchError, r"got a layer of type GRU with hooks\. Remove each"),
         (Told(lambda batch: (batch, 3)).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}an int\\.$"),
         (Told(lambda batch: None).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}nothing\\.$"),
         (

@@ -116,7 +116,7 @@ def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) ->
     >>> torch.testing.assert_close(torch.cat(parts), encode(gru, long))
     """
     if not is_recurrent(layer):
-        remedy = "Call encode on each chunk."
+        remedy = "Call encode on the whole, or on each chunk if it treats every step by itself."
         raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
     _require_no_borders("layer", layer)
     if isinstance(chunks, (Tensor, SequenceBatch, PackedSequence)) or not isinstance(chunks, Iterable):
@@ -131,7 +131,7 @@ def _run(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[
     for chunk in chunks:  # not by `enumerate`, which holds what it gave last
         i = next(numbers)
         try:
-            batch, close = open_kind(chunk)
+            batch, close = open_kind(chunk, layer)
             size = batch.batch_size if size is None else size
             if batch.batch_size != size:
                 must = f"be of {counted(size, 'sequence')}, as chunks[0]"

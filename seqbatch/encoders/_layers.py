@@ -27,21 +27,34 @@ def keeps_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
     return type(layer).forward is kind.forward and "forward" not in vars(layer)
 
 
-def outside_graphs(encoder: Encoder) -> Encoder:
+def _by_type(layer: nn.Module) -> tuple[str, str]:
+    return f"a layer of type {type(layer).__name__}", ""
+
+
+def outside_graphs(
+    encoder: Encoder,
+    because: str = "this layer runs by their numbers",
+    cause: Callable[[nn.Module], tuple[str, str]] = _by_type,
+) -> Encoder:
     """Keep an encoder that runs by the numbers of the lengths, or calls hooks, out of every graph.
 
     `torch.compile` breaks its graph there, and says why if it must not; `torch.export` raises. As
     `torch.compiler.disable`, but that would import PyTorch's whole compiler with seqbatch.
+
+    Args:
+        encoder: takes a layer, and whatever else.
+        because: why, for `torch.compile`.
+        cause: returns what a layer is that no graph holds, and the remedy, for `torch.export`.
     """
     disabled: Callable[[], Any] = cache(lambda: torch.compiler.disable(encoder))
 
     def run(layer: nn.Module, *arguments: Any) -> Any:
         if in_a_graph():
-            raise not_in_a_graph(f"a layer of type {type(layer).__name__}")
+            raise not_in_a_graph(*cause(layer))
         return (disabled() if "torch._dynamo" in sys.modules else encoder)(layer, *arguments)
 
     # What `torch.compiler.disable` sets; without it the graph would break at the error above.
-    reason = "seqbatch: a graph must serve all lengths, and this layer runs by their numbers, or calls hooks"
+    reason = f"seqbatch: a graph must serve all lengths, and {because}"
     vars(run).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
     return cast("Encoder", run)
 
@@ -132,6 +145,7 @@ _RECURRENT = tuple(quantized_layers("LSTM", "GRU"))
 # Each step of a sequence is given to them alone, also where their weights are of float16: to see that these would have
 # to be unpacked, which takes as long as many steps.
 QUANTIZED_CELLS = tuple(quantized_layers("LSTMCell", "GRUCell", "RNNCell"))
+QUANTIZED = (*_LINEAR, *_RECURRENT, *QUANTIZED_CELLS)
 
 
 def rounds_by_range(layer: Any) -> bool:

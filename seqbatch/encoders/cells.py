@@ -15,7 +15,7 @@ from seqbatch._hooks import has_hooks
 from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed, takes_gradients_only
 from seqbatch._plans import packed_plan
-from seqbatch._registry import register_recurrent
+from seqbatch._registry import register_recurrent, register_rows
 from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.encoders._layers import QUANTIZED_CELLS, autocasts, keeps_forward, outside_graphs, quantized_layers
 from seqbatch.encoders._recurrent import (
@@ -48,6 +48,8 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
 
     A subclass with a `forward` of its own may take other features, so nothing is checked of its input.
     """
+
+    register_rows(cell_type)
 
     @register_recurrent(cell_type)
     @outside_graphs

@@ -12,11 +12,19 @@ from torch import Tensor, nn
 
 from seqbatch._checks import complaint, counted, describe, type_name
 from seqbatch._hooks import HOOKS, has_hooks
-from seqbatch._registry import is_recurrent, register_empty_input, register_recurrent, unsupported
+from seqbatch._registry import (
+    is_recurrent,
+    register_empty_input,
+    register_recurrent,
+    register_rows_of_children,
+    unsupported,
+)
 from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
+from seqbatch.encoders._causes import HOOKS as WHY_OUTSIDE
+from seqbatch.encoders._causes import cause_of
 from seqbatch.encoders._layers import keeps_forward, outside_graphs
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -84,6 +92,7 @@ def _run_in_order(layer: _Container, batch: SequenceBatch, run_child: RunChild) 
 for _kind in _KINDS:
     register_recurrent(_kind, when=_holds_state, outputs=_run_outputs)(_run)
     register_empty_input(_kind, lambda layer, batch: batch)  # which it hands to the layers in it
+    register_rows_of_children(_kind)
 
 
 def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size: int) -> list[object]:
@@ -112,11 +121,10 @@ def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values
     """
     if in_a_graph() and not has_hooks(layer):
         return forward(values)
-    result: Tensor = _call_shell(layer, forward, values)
+    result: Tensor = _call_shell_outside(layer, forward, values)
     return result
 
 
-@outside_graphs
 def _call_shell(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one, nor the
     # `__new__` of a layer that `fully_shard` has sharded, which makes another layer. What `layer.compile` has made is
@@ -128,6 +136,9 @@ def _call_shell(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: T
         vars(shell)[kind] = OrderedDict((key, partial(_call_hook, hook, layer, shell)) for key, hook in hooks.items())
     result: Tensor = shell(values)
     return result
+
+
+_call_shell_outside: Any = outside_graphs(_call_shell, WHY_OUTSIDE, cause_of)
 
 
 def _call_hook(hook: Callable[..., Any], layer: nn.Module, shell: nn.Module, copied: nn.Module, *rest: Any) -> Any:

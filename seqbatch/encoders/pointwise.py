@@ -12,6 +12,7 @@ from seqbatch._checks import complaint, counted, describe
 from seqbatch._registry import register_encoder
 from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
+from seqbatch.encoders._causes import HOOKS, cause_of
 from seqbatch.encoders._layers import (
     keeps_forward,
     outside_graphs,
@@ -55,6 +56,12 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.Threshold,
 )
 _ALONG_AN_AXIS: tuple[type[nn.Module], ...] = (nn.GLU, nn.LogSoftmax, nn.Softmax, nn.Softmin)
+# What to call on a batch for what a layer would do along the steps of each sequence.
+_OVER_STEPS: dict[type[nn.Module], str] = {
+    nn.LogSoftmax: "SequenceBatch.from_sequences([x.log_softmax(0) for x in batch])",  # of softmax the log may be -inf
+    nn.Softmax: "batch.softmax()",
+    nn.Softmin: "batch.map(torch.neg).softmax()",
+}
 _WITH_FEATURES: dict[type[nn.Module], str] = {
     nn.LayerNorm: "normalized_shape",
     nn.Linear: "in_features",
@@ -121,7 +128,8 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
     axes = 1 + len(batch.feature_shape)
     if layer.dim is None or layer.dim in (0, -axes):
         remedy = "Give dim=-1 for the last feature" if axes > 1 else "Such a sequence has no features"
-        remedy += "." if isinstance(layer, nn.GLU) else "; for a softmax over the steps call batch.softmax()."
+        over_steps = next((call for kind, call in _OVER_STEPS.items() if isinstance(layer, kind)), None)
+        remedy += f"; over the steps call {over_steps}." if over_steps else "."
         must = f"work along a feature, not along the steps of a sequence of {counted(axes, 'dimension')}"
         raise complaint(SeqbatchValueError, "layer", must, describe(layer), remedy)
 
@@ -129,9 +137,7 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
 def _register_quantized(kind: type[nn.Module]) -> None:
     """Register the encoder of a quantized `nn.Linear`, whose hooks run once, also where each sequence runs alone."""
 
-    @register_encoder(kind)
-    @outside_graphs
-    def _(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    def run(layer: Any, batch: SequenceBatch) -> SequenceBatch:
         plain = keeps_forward(layer, kind)
         if plain:
             require_features(batch, (layer.in_features,), layer)
@@ -145,6 +151,8 @@ def _register_quantized(kind: type[nn.Module]) -> None:
         given = batch.values if plain else batch.values.clone()
         with refusals_of(layer, batch) if plain else nullcontext():
             return batch.with_values(call_as_itself(layer, forward, given))
+
+    register_encoder(kind)(outside_graphs(run, HOOKS, cause_of))
 
 
 for _kind in ELEMENTWISE:

@@ -27,5 +27,7 @@ register_stepwise(nn.Unflatten, _check_axes)
 @register_encoder(nn.EmbeddingBag)
 def _(layer: nn.EmbeddingBag, batch: SequenceBatch) -> SequenceBatch:
     remedy = f"Encode by nn.Embedding, and call {layer.mode}() on the SequenceBatch."
+    if layer.padding_idx is not None:
+        remedy = f"Leave out the steps of padding_idx, which are in no {layer.mode}. {remedy}"
     must = "give one step for each step of a sequence"
     raise complaint(UnsupportedLayerError, "layer", must, f"{describe(layer)}, which gives one vector for all", remedy)

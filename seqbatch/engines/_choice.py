@@ -12,6 +12,7 @@ from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed, takes_gradients_only, wants_gradients
 from seqbatch.engines import blocks, direct, groups, packed, plain, scan
 from seqbatch.engines._blocks import cut
+from seqbatch.engines._forward import takes_packed
 from seqbatch.engines._interface import Engine
 from seqbatch.engines._products import pays
 from seqbatch.engines._stack import draws
@@ -34,11 +35,12 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
       step. And it runs wide layers, of which every step is one large product, and oneDNN has a faster one.
     - `plain` is for what PyTorch transforms (`torch.func`, forward mode), which packed sequences do not survive. Of
       these oneDNN knows gradients only.
-    - `groups` is for hooks of the backward pass, which PyTorch does not run around packed sequences; where no gradients
-      are recorded no such hook runs, and `packed`, which is far faster, runs the others.
+    - `groups` is for a `forward` that is not PyTorch's, which may not take a PackedSequence; and for hooks of the
+      backward pass, which PyTorch does not run around packed sequences. Where no gradients are recorded no such hook
+      runs, and `packed`, which is far faster, runs the others.
     - `direct` is what there is nothing to add to where lengths are equal, unless `scan` trains faster.
     """
-    if has_backward_hooks(layer) and torch.is_grad_enabled():
+    if not takes_packed(layer) or (has_backward_hooks(layer) and torch.is_grad_enabled()):
         return groups.run
     transformed = is_transformed()
     if transformed and is_plain(layer) and not takes_gradients_only():

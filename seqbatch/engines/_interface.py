@@ -6,7 +6,7 @@ from torch import Tensor
 
 from seqbatch._checks import complaint, type_name
 from seqbatch._lengths import Lengths
-from seqbatch.errors import SeqbatchTypeError
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 Hidden = tuple[Tensor, ...]
 
@@ -41,7 +41,24 @@ def parts_of(result: Any, layer: Any, kind: type) -> tuple[Any, Hidden]:
     """Return the output and the state that a layer gave, if it gave both, and the output is of a kind, else raise."""
     if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], kind)):
         must = f"give a {kind.__name__} and a state for a {kind.__name__}, as its base does"
-        remedy = f"Register an encoder for {type(layer).__name__}."
-        raise complaint(SeqbatchTypeError, "layer", must, type_name(result), remedy)
+        raise complaint(SeqbatchTypeError, "layer", must, type_name(result), own_encoder(layer))
     output, final = result
     return output, final if isinstance(final, tuple) else (final,)
+
+
+def require_shapes(layer: Any, batch: Tensor, output: Tensor, final: Hidden) -> None:
+    """Raise unless an output and a state have the shapes that the layer's base gives for a batch."""
+    directions, size = 2 if layer.bidirectional else 1, getattr(layer, "proj_size", 0) or layer.hidden_size
+    rows, number = layer.num_layers * directions, batch.shape[0 if layer.batch_first else 1]
+    sizes = [size, layer.hidden_size] if layer.mode == "LSTM" else [size]
+    wanted = [(*batch.shape[:2], directions * size), *((rows, number, size) for size in sizes)]
+    found = [tuple(part.shape) if isinstance(part, Tensor) else type_name(part) for part in (output, *final)]
+    if found != wanted:
+        must = f"give an output and a state of shapes {wanted}, as its base does"
+        raise complaint(SeqbatchValueError, "layer", must, found, own_encoder(layer))
+
+
+def own_encoder(layer: Any) -> str:
+    """Return the remedy for a layer that is not run as its base is."""
+    name = type(layer).__name__
+    return f"Register an encoder for {name}, by @register_recurrent({name})."

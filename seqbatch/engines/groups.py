@@ -1,6 +1,7 @@
 """The group engine: the layer itself on all sequences of a length at once, as tensors without padding; slow, and exact.
 
-For hooks of the backward pass: PyTorch hangs them on Tensors that a layer is given and gives, and on no PackedSequence.
+For layers with a `forward` of their own, which may not take a PackedSequence. And for hooks of the backward pass, which
+PyTorch registers on the Tensors that a layer takes and returns, and not on a PackedSequence.
 """
 
 from collections import defaultdict
@@ -8,11 +9,18 @@ from collections import defaultdict
 import torch
 from torch import Tensor, nn
 
+from seqbatch._checks import complaint
+from seqbatch._hooks import has_hooks
 from seqbatch._lengths import Lengths, ints, to_device
 from seqbatch.engines import direct
-from seqbatch.engines._interface import Hidden
+from seqbatch.engines._forward import takes_packed
+from seqbatch.engines._interface import Hidden, own_encoder, require_shapes
+from seqbatch.errors import SeqbatchTypeError
 
-_WHY = "The layer was given a Tensor, and no PackedSequence, because hooks of the backward pass are registered."
+_WHY = "The layer was given a Tensor, and no PackedSequence, because {}."
+_HOOKS, _FORWARD = (
+    _WHY.format(cause) for cause in ("hooks of the backward pass are registered", "its forward is its own")
+)
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
@@ -27,9 +35,12 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
         start = None if hidden is None else tuple(part.index_select(1, chosen) for part in hidden)
         group = torch.cat([sequences[i] for i in places])
         try:
-            output, final = direct.run(layer, group, Lengths((count,) * len(places)), start)
-        except Exception as error:  # as of a `forward` that expects a PackedSequence
-            error.add_note(_WHY)
+            output, final = direct.run(layer, group, Lengths((count,) * len(places)), start, check=require_shapes)
+        except Exception as error:
+            if _is_of_forward(error, layer):
+                must = f"run on Tensors of equal length in the forward of {type(layer).__name__}, as its base does"
+                raise complaint(SeqbatchTypeError, "layer", must, repr(error), own_encoder(layer)) from error
+            error.add_note(_HOOKS if takes_packed(layer) else _FORWARD)
             raise
         outputs += output.split(count)
         finals.append(final)
@@ -38,3 +49,9 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     rank = to_device(ints(ranks), values.device)
     ends = tuple(torch.cat(parts, 1).index_select(1, rank) for parts in zip(*finals, strict=True))
     return torch.cat([outputs[i] for i in ranks]), ends
+
+
+def _is_of_forward(error: Exception, layer: nn.Module) -> bool:
+    """Return True if an error is Python's or PyTorch's own, and comes of the layer's own `forward` and of no hook."""
+    own = not takes_packed(layer) and not has_hooks(layer)
+    return own and type(error).__module__ == "builtins" and "DefaultCPUAllocator" not in str(error)

@@ -131,7 +131,7 @@ class WordDropout(nn.Module):
     def _require_dtype(self, subject: str, values: Tensor) -> None:
         if self.token is None:
             # Without the number, of which a graph makes no text.
-            remedy = "For ids give the one that stands for a dropped word: WordDropout(p, token=0)."
+            remedy = "For ids give the one that stands for a dropped word: WordDropout(p, token=unknown)."
             require_floating(subject, values, self, remedy)
         elif values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:
             must = f"have an integer dtype, for {describe(self)}"

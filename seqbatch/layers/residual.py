@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from seqbatch._checks import complaint, describe
-from seqbatch._registry import is_recurrent, register_empty_input, register_recurrent
+from seqbatch._registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
 from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.encode import encode, encode_with_state
 from seqbatch.encoders.container import call_as_itself
@@ -104,3 +104,4 @@ def _run_as_itself(
 
 register_recurrent(Residual, when=_holds_state, outputs=_run_outputs)(_run)
 register_empty_input(Residual, lambda layer, batch: batch)
+register_rows_of_children(Residual)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._checks import complaint, describe
-from seqbatch._registry import is_recurrent, register_empty_input, register_recurrent
+from seqbatch._registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
 from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode
@@ -130,3 +130,4 @@ def _run_as_itself(layer: TwoWay, batch: SequenceBatch, run_layer: RunChild) -> 
 
 register_recurrent(TwoWay, when=_hold_states, outputs=_run_outputs)(_run)
 register_empty_input(TwoWay, lambda layer, batch: batch)
+register_rows_of_children(TwoWay)

@@ -146,6 +146,9 @@ def _require_model(model: object) -> None:
         if module.training:
             found = f"training mode of `{name}` in it" if name else "training mode"
             raise complaint(SeqbatchValueError, "model", "be in evaluation mode", found, "Call its eval.")
+        if type(module).__module__.startswith("torch.ao.nn.quantized"):
+            remedy = "Export the model before it is quantized, and quantize the file, as by onnxruntime.quantization."
+            raise _lacking(f"nn.{type(module).__name__} that is quantized", remedy)
 
 
 def _require_nodes(program: ExportedProgram) -> None:
@@ -169,5 +172,5 @@ def _require_nodes(program: ExportedProgram) -> None:
 
 
 def _lacking(found: str, remedy: str = "") -> Exception:
-    """Make the error for a recurrent layer that is not in ONNX."""
+    """Make the error for a layer that is not in ONNX."""
     return complaint(UnsupportedLayerError, "model", "have layers that ONNX has", f"an {found}", remedy)

@@ -135,7 +135,7 @@ def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) 
     run(layer, sequences, state)
     encode(layer, batch)
     for sequence in sequences[:1]:
-        encode(layer, sequence)
+        encode(layer, SequenceBatch(sequence, [len(sequence)]))  # over the caller's memory, as one Tensor is
     check()
 
 

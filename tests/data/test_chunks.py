@@ -84,8 +84,9 @@ def test_each_chunk_is_given_back_as_the_kind_it_is(lengths: list[int], layer: A
     wanted = [outputs for outputs, _ in encode_chunks(layer, chunks)]
     batches = [*encode_chunks(layer, map(SequenceBatch.from_sequences, chunks))]
     assert_close([outputs.to_sequences() for outputs, _ in batches], wanted)
-    alone = [*encode_chunks(layer, (chunk[0] for chunk in chunks))]
-    assert_close([outputs for outputs, _ in alone], [outputs[0] for outputs in wanted])
+    if not isinstance(layer, nn.RNNCellBase):  # which one Tensor has two meanings for
+        alone = [*encode_chunks(layer, (chunk[0] for chunk in chunks))]
+        assert_close([outputs for outputs, _ in alone], [outputs[0] for outputs in wanted])
 
 
 def test_packed_and_nested_chunks() -> None:

@@ -181,7 +181,7 @@ def test_layers_that_treat_every_step_by_itself_are_run(layer: nn.Module) -> Non
 
 
 def test_a_layer_without_state_is_refused() -> None:
-    must = "`layer` must keep a state; got a torch.nn.modules.linear.Linear, which keeps none. Call encode on each"
+    must = "`layer` must keep a state; got a torch.nn.modules.linear.Linear, which keeps none. Call encode on the whole"
     with pytest.raises(UnsupportedLayerError, match=re.escape(must)):
         encode_chunks(nn.Linear(4, 3), [torch.zeros(2, 4)])
 

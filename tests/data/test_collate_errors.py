@@ -181,7 +181,7 @@ def test_arrays_with_a_mask(build: Any, where: str, wrong: Any, i: int) -> None:
     samples = [build(np.ones(3)), build(np.ones(3))]
     samples[i] = build(wrong)
     message = r"must be an array without a mask; got a numpy\.ma.*\.MaskedArray\."
-    remedy = r"Call its filled, or drop what is masked\."
+    remedy = r"Call its filled with a value of your choice, or drop what is masked\."
     refused(rf"`samples\[{i}\]{where}` {message} {remedy}", SeqbatchTypeError, samples)
 
 

@@ -94,7 +94,7 @@ def test_a_forward_of_its_own_takes_what_it_takes() -> None:
 def test_what_nobody_knows_the_axes_of() -> None:
     layer: Any = Own(4, 2, 8)
     layer.self_attn = nn.Identity()
-    message = r"got .*Own: Identity\(\) in it does not say whether it is batch_first\. Register one"
+    message = r"got .*Own: Identity\(\) in it does not say whether it is batch_first\. If it is made of layers"
     with pytest.raises(UnsupportedLayerError, match=message):
         encode(layer, torch.zeros(3, 4))
 

@@ -145,11 +145,11 @@ def test_other_devices(kind: Any) -> None:
 @every_kind
 def test_weights_may_be_replaced(kind: Any) -> None:
     cell, x = kind(2, 3), torch.randn(4, 2)
-    encode(cell, x)
+    encode(cell, [x])
     cell.weight_hh = nn.Parameter(torch.zeros_like(cell.weight_hh))
     laws.check_alone(cell, [x.requires_grad_()])
     frozen = kind(2, 3).requires_grad_(False)
-    assert not encode(frozen, x.detach()).requires_grad
+    assert not encode(frozen, [x.detach()])[0].requires_grad
 
 
 @every_kind
@@ -198,7 +198,7 @@ def test_weights_of_a_library_are_left_to_the_cell() -> None:
     cell.weight_hh = nn.Parameter(cell.weight_hh.detach().as_subclass(Sharded))
     called = patch.object(torch._VF, "gru_cell", side_effect=RuntimeError("called"))
     with called, pytest.raises(RuntimeError, match="called"):
-        encode(cell, torch.zeros(9, 2))
+        encode(cell, [torch.zeros(9, 2)])
 
 
 class Projected(nn.LSTMCell):

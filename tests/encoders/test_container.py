@@ -103,7 +103,7 @@ def test_subclass_with_its_own_forward_is_refused() -> None:
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return -input
 
-    message = r"`layer` must have an encoder; got .*Negated: it has a forward of its own. Register one:"
+    message = r"`layer` must have an encoder; got .*Negated: it has a forward of its own. If it is made of layers"
     xs = [torch.zeros(3, 2)]
     for call in (encode, encode_with_state, lambda layer, _: is_recurrent(layer)):
         for layer in (nn.Linear(2, 2), nn.GRU(2, 2)):

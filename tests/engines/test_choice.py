@@ -50,7 +50,7 @@ def test_equal_lengths() -> None:
     assert choose(nn.LSTM(2, 3), FLOAT, EQUAL) is direct.run
     assert choose(nn.LSTM(2, 3), FLOAT, Lengths((3,))) is direct.run
     assert choose(nn.GRU(2, 3), FLOAT, EQUAL) is scan.run
-    assert choose(Own(2, 3), FLOAT, EQUAL) is packed.run
+    assert choose(Own(2, 3), FLOAT, EQUAL) is groups.run
 
 
 def test_without_gradients() -> None:
@@ -196,8 +196,6 @@ def changed(how: str) -> nn.Module:
 @pytest.mark.parametrize(
     "how",
     [
-        "own forward",
-        "own call",
         "forward set on the layer",
         "weight norm",
         "hook",
@@ -207,6 +205,17 @@ def changed(how: str) -> nn.Module:
 )
 def test_a_layer_that_is_more_than_its_weights_is_called(how: str) -> None:
     assert choose(changed(how), FLOAT, RAGGED) is packed.run
+
+
+@pytest.mark.parametrize("how", ["own forward", "own call"])
+def test_a_layer_whose_forward_is_its_own_is_called_on_tensors(how: str) -> None:
+    for lengths in (RAGGED, EQUAL):
+        assert choose(changed(how), FLOAT, lengths) is groups.run
+    layer: Any = nn.LSTM(2, 3)
+    layer.forward = lambda *given: nn.LSTM.forward(layer, *given)  # which may do anything
+    assert choose(layer, FLOAT, RAGGED) is groups.run
+    with torch.no_grad():
+        assert choose(layer, FLOAT, RAGGED) is groups.run
 
 
 def stop(module: nn.Module, given: Any, got: Any) -> Any:
@@ -256,24 +265,27 @@ def test_a_layer_that_gives_no_state_is_told_of_with_such_hooks_too() -> None:
             return super().forward(input, hx)[0]
 
     layer = OutputsOnly(2, 3)
-    for kind in ("PackedSequence", "Tensor"):
-        with pytest.raises(SeqbatchTypeError, match=f"`layer` must give a {kind} and a state for a {kind}, as its "):
+    for _ in range(2):
+        with pytest.raises(SeqbatchTypeError, match="`layer` must give a Tensor and a state for a Tensor, as its "):
             encode(layer, [FLOAT, FLOAT[:1]])
         layer.register_full_backward_hook(lambda *arguments: None)
 
 
-def test_a_layer_that_takes_packed_sequences_only_is_told_why_it_is_given_a_tensor() -> None:
-    class PackedOnly(nn.LSTM):
-        def forward(self, input: Any, hx: Any = None) -> Any:
-            return super().forward(PackedSequence(2 * input.data, input.batch_sizes, *input[2:]), hx)
+@pytest.mark.parametrize(
+    ("own", "why"), [(True, "its forward is its own"), (False, "hooks of the backward pass are registered")]
+)
+def test_a_hook_that_takes_packed_sequences_only_is_told_why_it_is_given_a_tensor(own: bool, why: str) -> None:
+    def double(module: nn.Module, given: Any) -> Any:
+        return (PackedSequence(2 * given[0].data, given[0].batch_sizes, *given[0][2:]),)
 
-    layer, xs = PackedOnly(2, 3), [FLOAT, FLOAT[:1]]
-    encode(layer, xs)
-    layer.register_full_backward_hook(lambda *arguments: None)
+    layer, xs = (Own if own else nn.LSTM)(2, 3), [FLOAT, FLOAT[:1]]
+    layer.register_forward_pre_hook(double)
+    if not own:
+        encode(layer, xs)
+        layer.register_full_backward_hook(lambda *arguments: None)
     with pytest.raises(AttributeError, match="batch_sizes") as raised:
         encode(layer, xs)
-    why = "The layer was given a Tensor, and no PackedSequence, because hooks of the backward pass are registered."
-    assert why in raised.value.__notes__
+    assert f"The layer was given a Tensor, and no PackedSequence, because {why}." in raised.value.__notes__
 
 
 @pytest.mark.parametrize("number", range(len(HOOKS)))

@@ -83,7 +83,9 @@ def test_what_needs_the_numbers_of_the_lengths(what: str) -> None:
 )
 def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.Module) -> None:
     batch = signals([4, 3])
-    with pytest.raises(Unsupported, match="seqbatch: a graph must serve all lengths, and this layer runs by"):
+    with pytest.raises(
+        Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer (runs by their numbers|has hooks)"
+    ):
         compiled(encoding(layer))(batch)
     dynamo.reset()
     partly: Any = torch.compile(encoding(layer), dynamic=True, backend="aot_eager")
@@ -91,9 +93,7 @@ def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.M
         assert_close(partly(signals(lengths)).values, encode(layer, signals(lengths)).values)
 
 
-@pytest.mark.parametrize(
-    ("layer", "name"), [(hooked(), "GRU"), (nn.Conv1d(4, 3, 3), "Conv1d"), (nn.LSTMCell(4, 3), "LSTMCell")]
-)
+@pytest.mark.parametrize(("layer", "name"), [(nn.Conv1d(4, 3, 3), "Conv1d"), (nn.LSTMCell(4, 3), "LSTMCell")])
 def test_such_a_layer_is_not_exported(layer: nn.Module, name: str) -> None:
     with pytest.raises(SeqbatchError, match=re.escape(NUMBERS + f"a layer of type {name}. Call it outside.") + "$"):
         torch.export.export(Model(layer), (signals([4, 3]),))
@@ -149,8 +149,9 @@ def test_what_was_compiled_by_itself_is_no_layer_to_register() -> None:
     gru: Any = nn.GRU(4, 3)
     layer: Any = torch.compile(gru, backend="aot_eager")
     said = (
-        "`layer` must be a layer that is not compiled by itself; got an OptimizedModule, which torch.compile makes. "
-        "Compile the function or the model that calls encode, and give the layer itself, layer._orig_mod."
+        "`layer` must be a layer itself, and not a wrapper of one; got a torch._dynamo.eval_frame.OptimizedModule: "
+        "none is registered for it or its bases. Compile the function or the model that calls encode, and give the "
+        "layer itself, layer._orig_mod."
     )
     for call in (encode, encode_with_state):
         for compiled_one in (layer, nn.Sequential(nn.Tanh(), layer)):

@@ -1,0 +1,58 @@
+"""What to write in place of a layer that has no encoder; none of it may give wrong numbers when it is pasted."""
+
+from torch import nn
+
+_WRAP = (
+    "Wrap a module whose `forward` takes a SequenceBatch and calls encode on the layer, and call the wrapper itself."
+)
+_PREPARE = (
+    "Prepare a module whose `forward` takes a SequenceBatch and calls encode on the layer, and call what you get."
+)
+_ORIGINAL = "Give the layer that it was made from."
+# By module and name of a class, so that none of them need be imported.
+_WRAPPERS: dict[str, str] = {
+    "lightning.fabric.wrappers._FabricModule": _WRAP,
+    "opacus.grad_sample.gsm_base.AbstractGradSampleModule": _WRAP,
+    "torch._dynamo.eval_frame.OptimizedModule": (
+        "Compile the function or the model that calls encode, and give the layer itself, layer._orig_mod."
+    ),
+    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": _WRAP,
+    "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _WRAP,
+    "torch.fx.graph_module.GraphModule": _ORIGINAL,
+    "torch.jit._script.ScriptModule": _ORIGINAL,
+    # It would give each device a copy of the whole batch.
+    "torch.nn.parallel.data_parallel.DataParallel": f"Use DistributedDataParallel, which does not cut batches. {_WRAP}",
+    "torch.nn.parallel.distributed.DistributedDataParallel": _WRAP,
+    "torch.optim.swa_utils.AveragedModel": "Give the averaged layer itself, layer.module.",
+}
+
+
+def advice_for(layer: nn.Module) -> tuple[str, str]:
+    """Return what must hold of a layer that cannot be run, and the remedy."""
+    for base in type(layer).__mro__:
+        if remedy := _WRAPPERS.get(f"{base.__module__}.{base.__qualname__}"):
+            return "be a layer itself, and not a wrapper of one", remedy
+    if not vars(layer).keys().isdisjoint(("_original_forward", "_old_forward")):
+        return "have the `forward` of its class, and not one of accelerate", _PREPARE
+    return "have an encoder", f"{_made_of_layers(layer)}{_plug_in(type(layer).__name__)}"
+
+
+def _made_of_layers(layer: nn.Module) -> str:
+    names = ", ".join(f"`{name}`" for name, _ in layer.named_children())
+    if not names:
+        return ""
+    return (
+        f"If it is made of layers, let its `forward` take and return a SequenceBatch and call encode on each of them "
+        f"({names}); then call the module itself, and not encode. Else: "
+    )
+
+
+def _plug_in(name: str) -> str:
+    return (
+        "Register an encoder:\n\n"
+        f"    @register_encoder({name})\n"
+        f"    def _(layer: {name}, batch: SequenceBatch) -> SequenceBatch:\n"
+        "        # For example SequenceBatch.from_sequences([layer(x) for x in batch]), if it takes one sequence.\n"
+        "        raise NotImplementedError\n\n"
+        f"or by @register_recurrent({name}) if it carries a state."
+    )

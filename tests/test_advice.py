@@ -1,0 +1,216 @@
+"""What errors advise: each remedy that is code is run, and gives what each sequence gives alone."""
+
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
+from torch.testing import assert_close
+
+from seqbatch import (
+    SeqbatchValueError,
+    SequenceBatch,
+    UnsupportedLayerError,
+    _registry,
+    encode,
+    encode_with_state,
+    is_recurrent,
+    register_encoder,
+)
+from seqbatch.data import encode_chunks
+
+XS = [torch.randn(n, 4) for n in (5, 2, 0, 4)]
+
+
+class Positions(nn.Module):
+    """A positional encoding, which `batch.map` would run across sequences."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.randn(99, 4))
+
+    def forward(self, sequence: Tensor) -> Tensor:
+        return sequence + self.get_buffer("table")[: len(sequence)]
+
+
+class UsersModel(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(4, 3), nn.Linear(3, 2)
+
+    def forward(self, sequence: Tensor) -> Any:
+        return self.head(self.lstm(sequence)[0])
+
+
+class Around(nn.Module):
+    """A module whose `forward` calls encode, as errors advise."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, batch: SequenceBatch) -> SequenceBatch:
+        return encode(self.layer, batch)
+
+
+@pytest.fixture
+def one_process(tmp_path: Any) -> Iterator[None]:
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def refusal(layer: nn.Module) -> str:
+    """Return the message that every call has for a layer."""
+    messages = set()
+    for call in (encode, encode_with_state, lambda layer, _: is_recurrent(layer)):
+        with pytest.raises(UnsupportedLayerError) as caught:
+            call(layer, XS)
+        messages.add(str(caught.value))
+    (message,) = messages
+    assert "batch.map(layer)" not in message
+    return message
+
+
+WRAP = (
+    r"Wrap a module whose `forward` takes a SequenceBatch and calls encode on the layer, and call the wrapper itself\."
+)
+MADE_OF_LAYERS = (
+    r"If it is made of layers, let its `forward` take and return a SequenceBatch and call encode on each of them "
+    r"\({}\); then call the module itself, and not encode\. Else: Register an encoder:\n\n"
+)
+
+
+def test_a_model_made_of_layers_is_told_to_call_encode_on_each() -> None:
+    message = refusal(UsersModel())
+    found = r"^`layer` must have an encoder; got a \S+UsersModel: none is registered for it or its bases\. "
+    assert re.match(found + MADE_OF_LAYERS.format("`lstm`, `head`"), message)
+
+
+def test_a_container_with_a_forward_of_its_own_is_told_so_too() -> None:
+    class Own(nn.Sequential):
+        def forward(self, input: Tensor) -> Tensor:
+            return -input
+
+    found = r"^`layer` must have an encoder; got a \S+Own: it has a forward of its own\. "
+    assert re.match(found + MADE_OF_LAYERS.format("`0`"), refusal(Own(nn.Linear(4, 3))))
+
+
+@pytest.mark.parametrize("kind", [Positions, UsersModel])
+def test_the_plug_in_that_the_error_shows_does_nothing_until_it_is_written(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    layer = kind()
+    *_, template = refusal(layer).partition("Register an encoder:\n\n")
+    code, _, ending = template.partition("\n\nor ")
+    assert ending == f"by @register_recurrent({kind.__name__}) if it carries a state."
+    names = {kind.__name__: kind, "register_encoder": register_encoder, "SequenceBatch": SequenceBatch}
+    exec(textwrap.dedent(code), names)
+    with pytest.raises(NotImplementedError):
+        encode(layer, XS)
+    (example,) = re.findall(r"# For example (.*), if it takes one sequence\.", code)
+    exec(textwrap.dedent(code).replace("raise NotImplementedError", f"return {example}"), names)
+    xs = [x for x in XS if len(x)]
+    assert_close(encode(layer, xs), [layer(x) for x in xs])
+
+
+def test_a_container_whose_forward_accelerate_has_replaced() -> None:
+    layer: Any = nn.Sequential(nn.Linear(4, 3))
+    layer._old_forward, layer.forward = layer.forward, lambda *given: layer._old_forward(*given)  # as accelerate does
+    message = refusal(layer)
+    assert message.startswith(
+        "`layer` must have the `forward` of its class, and not one of accelerate; got a torch.nn."
+    )
+    assert message.endswith(
+        "Prepare a module whose `forward` takes a SequenceBatch and calls encode on the layer, and call what you get."
+    )
+
+
+def test_an_averaged_model() -> None:
+    averaged = AveragedModel(nn.LSTM(4, 3))
+    message = refusal(averaged)
+    found = (
+        r"^`layer` must be a layer itself, and not a wrapper of one; got a torch\.optim\.swa_utils\.AveragedModel: none"
+    )
+    assert re.match(found, message)
+    (advised,) = re.findall(r"Give the averaged layer itself, (.*)\.$", message)
+    wanted = [averaged(x)[0] for x in XS if len(x)]
+    assert_close([one for one in encode(eval(advised, {"layer": averaged}), XS) if len(one)], wanted)
+
+
+WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
+    "CheckpointWrapper": checkpoint_wrapper,
+    "DataParallel": DataParallel,
+    "DistributedDataParallel": DistributedDataParallel,
+}
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_wrappers_go_around_what_calls_encode(name: str) -> None:
+    wrap, layer = WRAPPERS[name], nn.LSTM(4, 3)
+    message = refusal(wrap(layer))
+    assert re.match(rf"^`layer` must be a layer itself, and not a wrapper of one; got a torch\..*\.{name}: ", message)
+    assert re.search(WRAP + "$", message)
+    batch = SequenceBatch.from_sequences(XS)
+    around = (DistributedDataParallel if "DistributedDataParallel" in message else wrap)(Around(layer))
+    outputs = around(batch)
+    assert_close(outputs.values, encode(layer, batch).values)
+    outputs.values.sum().backward()
+    assert layer.weight_ih_l0.grad is not None
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+def test_what_was_made_of_a_layer() -> None:
+    layer = nn.Linear(4, 3)
+    for made in (torch.jit.script(layer), torch.fx.symbolic_trace(layer)):
+        message = refusal(made)
+        assert message.startswith("`layer` must be a layer itself, and not a wrapper of one; got a torch.")
+        assert message.endswith("Give the layer that it was made from.")
+
+
+@pytest.mark.parametrize("kind", [nn.LogSoftmax, nn.Softmax, nn.Softmin])
+def test_what_is_advised_for_a_softmax_over_the_steps(kind: Any) -> None:
+    for scale in (1.0, 1000.0):
+        xs = [scale * torch.randn(n, 2) for n in (5, 1, 0, 3)]
+        batch = SequenceBatch.from_sequences(xs)
+        for layer, given in ((kind(0), batch), (kind(-1), batch.map(lambda values: values[:, 0]))):
+            with pytest.raises(SeqbatchValueError) as caught:
+                encode(layer, given)
+            (advised,) = re.findall(r"over the steps call (.*)\.$", str(caught.value).splitlines()[0])
+            found = eval(advised, {"batch": given, "torch": torch, "SequenceBatch": SequenceBatch})
+            assert_close(list(found), [kind(0)(x) for x in given])
+
+
+def test_an_embedding_bag_with_padding() -> None:
+    bag = nn.EmbeddingBag(9, 4, mode="mean", padding_idx=0)
+    message = r"Leave out the steps of padding_idx, which are in no mean\. Encode by nn.Embedding, and call mean\(\) on"
+    ids = [torch.tensor([3, 0, 4]), torch.tensor([0]), torch.tensor([5, 5])]
+    with pytest.raises(UnsupportedLayerError, match=message):
+        encode(bag, ids)
+    embedding = nn.Embedding.from_pretrained(bag.weight)
+    found = SequenceBatch.from_sequences(encode(embedding, [one[one != 0] for one in ids])).mean()
+    assert_close(found, torch.cat([bag(one[None]) for one in ids]))
+
+
+def test_chunks_of_a_layer_without_a_state() -> None:
+    message = r"which keeps none\. Call encode on the whole, or on each chunk if it treats every step by itself\."
+    for layer in (nn.Conv1d(4, 3, 3), nn.Linear(4, 3)):
+        with pytest.raises(UnsupportedLayerError, match=message):
+            encode_chunks(layer, XS[0].split(2))
+
+
+def test_an_encoder_that_returns_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    register_encoder(Positions)(lambda layer, batch: batch.values)  # type: ignore[arg-type, return-value]  # wrong
+    message = r"must be a SequenceBatch; got a torch\.Tensor\. Return batch\.with_values\(values\), or SequenceBatch\("
+    with pytest.raises(TypeError, match=message):
+        encode(Positions(), XS)
