@@ -69,7 +69,7 @@ PLUGINS: list[tuple[Any, torch.dtype]] = [
 ]
 
 
-@pytest.mark.parametrize(("plugin", "dtype"), PLUGINS, ids=str)
+@pytest.mark.parametrize(("plugin", "dtype"), PLUGINS, ids=lambda value: str(getattr(value, "precision", value)))
 def test_precision_plugins(plugin: Any, dtype: torch.dtype) -> None:
     for batch in samples():
         converted = plugin.convert_input({"x": batch, "ids": SequenceBatch(torch.tensor([1, 2]), [1, 1])})
