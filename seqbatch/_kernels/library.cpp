@@ -41,6 +41,9 @@ int32_t seqbatch_isa() {
   return BASELINE;
 }
 
+// Compared with the structure in Python, which mirrors it, before the first call.
+int64_t seqbatch_call_size() { return sizeof(seqbatch::Call<float>); }
+
 int seqbatch_forward_float(const seqbatch::Call<float>* call) { return run(*call, true); }
 int seqbatch_forward_double(const seqbatch::Call<double>* call) { return run(*call, true); }
 int seqbatch_backward_float(const seqbatch::Call<float>* call) { return run(*call, false); }

@@ -1,4 +1,4 @@
-// What Python passes to the kernels: plain pointers and sizes, checked before the call. See _library.py, which mirrors it.
+// What Python passes to the kernels: plain pointers and sizes, checked before the call. See __init__.py, which mirrors it.
 #pragma once
 #include <cstdint>
 
