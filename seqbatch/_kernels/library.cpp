@@ -15,8 +15,10 @@ std::atomic<bool> is_forked{false};
 template <typename T>
 int run(seqbatch::Call<T> call, bool is_forward) {
   if (is_forked) call.threads = 1;
-#if defined(__x86_64__)
+#ifdef SEQBATCH_HAS_AVX512
   if (call.isa == AVX512) return is_forward ? seqbatch::avx512::forward(call) : seqbatch::avx512::backward(call);
+#endif
+#ifdef SEQBATCH_HAS_AVX2
   if (call.isa == AVX2) return is_forward ? seqbatch::avx2::forward(call) : seqbatch::avx2::backward(call);
 #endif
   return is_forward ? seqbatch::baseline::forward(call) : seqbatch::baseline::backward(call);
@@ -32,10 +34,11 @@ extern "C" {
 
 // The best instruction set of this processor that there are kernels for.
 int32_t seqbatch_isa() {
-#if defined(__x86_64__)
-  __builtin_cpu_init();
+#ifdef SEQBATCH_HAS_AVX512
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
     return AVX512;
+#endif
+#ifdef SEQBATCH_HAS_AVX2
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return AVX2;
 #endif
   return BASELINE;
