@@ -60,6 +60,7 @@ ORDER = [
     "layers",
     "data",
     "__init__",
+    "__main__",
     "onnx",
     "testing",
 ]

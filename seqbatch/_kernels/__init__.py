@@ -91,8 +91,8 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
     isa = _INSTRUCTION_SETS.index(choice) if choice else best
     if isa > best:
         raise SeqbatchValueError(
-            f"The environment variable SEQBATCH_KERNELS must be at most {_INSTRUCTION_SETS[best]}, which is the best that "
-            f"this processor and the library have; got {choice}."
+            f"The environment variable SEQBATCH_KERNELS must be at most {_INSTRUCTION_SETS[best]}, which is the best "
+            f"instruction set of this processor in the library; got {choice}."
         )
     return Kernels("", isa, forward, backward)
 
