@@ -142,6 +142,12 @@ class Lengths:
         return ints(places)
 
     @Kept
+    def longest_first(self) -> Tensor:
+        """`(3, batch)`, int64, on the host: start, steps and index of each sequence, in `sequence_order`."""
+        order, starts, counts = self.sequence_order, self.offsets.tolist(), self.counts
+        return ints((starts[i] for i in order), (counts[i] for i in order), order).view(3, len(order))
+
+    @Kept
     def step_sizes(self) -> list[int]:
         """The numbers of `batch_sizes`."""
         sizes: list[int] = []

@@ -27,6 +27,7 @@ PACKAGE, TESTS = Path(seqbatch.__file__).parent, Path(__file__).parent
 # Each may import those before it only; the files of a package, which count as one here, may import each other.
 ORDER = [
     "errors",
+    "_kernels",
     "_tracing",
     "_checks",
     "_not_a_tensor",
@@ -62,6 +63,7 @@ ORDER = [
     "layers",
     "data",
     "__init__",
+    "__main__",
     "onnx",
     "testing",
 ]

@@ -1,5 +1,7 @@
 """The plain engine: step by step, by functions of PyTorch that each of its transforms knows; slow, and exact."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
@@ -26,6 +28,28 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
 
     rows, final = run_stack(layer, rearrange(values, packed), lengths, hidden, run_layer)
     return rearrange(rows, packed.inverse), final
+
+
+def run_layer(
+    mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Sequence[Tensor], start: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Run one layer in all its directions on flat values, from states in the caller's order; see the native engine."""
+    packed = lengths.plan(packed_plan, device=inputs.device)
+    rows, each = rearrange(inputs, packed), len(weights) // directions
+    turn = lengths.plan(turn_plan, device=inputs.device)
+    size = weights[1].shape[1]
+    if start:
+        states = [part.index_select(1, lengths.on("order", inputs.device)) for part in start]
+    else:
+        states = [inputs.new_zeros(directions, len(lengths), size) for _ in range(2 if mode == "LSTM" else 1)]
+    outputs, finals = [], []
+    for d in range(directions):
+        given = rearrange(rows, turn) if d else rows
+        way = list(weights[d * each : (d + 1) * each])
+        output, final = _run_way(mode, lengths, given, way, tuple(part[d : d + 1] for part in states))
+        outputs.append(rearrange(output, turn) if d else output)
+        finals.append(final)
+    return rearrange(torch.cat(outputs, 1), packed.inverse), *map(torch.stack, zip(*finals, strict=True))
 
 
 def _run_way(mode: str, lengths: Lengths, rows: Tensor, weights: list[Tensor], start: Hidden) -> tuple[Tensor, Hidden]:

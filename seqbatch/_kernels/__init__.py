@@ -1,0 +1,120 @@
+"""The compiled kernels: find, load and call them. They are optional, because building them needs a C++ compiler."""
+
+import ctypes
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import torch  # noqa: F401  # first, because its OpenMP runtime is the one that the library must find loaded
+
+from seqbatch.errors import SeqbatchValueError
+
+_NAMES = ("libseqbatch_kernels.so", "libseqbatch_kernels.dylib")
+_INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # a position is the number that recurrent.h and library.cpp use
+
+
+class Direction(ctypes.Structure):
+    """Addresses of one direction of one layer; recurrent.h has their shapes. None is a null pointer."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p)
+        for name in (
+            "weight_ih",
+            "weight_hh",
+            "bias_ih",
+            "bias_hh",
+            "hidden",
+            "cell",
+            "out",
+            "saved",
+            "final_hidden",
+            "final_cell",
+            "grad_out",
+            "grad_final_hidden",
+            "grad_final_cell",
+            "grad_gates",
+            "grad_hidden",
+            "grad_cell",
+        )
+    ]
+
+
+class Call(ctypes.Structure):
+    """What one call of a kernel reads; recurrent.h has the meaning of each field."""
+
+    _fields_ = [
+        *((name, ctypes.c_int32) for name in ("kind", "directions", "threads", "isa")),
+        *((name, ctypes.c_int64) for name in ("sequences", "steps", "input_size", "hidden_size", "out_stride")),
+        *((name, ctypes.c_void_p) for name in ("starts", "lengths", "index", "x", "grad_x")),
+        ("direction", Direction * 2),
+    ]
+
+
+class Kernels(NamedTuple):
+    """What loading the library resulted in."""
+
+    missing: str  # why the kernels are not in use; empty if they are
+    isa: int = 0
+    forward: tuple[Callable[..., int], ...] = ()  # for float, double
+    backward: tuple[Callable[..., int], ...] = ()
+
+
+def load(folders: Iterable[str], choice: str) -> Kernels:
+    """Load the library from the first folder that has it.
+
+    `choice` is the value of SEQBATCH_KERNELS: "0" for no kernels, the name of an instruction set, or empty for the best
+    one of this processor.
+    """
+    if choice not in ("", "0", *_INSTRUCTION_SETS):
+        allowed = ", ".join(("0", *_INSTRUCTION_SETS))
+        raise SeqbatchValueError(
+            f"The environment variable `SEQBATCH_KERNELS` must be one of {allowed}; got {choice!r}."
+        )
+    if choice == "0":
+        return Kernels("switched off by SEQBATCH_KERNELS=0")
+    paths = [path for folder in folders for name in _NAMES if (path := Path(folder, name)).exists()]
+    if not paths:
+        return Kernels("not built, because there was no C++ compiler with OpenMP when seqbatch was installed")
+    try:
+        library = ctypes.CDLL(str(paths[0]))
+        size = library.seqbatch_call_size()
+        best = library.seqbatch_isa()
+        forward = library.seqbatch_forward_float, library.seqbatch_forward_double
+        backward = library.seqbatch_backward_float, library.seqbatch_backward_double
+    except (OSError, AttributeError) as error:  # AttributeError: a function is missing, in a library of another version
+        return Kernels(f"not loaded, because of the error: {error}")
+    if size != ctypes.sizeof(Call):  # a checkout may hold a library that was built before the sources changed
+        return Kernels("not loaded, because the library was built from other sources: install seqbatch again")
+    for function in (*forward, *backward):
+        function.argtypes = [ctypes.POINTER(Call)]
+    isa = _INSTRUCTION_SETS.index(choice) if choice else best
+    if isa > best:
+        raise SeqbatchValueError(
+            f"The environment variable SEQBATCH_KERNELS must be at most {_INSTRUCTION_SETS[best]}, which is the best "
+            f"instruction set of this processor in the library; got {choice}."
+        )
+    return Kernels("", isa, forward, backward)
+
+
+_kernels = load(__path__, os.environ.get("SEQBATCH_KERNELS", ""))
+
+MISSING = _kernels.missing
+IS_THERE = not MISSING
+ISA_NUMBER = _kernels.isa  # for `Call.isa`
+ISA = _INSTRUCTION_SETS[ISA_NUMBER] if IS_THERE else ""
+
+
+def forward(call: Call, is_double: bool) -> None:
+    """Run one layer over all sequences. Requires `IS_THERE`; the caller has checked all sizes and addresses."""
+    _raise_if_failed(_kernels.forward[is_double](call))
+
+
+def backward(call: Call, is_double: bool) -> None:
+    """Compute the gradients of gates, inputs and initial states. Requires `IS_THERE`, as `forward`."""
+    _raise_if_failed(_kernels.backward[is_double](call))
+
+
+def _raise_if_failed(result: int) -> None:
+    if result:
+        raise MemoryError("There is not enough memory to run a recurrent layer. Run fewer sequences at once.")

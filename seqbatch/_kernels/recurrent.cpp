@@ -1,0 +1,498 @@
+// LSTM, GRU and RNN over flat values, forward and backward, without padding and without packing.
+//
+// A thread takes whole sequences and walks through their steps side by side, the longest first. Weights are laid out so
+// that one block of units reads them from front to back; gates stay in registers from the product to the new state.
+// Every row is computed by the same operations in the same order whatever stands beside it, hence the same bits.
+#include <omp.h>
+
+#include <algorithm>
+#include <cstdlib>
+#include <new>
+#include <vector>
+
+#include "recurrent.h"
+#include "vectors.h"
+
+namespace seqbatch::SEQBATCH_ISA {
+namespace {
+
+constexpr int ROWS = SEQBATCH_ROWS;
+constexpr int GATES = 4;  // accumulators of one row
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// acc[r][to(g)] += rows[r][k] * weights[k][g], for all k in order.
+template <typename T, int R, int G, int LAST>
+inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t size, const T* weights) {
+  constexpr int W = width<T>;
+  for (int64_t k = 0; k < size; k++) {
+    Vector<T> w[G];
+    for (int g = 0; g < G; g++) w[g] = load(weights + (k * G + g) * W);
+    for (int r = 0; r < R; r++) {
+      Vector<T> x = all(rows[r][k]);
+      for (int g = 0; g < G - 1; g++) acc[r][g] = fused(x, w[g], acc[r][g]);
+      acc[r][LAST] = fused(x, w[G - 1], acc[r][LAST]);
+    }
+  }
+}
+
+// Calls f(first, std::integral_constant<int, R>) for blocks of at most ROWS rows.
+template <int R = ROWS, typename F>
+inline void in_blocks(int64_t rows, F f) {
+  int64_t first = 0;
+  for (; first + R <= rows; first += R) f(first, std::integral_constant<int, R>{});
+  if constexpr (R > 1) {
+    if (first < rows) in_blocks<R - 1>(rows - first, [&](int64_t i, auto r) { f(first + i, r); });
+  }
+}
+
+// Memory for laid out weights; null where there is not enough.
+template <typename T>
+struct Buffer {
+  explicit Buffer(int64_t size) : data(static_cast<T*>(std::aligned_alloc(64, divide_up(size * sizeof(T), 64) * 64 + 64))) {}
+  ~Buffer() { std::free(data); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  T* data;
+};
+
+// ---------------------------------------------------------------------------------------------------- laid out weights
+
+// How the units of a layer are cut into blocks. An LSTM and a GRU have all gates of `width` units in a block; an RNN,
+// which has one gate, has up to four vectors of units in their place.
+template <typename T>
+struct Blocks {
+  int64_t hidden, input, per_block, count;
+  int gates;  // of the weights; an RNN has as many as there are vectors in the block
+
+  Blocks(const Call<T>& call)
+      : hidden(call.hidden_size), input(call.input_size) {
+    constexpr int W = width<T>;
+    gates = call.kind == LSTM ? 4 : call.kind == GRU ? 3 : static_cast<int>(std::min<int64_t>(4, divide_up(hidden, W)));
+    per_block = call.kind == LSTM || call.kind == GRU ? W : int64_t{W} * gates;
+    count = divide_up(hidden, per_block);
+  }
+  // Numbers of one block: its biases, then for each input and each hidden unit the weights to its gates.
+  int64_t block_size() const { return GATES * width<T> + (input + hidden) * gates * width<T>; }
+};
+
+template <typename T>
+T value_or_0(const T* values, int64_t i) {
+  return values == nullptr ? T(0) : values[i];
+}
+
+template <typename T>
+void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blocks<T>& blocks, int64_t block, T* to) {
+  constexpr int W = width<T>;
+  const int64_t H = blocks.hidden;
+  const bool is_rnn = call.kind == RNN_TANH || call.kind == RNN_RELU;
+  for (int g = 0; g < GATES; g++)
+    for (int lane = 0; lane < W; lane++) {
+      int64_t unit = block * blocks.per_block + (is_rnn ? g * W + lane : lane);
+      bool is_there = unit < H && (!is_rnn || g < blocks.gates);
+      T bias = 0;
+      if (is_there && call.kind == GRU && g >= 2)  // the two parts of n are apart: only one is multiplied by r
+        bias = value_or_0(g == 2 ? direction.bias_ih : direction.bias_hh, 2 * H + unit);
+      else if (is_there) {
+        int64_t row = is_rnn ? unit : g * H + unit;
+        bias = value_or_0(direction.bias_ih, row) + value_or_0(direction.bias_hh, row);
+      }
+      to[g * W + lane] = bias;
+    }
+  to += GATES * W;
+  for (const auto& [weights, size] : {std::pair{direction.weight_ih, blocks.input}, std::pair{direction.weight_hh, H}}) {
+    for (int g = 0; g < blocks.gates; g++)
+      for (int lane = 0; lane < W; lane++) {
+        int64_t unit = block * blocks.per_block + (is_rnn ? g * W + lane : lane);
+        T* column = to + g * W + lane;
+        const int64_t step = blocks.gates * W;
+        if (unit < H) {
+          const T* row = weights + (is_rnn ? unit : g * H + unit) * size;
+          for (int64_t k = 0; k < size; k++) column[k * step] = row[k];
+        } else {
+          for (int64_t k = 0; k < size; k++) column[k * step] = 0;
+        }
+      }
+    to += size * blocks.gates * W;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------- sequences
+
+// The sequences of one direction that a thread runs, the longest first.
+struct Share {
+  std::vector<int64_t> sequences;
+};
+
+// Deals the sequences of all directions to threads in turn, forward and back, so that each has about as many steps.
+template <typename T>
+Share share_of(const Call<T>& call, int direction, int thread, int threads) {
+  Share share;
+  for (int64_t i = 0; i < call.sequences; i++) {
+    int64_t item = i * call.directions + direction, round = item / threads, place = item % threads;
+    if ((round % 2 ? threads - 1 - place : place) == thread) share.sequences.push_back(i);
+  }
+  return share;
+}
+
+template <typename T>
+int64_t row_of(const Call<T>& call, int direction, int64_t sequence, int64_t step) {
+  return call.starts[sequence] + (direction ? call.lengths[sequence] - 1 - step : step);
+}
+
+// ------------------------------------------------------------------------------------------------------------ forward
+
+// What one block of units of R sequences reads and writes in one step.
+template <typename T>
+struct Step {
+  const T* const* x;
+  const T* const* hidden;  // null in the first step from no state
+  T* const* cell;
+  T* const* out;
+  T* const* saved;  // null if backward needs nothing
+  int64_t input, size, unit, valid;
+};
+
+template <typename T, int R>
+inline void lstm_block(const T* weights, const Step<T>& s) {
+  constexpr int W = width<T>;
+  Vector<T> acc[R][GATES];
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < GATES; g++) acc[r][g] = load(weights + g * W);
+  weights += GATES * W;
+  multiply<T, R, 4, 3>(acc, s.x, s.input, weights);
+  if (s.hidden) multiply<T, R, 4, 3>(acc, s.hidden, s.size, weights + s.input * 4 * W);
+  for (int r = 0; r < R; r++) {
+    Vector<T> i = sigmoid(acc[r][0]), f = sigmoid(acc[r][1]), g = hyperbolic_tangent(acc[r][2]), o = sigmoid(acc[r][3]);
+    Vector<T> cell = f * load(s.cell[r] + s.unit) + i * g;
+    store(s.cell[r] + s.unit, cell);
+    store(s.out[r] + s.unit, o * hyperbolic_tangent(cell), s.valid);
+    if (s.saved) {
+      const Vector<T> saved[] = {i, f, g, o, cell};
+      for (int n = 0; n < 5; n++) store(s.saved[r] + n * s.size + s.unit, saved[n], s.valid);
+    }
+  }
+}
+
+template <typename T, int R>
+inline void gru_block(const T* weights, const Step<T>& s) {
+  constexpr int W = width<T>;
+  Vector<T> acc[R][GATES];
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < GATES; g++) acc[r][g] = load(weights + g * W);
+  weights += GATES * W;
+  multiply<T, R, 3, 2>(acc, s.x, s.input, weights);
+  if (s.hidden) multiply<T, R, 3, 3>(acc, s.hidden, s.size, weights + s.input * 3 * W);
+  for (int r = 0; r < R; r++) {
+    Vector<T> reset = sigmoid(acc[r][0]), z = sigmoid(acc[r][1]);
+    Vector<T> n = hyperbolic_tangent(acc[r][2] + reset * acc[r][3]);
+    Vector<T> before = s.hidden ? load(s.hidden[r] + s.unit, s.valid) : Vector<T>{};
+    store(s.out[r] + s.unit, n + z * (before - n), s.valid);
+    if (s.saved) {
+      const Vector<T> saved[] = {reset, z, n, acc[r][3]};
+      for (int m = 0; m < 4; m++) store(s.saved[r] + m * s.size + s.unit, saved[m], s.valid);
+    }
+  }
+}
+
+template <typename T, int R, int G>
+inline void rnn_block(const T* weights, const Step<T>& s, bool is_relu) {
+  constexpr int W = width<T>;
+  Vector<T> acc[R][GATES];
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < G; g++) acc[r][g] = load(weights + g * W);
+  weights += GATES * W;
+  multiply<T, R, G, G - 1>(acc, s.x, s.input, weights);
+  if (s.hidden) multiply<T, R, G, G - 1>(acc, s.hidden, s.size, weights + s.input * G * W);
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < G; g++) {
+      int64_t valid = s.valid - g * W;
+      if (valid <= 0) break;
+      Vector<T> a = acc[r][g];
+      // As torch.relu, which keeps NaN.
+      store(s.out[r] + s.unit + g * W, is_relu ? (a < 0 ? Vector<T>{} : a) : hyperbolic_tangent(a), valid);
+    }
+}
+
+template <typename T, int R>
+inline void run_block(int32_t kind, int gates, const T* weights, const Step<T>& step) {
+  if (kind == LSTM) return lstm_block<T, R>(weights, step);
+  if (kind == GRU) return gru_block<T, R>(weights, step);
+  bool is_relu = kind == RNN_RELU;
+  switch (gates) {
+    case 1: return rnn_block<T, R, 1>(weights, step, is_relu);
+    case 2: return rnn_block<T, R, 2>(weights, step, is_relu);
+    case 3: return rnn_block<T, R, 3>(weights, step, is_relu);
+    default: return rnn_block<T, R, 4>(weights, step, is_relu);
+  }
+}
+
+template <typename T>
+void run_forward(const Call<T>& call, int d, const Blocks<T>& blocks, const T* weights, const Share& share) {
+  const Direction<T>& direction = call.direction[d];
+  const int64_t H = call.hidden_size, padded = divide_up(H, width<T>) * width<T>, count = share.sequences.size();
+  if (!count) return;
+  std::vector<T> cells(call.kind == LSTM ? count * padded : 0);
+  if (direction.cell)
+    for (int64_t a = 0; a < count; a++)
+      std::copy_n(direction.cell + call.index[share.sequences[a]] * H, H, &cells[a * padded]);
+  std::vector<const T*> x(count), hidden(count);
+  std::vector<T*> cell(count), out(count), saved(count);
+  int64_t alive = count;
+  for (int64_t t = 0; t < call.lengths[share.sequences[0]]; t++) {
+    while (call.lengths[share.sequences[alive - 1]] <= t) alive--;
+    for (int64_t a = 0; a < alive; a++) {
+      int64_t sequence = share.sequences[a], row = row_of(call, d, sequence, t);
+      x[a] = call.x + row * call.input_size;
+      if (t)
+        hidden[a] = direction.out + row_of(call, d, sequence, t - 1) * call.out_stride;
+      else if (direction.hidden)
+        hidden[a] = direction.hidden + call.index[sequence] * H;
+      if (call.kind == LSTM) cell[a] = &cells[a * padded];
+      out[a] = direction.out + row * call.out_stride;
+      if (direction.saved) saved[a] = direction.saved + row * saved_numbers(call.kind) * H;
+    }
+    const bool has_hidden = t || direction.hidden;
+    for (int64_t block = 0; block < blocks.count; block++) {
+      const int64_t unit = block * blocks.per_block;
+      in_blocks(alive, [&](int64_t first, auto r) {
+        Step<T> step{&x[first],   has_hidden ? &hidden[first] : nullptr, &cell[first], &out[first],
+                     direction.saved ? &saved[first] : nullptr,
+                     call.input_size, H, unit, H - unit};
+        run_block<T, decltype(r)::value>(call.kind, blocks.gates, weights + block * blocks.block_size(), step);
+      });
+    }
+  }
+  for (int64_t a = 0; a < count; a++) {
+    int64_t sequence = share.sequences[a], place = call.index[sequence];
+    int64_t last = row_of(call, d, sequence, call.lengths[sequence] - 1);
+    if (direction.final_hidden) std::copy_n(direction.out + last * call.out_stride, H, direction.final_hidden + place * H);
+    if (direction.final_cell) std::copy_n(&cells[a * padded], H, direction.final_cell + place * H);
+  }
+}
+
+template <typename T>
+int run_forward(const Call<T>& call) {
+  const Blocks<T> blocks(call);
+  const int64_t size = blocks.count * blocks.block_size();
+  Buffer<T> weights(size * call.directions);
+  if (!weights.data) return 1;
+  bool failed = false;
+#pragma omp parallel num_threads(call.threads)
+  {
+#pragma omp for collapse(2)
+    for (int d = 0; d < call.directions; d++)
+      for (int64_t block = 0; block < blocks.count; block++)
+        lay_out_block(call, call.direction[d], blocks, block, weights.data + d * size + block * blocks.block_size());
+    try {
+      for (int d = 0; d < call.directions; d++)
+        run_forward(call, d, blocks, weights.data + d * size, share_of(call, d, omp_get_thread_num(), omp_get_num_threads()));
+    } catch (const std::bad_alloc&) {
+#pragma omp atomic write
+      failed = true;
+    }
+  }
+  return failed;
+}
+
+// ----------------------------------------------------------------------------------------------------------- backward
+
+// Weights for products with gradients of gates: [columns / (4 * width)][rows][4][width]. Row k is `order(k)` of the weights.
+template <typename T, typename F>
+void lay_out_columns(const T* weights, int64_t rows, int64_t columns, int64_t block, F order, T* to) {
+  constexpr int64_t WIDE = GATES * width<T>;
+  const int64_t first = block * WIDE, valid = std::min(WIDE, columns - first);
+  for (int64_t k = 0; k < rows; k++) {
+    std::copy_n(weights + order(k) * columns + first, valid, to + k * WIDE);
+    std::fill_n(to + k * WIDE + valid, WIDE - valid, T(0));
+  }
+}
+
+// to[r][first...] = add[r][first...] + rows[r] @ weights, of one block of columns.
+template <typename T, int R>
+inline void multiply_back(Vector<T> (&acc)[R][GATES], T* const* to, int64_t first, int64_t columns) {
+  constexpr int W = width<T>;
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < GATES; g++) {
+      int64_t valid = columns - first - g * W;
+      if (valid > 0) store(to[r] + first + g * W, acc[r][g], valid);
+    }
+}
+
+// The gradients of one sequence that go back from step to step.
+template <typename T>
+struct Carry {
+  T* hidden;
+  T* cell;
+};
+
+// From the gradient of one row of outputs to that of its gates; `carry` comes from the step after, and is that for the
+// step before, but for what goes through the hidden weights.
+template <typename T>
+void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t row, const T* before, const T* cell_before,
+                    Carry<T> carry) {
+  constexpr int W = width<T>;
+  const int64_t H = call.hidden_size;
+  const T* saved = direction.saved + row * saved_numbers(call.kind) * H;
+  const T* out = direction.out + row * call.out_stride;
+  T* gates = direction.grad_gates + row * gate_numbers(call.kind) * H;
+  for (int64_t unit = 0; unit < H; unit += W) {
+    const int64_t valid = H - unit;
+    auto read = [&](const T* from) { return from ? load(from + unit, valid) : Vector<T>{}; };
+    auto write = [&](T* to, Vector<T> v) { store(to + unit, v, valid); };
+    Vector<T> from_out = direction.grad_out ? read(direction.grad_out + row * call.out_stride) : Vector<T>{};
+    Vector<T> grad = from_out + read(carry.hidden);
+    if (call.kind == LSTM) {
+      Vector<T> i = read(saved), f = read(saved + H), g = read(saved + 2 * H), o = read(saved + 3 * H);
+      Vector<T> cell = hyperbolic_tangent(read(saved + 4 * H));
+      Vector<T> grad_cell = read(carry.cell) + grad * o * (1 - cell * cell);
+      write(gates, grad_cell * g * i * (1 - i));
+      write(gates + H, grad_cell * read(cell_before) * f * (1 - f));
+      write(gates + 2 * H, grad_cell * i * (1 - g * g));
+      write(gates + 3 * H, grad * cell * o * (1 - o));
+      write(carry.cell, grad_cell * f);
+      write(carry.hidden, Vector<T>{});
+    } else if (call.kind == GRU) {
+      Vector<T> r = read(saved), z = read(saved + H), n = read(saved + 2 * H), of_hidden = read(saved + 3 * H);
+      Vector<T> grad_n = grad * (1 - z) * (1 - n * n);
+      write(gates, grad_n);
+      write(gates + H, grad_n * of_hidden * r * (1 - r));
+      write(gates + 2 * H, grad * (read(before) - n) * z * (1 - z));
+      write(gates + 3 * H, grad_n * r);
+      write(carry.hidden, grad * z);
+    } else {
+      Vector<T> h = read(out);
+      write(gates, call.kind == RNN_TANH ? grad * (1 - h * h) : (h <= 0 ? Vector<T>{} : grad));
+      write(carry.hidden, Vector<T>{});
+    }
+  }
+}
+
+template <typename T>
+void run_backward(const Call<T>& call, int d, const T* weights, const Share& share) {
+  constexpr int64_t WIDE = GATES * width<T>;
+  const Direction<T>& direction = call.direction[d];
+  const int64_t H = call.hidden_size, count = share.sequences.size();
+  // A GRU's hidden weights take r, z and the hidden part of n, which stand after the part of the input.
+  const int64_t skipped = call.kind == GRU ? H : 0, rows = (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * H;
+  if (!count) return;
+  std::vector<T> hidden(count * H), cells(call.kind == LSTM ? count * H : 0);
+  for (int64_t a = 0; a < count; a++) {
+    int64_t place = call.index[share.sequences[a]];
+    if (direction.grad_final_hidden) std::copy_n(direction.grad_final_hidden + place * H, H, &hidden[a * H]);
+    if (direction.grad_final_cell) std::copy_n(direction.grad_final_cell + place * H, H, &cells[a * H]);
+  }
+  std::vector<const T*> gates(count);
+  std::vector<T*> carried(count);
+  int64_t alive = 0;
+  for (int64_t t = call.lengths[share.sequences[0]] - 1; t >= 0; t--) {
+    while (alive < count && call.lengths[share.sequences[alive]] > t) alive++;
+    for (int64_t a = 0; a < alive; a++) {
+      int64_t sequence = share.sequences[a], row = row_of(call, d, sequence, t), place = call.index[sequence];
+      const T *before = nullptr, *cell_before = nullptr;
+      if (t) {
+        int64_t earlier = row_of(call, d, sequence, t - 1);
+        before = direction.out + earlier * call.out_stride;
+        cell_before = direction.saved + (earlier * saved_numbers(call.kind) + 4) * H;
+      } else {
+        if (direction.hidden) before = direction.hidden + place * H;
+        if (direction.cell) cell_before = direction.cell + place * H;
+      }
+      carried[a] = &hidden[a * H];
+      gates[a] = direction.grad_gates + row * gate_numbers(call.kind) * H + skipped;
+      gate_gradients(call, direction, row, before, cell_before, {carried[a], call.kind == LSTM ? &cells[a * H] : nullptr});
+    }
+    if (!t && !direction.grad_hidden) break;
+    for (int64_t first = 0; first < H; first += WIDE)
+      in_blocks(alive, [&](int64_t i, auto r) {
+        constexpr int R = decltype(r)::value;
+        Vector<T> acc[R][GATES];
+        for (int n = 0; n < R; n++)
+          for (int g = 0; g < GATES; g++) {
+            int64_t unit = first + g * width<T>;
+            acc[n][g] = unit < H ? load(carried[i + n] + unit, H - unit) : Vector<T>{};
+          }
+        multiply<T, R, 4, 3>(acc, &gates[i], rows, weights + first / WIDE * rows * WIDE);
+        multiply_back<T, R>(acc, &carried[i], first, H);
+      });
+  }
+  for (int64_t a = 0; a < count; a++) {
+    int64_t place = call.index[share.sequences[a]];
+    if (direction.grad_hidden) std::copy_n(&hidden[a * H], H, direction.grad_hidden + place * H);
+    if (direction.grad_cell) std::copy_n(&cells[a * H], H, direction.grad_cell + place * H);
+  }
+}
+
+// The gradient of some rows of the input, through all directions.
+template <typename T>
+void input_gradients(const Call<T>& call, const T* weights, int64_t size, int64_t begin, int64_t end) {
+  constexpr int64_t WIDE = GATES * width<T>;
+  const int64_t H = call.hidden_size, I = call.input_size, stride = gate_numbers(call.kind) * H;
+  const int64_t rows = (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * H;
+  for (int64_t first = 0; first < I; first += WIDE)
+    in_blocks(end - begin, [&](int64_t i, auto r) {
+      constexpr int R = decltype(r)::value;
+      Vector<T> acc[R][GATES] = {};
+      T* to[R];
+      for (int d = 0; d < call.directions; d++) {
+        const T* gates[R];
+        for (int n = 0; n < R; n++) gates[n] = call.direction[d].grad_gates + (begin + i + n) * stride;
+        multiply<T, R, 4, 3>(acc, gates, rows, weights + d * size + first / WIDE * rows * WIDE);
+      }
+      for (int n = 0; n < R; n++) to[n] = call.grad_x + (begin + i + n) * I;
+      multiply_back<T, R>(acc, to, first, I);
+    });
+}
+
+template <typename T>
+int run_backward(const Call<T>& call) {
+  constexpr int64_t WIDE = GATES * width<T>;
+  const int64_t H = call.hidden_size, I = call.input_size;
+  const int64_t rows = (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * H;
+  const int64_t hidden_blocks = divide_up(H, WIDE), input_blocks = call.grad_x ? divide_up(I, WIDE) : 0;
+  const int64_t hidden_size = hidden_blocks * rows * WIDE, input_size = input_blocks * rows * WIDE;
+  Buffer<T> hidden(hidden_size * call.directions), input(input_size * call.directions);
+  if (!hidden.data || !input.data) return 1;
+  // So many rows of gradients of gates as stay in the cache while the weights of one block go by.
+  const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (gate_numbers(call.kind) * H * sizeof(T)));
+  bool failed = false;
+#pragma omp parallel num_threads(call.threads)
+  {
+#pragma omp for collapse(2)
+    for (int d = 0; d < call.directions; d++)
+      for (int64_t block = 0; block < hidden_blocks + input_blocks; block++) {
+        if (block < hidden_blocks) {
+          lay_out_columns(call.direction[d].weight_hh, rows, H, block, [](int64_t k) { return k; },
+                          hidden.data + d * hidden_size + block * rows * WIDE);
+        } else {
+          // The gradients of a GRU's gates stand in the order n, r, z.
+          auto order = [&](int64_t k) { return call.kind != GRU ? k : k < H ? k + 2 * H : k - H; };
+          lay_out_columns(call.direction[d].weight_ih, rows, I, block - hidden_blocks, order,
+                          input.data + d * input_size + (block - hidden_blocks) * rows * WIDE);
+        }
+      }
+    try {
+      for (int d = 0; d < call.directions; d++)
+        run_backward(call, d, hidden.data + d * hidden_size, share_of(call, d, omp_get_thread_num(), omp_get_num_threads()));
+    } catch (const std::bad_alloc&) {
+#pragma omp atomic write
+      failed = true;
+    }
+    if (call.grad_x) {
+#pragma omp barrier
+#pragma omp for schedule(dynamic)
+      for (int64_t begin = 0; begin < call.steps; begin += chunk)
+        input_gradients(call, input.data, input_size, begin, std::min(call.steps, begin + chunk));
+    }
+  }
+  return failed;
+}
+
+}  // namespace
+
+int forward(const Call<float>& call) { return run_forward(call); }
+int forward(const Call<double>& call) { return run_forward(call); }
+int backward(const Call<float>& call) { return run_backward(call); }
+int backward(const Call<double>& call) { return run_backward(call); }
+
+}  // namespace seqbatch::SEQBATCH_ISA

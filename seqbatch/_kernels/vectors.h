@@ -1,0 +1,177 @@
+// Vectors of one width, and the functions of activations on them. Compiled once for each instruction set: SEQBATCH_ISA
+// names the namespace, SEQBATCH_BYTES the width of a vector, SEQBATCH_ROWS how many rows the registers hold.
+#pragma once
+#include <cstdint>
+#include <cstring>
+#include <limits>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#elif defined(__ARM_NEON)
+#include <arm_neon.h>
+#endif
+
+namespace seqbatch::SEQBATCH_ISA {
+
+template <typename T>
+struct Lanes;
+template <>
+struct Lanes<float> {
+  typedef float Vector __attribute__((vector_size(SEQBATCH_BYTES)));
+  typedef uint32_t Integers __attribute__((vector_size(SEQBATCH_BYTES)));
+};
+template <>
+struct Lanes<double> {
+  typedef double Vector __attribute__((vector_size(SEQBATCH_BYTES)));
+  typedef uint64_t Integers __attribute__((vector_size(SEQBATCH_BYTES)));
+};
+template <typename T>
+using Vector = typename Lanes<T>::Vector;
+template <typename T>
+constexpr int width = SEQBATCH_BYTES / sizeof(T);
+
+template <typename T>
+static inline Vector<T> load(const T* from) {
+  Vector<T> v;
+  std::memcpy(&v, from, sizeof v);
+  return v;
+}
+template <typename T>
+static inline void store(T* to, Vector<T> v) {
+  std::memcpy(to, &v, sizeof v);
+}
+// The first `valid` lanes only; the others are 0.
+template <typename T>
+static inline Vector<T> load(const T* from, int64_t valid) {
+  if (valid >= width<T>) return load(from);
+  T lanes[width<T>] = {};
+  std::memcpy(lanes, from, valid * sizeof(T));
+  return load(lanes);
+}
+template <typename T>
+static inline void store(T* to, Vector<T> v, int64_t valid) {
+  if (valid >= width<T>) return store(to, v);
+  std::memcpy(to, &v, valid * sizeof(T));
+}
+template <typename T>
+static inline Vector<T> all(T x) {
+  return x - Vector<T>{};
+}
+
+// a * b + c, rounded once where the processor can. Written out, because a compiler that is left to fuse products and sums
+// does so differently in different places, and the bits of a row must not depend on the rows beside it.
+static inline Vector<float> fused(Vector<float> a, Vector<float> b, Vector<float> c) {
+#if SEQBATCH_BYTES == 64
+  return _mm512_fmadd_ps(a, b, c);
+#elif SEQBATCH_BYTES == 32
+  return _mm256_fmadd_ps(a, b, c);
+#elif defined(__ARM_NEON)
+  return vfmaq_f32(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+static inline Vector<double> fused(Vector<double> a, Vector<double> b, Vector<double> c) {
+#if SEQBATCH_BYTES == 64
+  return _mm512_fmadd_pd(a, b, c);
+#elif SEQBATCH_BYTES == 32
+  return _mm256_fmadd_pd(a, b, c);
+#elif defined(__ARM_NEON)
+  return vfmaq_f64(c, a, b);
+#else
+  return a * b + c;
+#endif
+}
+
+// Cephes' expf and exp (Moshier, netlib.org/cephes): within 2 units in the last place. Beyond the range 0 and infinity;
+// NaN stays NaN, because comparisons with it are false.
+static inline Vector<float> exponential(Vector<float> x) {
+  using V = Vector<float>;
+  const V high = all(88.3f), low = all(-87.3f);
+  V clamped = x > high ? high : x;
+  clamped = clamped < low ? low : clamped;
+  const V magic = all(12582912.f);  // 1.5 * 2^23: adding it rounds to an integer, which its low bits then hold
+  V shifted = fused(clamped, all(1.44269504088896341f), magic);
+  V n = shifted - magic;
+  V f = fused(n, all(-0.693359375f), clamped);
+  f = fused(n, all(2.12194440e-4f), f);
+  V p = all(1.9875691500e-4f);
+  p = fused(p, f, all(1.3981999507e-3f));
+  p = fused(p, f, all(8.3334519073e-3f));
+  p = fused(p, f, all(4.1665795894e-2f));
+  p = fused(p, f, all(1.6666665459e-1f));
+  p = fused(p, f, all(5.0000001201e-1f));
+  p = fused(p, f * f, f) + 1;
+  Lanes<float>::Integers bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 23) + (127u << 23);
+  V scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  V result = p * scale;
+  result = x > high ? all(std::numeric_limits<float>::infinity()) : result;
+  return x < low ? V{} : result;
+}
+static inline Vector<double> exponential(Vector<double> x) {
+  using V = Vector<double>;
+  const V high = all(709.4), low = all(-708.3);
+  V clamped = x > high ? high : x;
+  clamped = clamped < low ? low : clamped;
+  const V magic = all(6755399441055744.0);  // 1.5 * 2^52
+  V shifted = fused(clamped, all(1.4426950408889634073599), magic);
+  V n = shifted - magic;
+  V f = fused(n, all(-6.93145751953125e-1), clamped);
+  f = fused(n, all(-1.42860682030941723212e-6), f);
+  V square = f * f;
+  V p = all(1.26177193074810590878e-4);
+  p = fused(p, square, all(3.02994407707441961300e-2));
+  p = fused(p, square, all(9.99999999999999999910e-1)) * f;
+  V q = all(3.00198505138664455042e-6);
+  q = fused(q, square, all(2.52448340349684104192e-3));
+  q = fused(q, square, all(2.27265548208155028766e-1));
+  q = fused(q, square, all(2.00000000000000000005e0));
+  V ratio = p / (q - p);
+  V mantissa = 1 + (ratio + ratio);
+  Lanes<double>::Integers bits;
+  std::memcpy(&bits, &shifted, sizeof bits);
+  bits = (bits << 52) + (uint64_t{1023} << 52);
+  V scale;
+  std::memcpy(&scale, &bits, sizeof scale);
+  V result = mantissa * scale;
+  result = x > high ? all(std::numeric_limits<double>::infinity()) : result;
+  return x < low ? V{} : result;
+}
+
+template <typename V>
+static inline V sigmoid(V x) {
+  return 1 / (1 + exponential(-x));
+}
+
+// Cephes' tanhf and tanh: a polynomial near 0, where 1 - 2 / (exp(2x) + 1) would lose all digits.
+static inline Vector<float> small_tanh(Vector<float> x) {
+  auto z = x * x;
+  auto p = all(-5.70498872745e-3f);
+  p = fused(p, z, all(2.06390887954e-2f));
+  p = fused(p, z, all(-5.37397155531e-2f));
+  p = fused(p, z, all(1.33314422036e-1f));
+  p = fused(p, z, all(-3.33332819422e-1f));
+  return fused(p * z, x, x);
+}
+static inline Vector<double> small_tanh(Vector<double> x) {
+  auto z = x * x;
+  auto p = all(-9.64399179425052238628e-1);
+  p = fused(p, z, all(-9.92877231001918586564e1));
+  p = fused(p, z, all(-1.61468768441708447952e3));
+  auto q = z + all(1.12811678491632931402e2);
+  q = fused(q, z, all(2.23548839060100448583e3));
+  q = fused(q, z, all(4.84406305325125486048e3));
+  return fused(p / q * z, x, x);
+}
+template <typename V>
+static inline V hyperbolic_tangent(V x) {
+  V size = x < 0 ? -x : x;
+  V large = 1 - 2 / (exponential(size + size) + 1);
+  large = x < 0 ? -large : large;
+  return size < static_cast<decltype(x[0] + 0)>(0.625) ? small_tanh(x) : large;
+}
+
+}  // namespace seqbatch::SEQBATCH_ISA
