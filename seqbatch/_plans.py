@@ -128,3 +128,10 @@ def _runs(starts: Tensor, counts: Tensor) -> Tensor:
 def undo(index: Tensor, rows: int) -> Tensor:
     """Turn a gather from `rows` rows into the gather that undoes it, from any place of a row that is taken twice."""
     return _full((rows,), len(index)).scatter_(0, index, _arange(len(index)))
+
+
+def turn_plan(lengths: Lengths) -> Plan:
+    """Compute the plan from packed rows to every sequence back to front, packed too; it is its own inverse."""
+    packed = packed_plan(lengths)
+    turn = packed.inverse.take[reverse_plan(lengths).take[packed.take]]
+    return Plan(turn, turn)

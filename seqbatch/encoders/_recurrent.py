@@ -19,7 +19,7 @@ from seqbatch.encoders._layers import (
     rounds_by_range,
     run_on_nothing,
 )
-from seqbatch.engines import Hidden, alone, padded
+from seqbatch.engines import Hidden, alone
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.state import LSTMState, RNNState
 
@@ -131,14 +131,6 @@ def run_by_engine(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form:
         return engine(layer, values, lengths, hidden)
 
     return run_where_steps_are(layer, batch, hidden, form, run)
-
-
-def run_for_outputs(layer: Any, batch: SequenceBatch, form: Form) -> Tensor:
-    """Run a layer as `run_by_engine` from no state, where nobody asks for the state after it."""
-    lengths = batch._lengths.running
-    if lengths.total and engines.pads(layer, batch.values, lengths):
-        return padded.run(layer, batch.values, lengths)
-    return run_by_engine(layer, batch, None, form)[0]
 
 
 def _cast_alike(state: Tensor, batch: SequenceBatch) -> bool:

@@ -167,7 +167,7 @@ def _is_for_an_engine(values: Tensor) -> bool:
 
 
 def _pays(values: Tensor, lengths: Lengths) -> bool:
-    return lengths.longest > _FEW and _rounds_alike(values)
+    return _rounds_alike(values) and (engines.kernels_serve(values) or lengths.longest > _FEW)
 
 
 def _rounds_alike(values: Tensor) -> bool:

@@ -16,7 +16,6 @@ from seqbatch.encoders._recurrent import (
     require_input,
     require_state,
     run_by_engine,
-    run_for_outputs,
     sizes_of,
 )
 from seqbatch.state import LSTMState, RNNState
@@ -41,14 +40,7 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
             return batch.with_values(values), LSTMState.from_torch((final[0], final[1]), layer)
         return batch.with_values(values), RNNState.from_torch(final[0], layer)
 
-    def run_outputs(layer: _Recurrent, batch: SequenceBatch) -> SequenceBatch:
-        if in_a_graph() or autocasts(batch.device):
-            return run(layer, batch, None)[0]
-        if keeps_forward(layer, layer_type):
-            require_input(batch, layer)
-        return batch.with_values(run_for_outputs(layer, batch, _form_of(layer, state_type)))
-
-    register_recurrent(layer_type, outputs=run_outputs)(run)
+    register_recurrent(layer_type)(run)
 
 
 def _as_alone(layer: _Recurrent, result: Tensor, start: torch.dtype) -> Tensor:

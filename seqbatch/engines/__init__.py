@@ -1,7 +1,8 @@
 """How a recurrent layer is run, one file a way: from flat values and lengths to flat values and states."""
 
-from seqbatch.engines._choice import choose, is_plain, pads
+from seqbatch.engines._choice import choose, is_plain
 from seqbatch.engines._forward import takes_packed
 from seqbatch.engines._interface import Engine, Hidden
+from seqbatch.engines.native import serves as kernels_serve
 
-__all__ = ["Engine", "Hidden", "choose", "is_plain", "pads", "takes_packed"]
+__all__ = ["Engine", "Hidden", "choose", "is_plain", "kernels_serve", "takes_packed"]

@@ -1,6 +1,7 @@
-"""What engines of their own have in common: layer upon layer, with the states of each and dropout between them."""
+"""The loop over the layers of a recurrent layer, shared by the engines that compute one layer at a time."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -8,57 +9,50 @@ from torch import Tensor, nn
 from seqbatch._lengths import Lengths
 from seqbatch.engines._interface import Hidden
 
-# From the number of a layer, its input and the initial state of each direction to its output and final state. Rows are
-# in an order of the engine's own; initial states are `(1, batch, size)`, the longest sequence first, and final ones
-# `(directions, batch, size)` in the caller's order, for they are gathered anyway.
-RunLayer = Callable[[int, Tensor, list[Hidden]], tuple[Tensor, Hidden]]
 
-
-def run_stack(
-    layer: nn.RNNBase, rows: Tensor, lengths: Lengths, hidden: Hidden | None, run_layer: RunLayer
-) -> tuple[Tensor, Hidden]:
-    """Run all layers of a layer, given a function that runs one of them.
+class RunLayer(Protocol):
+    """A function that runs one layer in all its directions.
 
     Args:
-        layer: the layer.
-        rows: `(rows, input_size)`, in the engine's order.
-        lengths: the lengths.
-        hidden: as for an engine.
-        run_layer: see above.
+        mode: as `nn.RNNBase.mode`.
+        lengths: one sequence at least, and none that is empty.
+        directions: 1 or 2.
+        inputs: `(total_steps, input_size)`.
+        weights: those of the first direction, then those of the second: input, hidden, biases, projection.
+        start: the initial states, each `(directions, batch, size)`, in the caller's order; none for zeros.
 
     Returns:
-        the outputs, in the engine's order, and the final state as of an engine.
+        the outputs `(total_steps, directions * size)`, and the final states in the form of `start`.
     """
+
+    def __call__(
+        self,
+        mode: str,
+        lengths: Lengths,
+        directions: int,
+        inputs: Tensor,
+        weights: Sequence[Tensor],
+        start: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]: ...
+
+
+def run_layers(
+    layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None, run_layer: RunLayer
+) -> tuple[Tensor, Hidden]:
+    """Run all layers of a layer one after the other, as `Engine` says, given a function that runs one of them."""
     directions = 2 if layer.bidirectional else 1
-    if hidden is None:
-        sizes = [layer.proj_size or layer.hidden_size, *([layer.hidden_size] if layer.mode == "LSTM" else [])]
-        zeros = tuple(rows.new_zeros(1, len(lengths), size) for size in sizes)
-        starts: list[Hidden] = [zeros] * (layer.num_layers * directions)
-    else:
-        ordered = [part.index_select(1, lengths.on("order", rows.device)).split(1) for part in hidden]
-        starts = list(zip(*ordered, strict=True))
-    finals = []
+    rows, finals = values, []
     for i in range(layer.num_layers):
-        if i and draws(layer):
-            rows = nn.functional.dropout(rows, layer.dropout, layer.training)
-        rows, final = run_layer(i, rows, starts[i * directions : (i + 1) * directions])
+        if i and layer.training and layer.dropout:
+            rows = nn.functional.dropout(rows, layer.dropout)
+        start = () if hidden is None else tuple(part[i * directions : (i + 1) * directions] for part in hidden)
+        rows, *final = run_layer(layer.mode, lengths, directions, rows, _weights_of(layer, i), start)
         finals.append(final)
-    ends = finals[0] if len(finals) == 1 else tuple(map(torch.cat, zip(*finals, strict=True)))
-    return rows, ends
+    return rows, tuple(finals[0]) if len(finals) == 1 else tuple(map(torch.cat, zip(*finals, strict=True)))
 
 
-def draws(layer: nn.RNNBase) -> bool:
-    """Tell whether dropout draws random numbers, one for each row that it is given.
-
-    Then the rows must not depend on whether gradients or states are wanted: `torch.utils.checkpoint` may run a layer
-    without gradients, and once more with them.
-    """
-    return bool(layer.training and layer.dropout and layer.num_layers > 1)
-
-
-def weights_of(layer: nn.RNNBase, index: int) -> list[list[Tensor]]:
-    """Give the weights of one layer for each of its directions: input, hidden, the biases of both, the projection."""
-    kinds = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
-    kinds += ["weight_hr"] if layer.proj_size else []
-    ways = ["", "_reverse"] if layer.bidirectional else [""]
-    return [[getattr(layer, f"{kind}_l{index}{way}") for kind in kinds] for way in ways]
+def _weights_of(layer: nn.RNNBase, index: int) -> tuple[Tensor, ...]:
+    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
+    names += ["weight_hr"] if layer.proj_size else []
+    suffixes = ["", "_reverse"] if layer.bidirectional else [""]
+    return tuple(getattr(layer, f"{name}_l{index}{suffix}") for suffix in suffixes for name in names)

@@ -1,7 +1,6 @@
 """The native engine: kernels of our own on the CPU, which read each step where it stands in the flat values."""
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from seqbatch._lengths import Lengths
 from seqbatch._modes import are_batched, wants_gradients
 from seqbatch.engines import plain
 from seqbatch.engines._interface import Hidden
-from seqbatch.engines._stack import draws, weights_of
+from seqbatch.engines._stack import run_layers
 
 Tensors = tuple[Tensor, ...]
 
@@ -28,37 +27,18 @@ def serves(values: Tensor) -> bool:
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run the layer as `Engine` says; for values that it serves, and layers without projection, hooks or own `forward`."""
-    directions = 2 if layer.bidirectional else 1
-    rows, finals = values, []
-    for i in range(layer.num_layers):
-        if i and draws(layer):
-            rows = nn.functional.dropout(rows, layer.dropout, layer.training)
-        start = () if hidden is None else tuple(part[i * directions : (i + 1) * directions] for part in hidden)
-        weights = tuple(chain.from_iterable(weights_of(layer, i)))
-        rows, *final = _run_layer(layer.mode, lengths, directions, rows, weights, start)
-        finals.append(final)
-    if len(finals) == 1:
-        return rows, tuple(finals[0])
-    return rows, tuple(map(torch.cat, zip(*finals, strict=True)))
+    """Run the layer as `Engine` says; for values that it serves, and layers that `is_open` allows."""
+    return run_layers(layer, values, lengths, hidden, _run_layer)
 
 
 def _run_layer(
-    mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Tensors, start: Tensors
+    mode: str,
+    lengths: Lengths,
+    directions: int,
+    inputs: Tensor,
+    weights: Sequence[Tensor],
+    start: Sequence[Tensor],
 ) -> Tensors:
-    """Run one layer in all its directions.
-
-    Args:
-        mode: as `nn.RNNBase.mode`.
-        lengths: one sequence at least, and none that is empty.
-        directions: 1 or 2.
-        inputs: `(total_steps, input_size)`.
-        weights: those of the first direction, then those of the second, as `weights_of` returns them.
-        start: the initial states, each `(directions, batch, hidden_size)`; none for zeros.
-
-    Returns:
-        the outputs `(total_steps, directions * hidden_size)`, and the final states in the form of `start`.
-    """
     if wants_gradients((inputs, *weights, *start)):
         apply: Any = _Layer.apply  # torch gives it no types
         results: Tensors = apply(mode, lengths, directions, len(weights), inputs, *weights, *start)
@@ -97,8 +77,8 @@ def _forward(
     lengths: Lengths,
     directions: int,
     inputs: Tensor,
-    weights: Tensors,
-    start: Tensors,
+    weights: Sequence[Tensor],
+    start: Sequence[Tensor],
     *,
     keep: bool,
 ) -> Tensors:
@@ -230,7 +210,7 @@ class _Held:
 
 
 def _call(
-    held: _Held, mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Tensors, output: Tensor
+    held: _Held, mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Sequence[Tensor], output: Tensor
 ) -> Any:
     walk = lengths.longest_first
     first, step = walk.data_ptr(), walk.stride(0) * walk.element_size()

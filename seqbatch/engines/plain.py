@@ -7,57 +7,49 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from seqbatch._lengths import Lengths
-from seqbatch._plans import packed_plan
+from seqbatch._plans import packed_plan, turn_plan
 from seqbatch.engines._interface import Hidden
-from seqbatch.engines._stack import run_stack, weights_of
-from seqbatch.engines._steps import turn_plan
+from seqbatch.engines._stack import run_layers
 from seqbatch.layouts import rearrange
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
     """Run the layer as `Engine` says; for layers without hooks or a `forward` of their own."""
-    packed = lengths.plan(packed_plan, device=values.device)
-    turn = lengths.plan(turn_plan, device=values.device) if layer.bidirectional else None
-
-    def run_layer(index: int, rows: Tensor, start: list[Hidden]) -> tuple[Tensor, Hidden]:
-        inputs = [rows] if turn is None else [rows, rearrange(rows, turn)]
-        ways = zip(inputs, weights_of(layer, index), start, strict=True)
-        results = [_run_way(layer.mode, lengths, *parts) for parts in ways]
-        output = results[0][0] if turn is None else torch.cat([results[0][0], rearrange(results[1][0], turn)], 1)
-        return output, tuple(torch.stack(parts) for parts in zip(*(final for _, final in results), strict=True))
-
-    rows, final = run_stack(layer, rearrange(values, packed), lengths, hidden, run_layer)
-    return rearrange(rows, packed.inverse), final
+    return run_layers(layer, values, lengths, hidden, run_layer)
 
 
 def run_layer(
     mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Sequence[Tensor], start: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
-    """Run one layer in all its directions on flat values, from states in the caller's order; see the native engine."""
+    """Run one layer as `RunLayer` says: rows in packed order, the longest sequence first."""
     packed = lengths.plan(packed_plan, device=inputs.device)
+    turn = lengths.plan(turn_plan, device=inputs.device) if directions == 2 else None
     rows, each = rearrange(inputs, packed), len(weights) // directions
-    turn = lengths.plan(turn_plan, device=inputs.device)
-    size = weights[1].shape[1]
     if start:
-        states = [part.index_select(1, lengths.on("order", inputs.device)) for part in start]
+        order = lengths.on("order", inputs.device)
+        states = [part.index_select(1, order) for part in start]
     else:
-        states = [inputs.new_zeros(directions, len(lengths), size) for _ in range(2 if mode == "LSTM" else 1)]
+        sizes = [weights[1].shape[1], *([weights[1].shape[0] // 4] if mode == "LSTM" else [])]
+        states = [inputs.new_zeros(directions, len(lengths), size) for size in sizes]
     outputs, finals = [], []
     for d in range(directions):
-        given = rearrange(rows, turn) if d else rows
-        way = list(weights[d * each : (d + 1) * each])
-        output, final = _run_way(mode, lengths, given, way, tuple(part[d : d + 1] for part in states))
-        outputs.append(rearrange(output, turn) if d else output)
+        given = rows if turn is None or not d else rearrange(rows, turn)
+        weights_of_one = list(weights[d * each : (d + 1) * each])
+        output, final = _run_direction(mode, lengths, given, weights_of_one, tuple(part[d] for part in states))
+        outputs.append(output if turn is None or not d else rearrange(output, turn))
         finals.append(final)
-    return rearrange(torch.cat(outputs, 1), packed.inverse), *map(torch.stack, zip(*finals, strict=True))
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+    return rearrange(output, packed.inverse), *map(torch.stack, zip(*finals, strict=True))
 
 
-def _run_way(mode: str, lengths: Lengths, rows: Tensor, weights: list[Tensor], start: Hidden) -> tuple[Tensor, Hidden]:
+def _run_direction(
+    mode: str, lengths: Lengths, rows: Tensor, weights: list[Tensor], start: Hidden
+) -> tuple[Tensor, Hidden]:
     """Run one layer in one direction, on rows in packed order; its output, and its state in the caller's order."""
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = rest[:2] if len(rest) > 1 else (None, None)
     project = rest[-1] if len(rest) % 2 else None
-    state = tuple(part[0] for part in start)
+    state = start
     outputs, ended = [], []
     for step in linear(rows, w_ih, b_ih).split(lengths.step_sizes):
         count = step.shape[0]

@@ -12,10 +12,10 @@ from torch import nn
 from torch.nn.modules import module
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch import RNNState, SeqbatchTypeError, encode, encode_with_state
+from seqbatch import RNNState, SeqbatchTypeError, _kernels, encode, encode_with_state
 from seqbatch._hooks import HOOKS
 from seqbatch._lengths import Lengths
-from seqbatch.engines import _laid_out, _products, blocks, choose, direct, groups, packed, pads, plain, scan
+from seqbatch.engines import choose, groups, native, packed, plain
 
 FLOAT = torch.zeros(3, 2)
 RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
@@ -26,131 +26,37 @@ def named(value: object) -> str:
     return value.__module__ if isinstance(value, FunctionType) else str(value)
 
 
+OURS = native.run if _kernels.IS_THERE else packed.run
+
+
+@pytest.mark.parametrize("lengths", [RAGGED, EQUAL, Lengths((3,))], ids=["ragged", "equal", "one"])
 @pytest.mark.parametrize(
     ("layer", "values", "engine"),
     [
-        (nn.LSTM(2, 3), FLOAT, blocks.run),
-        (nn.LSTM(2, 3, num_layers=2, bidirectional=True, bias=False), FLOAT, blocks.run),
-        (nn.LSTM(2, 3).double(), FLOAT.double(), scan.run),
+        (nn.LSTM(2, 3), FLOAT, OURS),
+        (nn.LSTM(2, 3, num_layers=2, bidirectional=True, bias=False), FLOAT, OURS),
+        (nn.LSTM(2, 3).double(), FLOAT.double(), OURS),
         (nn.LSTM(2, 3).bfloat16(), FLOAT.bfloat16(), packed.run),
         (nn.LSTM(2, 3, proj_size=1), FLOAT, packed.run),
-        (nn.GRU(2, 3), FLOAT, scan.run),
-        (nn.RNN(2, 3), FLOAT, scan.run),
-        (nn.GRU(2, 3).requires_grad_(False), FLOAT, packed.run),
-        (nn.GRU(2, 3).requires_grad_(False), FLOAT.clone().requires_grad_(), scan.run),
+        (nn.GRU(2, 3), FLOAT, OURS),
+        (nn.RNN(2, 3), FLOAT, OURS),
+        (nn.RNN(2, 3, nonlinearity="relu").requires_grad_(False), FLOAT, OURS),
         (nn.LSTM(2, 3, device="meta"), FLOAT.to("meta"), packed.run),
     ],
     ids=named,
 )
-def test_by_layer_dtype_device_and_gradients(layer: nn.Module, values: torch.Tensor, engine: Any) -> None:
-    assert choose(layer, values, RAGGED) is engine
-
-
-def test_equal_lengths() -> None:
-    assert choose(nn.LSTM(2, 3), FLOAT, EQUAL) is direct.run
-    assert choose(nn.LSTM(2, 3), FLOAT, Lengths((3,))) is direct.run
-    assert choose(nn.GRU(2, 3), FLOAT, EQUAL) is scan.run
-    assert choose(Own(2, 3), FLOAT, EQUAL) is groups.run
-
-
-def test_without_gradients() -> None:
+def test_by_layer_dtype_and_device(layer: nn.Module, values: torch.Tensor, engine: Any, lengths: Lengths) -> None:
+    assert choose(layer, values, lengths) is engine
     with torch.no_grad():
-        assert choose(nn.RNN(2, 3), FLOAT, EQUAL) is direct.run
-        assert choose(nn.GRU(2, 3), FLOAT, RAGGED) is packed.run
-        assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is blocks.run
+        assert choose(layer, values, lengths) is engine
 
 
-def test_wide_layers_without_gradients() -> None:
-    long = Lengths((_products.MANY, 1))
-    with torch.no_grad():
-        assert choose(nn.GRU(2, 512), FLOAT, long) is scan.run
-        assert choose(nn.RNN(2, 512), FLOAT, Lengths((_products.MANY,) * 2)) is scan.run
-        assert choose(nn.GRU(2, 512), FLOAT, RAGGED) is packed.run  # too few steps to lay out a weight for
-        assert choose(nn.GRU(2, 511), FLOAT, long) is packed.run
-        assert choose(nn.GRU(2, 512).double(), FLOAT.double(), long) is packed.run
-        assert choose(nn.LSTM(2, 512), FLOAT, long) is blocks.run
-        with patch.object(_products, "IS_THERE", False):
-            assert choose(nn.GRU(2, 512), FLOAT, long) is packed.run
-
-
-@pytest.mark.filterwarnings("ignore:TF32 acceleration on top of oneDNN")  # of which the switch itself warns
-def test_without_onednn() -> None:
-    with torch.backends.mkldnn.flags(enabled=False):
-        assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is scan.run
-    with patch.object(torch.backends.mkldnn, "is_available", lambda: False):
-        assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is scan.run
-
-
-@pytest.mark.parametrize(
-    ("layer", "lengths", "pad"),
-    [
-        (nn.LSTM(64, 64), [9, 1], True),
-        (nn.LSTM(64, 64), [9, 9], False),  # nothing to pad
-        (nn.LSTM(512, 512), [500, 400, 300, 50], False),  # which cost less in several blocks
-        (nn.LSTM(4, 4), [500, 400, 300, 50], True),  # where a block costs more than it saves
-        (nn.LSTM(4, 4), [4000, 10], False),
-        (nn.LSTM(64, 64, 2, dropout=0.5), [9, 1], False),  # for what it draws
-        (nn.LSTM(64, 64, 2, dropout=0.5).eval(), [9, 1], True),
-        (nn.LSTM(4, 4), [100, 1, 1, 1], False),  # more padding than steps, and many rows
-        (nn.LSTM(4, 4), [50, 1, 1, 1], True),
-        (nn.LSTM(64, 64, bidirectional=True), [9, 1], False),
-        (nn.LSTM(64, 64, proj_size=1), [9, 1], False),
-        (nn.LSTM(64, 64).bfloat16(), [9, 1], False),
-        (nn.LSTM(64, 64, device="meta"), [9, 1], False),
-        (nn.GRU(64, 64), [9, 1], False),  # it has weights to train
-        (nn.GRU(64, 64).requires_grad_(False), [9, 1], True),
-        (nn.RNN(64, 64).double().requires_grad_(False), [9, 1], True),
-        (nn.RNN(64, 64).requires_grad_(False), [300, 100], False),
-        (nn.GRU(512, 512).requires_grad_(False), [_products.MANY, _products.MANY - 1], False),
-    ],
-    ids=str,
-)
-def test_where_to_pad(layer: nn.RNNBase, lengths: list[int], pad: bool) -> None:
-    weight = layer.weight_hh_l0
-    assert isinstance(weight, torch.Tensor)
-    values = torch.zeros(sum(lengths), layer.input_size, dtype=weight.dtype, device=weight.device)
-    assert pads(layer, values, Lengths(tuple(lengths))) is pad
-
-
-def test_what_is_cast_transformed_or_hooked_is_not_padded() -> None:
-    layer = nn.LSTM(2, 3)
-    assert pads(layer, FLOAT, RAGGED)
-    with torch.autocast("cpu"):
-        assert not pads(layer, FLOAT, RAGGED)
-    with torch.autograd.forward_ad.dual_level():
-        assert not pads(layer, FLOAT, RAGGED)
-    assert not pads(Own(2, 3), FLOAT, RAGGED)
-    layer.register_forward_hook(lambda *arguments: None)
-    assert not pads(layer, FLOAT, RAGGED)
-
-
-def missing(*arguments: Any) -> Any:
-    raise AttributeError("module 'torch' has no attribute 'lstm'")
-
-
-def refusing(*arguments: Any) -> Any:
-    raise TypeError("lstm() received an invalid combination of arguments")
-
-
-def wrong(given: torch.Tensor, state: Any, *arguments: Any) -> Any:
-    return given, *state
-
-
-@pytest.mark.parametrize("function", [missing, refusing, wrong])
-def test_without_the_function_of_blocks(function: Any) -> None:
+def test_without_kernels() -> None:
     layer, xs = nn.LSTM(2, 3), [FLOAT, FLOAT[:1]]
     wanted = encode(layer, xs)
-    with patch.object(torch, "lstm", function), torch.no_grad():
-        assert not blocks.probe()
-        with patch.object(blocks, "IS_THERE", False):
-            assert choose(layer, FLOAT, RAGGED) is packed.run
-            torch.testing.assert_close(encode(layer, xs), [x.detach() for x in wanted])
-
-
-def test_probes_find_the_functions_whatever_is_set_where_they_run() -> None:
-    with torch.autocast("cpu", dtype=torch.bfloat16), torch.inference_mode():
-        assert blocks.probe()
-        assert _laid_out.probe()
+    with patch.object(_kernels, "IS_THERE", False):
+        assert choose(layer, FLOAT, RAGGED) is packed.run
+        torch.testing.assert_close(encode(layer, xs), wanted)
 
 
 def test_autocast_casts_what_a_layer_is_called_with() -> None:
@@ -242,7 +148,6 @@ def test_hooks_of_the_backward_pass_cost_nothing_without_one(register: str, mode
         getattr(layer, register)(lambda *arguments: None)
         layer.register_forward_hook(lambda module, given, output: seen.append(module))
         assert choose(layer, FLOAT, RAGGED) is packed.run
-        assert not pads(layer, FLOAT, RAGGED)
         torch.testing.assert_close(encode(layer, xs), wanted)
         outputs, state = encode_with_state(layer, xs)
     assert seen == [layer, layer]
@@ -352,8 +257,7 @@ def test_under_a_transform_each_sequence_runs_alone() -> None:
 
     def assert_choice(x: torch.Tensor) -> torch.Tensor:
         assert choose(gru, x, RAGGED) is plain.run
-        assert choose(gru, x, EQUAL) is direct.run
-        assert choose(nn.LSTM(2, 3), x, RAGGED) is blocks.run
+        assert choose(gru, x, EQUAL) is plain.run
         outputs, (final,) = plain.run(gru, x, RAGGED, (state,))
         assert (outputs - wanted).abs().max() < 1e-6
         assert (final - end).abs().max() < 1e-6

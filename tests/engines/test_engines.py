@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
 
@@ -17,43 +17,32 @@ from strategies import RECURRENT_KINDS, make, recurrent_layers, sequences, state
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from seqbatch import SequenceBatch, encode, encode_with_state, engines
-from seqbatch._lengths import Lengths
-from seqbatch.engines import Engine, Hidden, _products, blocks, direct, groups, packed, plain, scan
-
-
-def wide(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """The scan engine as it runs wide layers, here with every weight laid out for oneDNN, however small."""
-    return scan.run(layer, values, lengths, hidden)
+from seqbatch import SequenceBatch, _kernels, encode, encode_with_state, engines
+from seqbatch.engines import Engine, direct, groups, native, packed, plain
 
 
 @contextmanager
 def run_by(engine: Engine) -> Iterator[None]:
     """Run every recurrent layer by one engine."""
-    everything = patch.multiple(_products, LARGE=0, MANY=0) if engine is wide else nullcontext()
-    with patch.object(engines, "choose", lambda layer, values, lengths: engine), everything:
+    with patch.object(engines, "choose", lambda layer, values, lengths: engine):
         yield
 
 
 OPEN = [kind for kind in RECURRENT_KINDS if kind != "projected"]
-ENGINES: dict[str, tuple[Engine, Sequence[str]]] = {
-    "packed": (packed.run, RECURRENT_KINDS),
-    "groups": (groups.run, RECURRENT_KINDS),
-    "plain": (plain.run, RECURRENT_KINDS),
-    "scan": (scan.run, OPEN),
-    "wide": (wide, OPEN),
-    "blocks": (blocks.run, ["lstm"]),
+ENGINES: dict[str, tuple[Engine, Sequence[str], torch.dtype]] = {
+    "packed": (packed.run, RECURRENT_KINDS, torch.float64),
+    "groups": (groups.run, RECURRENT_KINDS, torch.float64),
+    "plain": (plain.run, RECURRENT_KINDS, torch.float64),
 }
-
-
-def layers(engine: Engine, kind: str) -> st.SearchStrategy[nn.RNNBase]:
-    """Layers of a kind, in the dtype that shows an engine at work."""
-    return recurrent_layers(torch.float32 if engine in (blocks.run, wide) else torch.float64, [kind])
-
+if _kernels.IS_THERE:
+    ENGINES["native"] = (native.run, OPEN, torch.float64)
+    ENGINES["native, single precision"] = (native.run, OPEN, torch.float32)
+# An engine with a backward pass of its own, where there is one.
+OWN: Engine = native.run if _kernels.IS_THERE else packed.run
 
 every_engine = {
-    f"{name}, {kind}": st.tuples(st.just(engine), layers(engine, kind))
-    for name, (engine, kinds) in ENGINES.items()
+    f"{name}, {kind}": st.tuples(st.just(engine), recurrent_layers(dtype, [kind]))
+    for name, (engine, kinds, dtype) in ENGINES.items()
     for kind in kinds
 }
 
@@ -137,7 +126,7 @@ def test_other_laws_by_the_layer_itself_on_equal_lengths(
 @pytest.mark.parametrize("lengths", [[2, 2], [3, 1], [1, 3, 3]])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("bias", [True, False])
-def test_gradients_of_both_orders_by_scan(lengths: list[int], kind: Any, bias: bool) -> None:
+def test_gradients_of_both_orders(lengths: list[int], kind: Any, bias: bool) -> None:
     layer = kind(2, 2, num_layers=2, bidirectional=True, bias=bias, dtype=torch.float64)
     values = make((sum(lengths), 2), torch.float64).requires_grad_()
     state = state_for(layer, len(lengths))
@@ -147,17 +136,16 @@ def test_gradients_of_both_orders_by_scan(lengths: list[int], kind: Any, bias: b
         return batch.values, *laws.tensors_of(final)
 
     given = (values, *laws.tensors_of(state))
-    with run_by(scan.run):
+    with run_by(OWN):
         assert torch.autograd.gradcheck(outputs, given, fast_mode=True)
         assert torch.autograd.gradgradcheck(outputs, given, fast_mode=True)
 
 
-@pytest.mark.parametrize("way", [blocks, scan])
-def test_gradients_of_second_order_are_those_of_packed(way: Any) -> None:
+def test_gradients_of_second_order_are_those_of_packed() -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
     found = []
-    for engine in (packed.run, way.run):
+    for engine in (packed.run, OWN):
         xs = sequences([5, 2, 2, 1], (3,), torch.float32)
         with run_by(engine):
             outputs, state = encode_with_state(layer, xs)
@@ -172,7 +160,7 @@ def test_gradients_of_final_states_alone() -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 4, bidirectional=True, dtype=torch.float64)
     found = []
-    for engine in (packed.run, scan.run):
+    for engine in (packed.run, OWN):
         xs = sequences([5, 2, 2], (3,))
         with run_by(engine):
             state = encode_with_state(layer, xs)[1]
@@ -209,7 +197,7 @@ def test_checkpoints_run_it_again(kind: Any) -> None:
     def run_layer(values: Tensor) -> Tensor:
         return encode(layer, batch.with_values(values)).values
 
-    with run_by(scan.run):
+    with run_by(OWN):
         wanted = torch.autograd.grad(run_layer(values).sum(), values)
         rerun: Any = checkpoint(run_layer, values, use_reentrant=False)
         torch.testing.assert_close(torch.autograd.grad(rerun.sum(), values), wanted)
@@ -221,7 +209,7 @@ def test_what_is_not_a_number_shows_in_every_gradient_that_it_reaches() -> None:
     xs = sequences([3, 2], (2,))
     with torch.no_grad():
         xs[0][1, 0] = float("nan")
-    with run_by(scan.run):
+    with run_by(OWN):
         found = torch.autograd.grad(torch.cat(encode(layer, xs)).sum(), [*xs, *layer.parameters()])
     alone = torch.autograd.grad(torch.cat(run_alone(layer, xs)[0]).sum(), [*xs, *layer.parameters()])
     torch.testing.assert_close(found, alone, equal_nan=True)
