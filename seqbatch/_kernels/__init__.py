@@ -68,9 +68,7 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
     """
     if choice not in ("", "0", *_INSTRUCTION_SETS):
         allowed = ", ".join(("0", *_INSTRUCTION_SETS))
-        raise SeqbatchValueError(
-            f"The environment variable `SEQBATCH_KERNELS` must be one of {allowed}; got {choice!r}."
-        )
+        raise SeqbatchValueError(f"The environment variable SEQBATCH_KERNELS must be one of {allowed}; got {choice!r}.")
     if choice == "0":
         return Kernels("switched off by SEQBATCH_KERNELS=0")
     paths = [path for folder in folders for name in _NAMES if (path := Path(folder, name)).exists()]
