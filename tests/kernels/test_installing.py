@@ -26,8 +26,9 @@ def run(folder: Path, *arguments: str, **environment: str) -> str:
     path = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
     command = [sys.executable, *arguments]
     environment = {**os.environ, "PATH": path, **environment}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stdout + done.stderr
+    pipe, both = subprocess.PIPE, subprocess.STDOUT
+    done = subprocess.run(command, cwd=folder, env=environment, stdout=pipe, stderr=both, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stdout
     return done.stdout
 
 
