@@ -11,7 +11,7 @@ def run_lstm(lstm: nn.LSTM, values: Tensor, lengths: list[int], threads: int, is
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     index = sorted(range(len(lengths)), key=lambda i: -lengths[i])
     order = torch.tensor([[starts[i] for i in index], [lengths[i] for i in index], index])
-    weights = [weight.detach() for weight in lstm._flat_weights]
+    weights = [weight.detach() for weight in lstm.parameters()]
     out = values.new_empty(len(values), lstm.hidden_size)
     call = _kernels.Call(
         kind=0,

@@ -38,7 +38,7 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., _kernels.Kernels]:
     """Return a function that loads a library with the given functions."""
-    (tmp_path / "libseqbatch_kernels.so").touch()
+    (tmp_path / "libseqbatch.kernels.so").touch()
 
     def load(choice: str = "", **functions: Callable[[], int]) -> _kernels.Kernels:
         monkeypatch.setattr(ctypes, "CDLL", lambda path: SimpleNamespace(**functions))
@@ -99,7 +99,7 @@ def test_no_library(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_a_library(tmp_path: Path) -> None:
-    (tmp_path / "libseqbatch_kernels.so").write_text("not a library")
+    (tmp_path / "libseqbatch.kernels.so").write_text("not a library")
     assert _kernels.load([str(tmp_path)], "").missing.startswith("not loaded, because of the error: ")
 
 
@@ -138,6 +138,7 @@ def test_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
         monkeypatch.setattr(_kernels, "ISA", isa)
         monkeypatch.setattr(_kernels, "MISSING", missing)
         monkeypatch.setattr(_kernels, "IS_THERE", not missing)
+        monkeypatch.delitem(sys.modules, "seqbatch.__main__", raising=False)  # which runpy does not run twice
         runpy.run_module("seqbatch", run_name="__main__")
         threads = torch.get_num_threads()
         assert re.fullmatch(
