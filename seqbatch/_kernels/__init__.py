@@ -10,7 +10,7 @@ import torch  # noqa: F401  # first, because its OpenMP runtime is the one that 
 
 from seqbatch.errors import SeqbatchValueError
 
-_NAMES = ("libseqbatch_kernels.so", "libseqbatch_kernels.dylib")
+_NAME = "libseqbatch.kernels.so"  # on Linux and macOS
 _INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # a position is the number that recurrent.h and library.cpp use
 
 
@@ -68,12 +68,10 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
     """
     if choice not in ("", "0", *_INSTRUCTION_SETS):
         allowed = ", ".join(("0", *_INSTRUCTION_SETS))
-        raise SeqbatchValueError(
-            f"The environment variable `SEQBATCH_KERNELS` must be one of {allowed}; got {choice!r}."
-        )
+        raise SeqbatchValueError(f"The environment variable SEQBATCH_KERNELS must be one of {allowed}; got {choice!r}.")
     if choice == "0":
         return Kernels("switched off by SEQBATCH_KERNELS=0")
-    paths = [path for folder in folders for name in _NAMES if (path := Path(folder, name)).exists()]
+    paths = [path for folder in folders if (path := Path(folder, _NAME)).exists()]
     if not paths:
         return Kernels("not built, because there was no C++ compiler with OpenMP when seqbatch was installed")
     try:

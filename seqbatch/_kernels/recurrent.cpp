@@ -393,7 +393,7 @@ void run_backward(const Call<T>& call, int d, const T* weights, const Share& sha
       if (t) {
         int64_t earlier = row_of(call, d, sequence, t - 1);
         before = direction.out + earlier * call.out_stride;
-        cell_before = direction.saved + (earlier * saved_numbers(call.kind) + 4) * H;
+        if (call.kind == LSTM) cell_before = direction.saved + (earlier * saved_numbers(LSTM) + 4) * H;
       } else {
         if (direction.hidden) before = direction.hidden + place * H;
         if (direction.cell) cell_before = direction.cell + place * H;

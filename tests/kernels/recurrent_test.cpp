@@ -1,0 +1,480 @@
+// Tests of the kernels through their C interface. test_sanitized.py builds it with the sanitizers of the compiler and runs it.
+//
+// Every case is compared with plain loops over single numbers, and bit for bit with each sequence alone. All buffers have
+// the exact size, so that the address sanitizer finds an access one past their ends.
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "../../seqbatch/_kernels/recurrent.h"
+
+using seqbatch::GRU, seqbatch::LSTM, seqbatch::RNN_RELU, seqbatch::RNN_TANH;
+using seqbatch::gate_numbers, seqbatch::saved_numbers;
+
+extern "C" {
+int32_t seqbatch_isa();
+int seqbatch_forward_float(const seqbatch::Call<float>*);
+int seqbatch_forward_double(const seqbatch::Call<double>*);
+int seqbatch_backward_float(const seqbatch::Call<float>*);
+int seqbatch_backward_double(const seqbatch::Call<double>*);
+}
+
+namespace {
+
+int forward(const seqbatch::Call<float>& call) { return seqbatch_forward_float(&call); }
+int forward(const seqbatch::Call<double>& call) { return seqbatch_forward_double(&call); }
+int backward(const seqbatch::Call<float>& call) { return seqbatch_backward_float(&call); }
+int backward(const seqbatch::Call<double>& call) { return seqbatch_backward_double(&call); }
+
+template <typename T>
+using Numbers = std::vector<T>;
+using Lengths = std::vector<int64_t>;
+
+std::mt19937 generator(0);
+
+template <typename T>
+Numbers<T> random_numbers(int64_t count, double scale = 1) {
+  std::normal_distribution<double> normal(0, scale);
+  Numbers<T> numbers(count);
+  for (T& number : numbers) number = static_cast<T>(normal(generator));
+  return numbers;
+}
+
+// A number that no kernel computes, in a buffer that a kernel must fill.
+template <typename T>
+Numbers<T> unwritten(int64_t count) {
+  return Numbers<T>(count, T(-12345.5));
+}
+
+struct Sizes {
+  int32_t kind, directions, isa;
+  int64_t input, hidden;
+  bool has_bias, has_state;
+  int64_t gates() const { return kind == LSTM ? 4 : kind == GRU ? 3 : 1; }
+};
+
+void fail(const Sizes& s, const char* what, const char* how, int64_t at, double found, double wanted) {
+  std::printf("%s %s: kind %d, %d directions, instruction set %d, input %lld, hidden %lld, bias %d, state %d: [%lld] is %.9g, not %.9g\n",
+              what, how, s.kind, s.directions, s.isa, static_cast<long long>(s.input), static_cast<long long>(s.hidden), s.has_bias,
+              s.has_state, static_cast<long long>(at), found, wanted);
+  std::exit(1);
+}
+
+template <typename T>
+void require_same_bits(const Sizes& s, const char* what, const char* how, const T* found, const T* wanted, int64_t count) {
+  for (int64_t i = 0; i < count; i++)
+    if (std::memcmp(found + i, wanted + i, sizeof(T))) fail(s, what, how, i, found[i], wanted[i]);
+}
+
+template <typename T>
+void require_close(const Sizes& s, const char* what, const Numbers<T>& found, const Numbers<double>& wanted) {
+  const double tolerance = sizeof(T) == 4 ? 3e-5 : 1e-12;
+  for (size_t i = 0; i < wanted.size(); i++)
+    if (!(std::abs(found[i] - wanted[i]) <= tolerance * (1 + std::abs(wanted[i]))))
+      fail(s, what, "differs from plain loops", i, found[i], wanted[i]);
+}
+
+// ------------------------------------------------------------------------------------------------------------- a batch
+
+template <typename T>
+struct Weights {
+  Numbers<T> ih, hh, bias_ih, bias_hh;
+};
+
+// What a caller of the kernels has: weights, inputs, initial states, and the gradients of all that comes out.
+template <typename T>
+struct Batch {
+  Sizes sizes;
+  Lengths lengths;
+  Weights<T> weights[2];
+  Numbers<T> x, grad_out;                                        // (steps, input), (steps, directions * hidden)
+  Numbers<T> hidden[2], cell[2], grad_final_hidden[2], grad_final_cell[2];  // (sequences, hidden)
+
+  Batch(const Sizes& s, const Lengths& lengths) : sizes(s), lengths(lengths) {
+    const int64_t n = lengths.size(), H = s.hidden;
+    const double scale = 0.6 / std::sqrt(static_cast<double>(H));  // so that an RNN with relu neither grows nor dies
+    for (int d = 0; d < s.directions; d++) {
+      weights[d] = {random_numbers<T>(s.gates() * H * s.input, scale), random_numbers<T>(s.gates() * H * H, scale),
+                    random_numbers<T>(s.has_bias ? s.gates() * H : 0), random_numbers<T>(s.has_bias ? s.gates() * H : 0)};
+      hidden[d] = random_numbers<T>(s.has_state ? n * H : 0);
+      cell[d] = random_numbers<T>(s.has_state && s.kind == LSTM ? n * H : 0);
+      grad_final_hidden[d] = random_numbers<T>(s.has_state ? n * H : 0);
+      grad_final_cell[d] = random_numbers<T>(s.has_state && s.kind == LSTM ? n * H : 0);
+    }
+    x = random_numbers<T>(steps() * s.input);
+    grad_out = random_numbers<T>(steps() * s.directions * H);
+  }
+
+  int64_t steps() const { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
+  int64_t start(int64_t i) const { return std::accumulate(lengths.begin(), lengths.begin() + i, int64_t{0}); }
+
+  // The batch of sequence i alone.
+  Batch alone(int64_t i) const {
+    Batch one = *this;
+    auto cut = [](const Numbers<T>& from, int64_t first, int64_t count, int64_t row) {
+      return from.empty() ? from : Numbers<T>(from.begin() + first * row, from.begin() + (first + count) * row);
+    };
+    one.lengths = {lengths[i]};
+    one.x = cut(x, start(i), lengths[i], sizes.input);
+    one.grad_out = cut(grad_out, start(i), lengths[i], sizes.directions * sizes.hidden);
+    for (int d = 0; d < sizes.directions; d++)
+      for (auto states : {&Batch::hidden, &Batch::cell, &Batch::grad_final_hidden, &Batch::grad_final_cell})
+        (one.*states)[d] = cut((this->*states)[d], i, 1, sizes.hidden);
+    return one;
+  }
+};
+
+// All that comes out of both passes; `out` and its gradient have `gap` numbers more in a row, which must stay as they are.
+template <typename T>
+struct Results {
+  Numbers<T> out, grad_x;
+  Numbers<T> saved[2], final_hidden[2], final_cell[2], grad_gates[2], grad_hidden[2], grad_cell[2];
+};
+
+template <typename T>
+Numbers<T> with_gap(const Numbers<T>& rows, int64_t row, int64_t gap) {
+  const int64_t count = row ? rows.size() / row : 0;
+  Numbers<T> wide = unwritten<T>(count * (row + gap));
+  for (int64_t i = 0; i < count; i++) std::copy_n(&rows[i * row], row, &wide[i * (row + gap)]);
+  return wide;
+}
+
+template <typename T>
+T* pointer(const Numbers<T>& numbers) {  // constant or not: a Direction keeps both
+  return numbers.empty() ? nullptr : const_cast<T*>(numbers.data());
+}
+
+struct Options {
+  int32_t threads;
+  bool is_training;   // saves what backward needs, and runs it
+  bool has_grad_x = true;
+  int64_t gap = 0;
+};
+
+template <typename T>
+Results<T> run(const Batch<T>& batch, const Options& options) {
+  const Sizes& s = batch.sizes;
+  const int64_t n = batch.lengths.size(), H = s.hidden, steps = batch.steps(), row = s.directions * H;
+  std::vector<int64_t> index(n), starts, lengths;
+  std::iota(index.begin(), index.end(), 0);
+  std::stable_sort(index.begin(), index.end(), [&](int64_t a, int64_t b) { return batch.lengths[a] > batch.lengths[b]; });
+  for (int64_t i : index) starts.push_back(batch.start(i)), lengths.push_back(batch.lengths[i]);
+
+  Results<T> r;
+  Numbers<T> out = unwritten<T>(steps * (row + options.gap)), grad_out = with_gap(batch.grad_out, row, options.gap);
+  seqbatch::Call<T> call = {};
+  call.kind = s.kind;
+  call.directions = s.directions;
+  call.threads = options.threads;
+  call.isa = s.isa;
+  call.sequences = n;
+  call.steps = steps;
+  call.input_size = s.input;
+  call.hidden_size = H;
+  call.out_stride = row + options.gap;
+  call.starts = starts.data();
+  call.lengths = lengths.data();
+  call.index = index.data();
+  call.x = batch.x.data();
+  for (int d = 0; d < s.directions; d++) {
+    r.saved[d] = unwritten<T>(options.is_training ? steps * saved_numbers(s.kind) * H : 0);
+    r.final_hidden[d] = unwritten<T>(n * H);
+    r.final_cell[d] = unwritten<T>(s.kind == LSTM ? n * H : 0);
+    const Weights<T>& w = batch.weights[d];
+    seqbatch::Direction<T>& direction = call.direction[d];
+    direction.weight_ih = w.ih.data();
+    direction.weight_hh = w.hh.data();
+    direction.bias_ih = pointer(w.bias_ih);
+    direction.bias_hh = pointer(w.bias_hh);
+    direction.hidden = pointer(batch.hidden[d]);
+    direction.cell = pointer(batch.cell[d]);
+    direction.out = out.data() + d * H;
+    direction.saved = pointer(r.saved[d]);
+    direction.final_hidden = pointer(r.final_hidden[d]);
+    direction.final_cell = pointer(r.final_cell[d]);
+  }
+  if (forward(call)) fail(s, "forward", "returns 1", 0, 1, 0);
+  if (options.is_training) {
+    r.grad_x = unwritten<T>(options.has_grad_x ? steps * s.input : 0);
+    call.grad_x = pointer(r.grad_x);
+    for (int d = 0; d < s.directions; d++) {
+      r.grad_gates[d] = unwritten<T>(steps * gate_numbers(s.kind) * H);
+      r.grad_hidden[d] = unwritten<T>(s.has_state ? n * H : 0);
+      r.grad_cell[d] = unwritten<T>(s.has_state && s.kind == LSTM ? n * H : 0);
+      seqbatch::Direction<T>& direction = call.direction[d];
+      direction.grad_out = grad_out.data() + d * H;
+      direction.grad_final_hidden = pointer(batch.grad_final_hidden[d]);
+      direction.grad_final_cell = pointer(batch.grad_final_cell[d]);
+      direction.grad_gates = pointer(r.grad_gates[d]);
+      direction.grad_hidden = pointer(r.grad_hidden[d]);
+      direction.grad_cell = pointer(r.grad_cell[d]);
+    }
+    if (backward(call)) fail(s, "backward", "returns 1", 0, 1, 0);
+  }
+  for (int64_t i = 0; i < steps; i++) {
+    const T* from = &out[i * (row + options.gap)];
+    r.out.insert(r.out.end(), from, from + row);
+    require_same_bits(s, "the gap between outputs", "was written", from + row, unwritten<T>(options.gap).data(), options.gap);
+  }
+  return r;
+}
+
+// --------------------------------------------------------------------------------------------------------- plain loops
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+// One direction of one sequence. `rows` are its steps in the order in which this direction takes them.
+template <typename T>
+void run_plainly(const Batch<T>& batch, int d, int64_t i, const Lengths& rows, Results<double>& r) {
+  const Sizes& s = batch.sizes;
+  const int64_t H = s.hidden, I = s.input, G = s.gates(), L = rows.size(), D = s.directions;
+  const Weights<T>& w = batch.weights[d];
+  auto state = [&](const Numbers<T>& states) {
+    Numbers<double> one(H);
+    if (!states.empty()) one.assign(states.begin() + i * H, states.begin() + (i + 1) * H);
+    return one;
+  };
+  // hs[t] is the state before step t; of the gates, `hidden_part` is that of n in a GRU.
+  std::vector<Numbers<double>> hs = {state(batch.hidden[d])}, cs = {state(batch.cell[d])}, gates;
+  for (int64_t t = 0; t < L; t++) {
+    Numbers<double> of_x(G * H), of_h(G * H), h(H), c(H), saved(5 * H);
+    for (int64_t g = 0; g < G * H; g++) {
+      of_x[g] = s.has_bias ? w.bias_ih[g] : 0;
+      of_h[g] = s.has_bias ? w.bias_hh[g] : 0;
+      for (int64_t k = 0; k < I; k++) of_x[g] += double{w.ih[g * I + k]} * batch.x[rows[t] * I + k];
+      for (int64_t k = 0; k < H; k++) of_h[g] += w.hh[g * H + k] * hs[t][k];
+    }
+    for (int64_t u = 0; u < H; u++) {
+      auto sum = [&](int64_t g) { return of_x[g * H + u] + of_h[g * H + u]; };
+      double* a[5];
+      for (int64_t g = 0; g < 5; g++) a[g] = &saved[g * H + u];
+      if (s.kind == LSTM) {
+        *a[0] = sigmoid(sum(0)), *a[1] = sigmoid(sum(1)), *a[2] = std::tanh(sum(2)), *a[3] = sigmoid(sum(3));
+        *a[4] = c[u] = *a[1] * cs[t][u] + *a[0] * *a[2];
+        h[u] = *a[3] * std::tanh(c[u]);
+      } else if (s.kind == GRU) {
+        *a[3] = of_h[2 * H + u];
+        *a[0] = sigmoid(sum(0)), *a[1] = sigmoid(sum(1)), *a[2] = std::tanh(of_x[2 * H + u] + *a[0] * *a[3]);
+        h[u] = (1 - *a[1]) * *a[2] + *a[1] * hs[t][u];
+      } else {
+        h[u] = s.kind == RNN_TANH ? std::tanh(sum(0)) : std::max(sum(0), 0.0);
+      }
+      r.out[(rows[t] * D + d) * H + u] = h[u];
+      for (int64_t g = 0; g < saved_numbers(s.kind); g++) r.saved[d][(rows[t] * saved_numbers(s.kind) + g) * H + u] = *a[g];
+    }
+    hs.push_back(h), cs.push_back(c), gates.push_back(saved);
+  }
+  for (int64_t u = 0; u < H; u++) {
+    r.final_hidden[d][i * H + u] = hs[L][u];
+    if (s.kind == LSTM) r.final_cell[d][i * H + u] = cs[L][u];
+  }
+
+  Numbers<double> grad_h = state(batch.grad_final_hidden[d]), grad_c = state(batch.grad_final_cell[d]);
+  for (int64_t t = L - 1; t >= 0; t--) {
+    // Gradients before the activations, in the order of PyTorch's weights; `hidden` are those of the part of the state.
+    Numbers<double> of_x(G * H), of_h(G * H), earlier_h(H);
+    for (int64_t u = 0; u < H; u++) {
+      const double grad = grad_h[u] + batch.grad_out[(rows[t] * D + d) * H + u];
+      const double *a = &gates[t][u], h = hs[t + 1][u];
+      if (s.kind == LSTM) {
+        const double i = a[0], f = a[H], g = a[2 * H], o = a[3 * H], c = std::tanh(a[4 * H]);
+        const double of_cell = grad_c[u] + grad * o * (1 - c * c);
+        const double all[] = {of_cell * g * i * (1 - i), of_cell * cs[t][u] * f * (1 - f), of_cell * i * (1 - g * g), grad * c * o * (1 - o)};
+        for (int64_t k = 0; k < 4; k++) of_x[k * H + u] = of_h[k * H + u] = all[k];
+        grad_c[u] = of_cell * f;
+      } else if (s.kind == GRU) {
+        const double reset = a[0], z = a[H], n = a[2 * H], of_n = grad * (1 - z) * (1 - n * n);
+        of_x[u] = of_h[u] = of_n * a[3 * H] * reset * (1 - reset);
+        of_x[H + u] = of_h[H + u] = grad * (hs[t][u] - n) * z * (1 - z);
+        of_x[2 * H + u] = of_n;
+        of_h[2 * H + u] = of_n * reset;
+        earlier_h[u] = grad * z;
+      } else {
+        of_x[u] = of_h[u] = s.kind == RNN_TANH ? grad * (1 - h * h) : h > 0 ? grad : 0;
+      }
+    }
+    for (int64_t g = 0; g < G * H; g++) {
+      for (int64_t k = 0; k < H; k++) earlier_h[k] += of_h[g] * w.hh[g * H + k];
+      for (int64_t k = 0; k < I; k++) r.grad_x[rows[t] * I + k] += of_x[g] * w.ih[g * I + k];
+    }
+    double* to = &r.grad_gates[d][rows[t] * gate_numbers(s.kind) * H];
+    if (s.kind == GRU) {  // n, r, z and the hidden part of n
+      std::copy_n(&of_x[2 * H], H, to);
+      std::copy_n(&of_h[0], 3 * H, to + H);
+    } else {
+      std::copy(of_x.begin(), of_x.end(), to);
+    }
+    grad_h = earlier_h;
+  }
+  for (int64_t u = 0; s.has_state && u < H; u++) {
+    r.grad_hidden[d][i * H + u] = grad_h[u];
+    if (s.kind == LSTM) r.grad_cell[d][i * H + u] = grad_c[u];
+  }
+}
+
+template <typename T>
+Results<double> run_plainly(const Batch<T>& batch) {
+  const Sizes& s = batch.sizes;
+  const int64_t n = batch.lengths.size(), H = s.hidden, steps = batch.steps();
+  Results<double> r;
+  r.out.resize(steps * s.directions * H);
+  r.grad_x.resize(steps * s.input);
+  for (int d = 0; d < s.directions; d++) {
+    r.saved[d].resize(steps * saved_numbers(s.kind) * H);
+    r.final_hidden[d].resize(n * H);
+    r.final_cell[d].resize(s.kind == LSTM ? n * H : 0);
+    r.grad_gates[d].resize(steps * gate_numbers(s.kind) * H);
+    r.grad_hidden[d].resize(s.has_state ? n * H : 0);
+    r.grad_cell[d].resize(s.has_state && s.kind == LSTM ? n * H : 0);
+    for (int64_t i = 0; i < n; i++) {
+      Lengths rows(batch.lengths[i]);
+      std::iota(rows.begin(), rows.end(), batch.start(i));
+      if (d) std::reverse(rows.begin(), rows.end());
+      run_plainly(batch, d, i, rows, r);
+    }
+  }
+  return r;
+}
+
+// --------------------------------------------------------------------------------------------------------------- tests
+
+template <typename T>
+void require_close(const Sizes& s, const Results<T>& found, const Results<double>& wanted) {
+  require_close(s, "out", found.out, wanted.out);
+  require_close(s, "grad_x", found.grad_x, wanted.grad_x);
+  for (int d = 0; d < s.directions; d++) {
+    require_close(s, "saved", found.saved[d], wanted.saved[d]);
+    require_close(s, "final_hidden", found.final_hidden[d], wanted.final_hidden[d]);
+    require_close(s, "final_cell", found.final_cell[d], wanted.final_cell[d]);
+    require_close(s, "grad_gates", found.grad_gates[d], wanted.grad_gates[d]);
+    require_close(s, "grad_hidden", found.grad_hidden[d], wanted.grad_hidden[d]);
+    require_close(s, "grad_cell", found.grad_cell[d], wanted.grad_cell[d]);
+  }
+}
+
+// Requires that `part` has the bits of `whole` from sequence i on, which begins at step `start`. Empty in `part`: not asked.
+template <typename T>
+void require_same_bits(const Sizes& s, const char* how, const Results<T>& part, const Results<T>& whole, int64_t i, int64_t start) {
+  auto check = [&](const char* what, const Numbers<T>& few, const Numbers<T>& many, int64_t first) {
+    if (!few.empty()) require_same_bits(s, what, how, few.data(), many.data() + first, few.size());
+  };
+  const int64_t H = s.hidden;
+  check("out", part.out, whole.out, start * s.directions * H);
+  check("grad_x", part.grad_x, whole.grad_x, start * s.input);
+  for (int d = 0; d < s.directions; d++) {
+    check("saved", part.saved[d], whole.saved[d], start * saved_numbers(s.kind) * H);
+    check("final_hidden", part.final_hidden[d], whole.final_hidden[d], i * H);
+    check("final_cell", part.final_cell[d], whole.final_cell[d], i * H);
+    check("grad_gates", part.grad_gates[d], whole.grad_gates[d], start * gate_numbers(s.kind) * H);
+    check("grad_hidden", part.grad_hidden[d], whole.grad_hidden[d], i * H);
+    check("grad_cell", part.grad_cell[d], whole.grad_cell[d], i * H);
+  }
+}
+
+template <typename T>
+void test_batch(const Sizes& s, const Lengths& lengths) {
+  const Batch<T> batch(s, lengths);
+  const Results<T> all = run(batch, {4, true});
+  require_close(s, all, run_plainly(batch));
+  require_same_bits(s, "differs with 1 thread and a gap between rows", run(batch, {1, true, true, 3}), all, 0, 0);
+  require_same_bits(s, "differs in inference", run(batch, {4, false}), all, 0, 0);
+  require_same_bits(s, "differs without the gradient of inputs", run(batch, {4, true, false}), all, 0, 0);
+  for (size_t i = 0; i < lengths.size(); i++)
+    require_same_bits(s, "differs alone", run(batch.alone(i), {1, true}), all, i, batch.start(i));
+}
+
+// Sequences beside one that has NaN and infinity keep their bits, and in that one NaN reaches all outputs after it.
+template <typename T>
+void test_not_a_number(const Sizes& s) {
+  Batch<T> batch(s, {5, 3, 6});
+  const Results<T> before = run(batch, {2, true});
+  for (T bad : {std::numeric_limits<T>::quiet_NaN(), std::numeric_limits<T>::infinity()}) {
+    batch.x[(batch.start(1) + 1) * s.input] = bad;
+    const Results<T> after = run(batch, {2, true});
+    for (int64_t i : {0, 2}) {
+      const int64_t row = s.directions * s.hidden;
+      require_same_bits(s, "out", "differs beside NaN", &after.out[batch.start(i) * row], &before.out[batch.start(i) * row], batch.lengths[i] * row);
+      require_same_bits(s, "grad_x", "differs beside NaN", &after.grad_x[batch.start(i) * s.input],
+                        &before.grad_x[batch.start(i) * s.input], batch.lengths[i] * s.input);
+    }
+    for (int64_t k = 0; std::isnan(bad) && k < 2 * s.hidden; k++) {
+      const T found = after.out[((batch.start(1) + 1 + k / s.hidden) * s.directions) * s.hidden + k % s.hidden];
+      if (!std::isnan(found)) fail(s, "out", "must be NaN", k, found, bad);
+    }
+  }
+}
+
+// With weights of 0 an LSTM saves sigmoid and tanh of its biases, and an RNN has tanh and relu of them as outputs.
+template <typename T>
+void test_functions(int32_t isa) {
+  using Limits = std::numeric_limits<T>;
+  const T infinity = Limits::infinity();
+  Numbers<T> values = {0, -T(0), Limits::denorm_min(), -Limits::denorm_min(), Limits::min(), -Limits::min(), Limits::max(), Limits::lowest(), infinity, -infinity};
+  for (double x : {1e-30, 1e-8, 1e-4, 0.1, 0.5, 0.624999, 0.625, 0.625001, 1.0, 4.0, 8.6, 9.1, 17.0, 20.0, 44.0, 87.2, 87.4, 88.2, 88.4, 89.0, 103.9, 354.0, 708.2, 708.4, 709.3, 709.5, 710.0, 746.0, 1e4, 1e20})
+    values.push_back(static_cast<T>(x)), values.push_back(static_cast<T>(-x));
+  for (int i = -150; i <= 150; i++) values.push_back(static_cast<T>(i * 0.1173));
+  values.push_back(Limits::quiet_NaN());
+  const int64_t H = values.size();
+  for (int32_t kind : {LSTM, RNN_TANH, RNN_RELU}) {
+    const Sizes s = {kind, 1, isa, 1, H, true, false};
+    Batch<T> batch(s, {1});
+    batch.weights[0].ih.assign(batch.weights[0].ih.size(), 0);
+    batch.weights[0].bias_hh.assign(batch.weights[0].bias_hh.size(), 0);
+    for (int64_t i = 0; i < s.gates() * H; i++) batch.weights[0].bias_ih[i] = values[i % H];
+    const Results<T> r = run(batch, {1, true, false});
+    for (int64_t i = 0; i < H; i++) {
+      const double x = values[i], epsilon = Limits::epsilon();
+      auto check = [&](const char* what, double found, double wanted) {
+        // Relative to 1, as numbers are added to others of about 1; tanh is also exact in proportion, near 0.
+        const double tolerance = 4 * epsilon * (kind == RNN_TANH ? std::abs(wanted) + Limits::min() : 1);
+        if (std::isnan(x) ? !std::isnan(found) : !(std::abs(found - wanted) <= tolerance)) fail(s, what, "is wrong", i, found, wanted);
+      };
+      if (kind == LSTM) {
+        check("sigmoid", r.saved[0][i], sigmoid(x));
+        check("tanh", r.saved[0][2 * H + i], std::tanh(x));
+      } else if (kind == RNN_TANH) {
+        check("tanh", r.out[i], std::tanh(x));
+      } else if (std::isnan(x) ? !std::isnan(r.out[i]) : r.out[i] != std::max(x, 0.0)) {
+        fail(s, "relu", "is wrong", i, r.out[i], x);
+      }
+    }
+  }
+}
+
+template <typename T>
+void test_all(int32_t isa) {
+  const int64_t sizes[] = {1, 15, 16, 17, 33, 130};
+  int turn = 0;  // so that the rest takes turns, in place of all combinations
+  for (int32_t kind : {LSTM, GRU, RNN_TANH, RNN_RELU})
+    for (int64_t hidden : sizes) {
+      for (int64_t input : sizes) {
+        Lengths lengths(1 + turn % 9);
+        for (int64_t& length : lengths) length = 1 + generator() % 7;
+        test_batch<T>({kind, 1 + turn % 2, isa, input, hidden, turn % 3 != 0, turn % 5 < 3}, lengths);
+        turn++;
+      }
+      if (hidden == 17) {
+        Lengths lengths(50, 1);
+        lengths[20] = 300;
+        test_batch<T>({kind, 2, isa, 5, hidden, true, true}, lengths);
+      }
+      test_not_a_number<T>({kind, 2, isa, 3, hidden, true, false});
+    }
+  test_functions<T>(isa);
+}
+
+}  // namespace
+
+int main() {
+  for (int32_t isa = 0; isa <= seqbatch_isa(); isa++) {
+    test_all<float>(isa);
+    test_all<double>(isa);
+    std::printf("instruction set %d is right\n", isa);
+  }
+}

@@ -1,0 +1,161 @@
+"""Loading the library: the choice of an instruction set, the reasons why it is missing, and the mirrored structures."""
+
+import ctypes
+import os
+import re
+import runpy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from kernel_calls import run_lstm
+from torch import nn
+
+import seqbatch
+from seqbatch import SeqbatchValueError, _kernels
+
+HEADER = Path(__file__).parents[2] / "seqbatch" / "_kernels" / "recurrent.h"
+SETS = ["baseline", "avx2", "avx512"]
+ONE_RUNTIME = """
+from seqbatch import _kernels
+
+assert _kernels.IS_THERE
+print(*{line.split()[-1] for line in open("/proc/self/maps") if "libgomp" in line or "libomp" in line})
+"""
+
+
+def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python where seqbatch is the one that these tests run with."""
+    environment = {**os.environ, "PYTHONPATH": str(Path(seqbatch.__file__).parents[1]), **environment}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., _kernels.Kernels]:
+    """Return a function that loads a library with the given functions."""
+    (tmp_path / "libseqbatch.kernels.so").touch()
+
+    def load(choice: str = "", **functions: Callable[[], int]) -> _kernels.Kernels:
+        monkeypatch.setattr(ctypes, "CDLL", lambda path: SimpleNamespace(**functions))
+        return _kernels.load([str(tmp_path)], choice)
+
+    return load
+
+
+def functions(size: int, best: int) -> dict[str, Any]:
+    names = [f"seqbatch_{run}_{dtype}" for run in ("forward", "backward") for dtype in ("float", "double")]
+    run = {name: SimpleNamespace() for name in names}
+    return {"seqbatch_call_size": lambda: size, "seqbatch_isa": lambda: best, **run}
+
+
+def test_the_kernels_of_this_processor_are_in_use() -> None:
+    assert _kernels.IS_THERE, _kernels.MISSING
+    assert _kernels.MISSING == ""
+    assert SETS[_kernels.ISA_NUMBER] == _kernels.ISA
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_a_lower_instruction_set_can_be_chosen(name: str) -> None:
+    best = _kernels.load(_kernels.__path__, "").isa
+    isa = SETS.index(name)
+    if isa > best:
+        with pytest.raises(SeqbatchValueError, match=f"must be at most {SETS[best]}, .*; got {name}\\.$"):
+            _kernels.load(_kernels.__path__, name)
+        return
+    assert _kernels.load(_kernels.__path__, name).isa == isa
+    lstm, values, lengths = nn.LSTM(5, 19), torch.randn(20, 5), [4, 9, 7]
+    for x, hidden in zip(values.split(lengths), run_lstm(lstm, values, lengths, 2, isa).split(lengths), strict=True):
+        torch.testing.assert_close(hidden, lstm(x)[0])
+
+
+def test_a_set_that_the_processor_lacks_is_an_error(fake: Callable[..., _kernels.Kernels]) -> None:
+    message = (
+        "The environment variable SEQBATCH_KERNELS must be at most avx2, which is the best instruction set of this "
+        "processor in the library; got avx512."
+    )
+    with pytest.raises(SeqbatchValueError, match=f"^{re.escape(message)}$"):
+        fake("avx512", **functions(ctypes.sizeof(_kernels.Call), 1))
+    assert fake("avx2", **functions(ctypes.sizeof(_kernels.Call), 1)).isa == 1
+
+
+def test_a_word_that_is_not_known_is_an_error() -> None:
+    message = "The environment variable SEQBATCH_KERNELS must be one of 0, baseline, avx2, avx512; got 'sse'."
+    with pytest.raises(SeqbatchValueError, match=f"^{re.escape(message)}$"):
+        _kernels.load(_kernels.__path__, "sse")
+
+
+def test_zero_switches_them_off() -> None:
+    assert _kernels.load(_kernels.__path__, "0") == _kernels.Kernels("switched off by SEQBATCH_KERNELS=0")
+
+
+def test_no_library(tmp_path: Path) -> None:
+    reason = "not built, because there was no C++ compiler with OpenMP when seqbatch was installed"
+    assert _kernels.load([str(tmp_path)], "") == _kernels.Kernels(reason)
+
+
+def test_a_file_that_is_not_a_library(tmp_path: Path) -> None:
+    (tmp_path / "libseqbatch.kernels.so").write_text("not a library")
+    assert _kernels.load([str(tmp_path)], "").missing.startswith("not loaded, because of the error: ")
+
+
+def test_a_library_without_the_functions(fake: Callable[..., _kernels.Kernels]) -> None:
+    assert fake().missing.startswith("not loaded, because of the error: ")
+
+
+def test_a_library_of_other_sources(fake: Callable[..., _kernels.Kernels]) -> None:
+    reason = "not loaded, because the library was built from other sources: install seqbatch again"
+    assert fake(**functions(ctypes.sizeof(_kernels.Call) + 8, 0)) == _kernels.Kernels(reason)
+
+
+@pytest.mark.parametrize("structure", [_kernels.Direction, _kernels.Call])
+def test_structures_mirror_those_of_the_header(structure: type[ctypes.Structure]) -> None:
+    (body,) = re.findall(rf"struct {structure.__name__} {{\n(.*?)\n}};", HEADER.read_text(), re.DOTALL)
+    found = re.findall(r"^ *(?:const )?([\w<>]+)(\*?) (\w+)(?:\[2\])?;", body, re.MULTILINE)
+    types = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "Direction<T>": _kernels.Direction * 2}
+    wanted = [(name, ctypes.c_void_p if is_pointer else types[kind]) for kind, is_pointer, name in found]
+    assert wanted == [*structure._fields_]
+
+
+def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    full = _kernels.Kernels("", 0, (lambda call: 1,) * 2, (lambda call: 1,) * 2)
+    monkeypatch.setattr(_kernels, "_kernels", full)
+    for run in (_kernels.forward, _kernels.backward):
+        with pytest.raises(MemoryError, match=r"^There is not enough memory to run a recurrent layer\. Run fewer"):
+            run(_kernels.Call(), False)
+
+
+def test_there_is_one_runtime_of_openmp() -> None:
+    assert len(start("-c", ONE_RUNTIME).stdout.split()) == 1  # that of torch, whose threads the kernels share
+
+
+def test_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for isa, missing, kernels in ("avx2", "", r"in use, for avx2 on \w+"), ("", "not built", "not built"):
+        monkeypatch.setattr(_kernels, "ISA", isa)
+        monkeypatch.setattr(_kernels, "MISSING", missing)
+        monkeypatch.setattr(_kernels, "IS_THERE", not missing)
+        monkeypatch.delitem(sys.modules, "seqbatch.__main__", raising=False)  # which runpy does not run twice
+        runpy.run_module("seqbatch", run_name="__main__")
+        threads = torch.get_num_threads()
+        assert re.fullmatch(
+            rf"seqbatch  0[\d.]+\ntorch     {re.escape(torch.__version__)}\nPython    3[\w.+]+\n"
+            rf"kernels   {kernels}\nthreads   {threads}\n",
+            capsys.readouterr().out,
+        )
+
+
+@pytest.mark.parametrize(
+    ("choice", "found"),
+    [
+        ("0", "kernels   switched off by SEQBATCH_KERNELS=0\n"),
+        ("baseline", "kernels   in use, for baseline on "),
+        ("1", "SeqbatchValueError: The environment variable SEQBATCH_KERNELS must be one of 0, "),
+    ],
+)
+def test_the_environment_is_read_at_import(choice: str, found: str) -> None:
+    done = start("-m", "seqbatch", SEQBATCH_KERNELS=choice)
+    assert found in done.stdout + done.stderr
