@@ -47,7 +47,7 @@ class BatchIterator(Iterator[list[int]]):
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue after the batches that another iterator has drawn; the next pass is the next epoch."""
         passes = self._epochs.passes
-        if passes.tracked is not None:
+        if passes.tracked is not None and passes.tracked.is_open:
             must = "be resumed by the state of the tracked loader, which counts for it"
             raise complaint(SeqbatchError, "loader", must, "a state of its own")
         require_one_process(self._epochs.processes()[1])

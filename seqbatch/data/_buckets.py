@@ -24,8 +24,8 @@ class BucketBatchSampler(Sampler[list[int]]):
     empty: for this a few are halved.
 
     Iterate over `sampler.track(loader)`, which counts the batches that it returns. Each pass over it is an epoch, and
-    the next pass is the next epoch. One that is left early continues, also in another process by `state_dict`. A pass
-    over the DataLoader itself is an epoch too, but cannot continue, and moves nothing for the tracked loader.
+    the next pass is the next epoch. Its `state_dict` lets another process continue a pass that was left early. A pass
+    over the DataLoader itself is an epoch too, but cannot be continued, and moves nothing for the tracked loader.
 
     With several processes only that is allowed. The sampler shards the data itself; Lightning, accelerate and others
     shard the batches of a DataLoader again, and leave what `track` returns as it is.
@@ -108,7 +108,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         return self._epochs.plan(self.epoch).fill()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass: it begins at the start, but for an epoch that is to be continued.
+        """Choose the epoch of the next pass: it begins at the start, or where a loaded state is in that epoch.
 
         Args:
             epoch: which epoch, from 0.

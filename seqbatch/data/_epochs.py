@@ -13,7 +13,7 @@ from seqbatch.data._passes import Passes, Position, TrackedPass
 from seqbatch.data._rules import batches_within, current_processes
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
 
-# To be changed with the plans, because a position in the old ones means nothing in the new.
+# A change of the plans changes it too, because a position in the old ones means nothing in the new.
 VERSION = 2
 REASON = (
     "In an epoch planned otherwise some sequences would come twice and some never: finish the epoch as it was begun, "
@@ -69,7 +69,7 @@ class Epochs:
         """
         world_size, batches = self.processes()[1], self.batches()
         if self._given is None and world_size > 1:
-            self._require_agreement(self.state(self.passes.position()))
+            self._require_agreement(self.state(self.passes.upcoming))
         return self.passes.begin_tracked(batches, world_size)
 
     def begin_drawing(self) -> Position:

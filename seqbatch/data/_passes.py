@@ -26,19 +26,19 @@ class TrackedPass:
     Args:
         epoch: its epoch.
         batches: the batches of that epoch.
-        world_size: the number of processes that the epoch is planned for.
-        returned: how many batches of the epoch were returned, also by passes before this one.
+        returned: how many of them were returned, also before this pass if it continues one of another process.
         is_drawn: whether the loader has begun to draw batches for it.
+        is_open: whether it may return more.
     """
 
     epoch: int
     batches: int
-    world_size: int
     returned: int
     is_drawn: bool = False
+    is_open: bool = True
 
-    def after(self) -> Position:
-        """Return where the pass after this one begins, if this one ends here."""
+    def position(self) -> Position:
+        """Return where another process would continue after the last batch that was returned."""
         if self.returned == self.batches:
             return Position(self.epoch + 1)
         return Position(self.epoch, self.returned)
@@ -48,14 +48,15 @@ class TrackedPass:
 class Passes:
     """The passes over a sampler, in one process.
 
-    A tracked pass begins where the one before ended: after the last batch that it returned, or with the next epoch. A
-    pass that is not tracked moves nothing, and is counted: the first begins at the same place, the next an epoch later.
+    A tracked pass is an epoch, and the next one is the next epoch, also if it was left early. Only a loaded state lets
+    a pass begin within an epoch. A pass that is not tracked moves nothing: the first begins where the next tracked pass
+    would, each further one an epoch later.
 
     Args:
         upcoming: where the next tracked pass begins.
         world_size: the number of processes that `upcoming.batch` was counted in.
-        tracked: the tracked pass under way.
-        uncounted: how many passes were begun that are not tracked; how many batches they returned is unknown.
+        tracked: the last tracked pass, unless `set_epoch` or a loaded state came after it.
+        uncounted: how many passes were begun since that are not tracked; how many batches they returned is unknown.
         loaded: the position of the state that was loaded last.
         is_resumed: whether a pass has begun since.
     """
@@ -69,20 +70,16 @@ class Passes:
 
     def epoch(self) -> int:
         """Return the epoch of the pass under way, else of the next one."""
-        epoch = self.upcoming.epoch if self.tracked is None else self.tracked.epoch
-        return epoch + max(0, self.uncounted - 1)
+        if self.tracked is not None and self.tracked.is_open:
+            return self.tracked.epoch
+        return self.upcoming.epoch + max(0, self.uncounted - 1)
 
     def position(self) -> Position:
-        """Return where the next tracked pass begins, if the one under way ends here."""
-        return self.upcoming if self.tracked is None else self.tracked.after()
-
-    def end(self) -> None:
-        """End the tracked pass under way, if there is one."""
-        if self.tracked is not None:
-            self.upcoming, self.world_size, self.tracked = self.tracked.after(), self.tracked.world_size, None
+        """Return where another process would continue."""
+        return self.upcoming if self.tracked is None else self.tracked.position()
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass begin with an epoch; in the epoch of `upcoming` it begins there.
+        """Let the next pass begin with an epoch, or where a loaded state is in that epoch.
 
         Raises:
             SeqbatchValueError: a loaded state would be lost by it.
@@ -92,8 +89,7 @@ class Passes:
             must = f"be {loaded.epoch}{' or more' if self.is_resumed else ''}, the epoch of the loaded state"
             remedy = "Count epochs from sampler.epoch on; a new sampler begins with epoch 0."
             raise complaint(SeqbatchValueError, "epoch", must, epoch, remedy)
-        self.end()
-        self.uncounted = 0
+        self.tracked, self.uncounted = None, 0
         if epoch != self.upcoming.epoch:
             self.upcoming = Position(epoch)
 
@@ -106,13 +102,14 @@ class Passes:
         """Begin a tracked pass over an epoch of this many batches.
 
         Raises:
-            SeqbatchError: the epoch was begun by another number of processes, for which it was planned otherwise.
+            SeqbatchError: the state was loaded in another number of processes, whose epoch is planned otherwise.
         """
-        self.end()
-        if self.upcoming.batch and world_size != self.world_size:
-            must = f"continue the epoch in as many processes as it was begun, {self.world_size}"
-            raise complaint(SeqbatchError, "sampler", must, world_size, "Call set_epoch to begin another epoch.")
-        self.tracked = TrackedPass(self.upcoming.epoch, batches, world_size, self.upcoming.batch)
+        start = self.upcoming
+        if start.batch and world_size != self.world_size:
+            must = f"continue the epoch in as many processes as its state was loaded in, {self.world_size}"
+            remedy = "Load the state after the process group is made."
+            raise complaint(SeqbatchError, "sampler", must, world_size, remedy)
+        self.tracked = TrackedPass(start.epoch, batches, start.batch)
         self.uncounted, self.is_resumed = 0, True
         return self.tracked
 
@@ -122,8 +119,9 @@ class Passes:
         Raises:
             SeqbatchError: it is not tracked, and there is more than one process.
         """
-        if self.tracked is not None and not self.tracked.is_drawn:
+        if self.tracked is not None and self.tracked.is_open and not self.tracked.is_drawn:
             self.tracked.is_drawn = True
+            self.upcoming = Position(self.tracked.epoch + 1)
             return Position(self.tracked.epoch, self.tracked.returned)
         require_one_process(world_size)
         self.uncounted += 1
@@ -137,8 +135,10 @@ class Passes:
             SeqbatchError: the pass has ended, or the loader returns batches that were not drawn from the sampler.
         """
         if tracked is not self.tracked:
+            must = "be iterated over once at a time"
             found = "another pass, set_epoch or load_state_dict before this pass ended"
-            raise complaint(SeqbatchError, "track", "be the only pass at a time", found)
+            remedy = "Track the DataLoader before a library prepares it, and make a sampler for each loop."
+            raise complaint(SeqbatchError, "loader", must, found, remedy)
         if not tracked.is_drawn or tracked.returned == tracked.batches:
             raise not_one_for_one("others")
         tracked.returned += 1

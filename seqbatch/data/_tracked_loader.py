@@ -14,9 +14,9 @@ Batch = TypeVar("Batch")
 class TrackedLoader(Generic[Batch]):
     """The batches of a loader, counted as they are returned; made by `BucketBatchSampler.track`.
 
-    Each iteration is a pass over an epoch, and the next iteration is over the next epoch. One that is left early, by
-    `break` or an error, continues in the next. `len` is the number of batches of a whole epoch, the same in every epoch
-    and process.
+    Each iteration is a pass over an epoch, and the next iteration is over the next epoch, also if the one before was
+    left early. Only after `load_state_dict` a pass begins where another was left. `len` is the number of batches of a
+    whole epoch, the same in every epoch and process.
 
     A batch counts as soon as it is returned: save the state after training on it. Libraries that look for `state_dict`
     and `load_state_dict`, as Lightning does, find them here. Libraries that shard a DataLoader leave this as it is.
@@ -46,17 +46,17 @@ class TrackedLoader(Generic[Batch]):
             if passes.tracked is tracked and tracked.returned != tracked.batches:
                 raise not_one_for_one("fewer")
         finally:
-            if passes.tracked is tracked:
-                passes.end()
+            tracked.is_open = False
 
     def __len__(self) -> int:
         return self._epochs.batches()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return where the next pass begins, the same in every process, and what the position depends on.
+        """Return the position after the last batch that was returned, the same in every process.
 
         Returns:
-            integers, strings, bools and None, which `torch.load(weights_only=True)` loads.
+            the position and all that it depends on: integers, strings, bools and None, which
+            `torch.load(weights_only=True)` loads.
 
         Raises:
             SeqbatchError: a pass over the DataLoader itself was begun, so the number of batches it returned is unknown.
@@ -75,7 +75,7 @@ class TrackedLoader(Generic[Batch]):
         return self._epochs.state(passes.position())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Let the next pass begin where another tracked loader was, whose sampler must have been made alike.
+        """Let the next pass continue where another tracked loader was, whose sampler must have been made alike.
 
         Args:
             state_dict: what `state_dict` returned, in any process.

@@ -310,16 +310,17 @@ def test_processes_that_do_not_begin_the_same_pass_are_refused(
 def test_an_epoch_is_continued_by_as_many_processes_as_began_it(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = BucketBatchSampler(range(9), batch_size=2)
     loader = sampler.track(sampler)
-    next(iter(loader))
+    state = {**loader.state_dict(), "position": 2}
+    loader.load_state_dict(state)
     as_process(monkeypatch, 0, 2)
     message = (
-        "`sampler` must continue the epoch in as many processes as it was begun, 1; got 2. "
-        "Call set_epoch to begin another epoch."
+        "`sampler` must continue the epoch in as many processes as its state was loaded in, 1; got 2. "
+        "Load the state after the process group is made."
     )
     with pytest.raises(SeqbatchError, match=f"^{re.escape(message)}$"):
         next(iter(loader))
-    sampler.set_epoch(1)
-    assert len(list(loader)) == len(sampler) == 3
+    with pytest.raises(SeqbatchError, match=r"^`state_dict` must have world_size 2, as this sampler; got 1"):
+        loader.load_state_dict(state)
 
 
 @pytest.mark.parametrize("given", [True, False])

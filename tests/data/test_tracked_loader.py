@@ -20,7 +20,8 @@ from seqbatch.data import BucketBatchSampler, TrackedLoader
 LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]
 OPTIONS: dict[str, Any] = {"max_steps": 15, "seed": 2}
 MEANWHILE = (
-    "`track` must be the only pass at a time; got another pass, set_epoch or load_state_dict before this pass ended."
+    "`loader` must be iterated over once at a time; got another pass, set_epoch or load_state_dict before this pass "
+    "ended. Track the DataLoader before a library prepares it, and make a sampler for each loop."
 )
 TRACK = "Iterate over the tracked loader, or call set_epoch before."
 
@@ -103,41 +104,47 @@ def test_a_batch_counts_once_it_is_handed_out() -> None:
     assert loader.state_dict() == states[-1]
 
 
-def test_a_pass_left_early_is_gone_on_with() -> None:
-    sampler, (first, second) = make(), epochs(0, 1)
-    for batch in sampler.track(loader_of(sampler)):
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_pass_after_one_that_was_left_early_is_a_whole_epoch(shuffle: bool) -> None:
+    """As for any DataLoader: a look at some batches must not take them from the next pass."""
+    sampler, (first, second, third) = make(shuffle=shuffle), epochs(0, 1, 2, shuffle=shuffle)
+    loader = track(sampler)
+    for batch in loader:
         if batch == first[2]:
             break
-    assert len(sampler) == len(track(sampler)) == len(first)
-    assert tracked(sampler) == first[3:]
-    assert (sampler.epoch, len(sampler)) == (1, len(first))
-    assert tracked(sampler) == second
+    assert loader.state_dict()["position"] == 3
+    assert len(sampler) == len(loader) == len(first)
+    assert list(loader) == second
+    assert (sampler.epoch, len(loader)) == (2, len(first))
+    with suppress(ZeroDivisionError):
+        for _ in loader:
+            raise ZeroDivisionError
+    assert sampler.epoch == 3
+    sampler.set_epoch(2)
+    assert list(loader) == third
 
 
-def test_a_pass_left_at_its_last_batch_was_a_full_one() -> None:
+def test_a_state_after_the_last_batch_is_the_start_of_the_next_epoch() -> None:
     sampler, (first, second) = make(), epochs(0, 1)
-    for batch in sampler.track(loader_of(sampler)):
+    loader = track(sampler)
+    for batch in loader:
         if batch == first[-1]:
             break
-    assert tracked(sampler) == second
+    state = loader.state_dict()
+    assert (state["epoch"], state["position"]) == (1, 0)
+    assert list(loader) == second
 
 
-def test_a_pass_left_by_an_error_is_gone_on_with() -> None:
-    sampler, (first,) = make(), epochs(0)
-    with suppress(ZeroDivisionError):
-        for _ in sampler.track(loader_of(sampler)):
-            raise ZeroDivisionError
-    assert tracked(sampler) == first[1:]
-
-
-def test_a_pass_that_is_still_held_is_left_by_the_next() -> None:
-    sampler, (first,) = make(), epochs(0)
-    held = iter(sampler.track(loader_of(sampler)))
+def test_a_pass_that_is_still_held_is_ended_by_the_next() -> None:
+    loader, (first, second) = track(make()), epochs(0, 1)
+    held = iter(loader)
     assert [next(held), next(held)] == first[:2]
-    assert tracked(sampler) == first[2:]
+    assert list(loader) == second
     with pytest.raises(SeqbatchError, match=f"^{re.escape(MEANWHILE)}$"):
         next(held)
-    assert track(sampler).state_dict()["epoch"] == 1
+    assert loader.state_dict()["epoch"] == 2
+    with pytest.raises(SeqbatchError, match=f"^{re.escape(MEANWHILE)}$"):
+        list(zip(loader, loader, strict=True))
 
 
 def test_len_and_epoch_stay_as_they_are_during_a_pass() -> None:
@@ -146,16 +153,17 @@ def test_len_and_epoch_stay_as_they_are_during_a_pass() -> None:
     assert {(sampler.epoch, len(loader)) for _ in sampler.track(loader)} == {(0, len(first))}
 
 
-def test_set_epoch_begins_another_epoch_and_leaves_the_place_in_this_one() -> None:
+def test_set_epoch_begins_any_epoch() -> None:
     sampler, (first, third) = make(), epochs(0, 2)
-    next(iter(sampler.track(loader_of(sampler))))
+    loader = track(sampler)
+    next(iter(loader))
     sampler.set_epoch(0)
-    assert tracked(sampler) == first[1:]
-    next(iter(sampler.track(loader_of(sampler))))
+    assert loader.state_dict()["position"] == 0
+    assert list(loader) == first
     sampler.set_epoch(2)
-    assert tracked(sampler) == third
+    assert list(loader) == third
     sampler.set_epoch(0)
-    assert tracked(sampler) == first
+    assert list(loader) == first
 
 
 def test_set_epoch_during_a_pass() -> None:
@@ -186,12 +194,15 @@ def test_passes_over_the_loader_itself_are_an_epoch_each(workers: int) -> None:
     assert list(loader) == epochs(0)[0]
 
 
-def test_a_look_at_a_batch_loses_no_place() -> None:
+def test_a_look_at_a_batch_loses_no_position() -> None:
+    saved = track(make())
+    next(iter(saved))
     sampler, (first,) = make(), epochs(0)
-    next(iter(sampler.track(loader_of(sampler))))
+    loader = track(sampler)
+    loader.load_state_dict(saved.state_dict())
     for _ in range(3):
         next(iter(loader_of(sampler)))
-    assert tracked(sampler) == first[1:]
+    assert list(loader) == first[1:]
 
 
 def test_a_look_at_a_batch_during_a_pass_loses_no_place() -> None:
@@ -283,13 +294,13 @@ def test_a_state_is_made_of_plain_values() -> None:
     assert {type(value) for value in track(make()).state_dict().values()} <= {int, str, bool, type(None)}
 
 
-def test_a_copy_made_during_a_pass_goes_on_from_there() -> None:
-    sampler, (first,) = make(), epochs(0)
+def test_a_copy_made_during_a_pass_has_its_state() -> None:
+    sampler, (first, second) = make(), epochs(0, 1)
     for batch in sampler.track(loader_of(sampler)):
         if batch == first[1]:
             other = copy.deepcopy(sampler)
             assert track(other).state_dict() == track(sampler).state_dict()
-            assert tracked(other) == first[2:]
+            assert tracked(other) == second
 
 
 def test_repr_shows_numbers_only() -> None:

@@ -41,7 +41,7 @@ def test_a_prepared_loader_cannot_be_tracked() -> None:
     """accelerate sets the epoch when a pass begins, and draws a batch ahead."""
     sampler, loader = plain_loader()
     tracked = sampler.track(Accelerator(cpu=True).prepare(loader))
-    with pytest.raises(SeqbatchError, match=r"^`track` must be the only pass at a time; got another pass, set_"):
+    with pytest.raises(SeqbatchError, match=r"^`loader` must be iterated over once at a time; got another pass"):
         next(iter(tracked))
 
 

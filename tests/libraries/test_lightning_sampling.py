@@ -44,10 +44,24 @@ def test_every_sample_is_seen_once_in_every_epoch(straight: Model) -> None:
 def test_validation_runs_after_every_epoch(tracked: bool) -> None:
     """Lightning asks for the number of batches once: it must be that of every epoch."""
     model = Model()
-    runner = trainer(max_epochs=EPOCHS, num_sanity_val_steps=0)
-    runner.fit(model, tracked_loader() if tracked else plain_loader()[1], tracked_loader(shuffle=False))
+    trainer(max_epochs=EPOCHS).fit(
+        model, tracked_loader() if tracked else plain_loader()[1], tracked_loader(shuffle=False)
+    )
     assert sorted(model.validated) == sorted([*range(len(LENGTHS))] * EPOCHS)
     assert len(model.seen) == EPOCHS * BATCHES
+
+
+def test_a_pass_that_lightning_leaves_early_takes_nothing_from_the_next() -> None:
+    model, loader = Model(), tracked_loader(shuffle=False)
+    trainer(max_epochs=2, limit_val_batches=2).fit(model, tracked_loader(), loader)
+    batches = [samples.tolist() for _, samples in tracked_loader(shuffle=False)]
+    assert model.validated == [*batches[0], *batches[1]] * 2
+    trainer(fast_dev_run=True).fit(model, tracked_loader(), loader)
+    model.validated.clear()
+    trainer().validate(model, loader, verbose=False)
+    assert sorted(model.validated) == list(range(len(LENGTHS)))
+    for _ in range(2):
+        assert trainer(limit_predict_batches=2).predict(model, loader) == batches[:2]
 
 
 @pytest.mark.parametrize("stop", [1, 3, BATCHES - 1, BATCHES, BATCHES + 1, 2 * BATCHES])

@@ -44,7 +44,13 @@ class Model(lightning.LightningModule):
         return result.square().mean()
 
     def validation_step(self, batch: tuple[SequenceBatch, Tensor], index: int) -> None:
-        self.validated += batch[1].tolist()
+        # Lightning tries some batches before training, which must not be missing in the first validation.
+        if not self.trainer.sanity_checking:
+            self.validated += batch[1].tolist()
+
+    def predict_step(self, batch: tuple[SequenceBatch, Tensor], index: int) -> list[int]:
+        predicted: list[int] = batch[1].tolist()
+        return predicted
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.01, momentum=0.9)
