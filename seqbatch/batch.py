@@ -31,6 +31,10 @@ from seqbatch.reduce import Reductions
 
 # A Tensor of one row for each sequence as a batch.
 _SPREAD = "batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))"
+# What PyTorch says of Tensors of different numbers of rows.
+_MISMATCH = re.compile(
+    r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension 0"
+)
 # The batch whose sequences this thread iterated last: what `type(batch)(sequences)` is called with was made of them.
 _last_iterated = local()
 
@@ -257,6 +261,9 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         Spread such a Tensor over the steps, and pass the batch: `batch.map(function, spread)`, where `spread` is
         `batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))`.
 
+        Where opacus computes gradients per sample, a layer raises if it is the function. A layer that the function
+        calls, as in a lambda, is not seen: opacus takes each step for a sample there, without an error.
+
         Args:
             function: from flat values `(total_steps, *features)`, one Tensor for this batch and each other, to flat
                 values of the same number of steps. It must not mix steps: there is nothing between the sequences.
@@ -264,7 +271,8 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
         Returns:
             a batch of the same structure, of the very Tensor that the function returns. A batch made of an empty list
-            has no features that a function could use: where it raises with that, the result is such a batch again.
+            has no features that a function could use. Where it raises an IndexError or a RuntimeError for lack of
+            them, the result is such a batch again.
 
         Raises:
             SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
@@ -289,19 +297,24 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         flat = [self.values, *(other.values for other in others)]
         if in_a_graph():
             return self._same_steps("function(values)", function(*flat))
+        batches: list[SequenceBatch] = [self, *others]
+        nothing = next((batch.values for batch in batches if is_nothing(batch)), None)
         try:
-            return self._same_steps("function(values)", function(*flat))
-        except (IndexError, RuntimeError, ValueError) as error:
-            batches: list[SequenceBatch] = [self, *others]
-            for batch in batches:
-                if is_nothing(batch):
-                    return self.with_values(batch.values)
-            if "must match" in str(error) and re.search(rf"(\(|size ){len(self)}\b", str(error)):
+            result = function(*flat)
+        except (IndexError, RuntimeError) as error:
+            # PyTorch raises these two themselves where a dimension is missing, and no subclass of them.
+            if nothing is not None and type(error) in (IndexError, RuntimeError):
+                return self.with_values(nothing)
+            mismatch = _MISMATCH.match(str(error))
+            if mismatch and {*map(int, mismatch.groups())} == {self.total_steps, len(self)}:
                 error.add_note(
                     "A Tensor of one row for each sequence must be spread over the steps, and passed as a batch: "
                     f"batch.map(function, {_SPREAD})."
                 )
             raise
+        if nothing is not None and isinstance(result, Tensor) and result.shape[:1] != nothing.shape:
+            return self.with_values(nothing)  # because the function took the steps for the last feature
+        return self._same_steps("function(values)", result)
 
     def with_values(self, values: Tensor) -> Self:
         """Give the same structure other values.
