@@ -1,6 +1,6 @@
 """State: what every state can do, and how sequences are taken out of one or set back in it."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from seqbatch import _indices, graphs
 from seqbatch._checks import complaint
-from seqbatch._exporters import Unscriptable, refuse_exporters
+from seqbatch._exporters import refuse_exporters
 from seqbatch._indices import AnyScalar, Index, as_index
 from seqbatch._not_a_tensor import NotATensor
 from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchTypeError
 
 
-class State(NotATensor, metaclass=Unscriptable):
+class State(NotATensor, ABC):
     """What every state can do. Nothing changes a state: each call gives a new one, through which gradients flow.
 
     An index is an integer, a slice, a list of integers or bools, or an integer or bool Tensor or NumPy array,

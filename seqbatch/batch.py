@@ -12,7 +12,7 @@ from torch import Tensor
 
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
-from seqbatch._exporters import Unscriptable, refuse_exporters
+from seqbatch._exporters import refuse_exporters
 from seqbatch._hooks import require_no_samples
 from seqbatch._indices import AnyScalar, Array, Index, Scalar, as_index
 from seqbatch._lengths import Lengths
@@ -40,7 +40,7 @@ _last_iterated = local()
 
 
 @attrs.frozen(eq=False, repr=False, init=False)
-class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, TensorSequence, metaclass=Unscriptable):
+class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, TensorSequence):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
@@ -65,7 +65,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         SeqbatchValueError: the values have no dimension of steps, or the lengths are negative or do not add up to them.
             Without lengths: a sequence has no dimension of steps or differs from the first, or the values are the
             sequences of several batches stacked, as `torch.utils.data.default_collate` makes of batches.
-        SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
+        SeqbatchError: `torch.jit.trace` or `torch.onnx.export` runs the call.
 
     >>> SequenceBatch(torch.zeros(17, 5), [10, 7])
     SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
