@@ -2,9 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from threading import local
 from typing import Any, Self, overload
-from weakref import ref
 
 import attrs
 import torch
@@ -20,6 +18,7 @@ from seqbatch._modes import refuse_in_a_graph
 from seqbatch._not_a_tensor import NotAnArray
 from seqbatch._plans import select_plan
 from seqbatch._reduce import reduce
+from seqbatch._stacked import remember_iterated, require_not_stacked
 from seqbatch._structures import require_same, require_total, structure_of
 from seqbatch._tensor_like import TensorLike
 from seqbatch._tensor_sequence import TensorSequence
@@ -35,8 +34,6 @@ _SPREAD = "batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))"
 _MISMATCH = re.compile(
     r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension 0"
 )
-# The batch whose sequences this thread iterated last: what `type(batch)(sequences)` is called with was made of them.
-_last_iterated = local()
 
 
 @attrs.frozen(eq=False, repr=False, init=False)
@@ -97,16 +94,12 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         self._set(flat, structure)
 
     def _rebuild(self, sequences: Tensor | Sequence[Tensor] | Iterator[Tensor]) -> None:
-        """Make a batch as `from_sequences` does, but refuse sequences that are stacked.
-
-        Libraries call `type(batch)(sequences)` with what they have made of each sequence of a batch. Of those that
-        stack, as `default_collate` and Lightning's `all_gather` do, the number of batches would be taken for the steps.
-        """
+        """Set the values and lengths that `from_sequences` makes, but refuse stacked sequences."""
         if isinstance(sequences, Tensor):
             remedy = "For one sequence call SequenceBatch.from_sequences([values])."
             raise complaint(SeqbatchTypeError, "lengths", "be given with a Tensor of flat values", None, remedy)
         if isinstance(sequences, list) and not in_a_graph():  # a list is what those libraries give
-            _refuse_stacked(sequences)
+            require_not_stacked(sequences)
         made = self.from_sequences(_checks.sequences_of("values", sequences))
         self._set(made.values, made._lengths)
 
@@ -185,7 +178,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
     def __iter__(self) -> Iterator[Tensor]:
         if not in_a_graph():
-            _last_iterated.batch = ref(self)
+            remember_iterated(self)
         return iter(self.to_sequences())
 
     @overload
@@ -356,13 +349,3 @@ def is_nothing(batch: SequenceBatch) -> bool:
     """Return True if a batch may come from an empty list, which has no features that a layer could take."""
     # The number of sequences last, because it is not known in a graph.
     return batch.values.dim() == 1 and batch.dtype.is_floating_point and batch.batch_size == 0
-
-
-def _refuse_stacked(tensors: list[Any]) -> None:
-    """Raise if each Tensor has the shape of a sequence that was iterated before, and one axis more in front."""
-    batch: SequenceBatch | None = getattr(_last_iterated, "batch", lambda: None)()
-    shapes = [(length, *batch.feature_shape) for length in batch.lengths] if batch else []
-    if batch and [getattr(one, "shape", ())[1:] for one in tensors] == shapes:
-        remedy = "To join batches call SequenceBatch.concat; for sequences of such features call from_sequences."
-        must = f"have shape (steps, {', '.join(map(str, batch.feature_shape))}), as the sequences they are made of"
-        raise complaint(SeqbatchValueError, "values[0]", must, tuple(tensors[0].shape), remedy)

@@ -172,5 +172,7 @@ def test_reading_such_an_attribute_in_a_graph_says_what_to_call() -> None:
     def wrong(batch: Any) -> Any:
         return batch.shape
 
-    with pytest.raises(Unsupported, match=r"(?s)AttributeError.*`shape` must be read of a Tensor; got a .* Call encode"):
+    with pytest.raises(
+        Unsupported, match=r"(?s)AttributeError.*`shape` must be read of a Tensor; got a .* Call encode"
+    ):
         torch.compile(wrong, fullgraph=True, backend="eager")(signals([3, 1]))
