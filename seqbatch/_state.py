@@ -58,7 +58,7 @@ class State(NotATensor, ABC):
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index, or a state in a container has no `select`.
+            SeqbatchTypeError: this is not an index, or a state in a container has no `select`.
 
         >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).select([2, 0]).hidden.flatten()
         tensor([3., 1.])
@@ -78,7 +78,7 @@ class State(NotATensor, ABC):
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index, or a state in a container has no `reset`.
+            SeqbatchTypeError: this is not an index, or a state in a container has no `reset`.
 
         >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).reset([True, False, True]).hidden.flatten()
         tensor([0., 2., 0.])

@@ -196,7 +196,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index.
+            SeqbatchTypeError: this is not an index.
 
         >>> batch = SequenceBatch(torch.tensor([1, 2, 3]), [2, 1])
         >>> batch[0], batch[[1, 0]].values
@@ -223,7 +223,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
             a batch of copies, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: this is no iterable, or something in it is no SequenceBatch.
+            SeqbatchTypeError: this is not an iterable, or something in it is not a SequenceBatch.
             SeqbatchValueError: a batch differs from the first in features, dtype or device. One that was made of an
                 empty list, and so has none of its own, differs from none.
 
@@ -268,7 +268,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
             them, the result is such a batch again.
 
         Raises:
-            SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
+            SeqbatchTypeError: another is not a SequenceBatch, or the function does not return a Tensor.
             UnsupportedLayerError: the function is a layer of which gradients per sample are computed, as by opacus.
             SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
                 of steps or drops their dimension.
@@ -319,7 +319,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
             a batch of these very values.
 
         Raises:
-            SeqbatchTypeError: the values are no Tensor.
+            SeqbatchTypeError: the values are not a Tensor.
             SeqbatchValueError: they have another number of steps, or no dimension of steps.
 
         >>> SequenceBatch(torch.zeros(3), [2, 1]).with_values(torch.zeros(3, 8)).feature_shape
