@@ -1,6 +1,5 @@
 """Refusal of the exporters of PyTorch that would keep the lengths of an example: tracing, scripting, torch.onnx."""
 
-from abc import ABCMeta
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
@@ -37,15 +36,6 @@ def unscriptable(function: Function) -> Function:
     """Make `torch.jit.script` of what calls a function raise an error that names the remedy."""
     vars(function).update(__prepare_scriptable__=_refuse_scripting)
     return function
-
-
-class Unscriptable(ABCMeta):
-    """The metaclass of classes of which `torch.jit.script` raises the same error."""
-
-    @property
-    def _jit_override_qualname(cls) -> str:
-        # PyTorch reads this name of a class before it compiles it. It has no hook that is documented.
-        _refuse_scripting()
 
 
 def _refuse_scripting() -> NoReturn:

@@ -10,7 +10,7 @@ from seqbatch._checks import complaint, describe
 from seqbatch.errors import UnsupportedLayerError
 
 _BACKWARD = ("_backward_pre_hooks", "_backward_hooks")
-# PyTorch's weights with gradients per sample. Only those who use them, such as opacus, import this module.
+# PyTorch's weights with gradients per sample. Only what uses them, such as opacus, imports this module.
 _EXPANDED_WEIGHTS = "torch.nn.utils._expanded_weights"
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", *_BACKWARD)
 
@@ -39,7 +39,8 @@ def has_backward_hooks(layer: nn.Module) -> bool:
 def require_no_samples(subject: str, layer: object) -> None:
     """Raise if gradients per sample are computed for a layer or one in it, because each step would pass for a sample.
 
-    Neither opacus nor PyTorch's expanded weights are imported here; where nobody else has, this costs two look-ups.
+    Neither opacus nor PyTorch's expanded weights are imported here. If no other code has imported them, this costs two
+    look-ups.
     """
     expanded = sys.modules.get(_EXPANDED_WEIGHTS)
     if (expanded is None and "opacus" not in sys.modules) or not isinstance(layer, nn.Module):

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, NoReturn
 from torch import Tensor
 
 from seqbatch._checks import class_name, complaint, type_name
+from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchTypeError
 
 
@@ -23,12 +24,14 @@ class NotATensor:
     # What to call in place of a function of torch, and where the Tensors are.
     _instead: ClassVar[str]
     _contents: ClassVar[str]
+    _has_map: ClassVar[bool] = False
 
 
 class NotAnArray(NotATensor):
     """Refuses functions of NumPy too, which would stack sequences of equal length."""
 
     __slots__ = ()
+    _has_map = True
 
 
 _BINARY = {
@@ -48,10 +51,10 @@ _UNARY = {"neg": ("-", "neg"), "pos": ("+", "positive"), "abs": ("abs", "abs"), 
 
 
 def _refusal(symbol: str, advice: str) -> Callable[..., NoReturn]:
-    """Make the method that refuses an operator; the advice is for what has `map`, a batch."""
+    """Make the method that refuses an operator; the advice is for classes that have `map`."""
 
     def refuse(self: NotATensor, *operands: object) -> NoReturn:
-        remedy = advice if hasattr(self, "map") else self._instead
+        remedy = advice if self._has_map else self._instead
         raise complaint(SeqbatchTypeError, symbol, "be applied to Tensors", type_name(self), remedy)
 
     return refuse
@@ -74,11 +77,13 @@ def _refuse_ufunc(self: NotATensor, function: Any, *arguments: object, **options
 
 def _refuse_attribute(self: NotATensor, name: str) -> NoReturn:
     """Refuse an attribute that is not there, which for most is what a layer or a function reads of a Tensor."""
-    if hasattr(Tensor, name):
-        raise complaint(
-            NotATensorError, name, "be read of a Tensor", type_name(self), f"{self._instead} {self._contents}"
-        )
-    raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
+    # `torch.compile` understands neither keyword arguments of an exception nor how NotATensorError is made.
+    if not hasattr(Tensor, name):
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    said = name, "be read of a Tensor", type_name(self), f"{self._instead} {self._contents}"
+    if in_a_graph():
+        raise AttributeError(str(complaint(SeqbatchTypeError, *said)))
+    raise complaint(NotATensorError, *said)
 
 
 def _set_refusals() -> None:

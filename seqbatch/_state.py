@@ -1,6 +1,6 @@
 """State: what every state can do, and how sequences are taken out of one or set back in it."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from seqbatch import _indices, graphs
 from seqbatch._checks import complaint
-from seqbatch._exporters import Unscriptable, refuse_exporters
+from seqbatch._exporters import refuse_exporters
 from seqbatch._indices import AnyScalar, Index, as_index
 from seqbatch._not_a_tensor import NotATensor
 from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchTypeError
 
 
-class State(NotATensor, metaclass=Unscriptable):
+class State(NotATensor, ABC):
     """What every state can do. Nothing changes a state: each call gives a new one, through which gradients flow.
 
     An index is an integer, a slice, a list of integers or bools, or an integer or bool Tensor or NumPy array,
@@ -58,7 +58,7 @@ class State(NotATensor, metaclass=Unscriptable):
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index, or a state in a container has no `select`.
+            SeqbatchTypeError: this is not an index, or a state in a container has no `select`.
 
         >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).select([2, 0]).hidden.flatten()
         tensor([3., 1.])
@@ -78,7 +78,7 @@ class State(NotATensor, metaclass=Unscriptable):
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index, or a state in a container has no `reset`.
+            SeqbatchTypeError: this is not an index, or a state in a container has no `reset`.
 
         >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).reset([True, False, True]).hidden.flatten()
         tensor([0., 2., 0.])

@@ -2,9 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from threading import local
 from typing import Any, Self, overload
-from weakref import ref
 
 import attrs
 import torch
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
-from seqbatch._exporters import Unscriptable, refuse_exporters
+from seqbatch._exporters import refuse_exporters
 from seqbatch._hooks import require_no_samples
 from seqbatch._indices import AnyScalar, Array, Index, Scalar, as_index
 from seqbatch._lengths import Lengths
@@ -20,6 +18,7 @@ from seqbatch._modes import refuse_in_a_graph
 from seqbatch._not_a_tensor import NotAnArray
 from seqbatch._plans import select_plan
 from seqbatch._reduce import reduce
+from seqbatch._stacked import remember_iterated, require_not_stacked
 from seqbatch._structures import require_same, require_total, structure_of
 from seqbatch._tensor_like import TensorLike
 from seqbatch._tensor_sequence import TensorSequence
@@ -31,12 +30,14 @@ from seqbatch.reduce import Reductions
 
 # A Tensor of one row for each sequence as a batch.
 _SPREAD = "batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))"
-# The batch whose sequences this thread iterated last: what `type(batch)(sequences)` is called with was made of them.
-_last_iterated = local()
+# What PyTorch says of Tensors of different numbers of rows.
+_MISMATCH = re.compile(
+    r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension 0"
+)
 
 
 @attrs.frozen(eq=False, repr=False, init=False)
-class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, TensorSequence, metaclass=Unscriptable):
+class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, TensorSequence):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
     It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
@@ -61,7 +62,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         SeqbatchValueError: the values have no dimension of steps, or the lengths are negative or do not add up to them.
             Without lengths: a sequence has no dimension of steps or differs from the first, or the values are the
             sequences of several batches stacked, as `torch.utils.data.default_collate` makes of batches.
-        SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
+        SeqbatchError: `torch.jit.trace` or `torch.onnx.export` runs the call.
 
     >>> SequenceBatch(torch.zeros(17, 5), [10, 7])
     SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
@@ -93,16 +94,12 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         self._set(flat, structure)
 
     def _rebuild(self, sequences: Tensor | Sequence[Tensor] | Iterator[Tensor]) -> None:
-        """Make a batch as `from_sequences` does, but refuse sequences that are stacked.
-
-        Libraries call `type(batch)(sequences)` with what they have made of each sequence of a batch. Of those that
-        stack, as `default_collate` and Lightning's `all_gather` do, the number of batches would be taken for the steps.
-        """
+        """Set the values and lengths that `from_sequences` makes, but refuse stacked sequences."""
         if isinstance(sequences, Tensor):
             remedy = "For one sequence call SequenceBatch.from_sequences([values])."
             raise complaint(SeqbatchTypeError, "lengths", "be given with a Tensor of flat values", None, remedy)
         if isinstance(sequences, list) and not in_a_graph():  # a list is what those libraries give
-            _refuse_stacked(sequences)
+            require_not_stacked(sequences)
         made = self.from_sequences(_checks.sequences_of("values", sequences))
         self._set(made.values, made._lengths)
 
@@ -181,7 +178,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
     def __iter__(self) -> Iterator[Tensor]:
         if not in_a_graph():
-            _last_iterated.batch = ref(self)
+            remember_iterated(self)
         return iter(self.to_sequences())
 
     @overload
@@ -199,7 +196,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
         Raises:
             SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
-            SeqbatchTypeError: this is no index.
+            SeqbatchTypeError: this is not an index.
 
         >>> batch = SequenceBatch(torch.tensor([1, 2, 3]), [2, 1])
         >>> batch[0], batch[[1, 0]].values
@@ -226,7 +223,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
             a batch of copies, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: this is no iterable, or something in it is no SequenceBatch.
+            SeqbatchTypeError: this is not an iterable, or something in it is not a SequenceBatch.
             SeqbatchValueError: a batch differs from the first in features, dtype or device. One that was made of an
                 empty list, and so has none of its own, differs from none.
 
@@ -257,6 +254,9 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         Spread such a Tensor over the steps, and pass the batch: `batch.map(function, spread)`, where `spread` is
         `batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))`.
 
+        Where opacus computes gradients per sample, a layer raises if it is the function. A layer that the function
+        calls, as in a lambda, is not seen: opacus takes each step for a sample there, without an error.
+
         Args:
             function: from flat values `(total_steps, *features)`, one Tensor for this batch and each other, to flat
                 values of the same number of steps. It must not mix steps: there is nothing between the sequences.
@@ -264,10 +264,11 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
         Returns:
             a batch of the same structure, of the very Tensor that the function returns. A batch made of an empty list
-            has no features that a function could use: where it raises with that, the result is such a batch again.
+            has no features that a function could use. Where it raises an IndexError or a RuntimeError for lack of
+            them, the result is such a batch again.
 
         Raises:
-            SeqbatchTypeError: another is no SequenceBatch, or the function returns no Tensor.
+            SeqbatchTypeError: another is not a SequenceBatch, or the function does not return a Tensor.
             UnsupportedLayerError: the function is a layer of which gradients per sample are computed, as by opacus.
             SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
                 of steps or drops their dimension.
@@ -289,19 +290,24 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         flat = [self.values, *(other.values for other in others)]
         if in_a_graph():
             return self._same_steps("function(values)", function(*flat))
+        batches: list[SequenceBatch] = [self, *others]
+        nothing = next((batch.values for batch in batches if is_nothing(batch)), None)
         try:
-            return self._same_steps("function(values)", function(*flat))
-        except (IndexError, RuntimeError, ValueError) as error:
-            batches: list[SequenceBatch] = [self, *others]
-            for batch in batches:
-                if is_nothing(batch):
-                    return self.with_values(batch.values)
-            if "must match" in str(error) and re.search(rf"(\(|size ){len(self)}\b", str(error)):
+            result = function(*flat)
+        except (IndexError, RuntimeError) as error:
+            # PyTorch raises these two themselves where a dimension is missing, and no subclass of them.
+            if nothing is not None and type(error) in (IndexError, RuntimeError):
+                return self.with_values(nothing)
+            mismatch = _MISMATCH.match(str(error))
+            if mismatch and {*map(int, mismatch.groups())} == {self.total_steps, len(self)}:
                 error.add_note(
                     "A Tensor of one row for each sequence must be spread over the steps, and passed as a batch: "
                     f"batch.map(function, {_SPREAD})."
                 )
             raise
+        if nothing is not None and isinstance(result, Tensor) and result.shape[:1] != nothing.shape:
+            return self.with_values(nothing)  # because the function took the steps for the last feature
+        return self._same_steps("function(values)", result)
 
     def with_values(self, values: Tensor) -> Self:
         """Give the same structure other values.
@@ -313,7 +319,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
             a batch of these very values.
 
         Raises:
-            SeqbatchTypeError: the values are no Tensor.
+            SeqbatchTypeError: the values are not a Tensor.
             SeqbatchValueError: they have another number of steps, or no dimension of steps.
 
         >>> SequenceBatch(torch.zeros(3), [2, 1]).with_values(torch.zeros(3, 8)).feature_shape
@@ -343,13 +349,3 @@ def is_nothing(batch: SequenceBatch) -> bool:
     """Return True if a batch may come from an empty list, which has no features that a layer could take."""
     # The number of sequences last, because it is not known in a graph.
     return batch.values.dim() == 1 and batch.dtype.is_floating_point and batch.batch_size == 0
-
-
-def _refuse_stacked(tensors: list[Any]) -> None:
-    """Raise if each Tensor has the shape of a sequence that was iterated before, and one axis more in front."""
-    batch: SequenceBatch | None = getattr(_last_iterated, "batch", lambda: None)()
-    shapes = [(length, *batch.feature_shape) for length in batch.lengths] if batch else []
-    if batch and [getattr(one, "shape", ())[1:] for one in tensors] == shapes:
-        remedy = "To join batches call SequenceBatch.concat; for sequences of such features call from_sequences."
-        must = f"have shape (steps, {', '.join(map(str, batch.feature_shape))}), as the sequences they are made of"
-        raise complaint(SeqbatchValueError, "values[0]", must, tuple(tensors[0].shape), remedy)

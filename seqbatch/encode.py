@@ -64,9 +64,9 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
         of it. A layer that returns its input, as `nn.Identity`, returns the caller's memory.
 
     Raises:
-        SeqbatchTypeError: the layer is no `nn.Module`, the sequences are of no such kind, or one Tensor for a cell, ids
-            for `nn.Embedding` are no int32 or int64, the encoder gives no SequenceBatch, or a `forward` of the layer's
-            own does not take a Tensor.
+        SeqbatchTypeError: the layer is not an `nn.Module`; the sequences are not of such a type, or are one Tensor for
+            a cell; ids for `nn.Embedding` are not int32 or int64; the encoder does not return a SequenceBatch; or a
+            `forward` of the layer's own does not take a Tensor.
         SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
             device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; the
             encoder gives another number of sequences; or a `forward` of the layer's own returns other shapes.

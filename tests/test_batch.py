@@ -191,8 +191,8 @@ SPREAD = (
     "function",
     [
         lambda values: values + torch.ones(3, 2),
+        lambda values: torch.ones(3, 2) - values,
         lambda values: torch.where(torch.ones(3, 2) > 0, values, 0),
-        lambda values: torch.cat([values, torch.ones(3, 4)], 1),
         lambda values: torch.addcmul(values, torch.ones(3, 2), values),
     ],
 )
@@ -207,7 +207,10 @@ def test_a_captured_tensor_of_a_row_for_each_sequence_gets_a_note(function: Call
     [
         lambda values: values + torch.ones(4, 2),  # of as many rows as nothing has
         lambda values: values + torch.ones(5, 4),
+        lambda values: values + torch.ones(5, 3),  # whose other dimension is of as many
+        lambda values: values.T + torch.ones(2, 3),
         lambda values: values @ torch.ones(3, 2),
+        lambda values: torch.cat([values, torch.ones(3, 4)], 1),
         lambda values: values[:, 3],
     ],
 )

@@ -140,12 +140,36 @@ class MakesState(nn.Module):
         return RNNState(hidden).last()
 
 
-@pytest.mark.parametrize(
-    "kind", [Encodes, KeepsState, MakesBatch, MakesBatchOfValues, TakesBatch, TakesState, MakesState]
-)
+class Holds(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.example, self.start, self.kinds = KEPT, RNNState(torch.zeros(1, 1, 2, 3)), (SequenceBatch, RNNState)
+
+    def forward(self, values: Tensor) -> Tensor:
+        return 2 * values
+
+
+class ReadsBatch(Holds):
+    def forward(self, values: Tensor) -> Tensor:
+        return values + self.example.values
+
+
+@pytest.mark.parametrize("kind", [Encodes, KeepsState])
 def test_scripting_is_refused(kind: type[nn.Module]) -> None:
     with pytest.raises(SeqbatchError, match=f"^{SCRIPT}"):
         torch.jit.script(kind())
+
+
+@pytest.mark.parametrize("kind", [MakesBatch, MakesBatchOfValues, TakesBatch, TakesState, MakesState, ReadsBatch])
+def test_pytorch_itself_refuses_to_script_the_methods_of_batches_and_states(kind: type[nn.Module]) -> None:
+    errors = RuntimeError, torch.jit.frontend.NotSupportedError
+    with pytest.raises(errors, match=r"SequenceBatch|RNNState|LSTMState"):
+        torch.jit.script(kind())
+
+
+def test_a_model_that_only_holds_a_batch_and_a_state_is_scripted() -> None:
+    scripted = torch.jit.script(Holds())
+    assert_close(scripted(KEPT.values), 2 * KEPT.values)
 
 
 @pytest.mark.parametrize("function", [encode, encode_with_state])

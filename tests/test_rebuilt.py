@@ -135,3 +135,12 @@ def test_in_a_graph() -> None:
 
     model, xs = Model(), [torch.randn(2, 3), torch.randn(4, 3)]
     assert_close(torch.compile(model, fullgraph=True, backend="eager")(xs), model(xs))
+
+
+def test_stacked_sequences_are_recognized_until_another_batch_is_iterated() -> None:
+    batches = [SequenceBatch(torch.zeros(4, 2), [2, 2]) for _ in range(3)]
+    stacked = [torch.stack(sequences) for sequences in zip(*batches, strict=True)]
+    with pytest.raises(SeqbatchValueError, match=STACKED.format(3, 2)):
+        SequenceBatch(stacked)
+    assert len([*SequenceBatch(torch.zeros(1), [1])]) == 1
+    assert SequenceBatch(stacked).feature_shape == (2, 2)

@@ -104,7 +104,7 @@ def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) ->
         the chunk gradients flow, from the first chunk also to the state that it starts from.
 
     Raises:
-        SeqbatchTypeError: the layer is no `nn.Module`, or the chunks are no iterable, or one thing to be encoded.
+        SeqbatchTypeError: the layer is not an `nn.Module`, or the chunks are not an iterable, or one thing to encode.
         UnsupportedLayerError: no encoder handles the layer, it keeps no state, or it is not known that chunks make no
             difference to it.
         SeqbatchError: when a chunk is asked for, as `encode_with_state`; also a SeqbatchValueError if it has another

@@ -74,9 +74,9 @@ def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int
         it only if samples are Tensors: a class of samples and that of its batches have fields of other types.
 
     Raises:
-        SeqbatchTypeError: samples are no Sequence, differ in the kind of a field, or have a list that holds sequences,
-            or arrays with a mask or of a dtype that torch lacks; a class takes no batches or does not keep them; or
-            `sequences` is no collection of names and positions.
+        SeqbatchTypeError: samples are not a Sequence, differ in the type of a field, or have a list that holds
+            sequences, or arrays with a mask or of a dtype that torch lacks; a class takes no batches or does not keep
+            them; or `sequences` is not a collection of names and positions.
         SeqbatchValueError: there is no sample; samples differ in their keys or numbers of fields, or Tensors in
             features, shape, dtype or device; an int is out of the range of int64; or `sequences` names no Tensor, or
             two by one name.

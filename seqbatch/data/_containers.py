@@ -60,7 +60,14 @@ def has_steps(value: object) -> bool:
         array: Any = value
         return bool((array if isinstance(value, Tensor) else array.__array__()).ndim)
     container = container_of(kind)
-    return container is not None and any(map(has_steps, container.read(value).values()))
+    if container is None:
+        return False
+    fields = value if isinstance(value, (list, tuple)) else container.read(value).values()
+    # Once for each type, because long lists are mostly of numbers.
+    examples = {type(field): field for field in fields}
+    kinds = {one: kind_of(field) for one, field in examples.items()}
+    inside = {one for one, kind in kinds.items() if kind is Tensor or container_of(kind) is not None}
+    return bool(inside) and any(type(field) in inside and has_steps(field) for field in fields)
 
 
 def is_kept(found: object, given: object) -> bool:

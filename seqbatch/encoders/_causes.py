@@ -10,7 +10,7 @@ from seqbatch.encoders._layers import QUANTIZED
 from seqbatch.engines import takes_packed
 
 # What `torch.compile` says of all of them: it shows one text for a function, whatever layer that is called with.
-HOOKS = (
+WHY_OUTSIDE_GRAPHS = (
     "this layer has hooks, is quantized, or has a forward of its own. Remove the hooks: those of pruning by "
     "torch.nn.utils.prune.remove; in place of torch.nn.utils.weight_norm and spectral_norm use those of "
     "torch.nn.utils.parametrizations. Quantize no layer that is compiled"

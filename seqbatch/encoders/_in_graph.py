@@ -12,7 +12,7 @@ from seqbatch._lengths import Lengths
 from seqbatch._operators import Function, Operator
 from seqbatch._records import Tensors
 from seqbatch.batch import SequenceBatch, is_nothing
-from seqbatch.encoders._causes import HOOKS, cause_of
+from seqbatch.encoders._causes import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch.encoders._layers import autocasts, outside_graphs
 from seqbatch.encoders._recurrent import Form, StateType, run_by_engine, sizes_of
 from seqbatch.engines import Hidden, is_plain
@@ -47,7 +47,7 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
     return values, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
 
 
-_run_outside: Any = outside_graphs(run_by_engine, HOOKS, cause_of)
+_run_outside: Any = outside_graphs(run_by_engine, WHY_OUTSIDE_GRAPHS, cause_of)
 
 
 class _Bearer(nn.Module):

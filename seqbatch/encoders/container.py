@@ -23,8 +23,7 @@ from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
 from seqbatch.container_state import ContainerState
 from seqbatch.encode import encode, encode_with_state
-from seqbatch.encoders._causes import HOOKS as WHY_OUTSIDE
-from seqbatch.encoders._causes import cause_of
+from seqbatch.encoders._causes import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch.encoders._layers import keeps_forward, outside_graphs
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -138,7 +137,7 @@ def _call_shell(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: T
     return result
 
 
-_call_shell_outside: Any = outside_graphs(_call_shell, WHY_OUTSIDE, cause_of)
+_call_shell_outside: Any = outside_graphs(_call_shell, WHY_OUTSIDE_GRAPHS, cause_of)
 
 
 def _call_hook(hook: Callable[..., Any], layer: nn.Module, shell: nn.Module, copied: nn.Module, *rest: Any) -> Any:

@@ -109,7 +109,12 @@ def _call_batch_norm(layer: Any, values: Tensor) -> Tensor:
     as of what is read out of padding.
     """
     computes = in_a_graph() and not (is_lazy(layer) or has_hooks(layer) or _takes_statistics(layer))
+    # PyTorch counts a batch of no steps too, which would change the mean that momentum=None keeps.
+    restores = not (in_a_graph() or len(values) or layer.num_batches_tracked is None or _synchronizes(layer))
+    count = layer.num_batches_tracked.clone() if restores else None
     result: Tensor = _by_kept_statistics(layer, values) if computes else layer(values)
+    if count is not None:
+        layer.num_batches_tracked.copy_(count)
     return result
 
 

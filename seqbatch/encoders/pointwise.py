@@ -12,7 +12,7 @@ from seqbatch._checks import complaint, counted, describe
 from seqbatch._registry import register_encoder
 from seqbatch._tracing import in_a_graph
 from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._causes import HOOKS, cause_of
+from seqbatch.encoders._causes import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch.encoders._layers import (
     keeps_forward,
     outside_graphs,
@@ -152,7 +152,7 @@ def _register_quantized(kind: type[nn.Module]) -> None:
         with refusals_of(layer, batch) if plain else nullcontext():
             return batch.with_values(call_as_itself(layer, forward, given))
 
-    register_encoder(kind)(outside_graphs(run, HOOKS, cause_of))
+    register_encoder(kind)(outside_graphs(run, WHY_OUTSIDE_GRAPHS, cause_of))
 
 
 for _kind in ELEMENTWISE:

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from seqbatch._checks import complaint, type_name
 from seqbatch._lengths import Lengths
+from seqbatch.engines._forward import has_stock_forward
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 Hidden = tuple[Tensor, ...]
@@ -61,4 +62,7 @@ def require_shapes(layer: Any, batch: Tensor, output: Tensor, final: Hidden) -> 
 def own_encoder(layer: Any) -> str:
     """Return the remedy for a layer that is not run as its base is."""
     name = type(layer).__name__
+    if has_stock_forward(type(layer)):  # whose encoder serves all other layers of this class
+        how = "whose forward does this, and register an encoder for that subclass, by @register_recurrent"
+        return f"Make it a subclass of {name} {how}."
     return f"Register an encoder for {name}, by @register_recurrent({name})."

@@ -11,7 +11,7 @@ def run(layer: nn.Module, values: Tensor, lengths: Lengths, hidden: Hidden | Non
     """Run the layer as `Engine` says.
 
     Raises:
-        SeqbatchTypeError: the layer, by a `forward` of its own, gives no Tensor and state.
+        SeqbatchTypeError: the layer, by a `forward` of its own, does not return a Tensor and a state.
     """
     batch_axis = 0 if layer.batch_first else 1
     outputs, finals = [], []

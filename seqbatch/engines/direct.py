@@ -27,7 +27,7 @@ def run(
         check: called with the layer, what it is given, and what it returns.
 
     Raises:
-        SeqbatchTypeError: the layer, by a `forward` or a hook of its own, returns no Tensor and state.
+        SeqbatchTypeError: the layer, by a `forward` or a hook of its own, does not return a Tensor and a state.
     """
     batch = values.view(len(lengths), lengths.longest, values.shape[1])
     if not layer.batch_first:

@@ -12,7 +12,7 @@ def run(layer: nn.Module, values: Tensor, lengths: Lengths, hidden: Hidden | Non
     """Run the layer as `Engine` says; PyTorch itself sorts the state and brings it back into order.
 
     Raises:
-        SeqbatchTypeError: the layer, by a `forward` of its own, gives no PackedSequence and state.
+        SeqbatchTypeError: the layer, by a `forward` of its own, does not return a PackedSequence and a state.
     """
     packed = to_packed(values, lengths)
     output, final = parts_of(layer(packed, *as_arguments(hidden)), layer, PackedSequence)

@@ -3,6 +3,7 @@
 import re
 import warnings
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import attrs
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
-from seqbatch.data import collate_sequences
+from seqbatch.data import _containers, collate_sequences
 
 
 class Pair(NamedTuple):
@@ -326,6 +327,22 @@ def test_a_list_of_sequences_and_the_remedy(samples: Any, i: int, path: str, num
         found, items = found[0], [item[0] for item in items]
     assert found.lengths == tuple(map(len, items))
     assert found.values.tolist() == [step for item in items for step in item.tolist()]
+
+
+@pytest.mark.parametrize(
+    "sequence", [signal(), np.ones(2), [signal()], (1, signal()), {"x": signal()}, Spoken(signal()), Pair(1, signal())]
+)
+@pytest.mark.parametrize("first", [torch.tensor(1.0), [], (1,), Spoken(1), "word", None])
+def test_a_sequence_behind_items_of_other_types_and_of_its_own(sequence: Any, first: Any) -> None:
+    items = [first, 1, type(sequence)([]) if isinstance(sequence, list) else 2.0, sequence, 3]
+    with pytest.raises(SeqbatchTypeError, match=r"^`samples\[0\]` must not be a list that holds .* a list of 5 items"):
+        collate_sequences([items, items])
+
+
+def test_a_long_list_of_numbers_is_judged_by_the_types_in_it() -> None:
+    with patch.object(_containers, "kind_of", side_effect=_containers.kind_of) as mock:
+        assert not _containers.has_steps([*range(2000), *map(float, range(2000))])
+    assert mock.call_count == 3
 
 
 def test_fields_in_a_list_are_made_a_tuple() -> None:

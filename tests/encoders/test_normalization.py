@@ -227,3 +227,17 @@ def test_memory_of_instance_norm() -> None:
     events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
     peak = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
     assert peak <= 15 * batch.values.nbytes
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.SyncBatchNorm, nn.LazyBatchNorm1d])
+@pytest.mark.parametrize("momentum", [None, 0.1])
+def test_a_batch_of_no_steps_is_not_counted(kind: Any, momentum: float | None) -> None:
+    layer = kind(*[FEATURES] * (kind is not nn.LazyBatchNorm1d), momentum=momentum)
+    plain = nn.BatchNorm1d(FEATURES, momentum=momentum)
+    for n in (5, 3):
+        xs = torch.randn(n, FEATURES)
+        for nothing in ([], [xs[:0]], [xs[:0], xs[:0]]):
+            assert [x.shape for x in encode(layer, nothing)] == [(0, FEATURES)] * len(nothing)
+        plain(xs)
+        encode(layer, [xs[:2], xs[:0], xs[2:]])
+    assert_close(layer.state_dict(), plain.state_dict())

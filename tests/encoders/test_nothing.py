@@ -8,7 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from seqbatch import SequenceBatch, encode, encode_with_state, register_encoder
+from seqbatch import (
+    SeqbatchIndexError,
+    SeqbatchTypeError,
+    SeqbatchValueError,
+    SequenceBatch,
+    encode,
+    encode_with_state,
+    register_encoder,
+)
 from seqbatch.data import encode_chunks
 from seqbatch.layers import AttentionPool, Causal, LockedDropout, MeanPool, Residual, TwoWay, WordDropout
 
@@ -186,6 +194,8 @@ def test_concat_of_nothing() -> None:
         lambda values: values.view(len(values), 2, -1),
         lambda values: values.sum(-1),
         lambda values: values.sum(1, keepdim=True),
+        lambda values: values.sum(-1, keepdim=True).expand(-1, 2),
+        lambda values: torch.cat([values, values.mean(-1, keepdim=True)], -1),
         lambda values: values.unbind(1)[0],
     ],
 )
@@ -194,6 +204,33 @@ def test_map_of_a_function_of_features(function: Callable[[Tensor], Tensor]) -> 
     assert (outputs.batch_size, outputs.feature_shape) == (0, ())
     with pytest.raises((IndexError, RuntimeError, ValueError)):
         SequenceBatch(torch.ones(1), [1]).map(function)
+
+
+@pytest.mark.parametrize(
+    "raised",
+    [
+        ValueError("a rule of the user"),
+        SeqbatchValueError("a rule of the user"),
+        SeqbatchIndexError("a rule of the user"),
+        NotImplementedError("not yet"),
+        KeyError("a name"),
+        TypeError("a type"),
+    ],
+    ids=repr,
+)
+def test_map_of_a_function_whose_error_is_not_about_features(raised: Exception) -> None:
+    def refuse(values: Tensor) -> Tensor:
+        raise raised
+
+    for batch in (NOTHING, SequenceBatch(torch.ones(1), [1])):
+        with pytest.raises(type(raised)) as caught:
+            batch.map(refuse)
+        assert caught.value is raised
+
+
+def test_map_of_a_function_that_returns_no_tensor() -> None:
+    with pytest.raises(SeqbatchTypeError, match=r"^`function\(values\)` must be a Tensor; got an int\.$"):
+        NOTHING.map(len)  # type: ignore[arg-type]  # wrong
 
 
 def test_map_of_two_batches_one_of_which_has_no_features() -> None:

@@ -183,7 +183,19 @@ class OddError(Exception):
     pass
 
 
-@pytest.mark.parametrize("raised", [OddError("odd"), RuntimeError("[enforce fail] DefaultCPUAllocator: no memory")])
+@pytest.mark.parametrize(
+    "raised",
+    [
+        OddError("odd"),
+        ValueError("a rule of this layer"),
+        AssertionError("a rule of this layer"),
+        StopIteration(3),
+        KeyError("a name"),
+        NotImplementedError("not yet"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: no memory"),
+    ],
+    ids=repr,
+)
 def test_what_is_not_about_its_input_stays_as_it_is(raised: Exception) -> None:
     class Raises(nn.LSTM):
         def forward(self, input: Any, hx: Any = None) -> Any:
@@ -214,3 +226,42 @@ def test_layers_that_libraries_patch_are_called_once_for_all() -> None:
     for layer in (normed, spectral, inherits, rebound, wrapped):
         encode(watched(layer), xs)
     assert seen == ["PackedSequence"] * 5
+
+
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 1, 2]], ids=str)
+def test_hooks_of_a_stock_layer_may_widen_its_outputs(lengths: list[int]) -> None:
+    layer, gradients = nn.GRU(2, 3, dtype=torch.float64), []
+    layer.register_forward_hook(lambda module, given, result: (torch.cat([result[0]] * 2, -1), result[1]))
+    layer.register_full_backward_hook(lambda module, given, result: gradients.append(tuple(result[0].shape)))
+    xs = [x.requires_grad_() for x in sequences(lengths, (2,))]
+    outputs = encode(layer, xs)
+    assert_close(outputs, [layer(x[:, None])[0][:, 0] for x in xs])
+    torch.cat(outputs).sum().backward()
+    assert sorted(gradients) == sorted((length, lengths.count(length), 6) for length in {*lengths})
+
+
+SUBCLASS = (
+    r" Make it a subclass of GRU whose forward does this, and register an encoder for that subclass, by "
+    r"@register_recurrent\.(\n|$)"
+)
+
+
+@pytest.mark.parametrize("lengths", [[3, 3], [3, 1, 0]], ids=str)
+def test_no_advice_replaces_the_encoder_of_every_layer_of_a_stock_class(lengths: list[int]) -> None:
+    xs = [torch.ones(n, 2) for n in lengths]
+
+    def shortens(layer: nn.GRU) -> None:
+        plain = layer.forward
+        layer.forward = lambda *given: (plain(*given)[0][..., :1], plain(*given)[1])  # type: ignore[method-assign]
+
+    def fails(layer: nn.GRU) -> None:
+        layer.forward = lambda *given: given[0].data_of_packed  # type: ignore[method-assign]
+
+    def drops_state(layer: nn.GRU) -> None:
+        layer.register_forward_hook(lambda module, given, result: result[0])
+
+    for change in (shortens, fails, drops_state):
+        layer = nn.GRU(2, 4)
+        change(layer)
+        with pytest.raises((SeqbatchTypeError, SeqbatchValueError), match=r"(?s)^`layer` must .*" + SUBCLASS):
+            encode_with_state(layer, xs)

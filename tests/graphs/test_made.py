@@ -12,7 +12,7 @@ from torch._dynamo.exc import Unsupported
 from torch.export import Dim, export
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch
+from seqbatch import RNNState, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
 
 STEPS, BATCH, TIME = Dim("steps", min=0), Dim("batch", min=0), Dim("time", min=0)
 
@@ -152,3 +152,27 @@ def test_from_offsets() -> None:
     assert_close(
         compiled(lambda values: model(values, [0, 2, 5]))(batch.values[:5]), model(batch.values[:5], [0, 2, 5])
     )
+
+
+@pytest.mark.parametrize("name", ["shape", "dim", "no_such_attribute"])
+def test_code_may_ask_for_an_attribute_that_is_not_there(name: str) -> None:
+    def twice_or_more(batch: SequenceBatch) -> Tensor:
+        assert not hasattr(batch, name)
+        return batch.values * getattr(batch, name, 2)
+
+    def thrice(state: RNNState) -> Tensor:
+        return state.hidden * (2 if hasattr(state, name) else getattr(state, name, 3))
+
+    batch, state = signals([3, 1]), RNNState(torch.randn(1, 1, 2, 3))
+    assert_close(torch.compile(twice_or_more, fullgraph=True, backend="eager")(batch), 2 * batch.values)
+    assert_close(torch.compile(thrice, fullgraph=True, backend="eager")(state), 3 * state.hidden)
+
+
+def test_reading_such_an_attribute_in_a_graph_says_what_to_call() -> None:
+    def wrong(batch: Any) -> Any:
+        return batch.shape
+
+    with pytest.raises(
+        Unsupported, match=r"(?s)AttributeError.*`shape` must be read of a Tensor; got a .* Call encode"
+    ):
+        torch.compile(wrong, fullgraph=True, backend="eager")(signals([3, 1]))

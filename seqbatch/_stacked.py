@@ -1,0 +1,37 @@
+"""Refusal of stacked sequences, where a library rebuilds a batch of what it has made of each sequence.
+
+Libraries that know a batch only as a Sequence of Tensors iterate it, make something of each Tensor, and call
+`type(batch)(elements)` with a list. Lightning does so to convert dtypes, which is right. Two of them stack:
+`torch.utils.data.default_collate`, sequence i of all samples, and Lightning's `all_gather`, sequence i of all
+processes. The number of batches would then be taken for the steps, without an error.
+
+The call shows nothing but the elements. So each thread remembers the batch whose sequences it iterated last. Elements
+are refused if each has the shape of a sequence of that batch and one axis more in front.
+
+This has two limits. If another batch is iterated between, or this one is gone, stacked sequences are not recognized.
+And a caller who adds an axis in front of each sequence on purpose must call `SequenceBatch.from_sequences`.
+"""
+
+from threading import local
+from typing import Any
+from weakref import ref
+
+from seqbatch._checks import complaint
+from seqbatch.errors import SeqbatchValueError
+
+_last_iterated = local()
+
+
+def remember_iterated(batch: Any) -> None:
+    """Remember that this thread iterates a SequenceBatch, without keeping it alive."""
+    _last_iterated.batch = ref(batch)
+
+
+def require_not_stacked(elements: list[Any]) -> None:
+    """Raise if elements are the sequences of the batch that this thread iterated last, each with an axis in front."""
+    batch = getattr(_last_iterated, "batch", lambda: None)()
+    shapes = [(length, *batch.feature_shape) for length in batch.lengths] if batch else []
+    if batch and [getattr(one, "shape", ())[1:] for one in elements] == shapes:
+        remedy = "To join batches call SequenceBatch.concat; for sequences of such features call from_sequences."
+        must = f"have shape (steps, {', '.join(map(str, batch.feature_shape))}), as the sequences they are made of"
+        raise complaint(SeqbatchValueError, "values[0]", must, tuple(elements[0].shape), remedy)
