@@ -128,11 +128,12 @@ def _backward(
         direction.grad_gates = of_gates[d].data_ptr()
         if of_output is not None:
             direction.grad_out = of_output[:, d * size :].data_ptr()
-        parts = zip(("hidden", "cell"), start or [None, None], of_start or [None, None], of_finals, strict=False)
-        for name, part, of_part, of_final in parts:
-            setattr(direction, name, None if part is None else held.pointer(part[d]))
-            setattr(direction, f"grad_{name}", None if of_part is None else of_part[d].data_ptr())
-            setattr(direction, f"grad_final_{name}", None if of_final is None else held.pointer(of_final[d]))
+        for name, part, of_part in zip(("hidden", "cell"), start, of_start, strict=False):
+            setattr(direction, name, held.pointer(part[d]))
+            setattr(direction, f"grad_{name}", of_part[d].data_ptr())
+        for name, of_final in zip(("hidden", "cell"), of_finals, strict=False):
+            if of_final is not None:
+                setattr(direction, f"grad_final_{name}", held.pointer(of_final[d]))
     _kernels.backward(call, inputs.dtype is torch.float64)
     found: list[Tensor | None] = [of_inputs]
     for d in range(directions):
@@ -154,13 +155,14 @@ def _of_weights(
     def in_order(part: Tensor) -> Tensor:
         return torch.cat([part[size:], part[:size]]) if mode == "GRU" else part
 
-    makers = (
-        lambda: in_order(of_gates.t() @ inputs),
-        lambda: of_hidden.t() @ before,
-        lambda: in_order(of_gates.sum(0)),
-        lambda: of_hidden.sum(0),
-    )
-    return [make() if is_wanted else None for make, is_wanted in zip(makers, wanted, strict=False)]
+    def make(i: int) -> Tensor:
+        if i == 0:
+            return in_order(of_gates.t() @ inputs)
+        if i == 1:
+            return of_hidden.t() @ before
+        return in_order(of_gates.sum(0)) if i == 2 else of_hidden.sum(0)
+
+    return [make(i) if is_wanted else None for i, is_wanted in enumerate(wanted)]
 
 
 def _hidden_before(lengths: Lengths, output: Tensor, start: Tensor | None, direction: int) -> Tensor:

@@ -37,7 +37,8 @@ def results(layer: nn.RNNBase, xs: list[Tensor], state: Any) -> list[list[Tensor
     starts = state._tensors
     # Not the same number for every step, so that gradients differ.
     weighted = [(output * torch.arange(1, output.numel() + 1).view_as(output)).sum() for output in outputs]
-    gradients = torch.autograd.grad(sum([*weighted, *(end.sum() for end in ends)]), [*xs, *starts])
+    loss = torch.stack([*weighted, *(end.sum() for end in ends)]).sum()
+    gradients = torch.autograd.grad(loss, [*xs, *starts])
     of_xs, of_states = gradients[: len(xs)], gradients[len(xs) :]
     return [
         [outputs[i], *(end[:, :, i] for end in ends), of_xs[i], *(part[:, :, i] for part in of_states)]
@@ -51,7 +52,7 @@ def assert_same_bits(found: list[Tensor], wanted: list[Tensor]) -> None:
 
 
 def inputs(layer: nn.RNNBase, lengths: list[int]) -> list[Tensor]:
-    return sequences(lengths, (layer.input_size,), layer.weight_ih_l0.dtype)  # type: ignore[union-attr]  # a Tensor
+    return sequences(lengths, (layer.input_size,), next(layer.parameters()).dtype)
 
 
 @for_each_kind("layer", every_layer, random=st.randoms(use_true_random=False))
