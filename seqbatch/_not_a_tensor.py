@@ -50,10 +50,12 @@ _COMPARISONS = {"lt": ("<", "lt"), "le": ("<=", "le"), "gt": (">", "gt"), "ge": 
 _UNARY = {"neg": ("-", "neg"), "pos": ("+", "positive"), "abs": ("abs", "abs"), "invert": ("~", "bitwise_not")}
 
 
-def _refusal(symbol: str, advice: str) -> Callable[..., NoReturn]:
+def _refusal(symbol: str, advice: str) -> Callable[..., Any]:
     """Make the method that refuses an operator; the advice is for classes that have `map`."""
 
-    def refuse(self: NotATensor, *operands: object) -> NoReturn:
+    def refuse(self: NotATensor, *operands: object) -> Any:
+        if operands and isinstance(operands[0], (list, tuple)):
+            return NotImplemented  # so that `sequences += batch` extends a list
         remedy = advice if self._has_map else self._instead
         raise complaint(SeqbatchTypeError, symbol, "be applied to Tensors", type_name(self), remedy)
 

@@ -276,3 +276,12 @@ def test_in_a_graph(wrong: Callable[[Any], Any]) -> None:
     compiled: Any = torch.compile(wrong, backend="eager")
     with pytest.raises(SeqbatchTypeError, match=r"must be (applied to|called with|read of a) Tensor"):
         compiled(SequenceBatch(X, [3, 1]))
+
+
+def test_a_list_is_extended_by_the_sequences() -> None:
+    batch = SequenceBatch(torch.arange(3.0), [2, 1])
+    sequences: list[torch.Tensor] = []
+    sequences += batch
+    assert_close(sequences, batch.to_sequences())
+    with pytest.raises(TypeError, match="can only concatenate list"):
+        operator.add([], batch)

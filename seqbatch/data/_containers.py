@@ -60,9 +60,7 @@ def has_steps(value: object) -> bool:
         array: Any = value
         return bool((array if isinstance(value, Tensor) else array.__array__()).ndim)
     container = container_of(kind)
-    if container is None:
-        return False
-    fields = value if isinstance(value, (list, tuple)) else container.read(value).values()
+    fields = container.read(value).values() if container else ()
     # Once for each type, because long lists are mostly of numbers.
     examples = {type(field): field for field in fields}
     kinds = {one: kind_of(field) for one, field in examples.items()}

@@ -181,7 +181,7 @@ def register_features(
         if sizes is None:
             return None
         held = (*layer.parameters(), *layer.buffers())
-        like = next((tensor for tensor in held if tensor.is_floating_point()), batch.values)
+        like = next((tensor for tensor in held if tensor.is_floating_point() or tensor.is_complex()), batch.values)
         return batch.with_values(torch.empty(0, *sizes, dtype=dtype or like.dtype, device=like.device))
 
     register_empty_input(kind, make)

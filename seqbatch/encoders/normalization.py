@@ -9,6 +9,7 @@
   the sequences, as for the samples of a batch in PyTorch.
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -102,20 +103,22 @@ def _features_of(layer: Any) -> tuple[int, ...] | None:
     return (layer.num_features,) if layer.num_features else None
 
 
-def _call_batch_norm(layer: Any, values: Tensor) -> Tensor:
+def _call_batch_norm(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     """Call a batch norm, or do in a graph what it does in evaluation.
 
     PyTorch's function compares the number of values with 0, which a graph cannot where it is not known before it runs,
     as of what is read out of padding.
     """
-    computes = in_a_graph() and not (is_lazy(layer) or has_hooks(layer) or _takes_statistics(layer))
-    # PyTorch counts a batch of no steps too, which would change the mean that momentum=None keeps.
-    restores = not (in_a_graph() or len(values) or layer.num_batches_tracked is None or _synchronizes(layer))
-    count = layer.num_batches_tracked.clone() if restores else None
-    result: Tensor = _by_kept_statistics(layer, values) if computes else layer(values)
-    if count is not None:
-        layer.num_batches_tracked.copy_(count)
-    return result
+    if in_a_graph():
+        computes = not (is_lazy(layer) or has_hooks(layer) or _takes_statistics(layer))
+        return batch.map(partial(_by_kept_statistics, layer) if computes else layer)
+    if batch.batch_size or not layer.training or layer.num_batches_tracked is None or _synchronizes(layer):
+        return batch.map(layer)
+    # PyTorch would count a batch without sequences, which changes the mean that momentum=None keeps.
+    count = layer.num_batches_tracked.clone()
+    outputs = batch.map(layer)
+    layer.num_batches_tracked.copy_(count)
+    return outputs
 
 
 def _by_kept_statistics(layer: Any, values: Tensor) -> Tensor:

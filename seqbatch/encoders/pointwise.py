@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from functools import partial
 from typing import Any
 
 import torch
@@ -72,7 +71,7 @@ _WITH_FEATURES: dict[type[nn.Module], str] = {
 def register_stepwise(
     kind: type[nn.Module],
     check: Callable[[Any, SequenceBatch], None],
-    call: Callable[[Any, Tensor], Tensor] | None = None,
+    call: Callable[[Any, SequenceBatch], SequenceBatch] | None = None,
 ) -> None:
     """Register the encoder of a layer that is called as itself on the flat values, once they are checked.
 
@@ -87,7 +86,7 @@ def register_stepwise(
         # A layer that works in place, or may, gets a copy, for the values are the caller's.
         given = batch.clone() if not plain or getattr(layer, "inplace", False) else batch
         with refusals_of(layer, batch) if plain else nullcontext():
-            return given.map(partial(call, layer) if call and plain else layer)
+            return call(layer, given) if call and plain else given.map(layer)
 
 
 def _check_nothing(layer: nn.Module, batch: SequenceBatch) -> None:

@@ -166,8 +166,8 @@ def test_quantized_layers_that_round_no_more_than_a_step_are_run(dtype: torch.dt
         plain = nn.Sequential(nn.Linear(4, 4), kind(4, 3))
         model = quantize_dynamic(plain, {kind, nn.Linear} if dtype is torch.float16 else {kind}, dtype=dtype)
         with torch.no_grad():
-            parts = [outputs for outputs, _ in encode_chunks(model, x.split(3))]
-            assert_close(torch.cat(parts), encode_with_state(model, x)[0])
+            parts = [outputs for (outputs,), _ in encode_chunks(model, ([chunk] for chunk in x.split(3)))]
+            assert_close(torch.cat(parts), encode_with_state(model, [x])[0][0])
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ LAYERS: list[tuple[nn.Module, torch.dtype]] = [
     (nn.GRU(4, 3, bidirectional=True), FLOAT32),
     (nn.RNN(4, 3), BFLOAT16),
 ]
-EMPTY: list[Any] = [[torch.zeros(0, 4)] * 2, SequenceBatch(torch.zeros(0, 4), []), torch.zeros(0, 4)]
+EMPTY: list[Any] = [[torch.zeros(0, 4)] * 2, SequenceBatch(torch.zeros(0, 4), []), [torch.zeros(0, 4)]]
 
 
 @pytest.mark.parametrize("training", [True, False])
