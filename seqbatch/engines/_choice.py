@@ -1,5 +1,7 @@
 """Which engine runs a layer on given sequences."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
@@ -28,14 +30,19 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
         return groups.run
     if is_transformed():
         return plain.run if is_plain(layer) else packed.run
-    if native.serves(values) and is_open(layer) and not torch.is_autocast_enabled("cpu"):
+    if native.serves(values) and _is_open(layer, values) and not torch.is_autocast_enabled("cpu"):
         return native.run
     return packed.run
 
 
-def is_open(layer: nn.Module) -> bool:
+def _is_open(layer: Any, values: Tensor) -> bool:
     """Return True if the kernels can compute what a layer does."""
-    return is_plain(layer) and not is_parametrized(layer) and not layer.proj_size
+    return (
+        is_plain(layer)
+        and not is_parametrized(layer)
+        and not layer.proj_size
+        and native.reads_weights_of(layer, values)
+    )
 
 
 def is_plain(layer: nn.Module) -> bool:

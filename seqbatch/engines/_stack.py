@@ -46,12 +46,13 @@ def run_layers(
         if i and layer.training and layer.dropout:
             rows = nn.functional.dropout(rows, layer.dropout)
         start = () if hidden is None else tuple(part[i * directions : (i + 1) * directions] for part in hidden)
-        rows, *final = run_layer(layer.mode, lengths, directions, rows, _weights_of(layer, i), start)
+        rows, *final = run_layer(layer.mode, lengths, directions, rows, weights_of(layer, i), start)
         finals.append(final)
     return rows, tuple(finals[0]) if len(finals) == 1 else tuple(map(torch.cat, zip(*finals, strict=True)))
 
 
-def _weights_of(layer: nn.RNNBase, index: int) -> tuple[Tensor, ...]:
+def weights_of(layer: nn.RNNBase, index: int) -> tuple[Tensor, ...]:
+    """Return the weights of one layer, those of the first direction before those of the second."""
     names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
     names += ["weight_hr"] if layer.proj_size else []
     suffixes = ["", "_reverse"] if layer.bidirectional else [""]

@@ -11,7 +11,7 @@ from seqbatch._lengths import Lengths
 from seqbatch._modes import are_batched, wants_gradients
 from seqbatch.engines import plain
 from seqbatch.engines._interface import Hidden
-from seqbatch.engines._stack import run_layers
+from seqbatch.engines._stack import run_layers, weights_of
 
 Tensors = tuple[Tensor, ...]
 
@@ -21,13 +21,35 @@ _SAVED = {"LSTM": 5, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
 _GATES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
+# Subclasses, such as fake and distributed tensors, may have no memory that a kernel could read.
+_PLAIN = (Tensor, nn.Parameter)
+
+
 def serves(values: Tensor) -> bool:
     """Return True if the kernels run on this device and dtype."""
-    return _kernels.IS_THERE and values.is_cpu and values.dtype in (torch.float32, torch.float64)
+    is_known = values.is_cpu and values.dtype in (torch.float32, torch.float64)
+    return _kernels.IS_THERE and is_known and type(values) in _PLAIN
+
+
+def reads_weights_of(layer: nn.RNNBase, values: Tensor) -> bool:
+    """Return True if all weights have the dtype of the values and the shapes that the layer declares.
+
+    Any weight of a layer can be replaced, and a kernel must not read beyond its memory.
+    """
+    directions, size = 2 if layer.bidirectional else 1, layer.hidden_size
+    rows = size * {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
+    for i in range(layer.num_layers):
+        weights = weights_of(layer, i)
+        shapes = [(rows, directions * size if i else layer.input_size), (rows, size), (rows,), (rows,)]
+        for weight, shape in zip(weights, shapes[: len(weights) // directions] * directions, strict=True):
+            is_alike = type(weight) in _PLAIN and weight.dtype is values.dtype and weight.is_cpu
+            if not is_alike or weight.shape != shape:
+                return False
+    return True
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run the layer as `Engine` says; for values that it serves, and layers that `is_open` allows."""
+    """Run the layer as `Engine` says; for values that it `serves`, and stock layers whose weights it reads."""
     return run_layers(layer, values, lengths, hidden, _run_layer)
 
 

@@ -51,6 +51,27 @@ def test_by_layer_dtype_and_device(layer: nn.Module, values: torch.Tensor, engin
         assert choose(layer, values, lengths) is engine
 
 
+@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l1", "bias_hh_l1_reverse"])
+@pytest.mark.parametrize("fault", ["shape", "dtype", "type"])
+def test_weights_that_a_kernel_must_not_read(name: str, fault: str) -> None:
+    """Kernels would read beyond the memory of a weight that is smaller than its layer declares."""
+    layer = nn.LSTM(2, 3, num_layers=2, bidirectional=True)
+    weight = getattr(layer, name)
+    others = {
+        "shape": torch.zeros(weight.shape[0] - 1, *weight.shape[1:]),
+        "dtype": weight.detach().double(),
+        "type": weight.detach().as_subclass(type("Special", (torch.Tensor,), {})),
+    }
+    setattr(layer, name, nn.Parameter(others[fault]))
+    assert choose(layer, FLOAT, RAGGED) is packed.run
+
+
+def test_values_that_a_kernel_must_not_read() -> None:
+    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = mode.from_tensor(FLOAT)
+    assert choose(nn.LSTM(2, 3), fake, RAGGED) is packed.run
+
+
 def test_without_kernels() -> None:
     layer, xs = nn.LSTM(2, 3), [FLOAT, FLOAT[:1]]
     wanted = encode(layer, xs)
