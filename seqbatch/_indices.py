@@ -12,8 +12,7 @@ from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError
 class Scalar(Protocol):
     """A number as those of NumPy: an integer or a bool."""
 
-    def item(self) -> int:
-        """Return it as a number of Python."""
+    def item(self) -> int: ...
 
 
 class Array(Protocol):

@@ -10,6 +10,7 @@ import torch
 from graph_models import signals
 from onnx_models import IGNORED, Layered
 from torch import Tensor, nn
+from torch.jit.frontend import NotSupportedError
 from torch.testing import assert_close
 
 import seqbatch
@@ -162,7 +163,7 @@ def test_scripting_is_refused(kind: type[nn.Module]) -> None:
 
 @pytest.mark.parametrize("kind", [MakesBatch, MakesBatchOfValues, TakesBatch, TakesState, MakesState, ReadsBatch])
 def test_pytorch_itself_refuses_to_script_the_methods_of_batches_and_states(kind: type[nn.Module]) -> None:
-    errors = RuntimeError, torch.jit.frontend.NotSupportedError
+    errors = RuntimeError, NotSupportedError
     with pytest.raises(errors, match=r"SequenceBatch|RNNState|LSTMState"):
         torch.jit.script(kind())
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn import functional
 from torch.nn.utils import rnn
 from torch.testing import assert_close
+from torch.utils.dlpack import from_dlpack
 
 from seqbatch import LSTMState, RNNState, SeqbatchError, SeqbatchTypeError, SequenceBatch
 
@@ -141,7 +142,7 @@ ARRAYS: list[Callable[[Any], object]] = [
     torch.as_tensor,
     torch.tensor,
     torch.asarray,
-    torch.utils.dlpack.from_dlpack,
+    from_dlpack,
     X.new_tensor,
     np.median,
     lambda batch: np.zeros(4)[batch],
@@ -279,7 +280,7 @@ def test_in_a_graph(wrong: Callable[[Any], Any]) -> None:
 
 
 def test_a_list_is_extended_by_the_sequences() -> None:
-    batch = SequenceBatch(torch.arange(3.0), [2, 1])
+    batch: Any = SequenceBatch(torch.arange(3.0), [2, 1])
     sequences: list[torch.Tensor] = []
     sequences += batch
     assert_close(sequences, batch.to_sequences())

@@ -59,7 +59,8 @@ def test_what_is_refused(values: Any, kind: type[Exception], message: str) -> No
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_default_convert(dtype: torch.dtype) -> None:
     batch = SequenceBatch(torch.zeros(3, 2, dtype=dtype), [2, 1])
-    converted = default_convert({"x": [batch]})["x"][0]
+    rebuilt: Any = default_convert({"x": [batch]})
+    converted = rebuilt["x"][0]
     assert isinstance(converted, SequenceBatch)
     assert converted.lengths == (2, 1)
     assert converted.dtype is dtype

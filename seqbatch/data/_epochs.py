@@ -31,8 +31,8 @@ class Epochs:
     """
 
     def __init__(self, lengths: Tensor, rules: Rules, given: tuple[int, int] | None) -> None:
-        self.lengths = lengths
-        self.passes = Passes()
+        self.lengths: Tensor = lengths
+        self.passes: Passes = Passes()
         self._rules = rules
         self._given = given
         self._digest = hashlib.sha256(lengths.numpy().tobytes()).hexdigest()[:16]

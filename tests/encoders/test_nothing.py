@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.ao.nn.quantized.dynamic as quantized
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -33,7 +34,7 @@ KNOWN: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "linear": (lambda: nn.Linear(5, 4), (5,)),
     "float64": (lambda: nn.Linear(5, 4, dtype=torch.float64), (5,)),
     "bfloat16": (lambda: nn.Linear(5, 4, dtype=torch.bfloat16), (5,)),
-    "quantized": (lambda: torch.ao.nn.quantized.dynamic.Linear(5, 4), (5,)),
+    "quantized": (lambda: quantized.Linear(5, 4), (5,)),
     "embedding": (lambda: nn.Embedding(9, 4), ()),
     "convolution": (lambda: nn.Conv1d(5, 4, 3, stride=2), (5,)),
     "layer norm": (lambda: nn.LayerNorm(4), (4,)),

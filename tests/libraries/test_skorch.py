@@ -60,10 +60,8 @@ def collate(samples: list[tuple[Tensor, Any]]) -> tuple[SequenceBatch, Tensor]:
 
 def net(kind: type[NeuralNetClassifier]) -> NeuralNetClassifier:
     torch.manual_seed(0)
-    return kind(
-        Classifier, max_epochs=2, batch_size=4, train_split=None, verbose=0, classes=[0, 1],
-        iterator_train__collate_fn=collate, iterator_valid__collate_fn=collate,
-    )  # fmt: skip
+    options: dict[str, Any] = {"train_split": None, "max_epochs": 2, "batch_size": 4, "verbose": 0, "classes": [0, 1]}
+    return kind(Classifier, **options, iterator_train__collate_fn=collate, iterator_valid__collate_fn=collate)
 
 
 def test_batches_are_right() -> None:

@@ -19,8 +19,9 @@ LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]
 def make(workers: int = 0, **options: Any) -> StatefulDataLoader[Any]:
     """Return a loader of the indices themselves."""
     sampler = BucketBatchSampler(LENGTHS, max_steps=15, seed=2, **options)
+    data: Any = range(len(LENGTHS))
     return StatefulDataLoader(
-        range(len(LENGTHS)),
+        data,
         batch_sampler=sampler,
         collate_fn=list,
         num_workers=workers,
@@ -120,13 +121,13 @@ def test_several_processes_need_a_tracked_loader() -> None:
     with pytest.raises(SeqbatchError, match=r"^`sampler` must be iterated over by sampler\.track\(loader\)"):
         next(iter(loader))
     sampler = BucketBatchSampler(LENGTHS, max_steps=15, seed=2)
-    state = StatefulDataLoader(range(20), batch_sampler=sampler).state_dict()
+    data: Any = range(20)
+    state = StatefulDataLoader(data, batch_sampler=sampler).state_dict()
     loader.load_state_dict(state)
     with pytest.raises(SeqbatchError, match=r"^`sampler` must be iterated over by sampler\.track\(loader\)"):
         iter(loader)
     sampler = BucketBatchSampler(LENGTHS, max_steps=15, seed=2, rank=1, world_size=2)
-    own = StatefulDataLoader(range(20), batch_sampler=sampler, collate_fn=list)
-    data: Any = range(20)
+    own = StatefulDataLoader(data, batch_sampler=sampler, collate_fn=list)
     plain: Any = DataLoader(data, batch_sampler=sampler, collate_fn=list)
     found = list(sampler.track(own))
     sampler.set_epoch(0)
