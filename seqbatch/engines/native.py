@@ -169,20 +169,19 @@ def _of_weights(
     mode: str, of_gates: Tensor, inputs: Tensor, before: Tensor, wanted: Sequence[bool]
 ) -> list[Tensor | None]:
     """Return the gradients of the weights of one direction, from those of its gates."""
-    of_hidden = of_gates
-    if mode == "GRU":  # whose gates are n, r, z and the hidden part of n; its weights stand in the order r, z, n
-        size = before.shape[1]
-        of_gates, of_hidden = of_gates[:, : 3 * size], of_gates[:, size:]
+    size = before.shape[1]
+    # The gates of a GRU are n, r, z and the hidden part of n; its weights stand in the order r, z, n.
+    of_input, of_hidden = (of_gates[:, : 3 * size], of_gates[:, size:]) if mode == "GRU" else (of_gates, of_gates)
 
     def in_order(part: Tensor) -> Tensor:
         return torch.cat([part[size:], part[:size]]) if mode == "GRU" else part
 
     def make(i: int) -> Tensor:
         if i == 0:
-            return in_order(of_gates.t() @ inputs)
+            return in_order(of_input.t() @ inputs)
         if i == 1:
             return of_hidden.t() @ before
-        return in_order(of_gates.sum(0)) if i == 2 else of_hidden.sum(0)
+        return in_order(of_input.sum(0)) if i == 2 else of_hidden.sum(0)
 
     return [make(i) if is_wanted else None for i, is_wanted in enumerate(wanted)]
 
