@@ -22,13 +22,14 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
     - `groups` is for a `forward` that is not PyTorch's, which may not take a PackedSequence; and for hooks of the
       backward pass, which PyTorch does not run around packed sequences. Where no gradients are recorded no such hook
       runs, and `packed`, which is far faster, runs the others.
-    - `plain` is for what PyTorch transforms (`torch.func`, forward mode), which packed sequences do not survive.
+    - `plain` is for what PyTorch transforms (`torch.func`, forward mode), and for subclasses of Tensor, such as fake
+      ones. Packed sequences survive neither.
     - `native` is for the CPU in single and double precision, where the kernels are there: the fastest.
     - `packed` calls the layer itself, so it serves every layer, on every device, and rounds as PyTorch does.
     """
     if not takes_packed(layer) or (has_backward_hooks(layer) and torch.is_grad_enabled()):
         return groups.run
-    if is_transformed():
+    if is_transformed() or type(values) not in native.PLAIN:
         return plain.run if is_plain(layer) else packed.run
     if native.serves(values) and _is_open(layer, values) and not torch.is_autocast_enabled("cpu"):
         return native.run

@@ -22,13 +22,13 @@ _GATES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 
 
 # Subclasses, such as fake and distributed tensors, may have no memory that a kernel could read.
-_PLAIN = (Tensor, nn.Parameter)
+PLAIN = (Tensor, nn.Parameter)
 
 
 def serves(values: Tensor) -> bool:
     """Return True if the kernels run on this device and dtype."""
     is_known = values.is_cpu and values.dtype in (torch.float32, torch.float64)
-    return _kernels.IS_THERE and is_known and type(values) in _PLAIN
+    return _kernels.IS_THERE and is_known and type(values) in PLAIN
 
 
 def reads_weights_of(layer: nn.RNNBase, values: Tensor) -> bool:
@@ -42,7 +42,7 @@ def reads_weights_of(layer: nn.RNNBase, values: Tensor) -> bool:
         weights = weights_of(layer, i)
         shapes = [(rows, directions * size if i else layer.input_size), (rows, size), (rows,), (rows,)]
         for weight, shape in zip(weights, shapes[: len(weights) // directions] * directions, strict=True):
-            is_alike = type(weight) in _PLAIN and weight.dtype is values.dtype and weight.is_cpu
+            is_alike = type(weight) in PLAIN and weight.dtype is values.dtype and weight.is_cpu
             if not is_alike or weight.shape != shape:
                 return False
     return True
@@ -50,7 +50,9 @@ def reads_weights_of(layer: nn.RNNBase, values: Tensor) -> bool:
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
     """Run the layer as `Engine` says; for values that it `serves`, and stock layers whose weights it reads."""
-    return run_layers(layer, values, lengths, hidden, _run_layer)
+    output, final = run_layers(layer, values, lengths, hidden, _run_layer)
+    # A copy, because the backward pass reads the output, which callers may modify in place.
+    return (output.clone() if output.requires_grad else output), final
 
 
 def _run_layer(
@@ -236,7 +238,8 @@ def _call(
     held: _Held, mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Sequence[Tensor], output: Tensor
 ) -> Any:
     walk = lengths.longest_first
-    first, step = walk.data_ptr(), walk.stride(0) * walk.element_size()
+    # Held, because another thread may have computed the same lengths meanwhile, and kept its own instead.
+    first, step = held.pointer(walk), walk.stride(0) * walk.element_size()
     return _kernels.Call(
         kind=_KINDS[mode],
         directions=directions,

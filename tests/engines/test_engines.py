@@ -156,6 +156,19 @@ def test_gradients_of_second_order_are_those_of_packed() -> None:
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_outputs_and_states_may_be_modified_in_place(kind: Any) -> None:
+    layer = kind(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
+    found = []
+    for modify in (torch.Tensor.mul, torch.Tensor.mul_):
+        xs = sequences([5, 2, 2], (3,))
+        with run_by(OWN):
+            batch, state = encode_with_state(layer, SequenceBatch.from_sequences(xs))
+        loss = modify(batch.values, 2).sum() + modify(state.hidden, 3).sum()
+        found.append(torch.autograd.grad(loss, [*xs, *layer.parameters()]))
+    torch.testing.assert_close(found[1], found[0])
+
+
 def test_gradients_of_final_states_alone() -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 4, bidirectional=True, dtype=torch.float64)
