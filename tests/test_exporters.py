@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -32,6 +32,13 @@ TRACE, SCRIPT = (re.escape(f"{MUST}torch.jit.{how}.{SERVES_ALL}") for how in ("t
 ONNX = re.escape(f"{MUST}torch.onnx.export. Call seqbatch.onnx.export, which takes a SequenceBatch as its example.")
 PADDED, LENGTHS = torch.randn(2, 5, 4), torch.tensor([5, 2])
 KEPT = signals([5, 2])
+
+
+@pytest.fixture(autouse=True)
+def _autocast_cache() -> Iterator[None]:
+    """Restore what `torch.onnx.export(dynamo=False)` leaves switched off in this thread where a model raises."""
+    yield
+    torch.set_autocast_cache_enabled(True)
 
 
 class Model(nn.Module):
