@@ -73,7 +73,9 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         return Kernels("switched off by SEQBATCH_KERNELS=0")
     paths = [path for folder in folders if (path := Path(folder, _NAME)).exists()]
     if not paths:
-        return Kernels("not built, because there was no C++ compiler with OpenMP when seqbatch was installed, or this is a checkout")
+        return Kernels(
+            "not built, because there was no C++ compiler with OpenMP at installation, or this is a checkout"
+        )
     try:
         library = ctypes.CDLL(str(paths[0]))
         size = library.seqbatch_call_size()

@@ -94,7 +94,7 @@ def test_zero_switches_them_off() -> None:
 
 
 def test_no_library(tmp_path: Path) -> None:
-    reason = "not built, because there was no C++ compiler with OpenMP when seqbatch was installed, or this is a checkout"
+    reason = "not built, because there was no C++ compiler with OpenMP at installation, or this is a checkout"
     assert _kernels.load([str(tmp_path)], "") == _kernels.Kernels(reason)
 
 
