@@ -21,6 +21,7 @@ _SAVED = {"LSTM": 5, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
 _GATES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 _WEIGHT_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_PARTS, _FINALS = ("hidden", "cell"), ("final_hidden", "final_cell")
 _DTYPES = (torch.float32, torch.float64)
 
 
@@ -143,9 +144,9 @@ def _forward(
         direction = call.direction[d]
         if saved.numel():
             direction.saved = _row(saved, d)
-        for name, part in zip(("hidden", "cell"), start, strict=False):
+        for name, part in zip(_PARTS, start, strict=False):
             setattr(direction, name, _row(part, d))
-        for name, part in zip(("final_hidden", "final_cell"), finals, strict=False):
+        for name, part in zip(_FINALS, finals, strict=False):
             setattr(direction, name, _row(part, d))
     _kernels.forward(call, inputs.dtype is torch.float64)
     return output, *finals, saved
@@ -268,7 +269,8 @@ def _call(mode: str, walk: Tensor, inputs: Tensor, directions: int, weights: Seq
 
 def _row(tensor: Tensor, index: int) -> int:
     """Return the address of a row of a tensor."""
-    return tensor.data_ptr() + index * tensor.stride(0) * tensor.element_size()
+    address = tensor.data_ptr()
+    return address + index * tensor.stride(0) * tensor.element_size() if index else address
 
 
 def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:

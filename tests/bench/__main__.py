@@ -14,6 +14,7 @@ import growth
 import measure
 import report
 import sampling
+import steps
 import torch
 from tqdm import tqdm
 from workloads import BATCHES, KINDS, WIDTHS, WORKLOADS
@@ -73,6 +74,17 @@ def growing(options: argparse.Namespace) -> Tasks:
     ]
 
 
+def single_steps(options: argparse.Namespace) -> Tasks:
+    """One step of some sequences, by each kind of layer and cell, in inference and in training; on the CPU only."""
+    return [
+        partial(steps.measure, name, batch, training, options.rounds)
+        for name in steps.LAYERS
+        for training in (False, True)
+        for batch in steps.BATCHES
+        if name.removesuffix("Cell").lower() in options.kinds
+    ]
+
+
 def of_families(options: argparse.Namespace) -> Tasks:
     """All workloads, by the layers of other families, in inference and in training."""
     return [
@@ -93,6 +105,7 @@ def sampled(options: argparse.Namespace) -> Tasks:
 
 SECTIONS = {
     "layers": layers,
+    "steps": single_steps,
     "conversions": between_layouts,
     "growth": growing,
     "families": of_families,

@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 
 # The others in the order of the columns, by the section of the results.
 OTHERS = {
-    "layers": ["packed by hand", "padded by hand", "one by one", "torchrua", "opacus", "products"],
+    "layers": ["packed by hand", "padded by hand", "one by one", "torchrua", "opacus", "ONNX Runtime", "products"],
     "conversions": ["PyTorch", "by hand", "torch.nested", "torchrua"],
     "growth": ["packed by hand", "padded by hand", "one by one", "torchrua"],
     "families": ["padded by hand", "one by one"],
+    "steps": ["itself"],
 }
 # What the results of a section are of besides workload and mode.
-TASKS = {"layers": "kind", "conversions": "task", "growth": "kind", "families": "layer"}
+TASKS = {"layers": "kind", "conversions": "task", "growth": "kind", "families": "layer", "steps": "layer"}
 
 Results = list[dict[str, Any]]
 
