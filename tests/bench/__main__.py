@@ -32,6 +32,9 @@ def parse_options() -> argparse.Namespace:
     add("--kinds", nargs="+", default=[*KINDS], choices=[*KINDS], help="layers; growth takes the first (%(default)s)")
     add("--families", nargs="+", default=[*families.FAMILIES], choices=[*families.FAMILIES], help="of families, which")
     add("--only", default="", metavar="TEXT", help="workloads whose name has this text")
+    add(
+        "--tables", type=Path, metavar="PATH", help="print the tables of results that --json wrote, and measure nothing"
+    )
     add("--json", type=Path, metavar="PATH", help="where to write the results")
     add(
         "--picture",
@@ -129,6 +132,11 @@ def tell(name: str, results: report.Results) -> list[str]:
 def main() -> None:
     """Measure, print, write and draw."""
     options = parse_options()
+    if options.tables:
+        for name, results in json.loads(options.tables.read_text()).items():
+            if name in SECTIONS:
+                print(*tell(name, results), sep="\n\n", end="\n\n")
+        return
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     about = {"machine": platform.machine(), "device": device, "torch": torch.__version__, "rounds": options.rounds}
     print(", ".join(f"{name} {value}" for name, value in about.items()))

@@ -1,4 +1,4 @@
-"""ONNX Runtime, which is what one would deploy on a CPU in place of PyTorch: recurrent layers as its nodes LSTM, GRU, RNN."""
+"""ONNX Runtime, which one would deploy on a CPU in place of PyTorch: recurrent layers as its nodes LSTM, GRU, RNN."""
 
 import importlib
 from collections.abc import Callable
@@ -15,8 +15,8 @@ _GATES = {"LSTM": [0, 3, 1, 2], "GRU": [1, 0, 2], "RNN_TANH": [0]}
 def onnx_runtime(layer: nn.RNNBase) -> Callable[[nn.RNNBase, list[Tensor]], list[Tensor]] | None:
     """Return the function that runs the layer's copy in ONNX Runtime, made once; None if it is not installed.
 
-    Each node is given the lengths, so that both directions are exact. Threads are those of PyTorch, and do not spin while
-    they wait: they would slow down all that is measured after them.
+    Each node is given the lengths, so that both directions are exact. Threads are as many as those of PyTorch, and do
+    not spin while they wait, because that would slow down all that is measured after them.
     """
     try:
         onnx, runtime = importlib.import_module("onnx"), importlib.import_module("onnxruntime")

@@ -1,4 +1,4 @@
-"""Single steps, as in acting, decoding and beam search: a layer or cell from a state to a state, against calling it itself.
+"""Single steps, as in acting, decoding and beam search: from a state to a state, against calling the layer itself.
 
 Each is called on one step of 1, 32 or 256 sequences. PyTorch's layers take `(1, batch, features)`, its cells
 `(batch, features)`; seqbatch takes a batch of that many sequences, whose structure is made once, as in such a loop.
