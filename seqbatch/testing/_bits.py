@@ -117,7 +117,7 @@ def _run(
         outputs.append([*output])
     of_each = [
         {"output": torch.cat(parts)}
-        | {f"final state, tensor {j}": part for j, part in enumerate(tensors_of(select(current, [i])))}
+        | {f"final state (tensor {j})": part for j, part in enumerate(tensors_of(select(current, [i])))}
         for i, parts in enumerate(zip(*outputs, strict=True))
     ]
     if not torch.is_grad_enabled():
@@ -164,11 +164,12 @@ def _threads(number: int) -> Iterator[None]:
 
 def _assert_same(found: Tensor, wanted: Tensor, what: str) -> None:
     """Compare as bits, but for NaN, which equals NaN."""
-    must = f"{what}, must have the bits that it has alone"
+    must = f"{what} must have the bits that it has alone"
     kinds = [(tuple(one.shape), one.dtype) for one in (found, wanted)]
     assert kinds[0] == kinds[1], f"{must}, and so its shape and dtype, {kinds[1]}; got {kinds[0]}"
     one, other = as_real(found.detach()), as_real(wanted.detach())
     same = ((one == other) & (one.signbit() == other.signbit())) | ((one != one) & (other != other))
     if not same.all():
-        pair = one[~same][0].item(), other[~same][0].item()
-        raise AssertionError(f"{must}; {(~same).sum()} of {same.numel()} differ, as {pair[0]!r} from {pair[1]!r}")
+        first, alone = one[~same][0].item(), other[~same][0].item()
+        count = f"{(~same).sum()} of {same.numel()} numbers differ"
+        raise AssertionError(f"{must}; {count}, the first is {first!r} and not {alone!r}")
