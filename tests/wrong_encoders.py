@@ -453,8 +453,9 @@ def rounds_the_states_of_several(layer: Any, batch: SequenceBatch, state: Any) -
 
 
 def rounds_the_gradient_of_the_state_of_several(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
-    rounds = state is not None and len(batch) > 1
-    return run(layer, batch, RNNState(_with_rounded_gradient(state.hidden)) if rounds else state)
+    if state is not None and len(batch) > 1:
+        state = RNNState(_with_rounded_gradient(state.hidden))
+    return run(layer, batch, state)
 
 
 def rounds_for_the_outputs(layer: Any, batch: SequenceBatch) -> SequenceBatch:

@@ -1,4 +1,4 @@
-"""check_encoder: one layer on all laws, by lengths that Hypothesis draws and makes as small as can be."""
+"""check_encoder: one layer on the laws, by lengths that Hypothesis draws and makes as small as can be."""
 
 from collections.abc import Callable
 from itertools import product

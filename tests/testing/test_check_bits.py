@@ -130,7 +130,7 @@ def test_a_batch_that_differs_from_a_list_is_caught(monkeypatch: pytest.MonkeyPa
             return SequenceBatch.from_sequences([sequence * (1 + 2**-50) for sequence in sequences])
 
     monkeypatch.setattr(_bits, "SequenceBatch", Rounded)
-    with pytest.raises(AssertionError, match="^from a SequenceBatch, the output of sequence 0 must"):
+    with pytest.raises(AssertionError, match=r"^from a SequenceBatch, the output of sequence 0 must"):
         check_bits(nn.Identity(), xs())
 
 
@@ -158,15 +158,15 @@ def test_it_says_what_differs(change: Callable[[Tensor], Tensor], told: str) -> 
 @pytest.mark.skipif(not _kernels.IS_THERE, reason="only the kernels promise that nothing else differs")
 def test_chunks_are_for_layers_that_carry_a_state_forward() -> None:
     register_recurrent(wrong.MyGRU, outputs=wrong.right_outputs)(wrong.rounds_from_a_state)
-    with pytest.raises(AssertionError, match="^by encode_with_state: in chunks, the output of sequence 0"):
+    with pytest.raises(AssertionError, match=r"^by encode_with_state: in chunks, the output of sequence 0"):
         check_bits(nn.Sequential(forward_gru()), xs())
     check_bits(wrong.my_gru(), xs())
     check_bits(nn.Sequential(wrong.my_gru()), xs())
-    with pytest.raises(AssertionError, match="^by encode_with_state: in chunks, the output of sequence 0"):
+    with pytest.raises(AssertionError, match=r"^by encode_with_state: in chunks, the output of sequence 0"):
         check_bits(wrong.my_gru(), xs(), in_chunks=True)
     looks_ahead = TwoWay(nn.GRUCell(2, 3), nn.GRUCell(2, 3)).double()
     check_bits(looks_ahead, xs(), in_chunks=False)
-    with pytest.raises(AssertionError, match="^by encode_with_state: in chunks, the output of sequence 0"):
+    with pytest.raises(AssertionError, match=r"^by encode_with_state: in chunks, the output of sequence 0"):
         check_bits(looks_ahead, xs())
 
 
