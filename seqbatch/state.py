@@ -196,13 +196,12 @@ class LSTMState(_TensorState):
 
 def _unlike(cell: Tensor, hidden: Tensor) -> SeqbatchValueError:
     """Make the error for a cell state that differs from the hidden state in more than the size."""
-    for what, found, wanted in (
+    compared = [
         ("layers, directions and batch", tuple(cell.shape[:3]), tuple(hidden.shape[:3])),
         ("dtype", cell.dtype, hidden.dtype),
         ("device", cell.device, hidden.device),
-    ):
-        if found != wanted:
-            break
+    ]
+    what, found, wanted = next(row for row in compared if row[1] != row[2])
     return complaint(SeqbatchValueError, "cell", f"have {what} {wanted}, as `hidden`", found)
 
 
