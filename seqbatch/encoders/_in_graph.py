@@ -45,7 +45,7 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
             values = nn.functional.dropout(values, layer.dropout)
         now = slice(first, first + together)
         others = [*(part[now] for part in hidden), *chain.from_iterable(weights[now])]
-        # An exported program has no backward pass.
+        # An exported program serves inference; gradients through it are those of another run.
         keeps = is_for_kernels and wants_gradients([values, *others]) and not torch.compiler.is_exporting()
         shape = together // form.num_directions, layer.bidirectional
         values, *final = operator(values, batch._lengths.tensor, others, *shape, keeps, *options)
@@ -129,7 +129,7 @@ class _Kind:
             )
             output, *ends, gates = results
             # A copy, because callers may modify the output in place before the backward pass.
-            kept = output.clone() if call.keeps else output[:0]
+            kept = (output if call.keeps else output[:0]).clone()
             return output, *_of_all(ends, call.start, lengths), kept, gates
         bearer = self._bearer_for(call)
         named = dict(zip((name for name, _ in bearer.named_parameters()), call.weights, strict=True))
@@ -153,9 +153,13 @@ class _Kind:
     ) -> Gradients | None:
         """Return the gradients of values, initial states and weights, or None if the kernels did not run."""
         call = self._parse(*arguments)
-        if not (call.keeps and self._is_for_kernels(call, values, lengths)):
+        shapes = call.shapes_of_saved(len(values))
+        # Hooks of autograd may have changed what was saved.
+        given = zip([*saved, *gradients], [*shapes, shapes[0], *(part.shape for part in call.start)], strict=True)
+        if not (call.keeps and self._is_for_kernels(call, values, lengths, *given)):
             return None
-        number, (output, gates), (of_output, *of_ends) = len(call.weights), saved, gradients
+        number, (of_output, *of_ends) = len(call.weights), gradients
+        output, gates = (part.contiguous() for part in saved)
         of_values, *found = native._backward(
             call.mode,
             lengths.running,
@@ -179,18 +183,24 @@ class _Kind:
         directions = 2 if bidirectional else 1
         return _Call(mode, others[: self.states], others[self.states :], num_layers, directions, keeps)
 
-    def _is_for_kernels(self, call: _Call, values: Tensor, lengths: Lengths) -> bool:
-        """Return True if the kernels can run this; they must not read beyond the memory of a tensor."""
+    def _is_for_kernels(
+        self, call: _Call, values: Tensor, lengths: Lengths, *more: tuple[Tensor | None, Sequence[int]]
+    ) -> bool:
+        """Return True if the kernels can run this: they must not read beyond the memory of a tensor.
+
+        `more` are other tensors that they read, with their shapes.
+        """
         rows, each = self.gates * call.size, len(call.weights) // call.directions
-        shapes = [(rows, values.shape[1]), (rows, call.size), (rows,), (rows,)][:each] * call.directions
-        shapes += [(call.directions, len(lengths), call.size)] * self.states
-        given = [*call.weights, *call.start]
+        of_weights = [(rows, values.shape[1]), (rows, call.size), (rows,), (rows,)][:each] * call.directions
+        of_start = [(call.directions, len(lengths), call.size)] * self.states
+        tensors = [*call.weights, *call.start, *(part for part, _ in more if part is not None)]
+        shapes = [*of_weights, *of_start, *(tuple(shape) for part, shape in more if part is not None)]
         return (
             native.serves(values)
             and call.num_layers == 1
             and lengths.total > 0
-            and [tuple(part.shape) for part in given] == shapes
-            and all(part.dtype is values.dtype and part.is_cpu for part in given)
+            and [tuple(part.shape) for part in tensors] == shapes
+            and all(part.dtype is values.dtype and part.is_cpu for part in tensors)
         )
 
     def _bearer_for(self, call: _Call) -> _Bearer:

@@ -174,6 +174,27 @@ def test_saved_tensors_are_copied_by_hooks_of_autograd(kernel_calls: list[str]) 
     assert kernel_calls[number:] == kernel_calls[:number], "and the layer does not run again"
 
 
+CHANGES: dict[str, Any] = {
+    "another dtype": lambda part: part.float(),
+    "another shape": lambda part: part[:1, :2],
+    "another order in memory": lambda part: part.transpose(0, 1).contiguous().transpose(0, 1),
+}
+
+
+@needs_kernels
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("what", [0, 1], ids=["outputs", "gates"])
+def test_no_kernel_reads_saved_tensors_that_hooks_changed(change: str, what: int, kernel_calls: list[str]) -> None:
+    given = arguments(nn.LSTM(4, 3, bidirectional=True), wanted=False, keeps=True)
+    *results, output, gates = overload.lstm(*given)
+    saved, wanted = [output, gates], [True] * (1 + len(given[2]))
+    right = overload.lstm_backward(results, saved, wanted, *given)
+    kernel_calls.clear()
+    saved[what] = CHANGES[change](saved[what])
+    assert_close(overload.lstm_backward(results, saved, wanted, *given), right)
+    assert kernel_calls == (["backward"] if change == "another order in memory" else ["forward", "backward"])
+
+
 @pytest.mark.parametrize("layer", ONE_LAYER, ids=str)
 @pytest.mark.parametrize("lengths", [LENGTHS, [0, 0], [2, 3]], ids=str)
 def test_what_is_saved_where_the_kernels_are_missing(
