@@ -17,21 +17,21 @@ Tensors = tuple[Tensor, ...]
 
 _KINDS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
 # Numbers that are kept per unit and step for the backward pass, and gradients of gates; see `recurrent.h`.
-_SAVED = {"LSTM": 5, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
+SAVED = {"LSTM": 5, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
 _GATES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 _WEIGHT_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _PARTS, _FINALS = ("hidden", "cell"), ("final_hidden", "final_cell")
-_DTYPES = (torch.float32, torch.float64)
 
 
 # Subclasses, such as fake and distributed tensors, may have no memory that a kernel could read.
 PLAIN = (Tensor, nn.Parameter)
+DTYPES = (torch.float32, torch.float64)
 
 
 def serves(values: Tensor) -> bool:
     """Return True if the kernels run on this device and dtype, and autocast does not ask for another dtype."""
-    is_known = values.is_cpu and values.dtype in _DTYPES and type(values) in PLAIN
+    is_known = values.is_cpu and values.dtype in DTYPES and type(values) in PLAIN
     return is_known and _kernels.IS_THERE and not torch.is_autocast_enabled("cpu")
 
 
@@ -118,7 +118,10 @@ class _Layer(torch.autograd.Function):
             with torch.enable_grad():
                 found = _replay(ctx.mode, ctx.lengths, ctx.directions, ctx.number, given, gradients)
         else:
-            found = _backward(ctx, output, saved, given, gradients)
+            wanted = ctx.needs_input_grad[4:]
+            found = _backward(
+                ctx.mode, ctx.lengths, ctx.directions, ctx.number, output, saved, given, gradients, wanted
+            )
         return None, None, None, None, *found
 
 
@@ -138,7 +141,7 @@ def _forward(
     walk, size, total = lengths.longest_first, weights[1].shape[1], inputs.shape[0]
     output = inputs.new_empty(total, directions * size)
     finals = [inputs.new_empty(directions, walk.shape[1], size) for _ in range(2 if mode == "LSTM" else 1)]
-    saved = inputs.new_empty(directions, total if keep else 0, _SAVED[mode] * size)
+    saved = inputs.new_empty(directions, total if keep else 0, SAVED[mode] * size)
     call = _call(mode, walk, inputs, directions, weights, output)
     for d in range(directions):
         direction = call.direction[d]
@@ -153,12 +156,18 @@ def _forward(
 
 
 def _backward(
-    ctx: Any, output: Tensor, saved: Tensor, given: list[Tensor], gradients: tuple[Tensor | None, ...]
+    mode: str,
+    lengths: Lengths,
+    directions: int,
+    number: int,
+    output: Tensor,
+    saved: Tensor,
+    given: list[Tensor],
+    gradients: tuple[Tensor | None, ...],
+    wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return the gradients of inputs, weights and initial states, or None for those that are not wanted."""
-    mode, lengths, directions, number = ctx.mode, ctx.lengths, ctx.directions, ctx.number
     inputs, weights, start = given[0], tuple(given[1 : 1 + number]), given[1 + number :]
-    wanted = ctx.needs_input_grad[4:]
     inputs, weights, start = inputs.contiguous(), _contiguous(weights), _contiguous(start)
     walk, size, each = lengths.longest_first, weights[1].shape[1], number // directions
     of_inputs = torch.empty_like(inputs) if wanted[0] else None
