@@ -59,7 +59,7 @@ struct Buffer {
 // ---------------------------------------------------------------------------------------------------- laid out weights
 
 // How the units of a layer are cut into blocks. An LSTM and a GRU have all gates of `width` units in a block; an RNN,
-// which has one gate, has up to four vectors of units in their place.
+// which has one gate, has up to four vectors of units in their place, about as many in each block.
 template <typename T>
 struct Blocks {
   int64_t hidden, input, per_block, count;
@@ -68,7 +68,8 @@ struct Blocks {
   Blocks(const Call<T>& call)
       : hidden(call.hidden_size), input(call.input_size) {
     constexpr int W = width<T>;
-    gates = call.kind == LSTM ? 4 : call.kind == GRU ? 3 : static_cast<int>(std::min<int64_t>(4, divide_up(hidden, W)));
+    const int64_t vectors = divide_up(hidden, W);
+    gates = call.kind == LSTM ? 4 : call.kind == GRU ? 3 : static_cast<int>(divide_up(vectors, divide_up(vectors, GATES)));
     per_block = call.kind == LSTM || call.kind == GRU ? W : int64_t{W} * gates;
     count = divide_up(hidden, per_block);
   }
@@ -81,39 +82,47 @@ T value_or_0(const T* values, int64_t i) {
   return values == nullptr ? T(0) : values[i];
 }
 
+// to[k * stride + lane] = from[lane * size + k], for the `lanes` rows that are there and at most a vector of them. The lanes
+// of the others get the numbers of the first row, because what they hold is never read.
+template <typename T, bool IS_FULL>
+void transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int64_t stride) {
+  constexpr int64_t AT_ONCE = 16 / sizeof(T);
+  auto row = [&](int64_t lane) { return from + (IS_FULL || lane < lanes ? lane : 0) * size; };
+  int64_t k = 0;
+  for (; k + AT_ONCE <= size; k += AT_ONCE)
+    transpose([&](int64_t lane) { return row(lane) + k; }, to + k * stride, stride);
+  for (; k < size; k++)
+    for (int lane = 0; lane < width<T>; lane++) to[k * stride + lane] = row(lane)[k];
+}
+
 template <typename T>
 void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blocks<T>& blocks, int64_t block, T* to) {
   constexpr int W = width<T>;
-  const int64_t H = blocks.hidden;
+  const int64_t H = blocks.hidden, stride = blocks.gates * W;
   const bool is_rnn = call.kind == RNN_TANH || call.kind == RNN_RELU;
-  for (int g = 0; g < GATES; g++)
-    for (int lane = 0; lane < W; lane++) {
-      int64_t unit = block * blocks.per_block + (is_rnn ? g * W + lane : lane);
-      bool is_there = unit < H && (!is_rnn || g < blocks.gates);
-      T bias = 0;
-      if (is_there && call.kind == GRU && g >= 2)  // the two parts of n are apart: only one is multiplied by r
-        bias = value_or_0(g == 2 ? direction.bias_ih : direction.bias_hh, 2 * H + unit);
-      else if (is_there) {
-        int64_t row = is_rnn ? unit : g * H + unit;
-        bias = value_or_0(direction.bias_ih, row) + value_or_0(direction.bias_hh, row);
-      }
-      to[g * W + lane] = bias;
+  // Where the units of a vector of weights begin, and where its rows.
+  auto unit = [&](int g) { return block * blocks.per_block + (is_rnn ? g * W : 0); };
+  auto row = [&](int g) { return is_rnn ? unit(g) : g * H + unit(g); };
+  for (int g = 0; g < GATES; g++) {
+    const T *one = direction.bias_ih, *other = direction.bias_hh;
+    int64_t from = row(g);
+    if (call.kind == GRU && g >= 2) {  // the two parts of n are apart: only one is multiplied by r
+      (g == 2 ? other : one) = nullptr;
+      from = row(2);
     }
+    for (int lane = 0; lane < W; lane++)
+      to[g * W + lane] = unit(g) + lane < H ? value_or_0(one, from + lane) + value_or_0(other, from + lane) : T(0);
+  }
   to += GATES * W;
   for (const auto& [weights, size] : {std::pair{direction.weight_ih, blocks.input}, std::pair{direction.weight_hh, H}}) {
-    for (int g = 0; g < blocks.gates; g++)
-      for (int lane = 0; lane < W; lane++) {
-        int64_t unit = block * blocks.per_block + (is_rnn ? g * W + lane : lane);
-        T* column = to + g * W + lane;
-        const int64_t step = blocks.gates * W;
-        if (unit < H) {
-          const T* row = weights + (is_rnn ? unit : g * H + unit) * size;
-          for (int64_t k = 0; k < size; k++) column[k * step] = row[k];
-        } else {
-          for (int64_t k = 0; k < size; k++) column[k * step] = 0;
-        }
-      }
-    to += size * blocks.gates * W;
+    for (int g = 0; g < blocks.gates; g++) {
+      const int64_t lanes = H - unit(g);
+      if (lanes >= W)
+        transpose_rows<T, true>(weights + row(g) * size, size, lanes, to + g * W, stride);
+      else  // an RNN may have no unit in its last vectors
+        transpose_rows<T, false>(weights + (lanes > 0 ? row(g) : 0) * size, size, lanes, to + g * W, stride);
+    }
+    to += size * stride;
   }
 }
 
