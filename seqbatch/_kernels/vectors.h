@@ -65,6 +65,15 @@ static inline Vector<T> all(T x) {
   return x - Vector<T>{};
 }
 
+// For a loop that waits.
+static inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // to[k * stride + lane] = row(lane)[k], for the numbers k of 16 bytes and all lanes. Only moves numbers: no bit changes.
 #if defined(__x86_64__)
 #if SEQBATCH_BYTES == 64
