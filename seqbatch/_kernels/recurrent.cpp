@@ -25,15 +25,21 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 template <typename T, int R, int G, int LAST>
 inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t size, const T* weights) {
   constexpr int W = width<T>;
+  // A copy, because `rows` may point to `acc` for all that the compiler knows, which would store it after each product.
+  Vector<T> sums[R][GATES];
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < GATES; g++) sums[r][g] = acc[r][g];
   for (int64_t k = 0; k < size; k++) {
     Vector<T> w[G];
     for (int g = 0; g < G; g++) w[g] = load(weights + (k * G + g) * W);
     for (int r = 0; r < R; r++) {
       Vector<T> x = all(rows[r][k]);
-      for (int g = 0; g < G - 1; g++) acc[r][g] = fused(x, w[g], acc[r][g]);
-      acc[r][LAST] = fused(x, w[G - 1], acc[r][LAST]);
+      for (int g = 0; g < G - 1; g++) sums[r][g] = fused(x, w[g], sums[r][g]);
+      sums[r][LAST] = fused(x, w[G - 1], sums[r][LAST]);
     }
   }
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < GATES; g++) acc[r][g] = sums[r][g];
 }
 
 // Calls f(first, std::integral_constant<int, R>) for blocks of at most ROWS rows.
