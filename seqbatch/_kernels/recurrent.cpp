@@ -303,6 +303,12 @@ int run_forward(const Call<T>& call) {
 
 // ----------------------------------------------------------------------------------------------------------- backward
 
+// Rows of both weights of a direction.
+template <typename T>
+int64_t weight_rows(const Call<T>& call) {
+  return (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * call.hidden_size;
+}
+
 // Weights for products with gradients of gates: [columns / (4 * width)][rows][4][width]. Row k is `order(k)` of the weights.
 template <typename T, typename F>
 void lay_out_columns(const T* weights, int64_t rows, int64_t columns, int64_t block, F order, T* to) {
@@ -332,22 +338,21 @@ struct Carry {
   T* cell;
 };
 
-// From the gradient of one row of outputs to that of its gates; `carry` comes from the step after, and is that for the
-// step before, but for what goes through the hidden weights.
+// From the gradient of one row of outputs to that of its gates, for units from `begin` to `end`; `carry` comes from the
+// step after, and is that for the step before, but for what goes through the hidden weights.
 template <typename T>
 void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t row, const T* before, const T* cell_before,
-                    Carry<T> carry) {
-  constexpr int W = width<T>;
+                    Carry<T> carry, int64_t begin, int64_t end) {
+  constexpr int64_t W = width<T>;
   const int64_t H = call.hidden_size;
   const T* saved = direction.saved + row * saved_numbers(call.kind) * H;
   const T* out = direction.out + row * call.out_stride;
+  const T* grad_out = direction.grad_out ? direction.grad_out + row * call.out_stride : nullptr;
   T* gates = direction.grad_gates + row * gate_numbers(call.kind) * H;
-  for (int64_t unit = 0; unit < H; unit += W) {
-    const int64_t valid = H - unit;
+  auto one_vector = [&](int64_t unit, auto valid) {
     auto read = [&](const T* from) { return from ? load(from + unit, valid) : Vector<T>{}; };
     auto write = [&](T* to, Vector<T> v) { store(to + unit, v, valid); };
-    Vector<T> from_out = direction.grad_out ? read(direction.grad_out + row * call.out_stride) : Vector<T>{};
-    Vector<T> grad = from_out + read(carry.hidden);
+    Vector<T> grad = read(grad_out) + read(carry.hidden);
     if (call.kind == LSTM) {
       Vector<T> i = read(saved), f = read(saved + H), g = read(saved + 2 * H), o = read(saved + 3 * H);
       Vector<T> cell = hyperbolic_tangent(read(saved + 4 * H));
@@ -371,16 +376,19 @@ void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t 
       write(gates, call.kind == RNN_TANH ? grad * (1 - h * h) : (h <= 0 ? Vector<T>{} : grad));
       write(carry.hidden, Vector<T>{});
     }
-  }
+  };
+  int64_t unit = begin;
+  for (; unit + W <= end; unit += W) one_vector(unit, std::integral_constant<int64_t, W>{});  // without masks
+  if (unit < end) one_vector(unit, end - unit);
 }
 
 template <typename T>
-void run_backward(const Call<T>& call, int d, const T* weights, const Share& share) {
+void run_backward(const Call<T>& call, int d, const T* weights, const Share& share, const T** befores) {
   constexpr int64_t WIDE = GATES * width<T>;
   const Direction<T>& direction = call.direction[d];
   const int64_t H = call.hidden_size, count = share.sequences.size();
   // A GRU's hidden weights take r, z and the hidden part of n, which stand after the part of the input.
-  const int64_t skipped = call.kind == GRU ? H : 0, rows = (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * H;
+  const int64_t skipped = call.kind == GRU ? H : 0, rows = weight_rows(call);
   if (!count) return;
   std::vector<T> hidden(count * H), cells(call.kind == LSTM ? count * H : 0);
   for (int64_t a = 0; a < count; a++) {
@@ -404,9 +412,10 @@ void run_backward(const Call<T>& call, int d, const T* weights, const Share& sha
         if (direction.hidden) before = direction.hidden + place * H;
         if (direction.cell) cell_before = direction.cell + place * H;
       }
+      befores[row] = before;
       carried[a] = &hidden[a * H];
       gates[a] = direction.grad_gates + row * gate_numbers(call.kind) * H + skipped;
-      gate_gradients(call, direction, row, before, cell_before, {carried[a], call.kind == LSTM ? &cells[a * H] : nullptr});
+      gate_gradients(call, direction, row, before, cell_before, {carried[a], call.kind == LSTM ? &cells[a * H] : nullptr}, 0, H);
     }
     if (!t && !direction.grad_hidden) break;
     for (int64_t first = 0; first < H; first += WIDE)
@@ -434,7 +443,7 @@ template <typename T>
 void input_gradients(const Call<T>& call, const T* weights, int64_t size, int64_t begin, int64_t end) {
   constexpr int64_t WIDE = GATES * width<T>;
   const int64_t H = call.hidden_size, I = call.input_size, stride = gate_numbers(call.kind) * H;
-  const int64_t rows = (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * H;
+  const int64_t rows = weight_rows(call);
   for (int64_t first = 0; first < I; first += WIDE)
     in_blocks(end - begin, [&](int64_t i, auto r) {
       constexpr int R = decltype(r)::value;
@@ -450,17 +459,116 @@ void input_gradients(const Call<T>& call, const T* weights, int64_t size, int64_
     });
 }
 
+// Gradients of a weight and its bias: the transposed gradients of gates times what was multiplied, which is the input or
+// the hidden state before. Both are summed over all steps in the caller's order, whatever the number of threads.
+template <typename T>
+struct WeightGradient {
+  const T* gates;          // (steps, gate_numbers * hidden), from the first column that this weight takes
+  const T* const* before;  // (steps) rows of the hidden state, where null is a row of 0; null: `x` is multiplied
+  const T* x;
+  int64_t columns;
+  T* weight;  // null where it is not wanted
+  T* bias;
+  int64_t shift;  // the gradients of gates stand so many rows before their weights
+
+  const T* row(int64_t step) const { return before ? before[step] : x + step * columns; }
+};
+
+// Steps that are added up in registers before they are added to the sums in memory. One vector of units of each step and
+// its block of columns stay in the first cache; chains of sums are short, which rounds less.
+constexpr int64_t DEPTH = 96;
+// Rows and columns of a weight that a thread takes at once: they stay in the second cache.
+constexpr int64_t TALL = 48, BROAD = 512;
+
+// acc[r][v] += gates[k][r] * columns[k][v], for all k in order; rows of gates are `stride` apart.
+template <typename T, int R, int V>
+inline void multiply_steps(Vector<T> (&acc)[R][V], const T* gates, int64_t stride, const T* columns, int64_t steps) {
+  constexpr int W = width<T>;
+  for (int64_t k = 0; k < steps; k++) {
+    Vector<T> x[V];
+    for (int v = 0; v < V; v++) x[v] = load(columns + k * GATES * W + v * W);
+    for (int r = 0; r < R; r++)
+      for (int v = 0; v < V; v++) acc[r][v] = fused(all(gates[k * stride + r]), x[v], acc[r][v]);
+  }
+}
+
+template <typename T, int V>
+void add_steps(const WeightGradient<T>& of, int64_t rows, int64_t row, int64_t end, int64_t first, const T* gates, int64_t stride,
+               const T* columns, int64_t steps, bool is_first) {
+  constexpr int W = width<T>;
+  in_blocks(end - row, [&](int64_t i, auto r) {
+    constexpr int R = decltype(r)::value;
+    Vector<T> acc[R][V] = {};
+    multiply_steps<T, R, V>(acc, gates + row + i, stride, columns, steps);
+    for (int n = 0; n < R; n++) {
+      T* to = of.weight + (row + i + n + of.shift) % rows * of.columns + first;
+      for (int v = 0; v < V; v++) {
+        const int64_t valid = of.columns - first - v * W;
+        store(to + v * W, is_first ? acc[n][v] : load(to + v * W, valid) + acc[n][v], valid);
+      }
+    }
+  });
+}
+
+// Rows from `row` of the gradient of a weight, in columns from `column`; and of its bias, with the first columns.
+template <typename T>
+void weight_gradients(const WeightGradient<T>& of, int64_t steps, int64_t rows, int64_t stride, int64_t row, int64_t column) {
+  constexpr int W = width<T>, WIDE = GATES * W;
+  const int64_t end = std::min(rows, row + TALL), last = of.weight ? std::min(of.columns, column + BROAD) : 0;
+  alignas(64) T columns[DEPTH * WIDE];
+  for (int64_t begin = 0; begin < steps; begin += DEPTH) {
+    const int64_t depth = std::min(DEPTH, steps - begin);
+    const T* gates = of.gates + begin * stride;
+    for (int64_t first = column; first < last; first += WIDE) {
+      const int64_t vectors = std::min<int64_t>(GATES, divide_up(last - first, W));
+      for (int64_t k = 0; k < depth; k++) {
+        const T* from = of.row(begin + k);
+        for (int v = 0; v < vectors; v++)
+          store(&columns[k * WIDE + v * W], from ? load(from + first + v * W, last - first - v * W) : Vector<T>{});
+      }
+      auto add = [&](auto v) {
+        add_steps<T, decltype(v)::value>(of, rows, row, end, first, gates, stride, columns, depth, !begin);
+      };
+      switch (vectors) {
+        case 1: add(std::integral_constant<int, 1>{}); break;
+        case 2: add(std::integral_constant<int, 2>{}); break;
+        case 3: add(std::integral_constant<int, 3>{}); break;
+        default: add(std::integral_constant<int, 4>{});
+      }
+    }
+    if (of.bias && !column)
+      for (int64_t unit = row; unit < end; unit += W) {
+        Vector<T> sum = {};
+        for (int64_t k = 0; k < depth; k++) sum += load(gates + k * stride + unit, end - unit);
+        for (int64_t i = unit; i < std::min(end, unit + W); i++) {
+          T& to = of.bias[(i + of.shift) % rows];
+          to = begin ? to + sum[i - unit] : sum[i - unit];
+        }
+      }
+  }
+}
+
 template <typename T>
 int run_backward(const Call<T>& call) {
   constexpr int64_t WIDE = GATES * width<T>;
-  const int64_t H = call.hidden_size, I = call.input_size;
-  const int64_t rows = (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * H;
+  const int64_t H = call.hidden_size, I = call.input_size, stride = gate_numbers(call.kind) * H;
+  const int64_t rows = weight_rows(call);
   const int64_t hidden_blocks = divide_up(H, WIDE), input_blocks = call.grad_x ? divide_up(I, WIDE) : 0;
   const int64_t hidden_size = hidden_blocks * rows * WIDE, input_size = input_blocks * rows * WIDE;
   Buffer<T> hidden(hidden_size * call.directions), input(input_size * call.directions);
-  if (!hidden.data || !input.data) return 1;
+  Buffer<const T*> befores(call.steps * call.directions);
+  if (!hidden.data || !input.data || !befores.data) return 1;
+  WeightGradient<T> weights[4];
+  for (int d = 0; d < call.directions; d++) {
+    const Direction<T>& direction = call.direction[d];
+    const T *gates = direction.grad_gates, *const* before = befores.data + d * call.steps;
+    // The gradients of a GRU's gates stand in the order n, r, z and the hidden part of n; its weights in the order r, z, n.
+    const int64_t skipped = call.kind == GRU ? H : 0;
+    weights[2 * d] = {gates, nullptr, call.x, I, direction.grad_weight_ih, direction.grad_bias_ih, 2 * skipped};
+    weights[2 * d + 1] = {gates + skipped, before, nullptr, H, direction.grad_weight_hh, direction.grad_bias_hh, 0};
+  }
   // So many rows of gradients of gates as stay in the cache while the weights of one block go by.
-  const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (gate_numbers(call.kind) * H * sizeof(T)));
+  const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (stride * sizeof(T)));
   bool failed = false;
 #pragma omp parallel num_threads(call.threads)
   {
@@ -479,16 +587,25 @@ int run_backward(const Call<T>& call) {
       }
     try {
       for (int d = 0; d < call.directions; d++)
-        run_backward(call, d, hidden.data + d * hidden_size, share_of(call, d, omp_get_thread_num(), omp_get_num_threads()));
+        run_backward(call, d, hidden.data + d * hidden_size, share_of(call, d, omp_get_thread_num(), omp_get_num_threads()),
+                     befores.data + d * call.steps);
     } catch (const std::bad_alloc&) {
 #pragma omp atomic write
       failed = true;
     }
-    if (call.grad_x) {
 #pragma omp barrier
-#pragma omp for schedule(dynamic)
+    if (call.grad_x) {
+#pragma omp for schedule(dynamic) nowait
       for (int64_t begin = 0; begin < call.steps; begin += chunk)
         input_gradients(call, input.data, input_size, begin, std::min(call.steps, begin + chunk));
+    }
+    for (int i = 0; i < 2 * call.directions; i++) {
+      if (!weights[i].weight && !weights[i].bias) continue;
+      const int64_t wide = weights[i].weight ? weights[i].columns : 1;
+#pragma omp for collapse(2) schedule(dynamic) nowait
+      for (int64_t row = 0; row < rows; row += TALL)
+        for (int64_t column = 0; column < wide; column += BROAD)
+          if (!failed) weight_gradients(weights[i], call.steps, rows, stride, row, column);
     }
   }
   return failed;
