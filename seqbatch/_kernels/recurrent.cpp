@@ -459,92 +459,104 @@ void input_gradients(const Call<T>& call, const T* weights, int64_t size, int64_
     });
 }
 
-// Gradients of a weight and its bias: the transposed gradients of gates times what was multiplied, which is the input or
-// the hidden state before. Both are summed over all steps in the caller's order, whatever the number of threads.
+// Gradients of weights and biases are sums over all steps in the order of the flat values, whatever the number of threads,
+// because these share rows and columns of the results.
+
+// Steps that are added up in registers before they are added to the sums in memory: so many that a block of columns of
+// each stays in the first cache. Short chains of sums also round less.
+constexpr int64_t DEPTH = 96;
+// Rows, and blocks of columns, that a thread takes at once: they stay in the second cache.
+constexpr int64_t TALL = 48, BROAD = 8;
+
+// A weight with its bias: the gradients of its gates, transposed, are multiplied by the input or by the hidden state before.
 template <typename T>
 struct WeightGradient {
-  const T* gates;          // (steps, gate_numbers * hidden), from the first column that this weight takes
-  const T* const* before;  // (steps) rows of the hidden state, where null is a row of 0; null: `x` is multiplied
-  const T* x;
+  const T* const* rows;  // (steps) of what is multiplied; null for a row of 0
   int64_t columns;
   T* weight;  // null where it is not wanted
   T* bias;
-  int64_t shift;  // the gradients of gates stand so many rows before their weights
-
-  const T* row(int64_t step) const { return before ? before[step] : x + step * columns; }
 };
 
-// Steps that are added up in registers before they are added to the sums in memory. One vector of units of each step and
-// its block of columns stay in the first cache; chains of sums are short, which rounds less.
-constexpr int64_t DEPTH = 96;
-// Rows and columns of a weight that a thread takes at once: they stay in the second cache.
-constexpr int64_t TALL = 48, BROAD = 512;
+// Gates that stand side by side, and the row of both weights that the first of them belongs to; -1 for none.
+struct Gates {
+  int64_t first, count, row[2];
+};
 
-// acc[r][v] += gates[k][r] * columns[k][v], for all k in order; rows of gates are `stride` apart.
-template <typename T, int R, int V>
-inline void multiply_steps(Vector<T> (&acc)[R][V], const T* gates, int64_t stride, const T* columns, int64_t steps) {
+// The gradients of a GRU's gates stand in the order n, r, z and the hidden part of n; its weights in the order r, z, n.
+template <typename T>
+std::vector<Gates> gates_of_weights(const Call<T>& call) {
+  const int64_t H = call.hidden_size;
+  if (call.kind != GRU) return {{0, weight_rows(call), {0, 0}}};
+  return {{0, H, {2 * H, -1}}, {H, 2 * H, {0, 0}}, {3 * H, H, {-1, 2 * H}}};
+}
+
+// to[n * columns + v] = or += the sum of gates[k][n] * block[k][v] over some steps k, for `rows` rows and V vectors.
+template <typename T, int V>
+void add_products(const T* gates, const T* block, int64_t steps, T* to, int64_t rows, int64_t columns, int64_t valid, bool is_first) {
   constexpr int W = width<T>;
-  for (int64_t k = 0; k < steps; k++) {
-    Vector<T> x[V];
-    for (int v = 0; v < V; v++) x[v] = load(columns + k * GATES * W + v * W);
-    for (int r = 0; r < R; r++)
-      for (int v = 0; v < V; v++) acc[r][v] = fused(all(gates[k * stride + r]), x[v], acc[r][v]);
+  for (int64_t row = 0; row < rows; row += ROWS) {
+    Vector<T> acc[ROWS][V] = {};
+    const T *gate = gates + row * DEPTH, *x = block;
+    for (int64_t k = 0; k < steps; k++, gate += ROWS, x += GATES * W) {
+      Vector<T> vectors[V];
+      for (int v = 0; v < V; v++) vectors[v] = load(x + v * W);
+      for (int n = 0; n < ROWS; n++)
+        for (int v = 0; v < V; v++) acc[n][v] = fused(all(gate[n]), vectors[v], acc[n][v]);
+    }
+    for (int n = 0; n < ROWS; n++)
+      for (int v = 0; v < V && row + n < rows; v++) {
+        T* at = to + (row + n) * columns + v * W;
+        store(at, is_first ? acc[n][v] : load(at, valid - v * W) + acc[n][v], valid - v * W);
+      }
   }
 }
 
-template <typename T, int V>
-void add_steps(const WeightGradient<T>& of, int64_t rows, int64_t row, int64_t end, int64_t first, const T* gates, int64_t stride,
-               const T* columns, int64_t steps, bool is_first) {
-  constexpr int W = width<T>;
-  in_blocks(end - row, [&](int64_t i, auto r) {
-    constexpr int R = decltype(r)::value;
-    Vector<T> acc[R][V] = {};
-    multiply_steps<T, R, V>(acc, gates + row + i, stride, columns, steps);
-    for (int n = 0; n < R; n++) {
-      T* to = of.weight + (row + i + n + of.shift) % rows * of.columns + first;
-      for (int v = 0; v < V; v++) {
-        const int64_t valid = of.columns - first - v * W;
-        store(to + v * W, is_first ? acc[n][v] : load(to + v * W, valid) + acc[n][v], valid);
-      }
-    }
-  });
-}
-
-// Rows from `row` of the gradient of a weight, in columns from `column`; and of its bias, with the first columns.
+// Some rows of the gradients of both weights of a direction, in some blocks of columns, counted through both weights; and
+// of the biases, with the first of these blocks. `gates` are those of the first step and row, `row` as in Gates.
 template <typename T>
-void weight_gradients(const WeightGradient<T>& of, int64_t steps, int64_t rows, int64_t stride, int64_t row, int64_t column) {
+void weight_gradients(const WeightGradient<T> (&weights)[2], const T* gates, int64_t stride, int64_t steps, const int64_t (&row)[2],
+                      int64_t count, int64_t first_block, int64_t end_block) {
   constexpr int W = width<T>, WIDE = GATES * W;
-  const int64_t end = std::min(rows, row + TALL), last = of.weight ? std::min(of.columns, column + BROAD) : 0;
-  alignas(64) T columns[DEPTH * WIDE];
-  for (int64_t begin = 0; begin < steps; begin += DEPTH) {
+  alignas(64) T of_gates[DEPTH * divide_up(TALL, ROWS) * ROWS] = {}, block[DEPTH * WIDE];  // of_gates: [row / ROWS][DEPTH][ROWS]
+  const int64_t whole = count / ROWS * ROWS;
+  for (int64_t begin = 0; begin < steps; begin += DEPTH, gates += DEPTH * stride) {
     const int64_t depth = std::min(DEPTH, steps - begin);
-    const T* gates = of.gates + begin * stride;
-    for (int64_t first = column; first < last; first += WIDE) {
-      const int64_t vectors = std::min<int64_t>(GATES, divide_up(last - first, W));
-      for (int64_t k = 0; k < depth; k++) {
-        const T* from = of.row(begin + k);
-        for (int v = 0; v < vectors; v++)
-          store(&columns[k * WIDE + v * W], from ? load(from + first + v * W, last - first - v * W) : Vector<T>{});
-      }
-      auto add = [&](auto v) {
-        add_steps<T, decltype(v)::value>(of, rows, row, end, first, gates, stride, columns, depth, !begin);
-      };
-      switch (vectors) {
-        case 1: add(std::integral_constant<int, 1>{}); break;
-        case 2: add(std::integral_constant<int, 2>{}); break;
-        case 3: add(std::integral_constant<int, 3>{}); break;
-        default: add(std::integral_constant<int, 4>{});
-      }
+    Vector<T> sums[TALL / W] = {};
+    for (int64_t k = 0; k < depth; k++) {
+      const T* from = gates + k * stride;
+      T* to = of_gates + k * ROWS;
+      for (int64_t i = 0; i < whole; i += ROWS) std::copy_n(from + i, ROWS, to + i * DEPTH);
+      std::copy_n(from + whole, count - whole, to + whole * DEPTH);
+      if (!first_block)
+        for (int64_t i = 0; i < count; i += W) sums[i / W] += load(from + i, count - i);
     }
-    if (of.bias && !column)
-      for (int64_t unit = row; unit < end; unit += W) {
-        Vector<T> sum = {};
-        for (int64_t k = 0; k < depth; k++) sum += load(gates + k * stride + unit, end - unit);
-        for (int64_t i = unit; i < std::min(end, unit + W); i++) {
-          T& to = of.bias[(i + of.shift) % rows];
-          to = begin ? to + sum[i - unit] : sum[i - unit];
+    int64_t skipped = 0;
+    for (int w = 0; w < 2; w++) {
+      const WeightGradient<T>& of = weights[w];
+      if (row[w] < 0) continue;
+      if (of.bias && !first_block)
+        for (int64_t i = 0; i < count; i++) {
+          T& to = of.bias[row[w] + i];
+          to = begin ? to + sums[i / W][i % W] : sums[i / W][i % W];
+        }
+      const int64_t blocks = of.weight ? divide_up(of.columns, WIDE) : 0;
+      for (int64_t n = std::max<int64_t>(0, first_block - skipped); n < std::min(blocks, end_block - skipped); n++) {
+        const int64_t valid = of.columns - n * WIDE, vectors = std::min<int64_t>(GATES, divide_up(valid, W));
+        for (int64_t k = 0; k < depth; k++) {
+          const T* from = of.rows[begin + k];
+          for (int v = 0; v < vectors; v++)
+            store(block + k * WIDE + v * W, from ? load(from + n * WIDE + v * W, valid - v * W) : Vector<T>{});
+        }
+        T* to = of.weight + row[w] * of.columns + n * WIDE;
+        switch (vectors) {
+          case 1: add_products<T, 1>(of_gates, block, depth, to, count, of.columns, valid, !begin); break;
+          case 2: add_products<T, 2>(of_gates, block, depth, to, count, of.columns, valid, !begin); break;
+          case 3: add_products<T, 3>(of_gates, block, depth, to, count, of.columns, valid, !begin); break;
+          default: add_products<T, 4>(of_gates, block, depth, to, count, of.columns, valid, !begin);
         }
       }
+      skipped += blocks;
+    }
   }
 }
 
@@ -556,17 +568,18 @@ int run_backward(const Call<T>& call) {
   const int64_t hidden_blocks = divide_up(H, WIDE), input_blocks = call.grad_x ? divide_up(I, WIDE) : 0;
   const int64_t hidden_size = hidden_blocks * rows * WIDE, input_size = input_blocks * rows * WIDE;
   Buffer<T> hidden(hidden_size * call.directions), input(input_size * call.directions);
-  Buffer<const T*> befores(call.steps * call.directions);
-  if (!hidden.data || !input.data || !befores.data) return 1;
-  WeightGradient<T> weights[4];
+  Buffer<const T*> rows_of_x(call.steps), before(call.steps * call.directions);
+  if (!hidden.data || !input.data || !rows_of_x.data || !before.data) return 1;
+  for (int64_t i = 0; i < call.steps; i++) rows_of_x.data[i] = call.x + i * I;
+  WeightGradient<T> weights[2][2];
+  int64_t blocks = 1;  // one at least, for the biases
   for (int d = 0; d < call.directions; d++) {
-    const Direction<T>& direction = call.direction[d];
-    const T *gates = direction.grad_gates, *const* before = befores.data + d * call.steps;
-    // The gradients of a GRU's gates stand in the order n, r, z and the hidden part of n; its weights in the order r, z, n.
-    const int64_t skipped = call.kind == GRU ? H : 0;
-    weights[2 * d] = {gates, nullptr, call.x, I, direction.grad_weight_ih, direction.grad_bias_ih, 2 * skipped};
-    weights[2 * d + 1] = {gates + skipped, before, nullptr, H, direction.grad_weight_hh, direction.grad_bias_hh, 0};
+    const Direction<T>& to = call.direction[d];
+    weights[d][0] = {rows_of_x.data, I, to.grad_weight_ih, to.grad_bias_ih};
+    weights[d][1] = {before.data + d * call.steps, H, to.grad_weight_hh, to.grad_bias_hh};
+    blocks = std::max(blocks, (to.grad_weight_ih ? divide_up(I, WIDE) : 0) + (to.grad_weight_hh ? divide_up(H, WIDE) : 0));
   }
+  const std::vector<Gates> all_gates = gates_of_weights(call);
   // So many rows of gradients of gates as stay in the cache while the weights of one block go by.
   const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (stride * sizeof(T)));
   bool failed = false;
@@ -588,7 +601,7 @@ int run_backward(const Call<T>& call) {
     try {
       for (int d = 0; d < call.directions; d++)
         run_backward(call, d, hidden.data + d * hidden_size, share_of(call, d, omp_get_thread_num(), omp_get_num_threads()),
-                     befores.data + d * call.steps);
+                     before.data + d * call.steps);
     } catch (const std::bad_alloc&) {
 #pragma omp atomic write
       failed = true;
@@ -599,14 +612,17 @@ int run_backward(const Call<T>& call) {
       for (int64_t begin = 0; begin < call.steps; begin += chunk)
         input_gradients(call, input.data, input_size, begin, std::min(call.steps, begin + chunk));
     }
-    for (int i = 0; i < 2 * call.directions; i++) {
-      if (!weights[i].weight && !weights[i].bias) continue;
-      const int64_t wide = weights[i].weight ? weights[i].columns : 1;
+    for (int d = 0; d < call.directions; d++)
+      for (const Gates& gates : all_gates) {
 #pragma omp for collapse(2) schedule(dynamic) nowait
-      for (int64_t row = 0; row < rows; row += TALL)
-        for (int64_t column = 0; column < wide; column += BROAD)
-          if (!failed) weight_gradients(weights[i], call.steps, rows, stride, row, column);
-    }
+        for (int64_t first = 0; first < gates.count; first += TALL)
+          for (int64_t block = 0; block < blocks; block += BROAD) {
+            if (failed) continue;
+            const int64_t row[] = {gates.row[0] < 0 ? -1 : gates.row[0] + first, gates.row[1] < 0 ? -1 : gates.row[1] + first};
+            weight_gradients(weights[d], call.direction[d].grad_gates + gates.first + first, stride, call.steps, row,
+                             std::min(TALL, gates.count - first), block, block + BROAD);
+          }
+      }
   }
   return failed;
 }
