@@ -7,7 +7,14 @@
 #include <limits>
 
 #if defined(__x86_64__)
+#if defined(__GNUC__) && !defined(__clang__)  // GCC 12 takes its own undefined vectors for a fault (its bug 105593)
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
 #include <immintrin.h>
+#pragma GCC diagnostic pop
+#else
+#include <immintrin.h>
+#endif
 #elif defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif
@@ -80,6 +87,72 @@ template <typename T>
 static inline Vector<T> all(T x) {
   return x - Vector<T>{};
 }
+
+// For a loop that waits.
+static inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+// to[k * stride + lane] = row(lane)[k], for the numbers k of 16 bytes and all lanes. Only moves numbers: no bit changes.
+#if defined(__x86_64__)
+#if SEQBATCH_BYTES == 64
+#define SEQBATCH_X86(name) _mm512_##name
+template <typename Row>
+static inline __m512 load_quarters(Row row) {
+  __m512 v = _mm512_castps128_ps512(_mm_loadu_ps(row(0)));
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(row(1)), 1);
+  v = _mm512_insertf32x4(v, _mm_loadu_ps(row(2)), 2);
+  return _mm512_insertf32x4(v, _mm_loadu_ps(row(3)), 3);
+}
+#elif SEQBATCH_BYTES == 32
+#define SEQBATCH_X86(name) _mm256_##name
+template <typename Row>
+static inline __m256 load_quarters(Row row) {
+  return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(row(0))), _mm_loadu_ps(row(1)), 1);
+}
+#else
+#define SEQBATCH_X86(name) _mm_##name
+template <typename Row>
+static inline __m128 load_quarters(Row row) {
+  return _mm_loadu_ps(row(0));
+}
+#endif
+template <typename Row>
+static inline void transpose(Row row, float* to, int64_t stride) {
+  auto rows = [&](int i) { return load_quarters([&](int quarter) { return row(4 * quarter + i); }); };
+  auto pairs = [](auto a, auto b) { return SEQBATCH_X86(castps_pd)(SEQBATCH_X86(unpacklo_ps)(a, b)); };
+  auto later_pairs = [](auto a, auto b) { return SEQBATCH_X86(castps_pd)(SEQBATCH_X86(unpackhi_ps)(a, b)); };
+  auto write = [&](int k, auto v) { store<float>(to + k * stride, SEQBATCH_X86(castpd_ps)(v)); };
+  auto a = rows(0), b = rows(1), c = rows(2), d = rows(3);
+  write(0, SEQBATCH_X86(unpacklo_pd)(pairs(a, b), pairs(c, d)));
+  write(1, SEQBATCH_X86(unpackhi_pd)(pairs(a, b), pairs(c, d)));
+  write(2, SEQBATCH_X86(unpacklo_pd)(later_pairs(a, b), later_pairs(c, d)));
+  write(3, SEQBATCH_X86(unpackhi_pd)(later_pairs(a, b), later_pairs(c, d)));
+}
+template <typename Row>
+static inline void transpose(Row row, double* to, int64_t stride) {
+  auto rows = [&](int i) {
+    return SEQBATCH_X86(castps_pd)(load_quarters([&](int quarter) { return reinterpret_cast<const float*>(row(2 * quarter + i)); }));
+  };
+  auto a = rows(0), b = rows(1);
+  store<double>(to, SEQBATCH_X86(unpacklo_pd)(a, b));
+  store<double>(to + stride, SEQBATCH_X86(unpackhi_pd)(a, b));
+}
+#undef SEQBATCH_X86
+#else
+template <typename T, typename Row>
+static inline void transpose(Row row, T* to, int64_t stride) {
+  for (int64_t k = 0; k < static_cast<int64_t>(16 / sizeof(T)); k++) {
+    T lanes[width<T>];
+    for (int lane = 0; lane < width<T>; lane++) lanes[lane] = row(lane)[k];
+    store(to + k * stride, load(lanes));
+  }
+}
+#endif
 
 // a * b + c, rounded once where the processor can. Written out, because a compiler that is left to fuse products and sums
 // does so differently in different places, and the bits of a row must not depend on the rows beside it.
