@@ -36,6 +36,10 @@ class Direction(ctypes.Structure):
             "grad_gates",
             "grad_hidden",
             "grad_cell",
+            "grad_weight_ih",
+            "grad_weight_hh",
+            "grad_bias_ih",
+            "grad_bias_hh",
         )
     ]
 
@@ -111,7 +115,7 @@ def forward(call: Call, is_double: bool) -> None:
 
 
 def backward(call: Call, is_double: bool) -> None:
-    """Compute the gradients of gates, inputs and initial states. Requires `IS_THERE`, as `forward`."""
+    """Compute the gradients of gates, inputs, weights and initial states. Requires `IS_THERE`, as `forward`."""
     _raise_if_failed(_kernels.backward[is_double](call))
 
 

@@ -559,6 +559,12 @@ int run_forward(const Call<T>& call) {
 
 // ----------------------------------------------------------------------------------------------------------- backward
 
+// Rows of both weights of a direction.
+template <typename T>
+int64_t weight_rows(const Call<T>& call) {
+  return (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * call.hidden_size;
+}
+
 // Weights for products with gradients of gates: [columns / (4 * width)][rows][4][width]. Row k is `order(k)` of the weights.
 template <typename T, typename F>
 void lay_out_columns(const T* weights, int64_t rows, int64_t columns, int64_t block, F order, T* to) {
@@ -588,22 +594,21 @@ struct Carry {
   T* cell;
 };
 
-// From the gradient of one row of outputs to that of its gates; `carry` comes from the step after, and is that for the
-// step before, but for what goes through the hidden weights.
+// From the gradient of one row of outputs to that of its gates, for units from `begin` to `end`; `carry` comes from the
+// step after, and is that for the step before, but for what goes through the hidden weights.
 template <typename T>
 void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t row, const T* before, const T* cell_before,
-                    Carry<T> carry) {
-  constexpr int W = width<T>;
+                    Carry<T> carry, int64_t begin, int64_t end) {
+  constexpr int64_t W = width<T>;
   const int64_t H = call.hidden_size;
   const T* saved = direction.saved + row * saved_numbers(call.kind) * H;
   const T* out = direction.out + row * call.out_stride;
+  const T* grad_out = direction.grad_out ? direction.grad_out + row * call.out_stride : nullptr;
   T* gates = direction.grad_gates + row * gate_numbers(call.kind) * H;
-  for (int64_t unit = 0; unit < H; unit += W) {
-    const int64_t valid = H - unit;
+  auto one_vector = [&](int64_t unit, auto valid) {
     auto read = [&](const T* from) { return from ? load(from + unit, valid) : Vector<T>{}; };
     auto write = [&](T* to, Vector<T> v) { store(to + unit, v, valid); };
-    Vector<T> from_out = direction.grad_out ? read(direction.grad_out + row * call.out_stride) : Vector<T>{};
-    Vector<T> grad = from_out + read(carry.hidden);
+    Vector<T> grad = read(grad_out) + read(carry.hidden);
     if (call.kind == LSTM) {
       Vector<T> i = read(saved), f = read(saved + H), g = read(saved + 2 * H), o = read(saved + 3 * H);
       Vector<T> cell = hyperbolic_tangent(read(saved + 4 * H));
@@ -627,16 +632,19 @@ void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t 
       write(gates, call.kind == RNN_TANH ? grad * (1 - h * h) : (h <= 0 ? Vector<T>{} : grad));
       write(carry.hidden, Vector<T>{});
     }
-  }
+  };
+  int64_t unit = begin;
+  for (; unit + W <= end; unit += W) one_vector(unit, std::integral_constant<int64_t, W>{});  // without masks
+  if (unit < end) one_vector(unit, end - unit);
 }
 
 template <typename T>
-void run_backward(const Call<T>& call, int d, const T* weights, const Share& share) {
+void run_backward(const Call<T>& call, int d, const T* weights, const Share& share, const T** befores) {
   constexpr int64_t WIDE = GATES * width<T>;
   const Direction<T>& direction = call.direction[d];
   const int64_t H = call.hidden_size, count = share.sequences.size();
   // A GRU's hidden weights take r, z and the hidden part of n, which stand after the part of the input.
-  const int64_t skipped = call.kind == GRU ? H : 0, rows = (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * H;
+  const int64_t skipped = call.kind == GRU ? H : 0, rows = weight_rows(call);
   if (!count) return;
   std::vector<T> hidden(count * H), cells(call.kind == LSTM ? count * H : 0);
   for (int64_t a = 0; a < count; a++) {
@@ -660,9 +668,10 @@ void run_backward(const Call<T>& call, int d, const T* weights, const Share& sha
         if (direction.hidden) before = direction.hidden + place * H;
         if (direction.cell) cell_before = direction.cell + place * H;
       }
+      befores[row] = before;
       carried[a] = &hidden[a * H];
       gates[a] = direction.grad_gates + row * gate_numbers(call.kind) * H + skipped;
-      gate_gradients(call, direction, row, before, cell_before, {carried[a], call.kind == LSTM ? &cells[a * H] : nullptr});
+      gate_gradients(call, direction, row, before, cell_before, {carried[a], call.kind == LSTM ? &cells[a * H] : nullptr}, 0, H);
     }
     if (!t && !direction.grad_hidden) break;
     for (int64_t first = 0; first < H; first += WIDE)
@@ -690,7 +699,7 @@ template <typename T>
 void input_gradients(const Call<T>& call, const T* weights, int64_t size, int64_t begin, int64_t end) {
   constexpr int64_t WIDE = GATES * width<T>;
   const int64_t H = call.hidden_size, I = call.input_size, stride = gate_numbers(call.kind) * H;
-  const int64_t rows = (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * H;
+  const int64_t rows = weight_rows(call);
   for (int64_t first = 0; first < I; first += WIDE)
     in_blocks(end - begin, [&](int64_t i, auto r) {
       constexpr int R = decltype(r)::value;
@@ -706,17 +715,129 @@ void input_gradients(const Call<T>& call, const T* weights, int64_t size, int64_
     });
 }
 
+// Gradients of weights and biases are sums over all steps in the order of the flat values, whatever the number of threads,
+// because these share rows and columns of the results.
+
+// Steps that are added up in registers before they are added to the sums in memory: so many that a block of columns of
+// each stays in the first cache. Short chains of sums also round less.
+constexpr int64_t DEPTH = 96;
+// Rows, and blocks of columns, that a thread takes at once: they stay in the second cache.
+constexpr int64_t TALL = 48, BROAD = 8;
+
+// A weight with its bias: the gradients of its gates, transposed, are multiplied by the input or by the hidden state before.
+template <typename T>
+struct WeightGradient {
+  const T* const* rows;  // (steps) of what is multiplied; null for a row of 0
+  int64_t columns;
+  T* weight;  // null where it is not wanted
+  T* bias;
+};
+
+// Gates that stand side by side, and the row of both weights that the first of them belongs to; -1 for none.
+struct Gates {
+  int64_t first, count, row[2];
+};
+
+// The gradients of a GRU's gates stand in the order n, r, z and the hidden part of n; its weights in the order r, z, n.
+template <typename T>
+std::vector<Gates> gates_of_weights(const Call<T>& call) {
+  const int64_t H = call.hidden_size;
+  if (call.kind != GRU) return {{0, weight_rows(call), {0, 0}}};
+  return {{0, H, {2 * H, -1}}, {H, 2 * H, {0, 0}}, {3 * H, H, {-1, 2 * H}}};
+}
+
+// to[n * columns + v] = or += the sum of gates[k][n] * block[k][v] over some steps k, for `rows` rows and V vectors.
+template <typename T, int V>
+void add_products(const T* gates, const T* block, int64_t steps, T* to, int64_t rows, int64_t columns, int64_t valid, bool is_first) {
+  constexpr int W = width<T>;
+  for (int64_t row = 0; row < rows; row += ROWS) {
+    Vector<T> acc[ROWS][V] = {};
+    const T *gate = gates + row * DEPTH, *x = block;
+    for (int64_t k = 0; k < steps; k++, gate += ROWS, x += GATES * W) {
+      Vector<T> vectors[V];
+      for (int v = 0; v < V; v++) vectors[v] = load(x + v * W);
+      for (int n = 0; n < ROWS; n++)
+        for (int v = 0; v < V; v++) acc[n][v] = fused(all(gate[n]), vectors[v], acc[n][v]);
+    }
+    for (int n = 0; n < ROWS; n++)
+      for (int v = 0; v < V && row + n < rows; v++) {
+        T* at = to + (row + n) * columns + v * W;
+        store(at, is_first ? acc[n][v] : load(at, valid - v * W) + acc[n][v], valid - v * W);
+      }
+  }
+}
+
+// Some rows of the gradients of both weights of a direction, in some blocks of columns, counted through both weights; and
+// of the biases, with the first of these blocks. `gates` are those of the first step and row, `row` as in Gates.
+template <typename T>
+void weight_gradients(const WeightGradient<T> (&weights)[2], const T* gates, int64_t stride, int64_t steps, const int64_t (&row)[2],
+                      int64_t count, int64_t first_block, int64_t end_block) {
+  constexpr int W = width<T>, WIDE = GATES * W;
+  alignas(64) T of_gates[DEPTH * divide_up(TALL, ROWS) * ROWS] = {}, block[DEPTH * WIDE];  // of_gates: [row / ROWS][DEPTH][ROWS]
+  const int64_t whole = count / ROWS * ROWS;
+  for (int64_t begin = 0; begin < steps; begin += DEPTH, gates += DEPTH * stride) {
+    const int64_t depth = std::min(DEPTH, steps - begin);
+    Vector<T> sums[TALL / W] = {};
+    for (int64_t k = 0; k < depth; k++) {
+      const T* from = gates + k * stride;
+      T* to = of_gates + k * ROWS;
+      for (int64_t i = 0; i < whole; i += ROWS) std::copy_n(from + i, ROWS, to + i * DEPTH);
+      std::copy_n(from + whole, count - whole, to + whole * DEPTH);
+      if (!first_block)
+        for (int64_t i = 0; i < count; i += W) sums[i / W] += load(from + i, count - i);
+    }
+    int64_t skipped = 0;
+    for (int w = 0; w < 2; w++) {
+      const WeightGradient<T>& of = weights[w];
+      if (row[w] < 0) continue;
+      if (of.bias && !first_block)
+        for (int64_t i = 0; i < count; i++) {
+          T& to = of.bias[row[w] + i];
+          to = begin ? to + sums[i / W][i % W] : sums[i / W][i % W];
+        }
+      const int64_t blocks = of.weight ? divide_up(of.columns, WIDE) : 0;
+      for (int64_t n = std::max<int64_t>(0, first_block - skipped); n < std::min(blocks, end_block - skipped); n++) {
+        const int64_t valid = of.columns - n * WIDE, vectors = std::min<int64_t>(GATES, divide_up(valid, W));
+        for (int64_t k = 0; k < depth; k++) {
+          const T* from = of.rows[begin + k];
+          for (int v = 0; v < vectors; v++)
+            store(block + k * WIDE + v * W, from ? load(from + n * WIDE + v * W, valid - v * W) : Vector<T>{});
+        }
+        T* to = of.weight + row[w] * of.columns + n * WIDE;
+        switch (vectors) {
+          case 1: add_products<T, 1>(of_gates, block, depth, to, count, of.columns, valid, !begin); break;
+          case 2: add_products<T, 2>(of_gates, block, depth, to, count, of.columns, valid, !begin); break;
+          case 3: add_products<T, 3>(of_gates, block, depth, to, count, of.columns, valid, !begin); break;
+          default: add_products<T, 4>(of_gates, block, depth, to, count, of.columns, valid, !begin);
+        }
+      }
+      skipped += blocks;
+    }
+  }
+}
+
 template <typename T>
 int run_backward(const Call<T>& call) {
   constexpr int64_t WIDE = GATES * width<T>;
-  const int64_t H = call.hidden_size, I = call.input_size;
-  const int64_t rows = (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * H;
+  const int64_t H = call.hidden_size, I = call.input_size, stride = gate_numbers(call.kind) * H;
+  const int64_t rows = weight_rows(call);
   const int64_t hidden_blocks = divide_up(H, WIDE), input_blocks = call.grad_x ? divide_up(I, WIDE) : 0;
   const int64_t hidden_size = hidden_blocks * rows * WIDE, input_size = input_blocks * rows * WIDE;
   Buffer<T> hidden(hidden_size * call.directions), input(input_size * call.directions);
-  if (!hidden.data || !input.data) return 1;
+  Buffer<const T*> rows_of_x(call.steps), before(call.steps * call.directions);
+  if (!hidden.data || !input.data || !rows_of_x.data || !before.data) return 1;
+  for (int64_t i = 0; i < call.steps; i++) rows_of_x.data[i] = call.x + i * I;
+  WeightGradient<T> weights[2][2];
+  int64_t blocks = 1;  // one at least, for the biases
+  for (int d = 0; d < call.directions; d++) {
+    const Direction<T>& to = call.direction[d];
+    weights[d][0] = {rows_of_x.data, I, to.grad_weight_ih, to.grad_bias_ih};
+    weights[d][1] = {before.data + d * call.steps, H, to.grad_weight_hh, to.grad_bias_hh};
+    blocks = std::max(blocks, (to.grad_weight_ih ? divide_up(I, WIDE) : 0) + (to.grad_weight_hh ? divide_up(H, WIDE) : 0));
+  }
+  const std::vector<Gates> all_gates = gates_of_weights(call);
   // So many rows of gradients of gates as stay in the cache while the weights of one block go by.
-  const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (gate_numbers(call.kind) * H * sizeof(T)));
+  const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (stride * sizeof(T)));
   bool failed = false;
 #pragma omp parallel num_threads(call.threads)
   {
@@ -735,17 +856,29 @@ int run_backward(const Call<T>& call) {
       }
     try {
       for (int d = 0; d < call.directions; d++)
-        run_backward(call, d, hidden.data + d * hidden_size, share_of(call, d, omp_get_thread_num(), omp_get_num_threads()));
+        run_backward(call, d, hidden.data + d * hidden_size, share_of(call, d, omp_get_thread_num(), omp_get_num_threads()),
+                     before.data + d * call.steps);
     } catch (const std::bad_alloc&) {
 #pragma omp atomic write
       failed = true;
     }
-    if (call.grad_x) {
 #pragma omp barrier
-#pragma omp for schedule(dynamic)
+    if (call.grad_x) {
+#pragma omp for schedule(dynamic) nowait
       for (int64_t begin = 0; begin < call.steps; begin += chunk)
         input_gradients(call, input.data, input_size, begin, std::min(call.steps, begin + chunk));
     }
+    for (int d = 0; d < call.directions; d++)
+      for (const Gates& gates : all_gates) {
+#pragma omp for collapse(2) schedule(dynamic) nowait
+        for (int64_t first = 0; first < gates.count; first += TALL)
+          for (int64_t block = 0; block < blocks; block += BROAD) {
+            if (failed) continue;
+            const int64_t row[] = {gates.row[0] < 0 ? -1 : gates.row[0] + first, gates.row[1] < 0 ? -1 : gates.row[1] + first};
+            weight_gradients(weights[d], call.direction[d].grad_gates + gates.first + first, stride, call.steps, row,
+                             std::min(TALL, gates.count - first), block, block + BROAD);
+          }
+      }
   }
   return failed;
 }

@@ -26,6 +26,10 @@ struct Direction {
   T* grad_gates;   // (steps, gate_numbers * hidden)
   T* grad_hidden;  // (sequences, hidden)
   T* grad_cell;
+  T* grad_weight_ih;  // as the weights and biases themselves
+  T* grad_weight_hh;
+  T* grad_bias_ih;
+  T* grad_bias_hh;
 };
 
 template <typename T>

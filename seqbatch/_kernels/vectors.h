@@ -1,6 +1,7 @@
 // Vectors of one width, and the functions of activations on them. Compiled once for each instruction set: SEQBATCH_ISA
 // names the namespace, SEQBATCH_BYTES the width of a vector, SEQBATCH_ROWS how many rows the registers hold.
 #pragma once
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <limits>
@@ -48,17 +49,39 @@ static inline void store(T* to, Vector<T> v) {
   std::memcpy(to, &v, sizeof v);
 }
 // The first `valid` lanes only; the others are 0.
+#if SEQBATCH_BYTES == 64
+static inline Vector<float> load_lanes(const float* from, int64_t valid) {
+  return _mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << valid) - 1), from);
+}
+static inline Vector<double> load_lanes(const double* from, int64_t valid) {
+  return _mm512_maskz_loadu_pd(static_cast<__mmask8>((1u << valid) - 1), from);
+}
+static inline void store_lanes(float* to, Vector<float> v, int64_t valid) {
+  _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1u << valid) - 1), v);
+}
+static inline void store_lanes(double* to, Vector<double> v, int64_t valid) {
+  _mm512_mask_storeu_pd(to, static_cast<__mmask8>((1u << valid) - 1), v);
+}
+#else
+template <typename T>
+static inline Vector<T> load_lanes(const T* from, int64_t valid) {
+  T lanes[width<T>] = {};
+  for (int64_t i = 0; i < valid; i++) lanes[i] = from[i];
+  return load(lanes);
+}
+template <typename T>
+static inline void store_lanes(T* to, Vector<T> v, int64_t valid) {
+  for (int64_t i = 0; i < valid; i++) to[i] = v[i];
+}
+#endif
 template <typename T>
 static inline Vector<T> load(const T* from, int64_t valid) {
-  if (valid >= width<T>) return load(from);
-  T lanes[width<T>] = {};
-  std::memcpy(lanes, from, valid * sizeof(T));
-  return load(lanes);
+  return valid >= width<T> ? load(from) : load_lanes(from, std::max<int64_t>(valid, 0));
 }
 template <typename T>
 static inline void store(T* to, Vector<T> v, int64_t valid) {
   if (valid >= width<T>) return store(to, v);
-  std::memcpy(to, &v, valid * sizeof(T));
+  store_lanes(to, v, std::max<int64_t>(valid, 0));
 }
 template <typename T>
 static inline Vector<T> all(T x) {

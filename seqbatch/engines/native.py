@@ -172,6 +172,10 @@ def _backward(
     walk, size, each = lengths.longest_first, weights[1].shape[1], number // directions
     of_inputs = torch.empty_like(inputs) if wanted[0] else None
     of_gates = inputs.new_empty(directions, inputs.shape[0], _GATES[mode] * size)
+    of_weights = [
+        torch.empty_like(weight) if is_wanted else None
+        for weight, is_wanted in zip(weights, wanted[1 : 1 + number], strict=True)
+    ]
     of_start = [torch.empty_like(part) for part in start]
     of_output, *of_finals = [None if gradient is None else gradient.contiguous() for gradient in gradients]
     call = _call(mode, walk, inputs, directions, weights, output)
@@ -181,6 +185,9 @@ def _backward(
         direction.saved, direction.grad_gates = _row(saved, d), _row(of_gates, d)
         if of_output is not None:
             direction.grad_out = of_output.data_ptr() + d * size * of_output.element_size()
+        for name, of_weight in zip(_WEIGHTS, of_weights[d * each : (d + 1) * each], strict=False):
+            if of_weight is not None:
+                setattr(direction, f"grad_{name}", of_weight.data_ptr())
         for name, part, of_part in zip(("hidden", "cell"), start, of_start, strict=False):
             setattr(direction, name, _row(part, d))
             setattr(direction, f"grad_{name}", _row(of_part, d))
@@ -188,48 +195,7 @@ def _backward(
             if of_final is not None:
                 setattr(direction, f"grad_final_{name}", _row(of_final, d))
     _kernels.backward(call, inputs.dtype is torch.float64)
-    found: list[Tensor | None] = [of_inputs]
-    for d in range(directions):
-        before = _hidden_before(lengths, output[:, d * size : (d + 1) * size], start[0][d] if start else None, d)
-        asked = wanted[1 + d * each : 1 + (d + 1) * each]
-        found += _of_weights(mode, of_gates[d], inputs, before, asked)
-    return [*found, *of_start]
-
-
-def _of_weights(
-    mode: str, of_gates: Tensor, inputs: Tensor, before: Tensor, wanted: Sequence[bool]
-) -> list[Tensor | None]:
-    """Return the gradients of the weights of one direction, from those of its gates."""
-    size = before.shape[1]
-    # The gates of a GRU are n, r, z and the hidden part of n; its weights stand in the order r, z, n.
-    of_input, of_hidden = (of_gates[:, : 3 * size], of_gates[:, size:]) if mode == "GRU" else (of_gates, of_gates)
-
-    def in_order(part: Tensor) -> Tensor:
-        return torch.cat([part[size:], part[:size]]) if mode == "GRU" else part
-
-    def make(i: int) -> Tensor:
-        if i == 0:
-            return in_order(of_input.t() @ inputs)
-        if i == 1:
-            return of_hidden.t() @ before
-        return in_order(of_input.sum(0)) if i == 2 else of_hidden.sum(0)
-
-    return [make(i) if is_wanted else None for i, is_wanted in enumerate(wanted)]
-
-
-def _hidden_before(lengths: Lengths, output: Tensor, start: Tensor | None, direction: int) -> Tensor:
-    """Return the hidden state before each step, `(total_steps, size)`."""
-    before = torch.empty_like(output, memory_format=torch.contiguous_format)
-    starts, counts, index = lengths.longest_first
-    if direction == 0:
-        before[1:] = output[:-1]
-        rows = starts
-    else:
-        before[:-1] = output[1:]
-        rows = starts + counts - 1
-    if start is None:
-        return before.index_fill_(0, rows, 0)
-    return before.index_copy_(0, rows, start.index_select(0, index))
+    return [of_inputs, *of_weights, *of_start]
 
 
 def _replay(

@@ -1,6 +1,7 @@
 // Tests of the kernels through their C interface. test_sanitized.py builds it with the sanitizers of the compiler and runs it.
 //
-// Every case is compared with plain loops over single numbers, and bit for bit with each sequence alone. All buffers have
+// Every case is compared with plain loops over single numbers, and bit for bit with each sequence alone, but for gradients of
+// weights, which are sums over all sequences, and are compared bit for bit at other numbers of threads. All buffers have
 // the exact size, so that the address sanitizer finds an access one past their ends.
 #include <algorithm>
 #include <cmath>
@@ -135,6 +136,7 @@ template <typename T>
 struct Results {
   Numbers<T> out, grad_x;
   Numbers<T> saved[2], final_hidden[2], final_cell[2], grad_gates[2], grad_hidden[2], grad_cell[2];
+  Weights<T> grad_weights[2];
 };
 
 template <typename T>
@@ -153,7 +155,7 @@ T* pointer(const Numbers<T>& numbers) {  // constant or not: a Direction keeps b
 struct Options {
   int32_t threads;
   bool is_training;   // saves what backward needs, and runs it
-  bool has_grad_x = true;
+  bool has_grad_x = true;  // and gradients of weights
   int64_t gap = 0;
 };
 
@@ -214,6 +216,14 @@ Results<T> run(const Batch<T>& batch, const Options& options) {
       direction.grad_gates = pointer(r.grad_gates[d]);
       direction.grad_hidden = pointer(r.grad_hidden[d]);
       direction.grad_cell = pointer(r.grad_cell[d]);
+      if (!options.has_grad_x) continue;
+      const Weights<T>& w = batch.weights[d];
+      Weights<T>& grad = r.grad_weights[d];
+      grad = {unwritten<T>(w.ih.size()), unwritten<T>(w.hh.size()), unwritten<T>(w.bias_ih.size()), unwritten<T>(w.bias_hh.size())};
+      direction.grad_weight_ih = pointer(grad.ih);
+      direction.grad_weight_hh = pointer(grad.hh);
+      direction.grad_bias_ih = pointer(grad.bias_ih);
+      direction.grad_bias_hh = pointer(grad.bias_hh);
     }
     if (backward(call)) fail(s, "backward", "returns 1", 0, 1, 0);
   }
@@ -299,7 +309,11 @@ void run_plainly(const Batch<T>& batch, int d, int64_t i, const Lengths& rows, R
         of_x[u] = of_h[u] = s.kind == RNN_TANH ? grad * (1 - h * h) : h > 0 ? grad : 0;
       }
     }
+    Weights<double>& grad = r.grad_weights[d];
     for (int64_t g = 0; g < G * H; g++) {
+      for (int64_t k = 0; k < I; k++) grad.ih[g * I + k] += of_x[g] * batch.x[rows[t] * I + k];
+      for (int64_t k = 0; k < H; k++) grad.hh[g * H + k] += of_h[g] * hs[t][k];
+      if (s.has_bias) grad.bias_ih[g] += of_x[g], grad.bias_hh[g] += of_h[g];
       for (int64_t k = 0; k < H; k++) earlier_h[k] += of_h[g] * w.hh[g * H + k];
       for (int64_t k = 0; k < I; k++) r.grad_x[rows[t] * I + k] += of_x[g] * w.ih[g * I + k];
     }
@@ -332,6 +346,9 @@ Results<double> run_plainly(const Batch<T>& batch) {
     r.grad_gates[d].resize(steps * gate_numbers(s.kind) * H);
     r.grad_hidden[d].resize(s.has_state ? n * H : 0);
     r.grad_cell[d].resize(s.has_state && s.kind == LSTM ? n * H : 0);
+    const Weights<T>& w = batch.weights[d];
+    r.grad_weights[d] = {Numbers<double>(w.ih.size()), Numbers<double>(w.hh.size()), Numbers<double>(w.bias_ih.size()),
+                         Numbers<double>(w.bias_hh.size())};
     for (int64_t i = 0; i < n; i++) {
       Lengths rows(batch.lengths[i]);
       std::iota(rows.begin(), rows.end(), batch.start(i));
@@ -355,6 +372,10 @@ void require_close(const Sizes& s, const Results<T>& found, const Results<double
     require_close(s, "grad_gates", found.grad_gates[d], wanted.grad_gates[d]);
     require_close(s, "grad_hidden", found.grad_hidden[d], wanted.grad_hidden[d]);
     require_close(s, "grad_cell", found.grad_cell[d], wanted.grad_cell[d]);
+    require_close(s, "grad_weight_ih", found.grad_weights[d].ih, wanted.grad_weights[d].ih);
+    require_close(s, "grad_weight_hh", found.grad_weights[d].hh, wanted.grad_weights[d].hh);
+    require_close(s, "grad_bias_ih", found.grad_weights[d].bias_ih, wanted.grad_weights[d].bias_ih);
+    require_close(s, "grad_bias_hh", found.grad_weights[d].bias_hh, wanted.grad_weights[d].bias_hh);
   }
 }
 
@@ -378,11 +399,26 @@ void require_same_bits(const Sizes& s, const char* how, const Results<T>& part, 
 }
 
 template <typename T>
+void require_same_weights(const Sizes& s, const char* how, const Results<T>& found, const Results<T>& wanted) {
+  for (int d = 0; d < s.directions; d++) {
+    auto check = [&](const char* what, const Numbers<T>& one, const Numbers<T>& other) {
+      require_same_bits(s, what, how, one.data(), other.data(), one.size());
+    };
+    check("grad_weight_ih", found.grad_weights[d].ih, wanted.grad_weights[d].ih);
+    check("grad_weight_hh", found.grad_weights[d].hh, wanted.grad_weights[d].hh);
+    check("grad_bias_ih", found.grad_weights[d].bias_ih, wanted.grad_weights[d].bias_ih);
+    check("grad_bias_hh", found.grad_weights[d].bias_hh, wanted.grad_weights[d].bias_hh);
+  }
+}
+
+template <typename T>
 void test_batch(const Sizes& s, const Lengths& lengths) {
   const Batch<T> batch(s, lengths);
   const Results<T> all = run(batch, {4, true});
   require_close(s, all, run_plainly(batch));
-  require_same_bits(s, "differs with 1 thread and a gap between rows", run(batch, {1, true, true, 3}), all, 0, 0);
+  const Results<T> by_one = run(batch, {1, true, true, 3});
+  require_same_bits(s, "differs with 1 thread and a gap between rows", by_one, all, 0, 0);
+  require_same_weights(s, "differs with 1 thread and a gap between rows", by_one, all);
   require_same_bits(s, "differs in inference", run(batch, {4, false}), all, 0, 0);
   require_same_bits(s, "differs without the gradient of inputs", run(batch, {4, true, false}), all, 0, 0);
   for (size_t i = 0; i < lengths.size(); i++)
