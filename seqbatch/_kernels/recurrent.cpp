@@ -28,7 +28,7 @@ int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // acc[r][to(g)] += rows[r][k] * weights[k][g], for all k in order.
 template <typename T, int R, int G, int LAST>
-inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t size, const T* weights) {
+inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t size, const T* weights, int64_t stride = G * width<T>) {
   constexpr int W = width<T>;
   // A copy, because `rows` may point to `acc` for all that the compiler knows, which would store it after each product.
   Vector<T> sums[R][GATES];
@@ -36,7 +36,7 @@ inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t s
     for (int g = 0; g < GATES; g++) sums[r][g] = acc[r][g];
   for (int64_t k = 0; k < size; k++) {
     Vector<T> w[G];
-    for (int g = 0; g < G; g++) w[g] = load(weights + (k * G + g) * W);
+    for (int g = 0; g < G; g++) w[g] = load(weights + k * stride + g * W);
     for (int r = 0; r < R; r++) {
       Vector<T> x = all(rows[r][k]);
       for (int g = 0; g < G - 1; g++) sums[r][g] = fused(x, w[g], sums[r][g]);
@@ -462,8 +462,8 @@ struct Sharing {
   int threads;  // 1 or all, because OpenMP ends the threads that a smaller team leaves out, and must start them anew
 };
 
-template <typename T>
-Sharing sharing_of(const Call<T>& call, const Blocks<T>& blocks) {
+template <typename T, typename B>
+Sharing sharing_of(const Call<T>& call, const B& blocks) {
   const int64_t longest = call.lengths[0], threads = call.threads, all_blocks = call.directions * blocks.count;
   const int64_t numbers = blocks.count * blocks.block_size();                 // of weights, in one direction
   const int64_t rows = divide_up(call.directions * call.steps, longest);      // of an average step, in all directions
@@ -571,16 +571,31 @@ int64_t weight_rows(const Call<T>& call) {
   return (call.kind == LSTM ? 4 : call.kind == GRU ? 3 : 1) * call.hidden_size;
 }
 
-// Weights for products with gradients of gates: [columns / (4 * width)][rows][4][width]. Row k is `order(k)` of the weights.
-template <typename T, typename F>
-void lay_out_columns(const T* weights, int64_t rows, int64_t columns, int64_t block, F order, T* to) {
-  constexpr int64_t WIDE = GATES * width<T>;
-  const int64_t first = block * WIDE, valid = std::min(WIDE, columns - first);
-  for (int64_t k = 0; k < rows; k++) {
-    std::copy_n(weights + order(k) * columns + first, valid, to + k * WIDE);
-    std::fill_n(to + k * WIDE + valid, WIDE - valid, T(0));
+// A weight for products with gradients of gates, in blocks of 4 vectors of columns, laid out as [block][rows][4][width].
+template <typename T>
+struct Columns {
+  static constexpr int64_t WIDE = GATES * width<T>;
+  const T* weight;
+  int64_t rows, columns;
+  int64_t shift;  // row k of a block is row (k + shift) % rows of the weight
+  bool in_place;  // whole blocks are read where they stand, because they are used too seldom to be laid out
+  T* laid_out;
+
+  int64_t count() const { return divide_up(columns, WIDE); }
+  bool is_in_place(int64_t block) const { return in_place && (block + 1) * WIDE <= columns; }
+  const T* block(int64_t i) const { return is_in_place(i) ? weight + i * WIDE : laid_out + i * rows * WIDE; }
+  int64_t stride(int64_t i) const { return is_in_place(i) ? columns : WIDE; }
+
+  void lay_out(int64_t block) const {
+    if (is_in_place(block)) return;
+    const int64_t first = block * WIDE, valid = std::min(WIDE, columns - first);
+    T* to = laid_out + block * rows * WIDE;
+    for (int64_t k = 0; k < rows; k++) {
+      std::copy_n(weight + (k + shift) % rows * columns + first, valid, to + k * WIDE);
+      std::fill_n(to + k * WIDE + valid, WIDE - valid, T(0));
+    }
   }
-}
+};
 
 // to[r][first...] = add[r][first...] + rows[r] @ weights, of one block of columns.
 template <typename T, int R>
@@ -644,81 +659,116 @@ void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t 
   if (unit < end) one_vector(unit, end - unit);
 }
 
+// Some sequences in one direction, through some blocks of units, step by step from the last: the work of one thread.
 template <typename T>
-void run_backward(const Call<T>& call, int d, const T* weights, const Share& share, const T** befores) {
-  constexpr int64_t WIDE = GATES * width<T>;
-  const Direction<T>& direction = call.direction[d];
-  const int64_t H = call.hidden_size, count = share.sequences.size();
-  // A GRU's hidden weights take r, z and the hidden part of n, which stand after the part of the input.
-  const int64_t skipped = call.kind == GRU ? H : 0, rows = weight_rows(call);
-  if (!count) return;
-  std::vector<T> hidden(count * H), cells(call.kind == LSTM ? count * H : 0);
-  for (int64_t a = 0; a < count; a++) {
-    int64_t place = call.index[share.sequences[a]];
-    if (direction.grad_final_hidden) std::copy_n(direction.grad_final_hidden + place * H, H, &hidden[a * H]);
-    if (direction.grad_final_cell) std::copy_n(direction.grad_final_cell + place * H, H, &cells[a * H]);
+class WalkBack {
+ public:
+  // `hidden` and `cells` are (sequences, hidden) and hold what goes back from step to step; `before` gets for each step the
+  // hidden state before it, or null.
+  WalkBack(const Call<T>& call, int d, const Columns<T>& weights, int64_t begin, int64_t end, Share given, T* hidden, T* cells,
+           const T** before)
+      : call_(call), direction_(call.direction[d]), d_(d), weights_(weights), begin_(begin), end_(end),
+        first_unit_(begin * weights.WIDE), end_unit_(std::min(call.hidden_size, end * weights.WIDE)),
+        sequences_(std::move(given.sequences)), gates_(sequences_.size()), carry_(sequences_.size()), hidden_(sequences_.size()),
+        before_(before) {
+    const int64_t H = call.hidden_size;
+    for (size_t a = 0; a < sequences_.size(); a++) {
+      const int64_t place = call.index[sequences_[a]];
+      carry_[a] = {hidden + sequences_[a] * H, call.kind == LSTM ? cells + sequences_[a] * H : nullptr};
+      hidden_[a] = carry_[a].hidden;
+      start(direction_.grad_final_hidden, place, carry_[a].hidden);
+      if (call.kind == LSTM) start(direction_.grad_final_cell, place, carry_[a].cell);
+    }
   }
-  std::vector<const T*> gates(count);
-  std::vector<T*> carried(count);
-  int64_t alive = 0;
-  for (int64_t t = call.lengths[share.sequences[0]] - 1; t >= 0; t--) {
-    while (alive < count && call.lengths[share.sequences[alive]] > t) alive++;
-    for (int64_t a = 0; a < alive; a++) {
-      int64_t sequence = share.sequences[a], row = row_of(call, d, sequence, t), place = call.index[sequence];
+
+  int64_t longest() const { return sequences_.empty() ? 0 : call_.lengths[sequences_[0]]; }
+
+  void compute_gates(int64_t t) {
+    const int64_t H = call_.hidden_size, count = sequences_.size();
+    while (alive_ < count && call_.lengths[sequences_[alive_]] > t) alive_++;
+    for (int64_t a = 0; a < alive_; a++) {
+      const int64_t sequence = sequences_[a], row = row_of(call_, d_, sequence, t), place = call_.index[sequence];
       const T *before = nullptr, *cell_before = nullptr;
       if (t) {
-        int64_t earlier = row_of(call, d, sequence, t - 1);
-        before = direction.out + earlier * call.out_stride;
-        if (call.kind == LSTM) cell_before = direction.saved + (earlier * saved_numbers(LSTM) + 4) * H;
+        const int64_t earlier = row_of(call_, d_, sequence, t - 1);
+        before = direction_.out + earlier * call_.out_stride;
+        if (call_.kind == LSTM) cell_before = direction_.saved + (earlier * saved_numbers(LSTM) + 4) * H;
       } else {
-        if (direction.hidden) before = direction.hidden + place * H;
-        if (direction.cell) cell_before = direction.cell + place * H;
+        if (direction_.hidden) before = direction_.hidden + place * H;
+        if (direction_.cell) cell_before = direction_.cell + place * H;
       }
-      befores[row] = before;
-      carried[a] = &hidden[a * H];
-      gates[a] = direction.grad_gates + row * gate_numbers(call.kind) * H + skipped;
-      gate_gradients(call, direction, row, before, cell_before, {carried[a], call.kind == LSTM ? &cells[a * H] : nullptr}, 0, H);
+      if (!first_unit_) before_[row] = before;  // by one thread of those that share units
+      // A GRU's hidden weights take r, z and the hidden part of n, which stand after the part of the input.
+      gates_[a] = direction_.grad_gates + row * gate_numbers(call_.kind) * H + (call_.kind == GRU ? H : 0);
+      gate_gradients(call_, direction_, row, before, cell_before, carry_[a], first_unit_, end_unit_);
     }
-    if (!t && !direction.grad_hidden) break;
-    for (int64_t first = 0; first < H; first += WIDE)
-      in_blocks(alive, [&](int64_t i, auto r) {
+  }
+
+  // What goes through the hidden weights to the step before. All units of all gates must have been computed.
+  void multiply_gates(int64_t t) {
+    if (!t && !direction_.grad_hidden) return;
+    constexpr int W = width<T>;
+    const int64_t H = call_.hidden_size;
+    for (int64_t block = begin_; block < end_; block++)
+      in_blocks(alive_, [&](int64_t i, auto r) {
         constexpr int R = decltype(r)::value;
+        const int64_t first = block * weights_.WIDE;
         Vector<T> acc[R][GATES];
         for (int n = 0; n < R; n++)
           for (int g = 0; g < GATES; g++) {
-            int64_t unit = first + g * width<T>;
-            acc[n][g] = unit < H ? load(carried[i + n] + unit, H - unit) : Vector<T>{};
+            int64_t unit = first + g * W;
+            acc[n][g] = unit < H ? load(hidden_[i + n] + unit, H - unit) : Vector<T>{};
           }
-        multiply<T, R, 4, 3>(acc, &gates[i], rows, weights + first / WIDE * rows * WIDE);
-        multiply_back<T, R>(acc, &carried[i], first, H);
+        multiply<T, R, 4, 3>(acc, &gates_[i], weights_.rows, weights_.block(block), weights_.stride(block));
+        multiply_back<T, R>(acc, &hidden_[i], first, H);
       });
   }
-  for (int64_t a = 0; a < count; a++) {
-    int64_t place = call.index[share.sequences[a]];
-    if (direction.grad_hidden) std::copy_n(&hidden[a * H], H, direction.grad_hidden + place * H);
-    if (direction.grad_cell) std::copy_n(&cells[a * H], H, direction.grad_cell + place * H);
-  }
-}
 
-// The gradient of some rows of the input, through all directions.
+  void finish() {
+    for (size_t a = 0; a < sequences_.size(); a++) {
+      const int64_t from = call_.index[sequences_[a]] * call_.hidden_size + first_unit_, units = end_unit_ - first_unit_;
+      if (direction_.grad_hidden) std::copy_n(carry_[a].hidden + first_unit_, units, direction_.grad_hidden + from);
+      if (direction_.grad_cell) std::copy_n(carry_[a].cell + first_unit_, units, direction_.grad_cell + from);
+    }
+  }
+
+ private:
+  void start(const T* grad_final, int64_t place, T* to) {
+    if (grad_final)
+      std::copy_n(grad_final + place * call_.hidden_size + first_unit_, end_unit_ - first_unit_, to + first_unit_);
+    else
+      std::fill(to + first_unit_, to + end_unit_, T(0));
+  }
+
+  const Call<T>& call_;
+  const Direction<T>& direction_;
+  int d_;
+  const Columns<T>& weights_;
+  int64_t begin_, end_, first_unit_, end_unit_;
+  std::vector<int64_t> sequences_;
+  std::vector<const T*> gates_;
+  std::vector<Carry<T>> carry_;
+  std::vector<T*> hidden_;
+  const T** before_;
+  int64_t alive_ = 0;
+};
+
+// The gradient of some rows of the input in one block of columns, through all directions.
 template <typename T>
-void input_gradients(const Call<T>& call, const T* weights, int64_t size, int64_t begin, int64_t end) {
-  constexpr int64_t WIDE = GATES * width<T>;
-  const int64_t H = call.hidden_size, I = call.input_size, stride = gate_numbers(call.kind) * H;
-  const int64_t rows = weight_rows(call);
-  for (int64_t first = 0; first < I; first += WIDE)
-    in_blocks(end - begin, [&](int64_t i, auto r) {
-      constexpr int R = decltype(r)::value;
-      Vector<T> acc[R][GATES] = {};
-      T* to[R];
-      for (int d = 0; d < call.directions; d++) {
-        const T* gates[R];
-        for (int n = 0; n < R; n++) gates[n] = call.direction[d].grad_gates + (begin + i + n) * stride;
-        multiply<T, R, 4, 3>(acc, gates, rows, weights + d * size + first / WIDE * rows * WIDE);
-      }
-      for (int n = 0; n < R; n++) to[n] = call.grad_x + (begin + i + n) * I;
-      multiply_back<T, R>(acc, to, first, I);
-    });
+void input_gradients(const Call<T>& call, const Columns<T>* weights, int64_t block, int64_t begin, int64_t end) {
+  const int64_t stride = gate_numbers(call.kind) * call.hidden_size;
+  in_blocks(end - begin, [&](int64_t i, auto r) {
+    constexpr int R = decltype(r)::value;
+    Vector<T> acc[R][GATES] = {};
+    T* to[R];
+    for (int d = 0; d < call.directions; d++) {
+      const T* gates[R];
+      for (int n = 0; n < R; n++) gates[n] = call.direction[d].grad_gates + (begin + i + n) * stride;
+      multiply<T, R, 4, 3>(acc, gates, weights[d].rows, weights[d].block(block), weights[d].stride(block));
+    }
+    for (int n = 0; n < R; n++) to[n] = call.grad_x + (begin + i + n) * call.input_size;
+    multiply_back<T, R>(acc, to, block * weights[0].WIDE, call.input_size);
+  });
 }
 
 // Gradients of weights and biases are sums over all steps in the order of the flat values, whatever the number of threads,
@@ -822,21 +872,35 @@ void weight_gradients(const WeightGradient<T> (&weights)[2], const T* gates, int
   }
 }
 
+// What `sharing_of` reads: blocks of hidden units, and all weights of a direction.
+struct BackwardBlocks {
+  int64_t count, numbers;
+  int64_t block_size() const { return numbers / count; }
+};
+
 template <typename T>
 int run_backward(const Call<T>& call) {
+  if (!call.sequences) return 0;
   constexpr int64_t WIDE = GATES * width<T>;
-  const int64_t H = call.hidden_size, I = call.input_size, stride = gate_numbers(call.kind) * H;
-  const int64_t rows = weight_rows(call);
-  const int64_t hidden_blocks = divide_up(H, WIDE), input_blocks = call.grad_x ? divide_up(I, WIDE) : 0;
-  const int64_t hidden_size = hidden_blocks * rows * WIDE, input_size = input_blocks * rows * WIDE;
-  Buffer<T> hidden(hidden_size * call.directions), input(input_size * call.directions);
+  const int64_t H = call.hidden_size, I = call.input_size, stride = gate_numbers(call.kind) * H, rows = weight_rows(call);
+  const int64_t count = divide_up(H, WIDE), input_count = call.grad_x ? divide_up(I, WIDE) : 0, states = call.sequences * H;
+  const int64_t hidden_size = count * rows * WIDE, input_size = input_count * rows * WIDE;
+  const Sharing sharing = sharing_of(call, BackwardBlocks{count, rows * (H + I)});
+  const bool is_one_step = call.lengths[0] == 1;
+  Buffer<T> laid_out((hidden_size + input_size) * call.directions);
+  Buffer<T> carried(states * call.directions * (call.kind == LSTM ? 2 : 1));
   Buffer<const T*> rows_of_x(call.steps), before(call.steps * call.directions);
-  if (!hidden.data || !input.data || !rows_of_x.data || !before.data) return 1;
+  if (!laid_out.data || !carried.data || !rows_of_x.data || !before.data) return 1;
   for (int64_t i = 0; i < call.steps; i++) rows_of_x.data[i] = call.x + i * I;
+  Columns<T> hidden[2], input[2];
   WeightGradient<T> weights[2][2];
   int64_t blocks = 1;  // one at least, for the biases
   for (int d = 0; d < call.directions; d++) {
     const Direction<T>& to = call.direction[d];
+    T* at = laid_out.data + d * (hidden_size + input_size);
+    hidden[d] = {to.weight_hh, rows, H, 0, is_one_step, at};
+    // The gradients of a GRU's gates stand in the order n, r, z; its weights in the order r, z, n.
+    input[d] = {to.weight_ih, rows, I, call.kind == GRU ? 2 * H : 0, is_one_step && call.kind != GRU, at + hidden_size};
     weights[d][0] = {rows_of_x.data, I, to.grad_weight_ih, to.grad_bias_ih};
     weights[d][1] = {before.data + d * call.steps, H, to.grad_weight_hh, to.grad_bias_hh};
     blocks = std::max(blocks, (to.grad_weight_ih ? divide_up(I, WIDE) : 0) + (to.grad_weight_hh ? divide_up(H, WIDE) : 0));
@@ -844,36 +908,60 @@ int run_backward(const Call<T>& call) {
   const std::vector<Gates> all_gates = gates_of_weights(call);
   // So many rows of gradients of gates as stay in the cache while the weights of one block go by.
   const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (stride * sizeof(T)));
+  // One thread walks through a sequence that is alone; but all share the gradients of inputs and weights.
+  const bool is_small = call.directions * rows * (H + I) * call.steps < int64_t{1} << 19;
+  Barrier barrier;
   bool failed = false;
-#pragma omp parallel num_threads(call.threads)
+#pragma omp parallel num_threads(is_small ? 1 : call.threads)
   {
-#pragma omp for collapse(2)
-    for (int d = 0; d < call.directions; d++)
-      for (int64_t block = 0; block < hidden_blocks + input_blocks; block++) {
-        if (block < hidden_blocks) {
-          lay_out_columns(call.direction[d].weight_hh, rows, H, block, [](int64_t k) { return k; },
-                          hidden.data + d * hidden_size + block * rows * WIDE);
-        } else {
-          // The gradients of a GRU's gates stand in the order n, r, z.
-          auto order = [&](int64_t k) { return call.kind != GRU ? k : k < H ? k + 2 * H : k - H; };
-          lay_out_columns(call.direction[d].weight_ih, rows, I, block - hidden_blocks, order,
-                          input.data + d * input_size + (block - hidden_blocks) * rows * WIDE);
-        }
-      }
+    const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
+    std::optional<WalkBack<T>> walks[2];
     try {
-      for (int d = 0; d < call.directions; d++)
-        run_backward(call, d, hidden.data + d * hidden_size, share_of(call, d, omp_get_thread_num(), omp_get_num_threads()),
-                     before.data + d * call.steps);
+      for (int d = 0; d < call.directions; d++) {
+        auto end = [&](int64_t i) { return std::clamp<int64_t>(call.directions * count * i / threads - d * count, 0, count); };
+        const int64_t from = sharing.by_units ? end(thread) : 0, to = sharing.by_units ? end(thread + 1) : count;
+        if (from == to) continue;
+        T *of_hidden = carried.data + d * states, *of_cells = call.kind == LSTM ? of_hidden + call.directions * states : nullptr;
+        walks[d].emplace(call, d, hidden[d], from, to, sharing.by_units ? all_of(call) : share_of(call, d, thread, threads),
+                         of_hidden, of_cells, before.data + d * call.steps);
+      }
     } catch (const std::bad_alloc&) {
 #pragma omp atomic write
       failed = true;
     }
-#pragma omp barrier
-    if (call.grad_x) {
-#pragma omp for schedule(dynamic) nowait
-      for (int64_t begin = 0; begin < call.steps; begin += chunk)
-        input_gradients(call, input.data, input_size, begin, std::min(call.steps, begin + chunk));
+#pragma omp for collapse(2)
+    for (int d = 0; d < call.directions; d++)
+      for (int64_t block = 0; block < count + input_count; block++) {
+        if (block >= count)
+          input[d].lay_out(block - count);
+        else if (!is_one_step || call.direction[d].grad_hidden)
+          hidden[d].lay_out(block);
+      }
+    // All threads read the same here, because the loop above ended with a barrier and nothing writes it after that.
+    if (!failed) {
+      if (sharing.by_units) {
+        for (int64_t t = call.lengths[0] - 1; t >= 0; t--) {
+          for (auto& walk : walks)
+            if (walk) walk->compute_gates(t);
+          barrier.wait(threads);
+          for (auto& walk : walks)
+            if (walk) walk->multiply_gates(t);
+        }
+      } else {
+        for (auto& walk : walks)
+          for (int64_t t = walk ? walk->longest() - 1 : -1; t >= 0; t--) {
+            walk->compute_gates(t);
+            walk->multiply_gates(t);
+          }
+      }
+      for (auto& walk : walks)
+        if (walk) walk->finish();
     }
+#pragma omp barrier
+#pragma omp for collapse(2) schedule(dynamic) nowait
+    for (int64_t begin = 0; begin < call.steps; begin += chunk)
+      for (int64_t block = 0; block < input_count; block++)
+        if (!failed) input_gradients(call, input, block, begin, std::min(call.steps, begin + chunk));
     for (int d = 0; d < call.directions; d++)
       for (const Gates& gates : all_gates) {
 #pragma omp for collapse(2) schedule(dynamic) nowait
