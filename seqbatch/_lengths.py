@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from seqbatch import _rows
 from seqbatch._kept import Kept, outside_inference_mode
 from seqbatch._modes import is_transformed, refuse_in_a_graph
 
@@ -76,11 +77,25 @@ class Lengths:
             for i in order[after:running]:
                 counts[i] = step
         lengths = cls(tuple(counts))
-        vars(lengths).update(sequence_order=order, step_sizes=batch_sizes)
+        vars(lengths)["_by_length"] = (ints(order), ints(_places(order)), ints(batch_sizes))
+        return lengths
+
+    @classmethod
+    def from_packed(cls, tensor: Tensor, packing: tuple[Tensor, Tensor, Tensor], total: int) -> "Lengths":
+        """Take lengths with the order of PyTorch's packed form, so that packing again gives it back.
+
+        Args:
+            tensor: `(batch,)`, int64, on the host.
+            packing: sorted_indices, unsorted_indices and batch_sizes of the packed form; int64, on the host.
+            total: the steps of all sequences together.
+        """
+        lengths = cls.from_tensor(tensor)
+        vars(lengths).update(_by_length=packing, _longest=packing[2].shape[0], total=total)
         return lengths
 
     def __len__(self) -> int:
-        return len(self.counts)
+        refuse_in_a_graph("lengths")
+        return self.tensor.shape[0]
 
     def __reduce__(self) -> tuple[type["Lengths"], tuple[tuple[int, ...]]]:
         return Lengths, (self.counts,)
@@ -124,41 +139,46 @@ class Lengths:
         return torch.repeat_interleave(self.tensor, output_size=self.total)
 
     @Kept
-    def sequence_order(self) -> list[int]:
-        """The sequences from longest to shortest, equals in the caller's order."""
-        return sorted(range(len(self)), key=self.counts.__getitem__, reverse=True)
+    def _by_length(self) -> tuple[Tensor, Tensor, Tensor]:
+        """`order`, `rank` and `batch_sizes`, which are computed together."""
+        if _rows.serves(self.tensor):
+            return _rows.sort(self.tensor, self._longest)
+        order = sorted(range(len(self)), key=self.counts.__getitem__, reverse=True)
+        sizes: list[int] = []
+        for running, count in zip(range(len(self), 0, -1), sorted(self.counts), strict=True):
+            sizes += [running] * (count - len(sizes))
+        return ints(order), ints(_places(order)), ints(sizes)
 
-    @Kept
+    @property
     def order(self) -> Tensor:
-        """`(batch,)`, int64, on the host: the numbers of `sequence_order`."""
-        return ints(self.sequence_order)
+        """`(batch,)`, int64, on the host: the sequences from longest to shortest, equals in the caller's order."""
+        return self._by_length[0]
 
-    @Kept
+    @property
     def rank(self) -> Tensor:
         """`(batch,)`, int64, on the host: the place of each sequence in `order`."""
-        places = [0] * len(self)
-        for place, i in enumerate(self.sequence_order):
-            places[i] = place
-        return ints(places)
+        return self._by_length[1]
+
+    @property
+    def batch_sizes(self) -> Tensor:
+        """`(longest,)`, int64, on the host: how many sequences have a step at each position."""
+        return self._by_length[2]
+
+    @Kept
+    def sequence_order(self) -> list[int]:
+        """The numbers of `order`."""
+        return self.order.tolist()
+
+    @Kept
+    def step_sizes(self) -> list[int]:
+        """The numbers of `batch_sizes`."""
+        return self.batch_sizes.tolist()
 
     @Kept
     def longest_first(self) -> Tensor:
         """`(3, batch)`, int64, on the host: start, steps and index of each sequence, in `sequence_order`."""
         order, starts, counts = self.sequence_order, self.offsets.tolist(), self.counts
         return ints((starts[i] for i in order), (counts[i] for i in order), order).view(3, len(order))
-
-    @Kept
-    def step_sizes(self) -> list[int]:
-        """The numbers of `batch_sizes`."""
-        sizes: list[int] = []
-        for running, count in zip(range(len(self), 0, -1), sorted(self.counts), strict=True):
-            sizes += [running] * (count - len(sizes))
-        return sizes
-
-    @Kept
-    def batch_sizes(self) -> Tensor:
-        """`(longest,)`, int64, on the host: how many sequences have a step at each position."""
-        return ints(self.step_sizes)
 
     @Kept
     def not_empty(self) -> Tensor:
@@ -217,6 +237,14 @@ class Lengths:
         full = numbers > 0
         sizes[numbers.cumsum(0)[full] - 1] = (self.tensor - CHUNK * (numbers - 1))[full]
         return Lengths(tuple(sizes.tolist())), Lengths(tuple(numbers.tolist()))
+
+
+def _places(order: list[int]) -> list[int]:
+    """Compute the place of each number in an order of them."""
+    places = [0] * len(order)
+    for place, i in enumerate(order):
+        places[i] = place
+    return places
 
 
 def ints(*parts: Iterable[int]) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch import _checks, _layout_checks, graphs, layouts
+from seqbatch import _checks, _layout_checks, _rows, graphs, layouts
 from seqbatch._checks import complaint
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._lengths import Lengths
@@ -151,7 +151,11 @@ class FromLayouts(ABC):
         tensor([1, 2, 3])
         """
         refuse_in_a_graph("the sizes of a PackedSequence")
-        lengths = Lengths.from_batch_sizes(*_layout_checks.require_packed("packed", packed))
+        unpacked = _rows.unpack(packed)
+        if unpacked is None:  # because the kernels do not serve it, or it is wrong
+            lengths = Lengths.from_batch_sizes(*_layout_checks.require_packed("packed", packed))
+        else:
+            lengths = Lengths.from_packed(*unpacked, packed.data.shape[0])
         return cls._of(layouts.from_packed(packed.data, lengths), lengths)
 
     @classmethod
