@@ -1,13 +1,26 @@
 """Rows copied by the compiled kernels: which tensors they can read, and the calls; knows tensors only, no layouts."""
 
+from typing import TypeGuard
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import _kernels
-from seqbatch._modes import are_batched, is_transformed
+from seqbatch._modes import is_transformed
 
 _PLAIN = (Tensor, nn.Parameter)  # subclasses, such as fake tensors, may have no memory that a kernel could read
+
+
+def _made_in_inference_mode(is_on: bool) -> Tensor:
+    with torch.inference_mode(is_on):
+        return torch.empty(0, device="cpu")
+
+
+# What PyTorch dispatches on, of tensors whose memory holds their values. Those of conjugate, negative, quantized, sparse
+# and nested tensors differ, and those of tensors that `torch.func` wraps.
+_keys_of = torch._C._dispatch_keys
+_DENSE = [_keys_of(_made_in_inference_mode(is_on)) for is_on in (False, True)]
 
 
 def serves(*tensors: Tensor | None) -> bool:
@@ -15,16 +28,19 @@ def serves(*tensors: Tensor | None) -> bool:
     # A dispatch mode, such as that of fake tensors, must see every operation.
     if not _kernels.IS_THERE or is_transformed() or torch._C._len_torch_dispatch_stack():
         return False
-    return all(map(_has_memory, tensors))
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN or _keys_of(tensor) not in _DENSE:
+            return False
+        if not tensor.data_ptr():  # there is nothing to copy, or the storage was freed
+            return False
+    return True
 
 
-def _has_memory(tensor: Tensor | None) -> bool:
-    """Return True if the memory of a tensor holds its values, and it has some."""
-    if type(tensor) not in _PLAIN or not tensor.is_cpu or are_batched((tensor,)):
+def _are_numbers(*tensors: Tensor | None) -> TypeGuard[tuple[Tensor, ...]]:
+    """Return True if the kernels can read all these tensors as int64 of one axis."""
+    if not serves(*tensors):
         return False
-    # A conjugate or negative view holds the values of another tensor. An address of 0 is that of a freed storage.
-    holds_others = tensor.is_conj() or tensor.is_neg() or tensor.is_quantized
-    return not holds_others and tensor.numel() > 0 and tensor.data_ptr() != 0
+    return all(tensor.dtype is torch.int64 and tensor.dim() == 1 and tensor.is_contiguous() for tensor in tensors)
 
 
 def copy(
@@ -52,28 +68,34 @@ def copy(
         packing: only for packed data: `(batch,)`, the place of each sequence in a step, and `(longest,)`, the number of
             sequences of each step; int64, contiguous.
     """
-    element = other.element_size()
-    features = other.shape[2:] if packing is None else other.shape[1:]
-    places, sizes = (None, None) if packing is None else packing
-    _kernels.copy(
-        _kernels.Rows(
-            flat=flat.data_ptr(),
-            other=other.data_ptr(),
-            fill=None if fill is None else fill.data_ptr(),
-            lengths=lengths.data_ptr(),
-            places=None if places is None else places.data_ptr(),
-            sizes=None if sizes is None else sizes.data_ptr(),
-            sequences=lengths.shape[0],
-            time=other.shape[1 - batch_axis] if sizes is None else sizes.shape[0],
-            row=features.numel() * element,
-            element=element,
-            sequence_stride=other.stride(batch_axis) * element,
-            step_stride=0 if packing else other.stride(1 - batch_axis) * element,
-            is_left=is_left,
-            into_flat=into_flat,
-            threads=torch.get_num_threads(),
-        )
+    element, strides = other.element_size(), other.stride()
+    rows = _kernels.Rows(
+        flat=flat.data_ptr(),
+        other=other.data_ptr(),
+        lengths=lengths.data_ptr(),
+        sequences=lengths.shape[0],
+        row=flat.stride(0) * element,
+        element=element,
+        into_flat=into_flat,
+        threads=torch.get_num_threads(),
     )
+    if packing is None:
+        rows.time = other.shape[1 - batch_axis]
+        rows.sequence_stride, rows.step_stride = strides[batch_axis] * element, strides[1 - batch_axis] * element
+        rows.is_left = is_left
+        rows.fill = None if fill is None else fill.data_ptr()
+    else:
+        places, sizes = packing
+        rows.time, rows.places, rows.sizes = sizes.shape[0], places.data_ptr(), sizes.data_ptr()
+    _kernels.copy(rows)
+
+
+def measure(lengths: Tensor) -> list[int] | None:
+    """Compute the least length, the greatest and their sum.
+
+    Returns None if the kernels do not serve them as int64, if one is negative or if the sum is too large.
+    """
+    return _kernels.measure(lengths.data_ptr(), lengths.shape[0]) if _are_numbers(lengths) else None
 
 
 def sort(lengths: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,23 +119,13 @@ def unpack(packed: object) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | Non
     """
     if not isinstance(packed, PackedSequence) or not isinstance(packed.data, Tensor) or not packed.data.dim():
         return None
-    parts = (packed.sorted_indices, packed.unsorted_indices, packed.batch_sizes)
-    if not serves(*parts):
+    parts = packed.sorted_indices, packed.unsorted_indices, packed.batch_sizes
+    if not _are_numbers(*parts) or parts[0].shape != parts[1].shape:
         return None
     order, rank, sizes = parts
-    for part in parts:
-        if part.dim() != 1 or part.dtype is not torch.int64 or not part.is_contiguous():
-            return None
-    if len(order) != len(rank):
-        return None
     lengths = torch.empty_like(order)
-    fits = _kernels.unpack(
-        sizes.data_ptr(),
-        sizes.shape[0],
-        order.data_ptr(),
-        rank.data_ptr(),
-        order.shape[0],
-        packed.data.shape[0],
-        lengths.data_ptr(),
-    )
-    return (lengths, (order.clone(), rank.clone(), sizes.clone())) if fits else None
+    batch, steps = order.shape[0], packed.data.shape[0]
+    addresses = sizes.data_ptr(), sizes.shape[0], order.data_ptr(), rank.data_ptr()
+    if not _kernels.unpack(*addresses, batch, steps, lengths.data_ptr()):
+        return None
+    return lengths, (order.clone(), rank.clone(), sizes.clone())

@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import PackedSequence, pad_sequence
 from seqbatch import _kernels, _rows
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._lengths import Lengths
-from seqbatch._modes import is_transformed, wants_gradients
+from seqbatch._modes import is_transformed
 from seqbatch._plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
 
 # Without kernels: up to this many sequences are copied one by one in less time than it takes to plan a gather.
@@ -164,7 +164,7 @@ def _gather(values: Tensor, plan: Plan, fill: complex) -> Tensor:
 def _convert(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex = 0) -> Tensor:
     """Turn flat values into another layout, or that into flat values; a copy, through which gradients flow."""
     if _rows.serves(source, layout.lengths.tensor):
-        if wants_gradients((source,)):
+        if source.requires_grad and torch.is_grad_enabled():
             return _apply(_Copy, source, layout, into_flat, fill)
         return _copy(source, layout, into_flat, fill)
     plan = layout.plan(source.device)
@@ -244,7 +244,7 @@ def _nest(values: Tensor, lengths: Lengths) -> Tensor:
         nested: Tensor = torch.nested.nested_tensor_from_jagged(
             values,
             lengths.jagged(values.device),
-            min_seqlen=min(lengths.counts, default=0),
+            min_seqlen=lengths.shortest,
             max_seqlen=lengths.longest,
         )
     return nested
@@ -252,19 +252,19 @@ def _nest(values: Tensor, lengths: Lengths) -> Tensor:
 
 def _values(nested: Any) -> Tensor:
     with _mode_for(nested):
-        values: Tensor = nested.detach().values()
+        values: Tensor = (nested.detach() if nested.requires_grad else nested).values()
     return values
 
 
 def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
     """Turn a nested tensor of jagged layout into flat values, a view of it unless it has holes, and their lengths."""
     jagged: Any = nested  # torch gives the methods of this layout no types
-    offsets, counts, rows = jagged.offsets(), jagged.lengths(), len(_values(nested))
+    offsets, counts, values = jagged.offsets(), jagged.lengths(), _values(nested)
     lengths = Lengths(tuple((offsets.diff() if counts is None else counts).tolist()))
     starts = offsets.cpu()
-    if counts is None and starts[0] == 0 and starts[-1] == rows:
+    if counts is None and starts[0] == 0 and starts[-1] == len(values):
         lengths.adopt_offsets(offsets)
-        return _apply(_FromNested, nested, lengths), lengths
+        return _apply(_FromNested, nested, lengths) if nested.requires_grad else values, lengths
     values = jagged.values()
-    plan = window_plan(starts[:-1], lengths, rows)
+    plan = window_plan(starts[:-1], lengths, len(values))
     return rearrange(values, plan.to(values.device)), lengths

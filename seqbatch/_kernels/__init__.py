@@ -71,7 +71,7 @@ class Kernels(NamedTuple):
     isa: int = 0
     forward: tuple[Callable[..., int], ...] = ()  # for float, double
     backward: tuple[Callable[..., int], ...] = ()
-    rows: tuple[Callable[..., int], ...] = ()  # copy, sort, unpack
+    rows: tuple[Callable[..., int], ...] = ()  # copy, measure, sort, unpack
 
 
 def load(folders: Iterable[str], choice: str) -> Kernels:
@@ -96,7 +96,8 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         best = library.seqbatch_isa()
         forward = library.seqbatch_forward_float, library.seqbatch_forward_double
         backward = library.seqbatch_backward_float, library.seqbatch_backward_double
-        copy, sort, unpack = library.seqbatch_copy, library.seqbatch_sort, library.seqbatch_unpack
+        copy, measure = library.seqbatch_copy, library.seqbatch_measure
+        sort, unpack = library.seqbatch_sort, library.seqbatch_unpack
     except (OSError, AttributeError) as error:  # AttributeError: a function is missing, in a library of another version
         return Kernels(f"not loaded, because of the error: {error}")
     if sizes != (ctypes.sizeof(Call), ctypes.sizeof(Rows)):  # a checkout may hold a library that was built before the sources changed
@@ -105,6 +106,7 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         function.argtypes = [ctypes.POINTER(Call)]
     address, number = ctypes.c_void_p, ctypes.c_int64
     copy.argtypes = [ctypes.POINTER(Rows)]
+    measure.argtypes = [address, number, address]
     sort.argtypes = [address, number, number, address, address, address]
     unpack.argtypes = [address, number, address, address, number, number, address]
     isa = _INSTRUCTION_SETS.index(choice) if choice else best
@@ -113,7 +115,7 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
             f"The environment variable SEQBATCH_KERNELS must be at most {_INSTRUCTION_SETS[best]}, which is the best "
             f"instruction set of this processor in the library; got {choice}."
         )
-    return Kernels("", isa, forward, backward, (copy, sort, unpack))
+    return Kernels("", isa, forward, backward, (copy, measure, sort, unpack))
 
 
 _kernels = load(__path__, os.environ.get("SEQBATCH_KERNELS", ""))
@@ -139,14 +141,23 @@ def copy(rows: Rows) -> None:
     _raise_if_failed(_kernels.rows[0](rows), "copy sequences")
 
 
+def measure(lengths: int, sequences: int) -> list[int] | None:
+    """Compute the least length, the greatest and their sum, or None if one is negative or the sum too large.
+
+    Requires `IS_THERE`; rows.h has the arguments here and below.
+    """
+    found = (ctypes.c_int64 * 3)()
+    return list(found) if _kernels.rows[1](lengths, sequences, found) else None
+
+
 def sort(*arguments: int) -> None:
-    """Sort sequences by length. Requires `IS_THERE`; rows.h has the arguments."""
-    _kernels.rows[1](*arguments)
+    """Sort sequences by length. Requires `IS_THERE`."""
+    _kernels.rows[2](*arguments)
 
 
-def unpack(*arguments: int | None) -> bool:
-    """Compute lengths, and return True if the parts of a PackedSequence fit each other. Requires `IS_THERE`, as `sort`."""
-    return bool(_kernels.rows[2](*arguments))
+def unpack(*arguments: int) -> bool:
+    """Compute lengths, and return True if the parts of a PackedSequence fit each other. Requires `IS_THERE`."""
+    return bool(_kernels.rows[3](*arguments))
 
 
 def _raise_if_failed(result: int, what: str) -> None:

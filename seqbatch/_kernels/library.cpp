@@ -59,6 +59,9 @@ int seqbatch_copy(const seqbatch::Rows* rows) {
   if (is_forked) here.threads = 1;
   return seqbatch::copy(here);
 }
+int seqbatch_measure(const int64_t* lengths, int64_t sequences, int64_t* found) {
+  return seqbatch::measure(lengths, sequences, found);
+}
 void seqbatch_sort(const int64_t* lengths, int64_t sequences, int64_t longest, int64_t* order, int64_t* rank, int64_t* sizes) {
   seqbatch::sort(lengths, sequences, longest, order, rank, sizes);
 }

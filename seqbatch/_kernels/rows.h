@@ -27,12 +27,14 @@ struct Rows {
 // Returns 0, or 1 if there is not enough memory.
 int copy(const Rows&);
 
+// Write the least length, the greatest and their sum to `found` (3). Returns 0 if one is negative or the sum too large, else 1.
+int measure(const int64_t* lengths, int64_t sequences, int64_t* found);
+
 // Sort sequences from longest to shortest, equals in order. Writes to all but the first three:
 // order and rank (sequences), which undo each other, and sizes (longest): how many sequences have each step.
 void sort(const int64_t* lengths, int64_t sequences, int64_t longest, int64_t* order, int64_t* rank, int64_t* sizes);
 
 // Compute lengths (sequences) from the parts of a PackedSequence. Returns 1 if they fit each other and `steps`, else 0.
-// No order and no rank (null) is that of the sequences.
 int unpack(const int64_t* sizes, int64_t longest, const int64_t* order, const int64_t* rank, int64_t sequences, int64_t steps,
            int64_t* lengths);
 
