@@ -124,7 +124,7 @@ def _are_alike(tensors: list[Any]) -> bool:
         return False
     shapes = [tuple(one.shape) for one in tensors]  # slices of torch.Size take three times as long
     features = shapes[0][1:]
-    return all(shapes) and all([shape[1:] == features for shape in shapes])  # not by a set: a traced size has no hash
+    return all(shapes) and all(shape[1:] == features for shape in shapes)  # not by a set: a traced size has no hash
 
 
 def same_lengths(subject: str, lengths: tuple[int, ...], like: tuple[int, ...]) -> None:

@@ -1,7 +1,5 @@
 """Rows copied by the compiled kernels: which tensors they can read, and the calls; knows tensors only, no layouts."""
 
-from typing import TypeGuard
-
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
@@ -17,13 +15,13 @@ def _made_in_inference_mode(is_on: bool) -> Tensor:
         return torch.empty(0, device="cpu")
 
 
-# What PyTorch dispatches on, of tensors whose memory holds their values. Those of conjugate, negative, quantized, sparse
-# and nested tensors differ, and those of tensors that `torch.func` wraps.
+# What PyTorch dispatches on for tensors whose memory holds their values. The keys of conjugate, negative, quantized,
+# sparse and nested tensors differ, and those of tensors that `torch.func` wraps.
 _keys_of = torch._C._dispatch_keys
 _DENSE = [_keys_of(_made_in_inference_mode(is_on)) for is_on in (False, True)]
 
 
-def serves(*tensors: Tensor | None) -> bool:
+def serves(*tensors: Tensor) -> bool:
     """Return True if the kernels can read the memory of all these tensors, whatever their dtypes and strides."""
     # A dispatch mode, such as that of fake tensors, must see every operation.
     if not _kernels.IS_THERE or is_transformed() or torch._C._len_torch_dispatch_stack():
@@ -36,7 +34,7 @@ def serves(*tensors: Tensor | None) -> bool:
     return True
 
 
-def _are_numbers(*tensors: Tensor | None) -> TypeGuard[tuple[Tensor, ...]]:
+def _are_numbers(*tensors: Tensor) -> bool:
     """Return True if the kernels can read all these tensors as int64 of one axis."""
     if not serves(*tensors):
         return False
@@ -58,8 +56,8 @@ def copy(
 
     Args:
         flat: `(total_steps, *features)`, contiguous.
-        other: a padded tensor `(batch, time, *features)` or `(time, batch, *features)`, of which each row is contiguous;
-            or the data of a PackedSequence `(total_steps, *features)`, contiguous.
+        other: a padded tensor `(batch, time, *features)` or `(time, batch, *features)` with contiguous rows, or the
+            data of a PackedSequence `(total_steps, *features)`, contiguous.
         lengths: `(batch,)`, int64, contiguous, in steps: none may be above `time`, and they add up to total_steps.
         into_flat: whether to write `flat`, else `other` and its padding.
         batch_axis: that of a padded tensor.
@@ -119,13 +117,13 @@ def unpack(packed: object) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | Non
     """
     if not isinstance(packed, PackedSequence) or not isinstance(packed.data, Tensor) or not packed.data.dim():
         return None
-    parts = packed.sorted_indices, packed.unsorted_indices, packed.batch_sizes
-    if not _are_numbers(*parts) or parts[0].shape != parts[1].shape:
+    sizes, order, rank, steps = packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices, packed.data.shape[0]
+    if order is None and rank is None and _are_numbers(sizes) and 0 < sizes[0] <= steps:
+        order = rank = torch.arange(int(sizes[0]), device="cpu")
+    if order is None or rank is None or not _are_numbers(sizes, order, rank) or order.shape != rank.shape:
         return None
-    order, rank, sizes = parts
     lengths = torch.empty_like(order)
-    batch, steps = order.shape[0], packed.data.shape[0]
     addresses = sizes.data_ptr(), sizes.shape[0], order.data_ptr(), rank.data_ptr()
-    if not _kernels.unpack(*addresses, batch, steps, lengths.data_ptr()):
+    if not _kernels.unpack(*addresses, order.shape[0], steps, lengths.data_ptr()):
         return None
     return lengths, (order.clone(), rank.clone(), sizes.clone())

@@ -15,10 +15,9 @@ from seqbatch.errors import SeqbatchValueError
 def structure_of(subject: str, value: object) -> Lengths:
     """Make a structure of what a caller gives as lengths, else raise; in a graph without a look at the numbers."""
     if not in_a_graph():
-        measured = _rows.measure(value) if isinstance(value, Tensor) else None
-        if measured is None:  # because the kernels do not serve it, or it is wrong
-            return Lengths(lengths_of(subject, value))
-        return Lengths.measured(outside_inference_mode(value.clone), *measured)
+        if isinstance(value, Tensor) and (measured := _rows.measure(value)):
+            return Lengths.measured(outside_inference_mode(value.clone), *measured)
+        return Lengths(lengths_of(subject, value))
     if isinstance(value, Tensor):
         return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64, copy=True))
     return structure_of_sizes(tuple(integers(subject, value)))

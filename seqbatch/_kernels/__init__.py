@@ -56,10 +56,7 @@ class Rows(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("flat", "other", "fill", "lengths", "places", "sizes")),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("sequences", "time", "row", "element", "sequence_stride", "step_stride")
-        ),
+        *((name, ctypes.c_int64) for name in ("sequences", "time", "row", "element", "sequence_stride", "step_stride")),
         *((name, ctypes.c_int32) for name in ("is_left", "into_flat", "threads")),
     ]
 
@@ -100,7 +97,8 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         sort, unpack = library.seqbatch_sort, library.seqbatch_unpack
     except (OSError, AttributeError) as error:  # AttributeError: a function is missing, in a library of another version
         return Kernels(f"not loaded, because of the error: {error}")
-    if sizes != (ctypes.sizeof(Call), ctypes.sizeof(Rows)):  # a checkout may hold a library that was built before the sources changed
+    # A checkout may hold a library that was built before the sources changed.
+    if sizes != (ctypes.sizeof(Call), ctypes.sizeof(Rows)):
         return Kernels("not loaded, because the library was built from other sources: install seqbatch again")
     for function in (*forward, *backward):
         function.argtypes = [ctypes.POINTER(Call)]

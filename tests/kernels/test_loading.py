@@ -129,7 +129,9 @@ def test_structures_mirror_those_of_the_header(structure: type[ctypes.Structure]
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     full = _kernels.Kernels("", 0, *[(lambda call: 1,) * 2] * 3)
     monkeypatch.setattr(_kernels, "_kernels", full)
-    with pytest.raises(MemoryError, match=r"^There is not enough memory to copy sequences\. Run fewer sequences at once"):
+    with pytest.raises(
+        MemoryError, match=r"^There is not enough memory to copy sequences\. Run fewer sequences at once"
+    ):
         _kernels.copy(_kernels.Rows())
     for run in (_kernels.forward, _kernels.backward):
         with pytest.raises(MemoryError, match=r"^There is not enough memory to run a recurrent layer\. Run fewer"):
