@@ -100,13 +100,11 @@ def same_kind(subject: str, tensor: Tensor, first: str, like: Tensor) -> None:
 
 def sequences_of(subject: str, value: object) -> list[Tensor]:
     """Return an iterable of Tensors `(steps, *features)` of one kind as a list, else raise."""
-    remedies = {
-        Tensor: "Call from_padded for a padded Tensor, or give [x] for one sequence.",
-        PackedSequence: "Call from_packed.",
-    }
-    for kind, remedy in remedies.items():
-        if isinstance(value, kind):
-            raise complaint(SeqbatchTypeError, subject, "be several Tensors", type_name(value), remedy)
+    if isinstance(value, (Tensor, PackedSequence)):
+        remedy = "Call from_packed."
+        if isinstance(value, Tensor):
+            remedy = "Call from_padded for a padded Tensor, or give [x] for one sequence."
+        raise complaint(SeqbatchTypeError, subject, "be several Tensors", type_name(value), remedy)
     if not isinstance(value, Iterable):
         raise complaint(SeqbatchTypeError, subject, "be an iterable of Tensors", type_name(value))
     tensors = list(value)
@@ -121,13 +119,12 @@ def _are_alike(tensors: list[Any]) -> bool:
     """Tell quickly whether nothing is wrong, which is asked of every list."""
     if len({*map(type, tensors)}) != 1 or not isinstance(tensors[0], Tensor):
         return False
-    return (
-        len({(one.layout, one.dtype, one.device, one.is_nested) for one in tensors}) == 1
-        and tensors[0].layout is torch.strided
-        and not tensors[0].is_nested
-        and all(shapes := [one.shape for one in tensors])
-        and all(shape[1:] == shapes[0][1:] for shape in shapes)  # not by a set: a traced size has no hash
-    )
+    kinds = {(one.layout, one.dtype, one.device, one.is_nested) for one in tensors}
+    if len(kinds) != 1 or tensors[0].layout is not torch.strided or tensors[0].is_nested:
+        return False
+    shapes = [tuple(one.shape) for one in tensors]  # slices of torch.Size take three times as long
+    features = shapes[0][1:]
+    return all(shapes) and all(shape[1:] == features for shape in shapes)  # not by a set: a traced size has no hash
 
 
 def same_lengths(subject: str, lengths: tuple[int, ...], like: tuple[int, ...]) -> None:

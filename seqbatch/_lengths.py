@@ -12,6 +12,7 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from seqbatch import _rows
 from seqbatch._kept import Kept, outside_inference_mode
 from seqbatch._modes import is_transformed, refuse_in_a_graph
 
@@ -76,11 +77,37 @@ class Lengths:
             for i in order[after:running]:
                 counts[i] = step
         lengths = cls(tuple(counts))
-        vars(lengths).update(sequence_order=order, step_sizes=batch_sizes)
+        vars(lengths).update(_sorted=None, sequence_order=order, step_sizes=batch_sizes)
+        return lengths
+
+    @classmethod
+    def from_packed(cls, tensor: Tensor, packing: tuple[Tensor, Tensor, Tensor], total: int) -> "Lengths":
+        """Take lengths with the order of PyTorch's packed form, so that packing again gives it back.
+
+        Args:
+            tensor: `(batch,)`, int64, on the host.
+            packing: sorted_indices, unsorted_indices and batch_sizes of the packed form; int64, on the host.
+            total: the steps of all sequences together.
+        """
+        lengths = cls.from_tensor(tensor)
+        vars(lengths).update(_sorted=packing, _shortest=1, _longest=packing[2].shape[0], total=total)
+        return lengths
+
+    @classmethod
+    def measured(cls, tensor: Tensor, shortest: int, longest: int, total: int) -> "Lengths":
+        """Take lengths with what is known of them, so that their numbers are not read one by one.
+
+        Args:
+            tensor: `(batch,)`, int64, on the host; at least one.
+            shortest, longest, total: the least, the greatest and the sum.
+        """
+        lengths = cls.from_tensor(tensor)
+        vars(lengths).update(_shortest=shortest, _longest=longest, total=total)
         return lengths
 
     def __len__(self) -> int:
-        return len(self.counts)
+        refuse_in_a_graph("lengths")
+        return self.tensor.shape[0]
 
     def __reduce__(self) -> tuple[type["Lengths"], tuple[tuple[int, ...]]]:
         return Lengths, (self.counts,)
@@ -91,6 +118,10 @@ class Lengths:
     @Kept
     def _counts(self) -> tuple[int, ...]:
         return tuple(self.tensor.tolist())
+
+    @Kept
+    def _shortest(self) -> int:
+        return min(self._counts, default=0)
 
     @Kept
     def _longest(self) -> int:
@@ -113,6 +144,12 @@ class Lengths:
         refuse_in_a_graph("max_length")
         return self._longest
 
+    @property
+    def shortest(self) -> int:
+        """The steps of the shortest sequence; 0 if there is none."""
+        refuse_in_a_graph("lengths")
+        return self._shortest
+
     @Kept
     def offsets(self) -> Tensor:
         """`(batch + 1,)`, int64, on the host: where each sequence starts, and where the last ends."""
@@ -124,32 +161,37 @@ class Lengths:
         return torch.repeat_interleave(self.tensor, output_size=self.total)
 
     @Kept
+    def _sorted(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """`order`, `rank` and `batch_sizes`, if the kernels compute them."""
+        return _rows.sort(self.tensor, self._longest) if _rows.serves(self.tensor) else None
+
+    @Kept
     def sequence_order(self) -> list[int]:
         """The sequences from longest to shortest, equals in the caller's order."""
+        if self._sorted:
+            return self._sorted[0].tolist()
         return sorted(range(len(self)), key=self.counts.__getitem__, reverse=True)
 
     @Kept
     def order(self) -> Tensor:
         """`(batch,)`, int64, on the host: the numbers of `sequence_order`."""
-        return ints(self.sequence_order)
+        return self._sorted[0] if self._sorted else ints(self.sequence_order)
 
     @Kept
     def rank(self) -> Tensor:
         """`(batch,)`, int64, on the host: the place of each sequence in `order`."""
+        if self._sorted:
+            return self._sorted[1]
         places = [0] * len(self)
         for place, i in enumerate(self.sequence_order):
             places[i] = place
         return ints(places)
 
     @Kept
-    def longest_first(self) -> Tensor:
-        """`(3, batch)`, int64, on the host: start, steps and index of each sequence, in `sequence_order`."""
-        order, starts, counts = self.sequence_order, self.offsets.tolist(), self.counts
-        return ints((starts[i] for i in order), (counts[i] for i in order), order).view(3, len(order))
-
-    @Kept
     def step_sizes(self) -> list[int]:
         """The numbers of `batch_sizes`."""
+        if self._sorted:
+            return self._sorted[2].tolist()
         sizes: list[int] = []
         for running, count in zip(range(len(self), 0, -1), sorted(self.counts), strict=True):
             sizes += [running] * (count - len(sizes))
@@ -158,7 +200,13 @@ class Lengths:
     @Kept
     def batch_sizes(self) -> Tensor:
         """`(longest,)`, int64, on the host: how many sequences have a step at each position."""
-        return ints(self.step_sizes)
+        return self._sorted[2] if self._sorted else ints(self.step_sizes)
+
+    @Kept
+    def longest_first(self) -> Tensor:
+        """`(3, batch)`, int64, on the host: start, steps and index of each sequence, in `sequence_order`."""
+        order, starts, counts = self.sequence_order, self.offsets.tolist(), self.counts
+        return ints((starts[i] for i in order), (counts[i] for i in order), order).view(3, len(order))
 
     @Kept
     def not_empty(self) -> Tensor:
@@ -168,13 +216,16 @@ class Lengths:
     def on(self, name: str, device: torch.device) -> Tensor:
         """Give one of the tensors above, by its name, on a device."""
         refuse_in_a_graph(name)
+        if device.type == "cpu":
+            tensor: Tensor = getattr(self, name)
+            return tensor
         key = (name, device)
-        tensor = self._on_device.get(key)
-        if tensor is None:
-            tensor = outside_inference_mode(lambda: to_device(getattr(self, name), device))
+        copied = self._on_device.get(key)
+        if copied is None:
+            copied = outside_inference_mode(lambda: to_device(getattr(self, name), device))
             if not is_transformed():  # whose tensors end with it
-                self._on_device[key] = tensor
-        return tensor
+                self._on_device[key] = copied
+        return copied
 
     def adopt_offsets(self, offsets: Tensor) -> None:
         """Use this very tensor for nested tensors on its device: only so does torch see that they are of one shape."""
@@ -221,11 +272,13 @@ class Lengths:
 
 def ints(*parts: Iterable[int]) -> Tensor:
     """Make an int64 tensor on the host of all numbers of some sequences; several times faster than `torch.tensor`."""
-    numbers = array("q", chain.from_iterable(parts))
+    numbers = array("q", parts[0] if len(parts) == 1 else chain.from_iterable(parts))
     if not numbers:
         return _empty(0, dtype=torch.int64)
-    # As `torch.tensor` does: only so does it become one of fake tensors where these are on.
-    made: Tensor = torch.ops.aten.lift_fresh(torch.frombuffer(numbers, dtype=torch.int64))
+    made = torch.frombuffer(numbers, dtype=torch.int64)
+    if torch._C._len_torch_dispatch_stack():
+        # As `torch.tensor` does: only so does it become one of fake tensors where these are on.
+        made = torch.ops.aten.lift_fresh(made)
     return made
 
 

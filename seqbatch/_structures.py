@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from seqbatch import _rows
 from seqbatch._checks import complaint, integers, lengths_of, require_integers, same_lengths
+from seqbatch._kept import outside_inference_mode
 from seqbatch._lengths import Lengths
 from seqbatch._modes import require_in_graph
 from seqbatch._tracing import in_a_graph
@@ -13,6 +15,8 @@ from seqbatch.errors import SeqbatchValueError
 def structure_of(subject: str, value: object) -> Lengths:
     """Make a structure of what a caller gives as lengths, else raise; in a graph without a look at the numbers."""
     if not in_a_graph():
+        if isinstance(value, Tensor) and (measured := _rows.measure(value)):
+            return Lengths.measured(outside_inference_mode(value.clone), *measured)
         return Lengths(lengths_of(subject, value))
     if isinstance(value, Tensor):
         return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64, copy=True))

@@ -1,21 +1,87 @@
-"""Flat values to padded, packed and nested tensors and back: each an index from `_lengths` and one gather."""
+"""Flat values to padded, packed and nested tensors and back: each one copy by a kernel, or an index and one gather."""
 
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
+from seqbatch import _kernels, _rows
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed
 from seqbatch._plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
 
-# So many sequences are copied one by one in less time than it takes to plan a gather.
+# Without kernels: up to this many sequences are copied one by one in less time than it takes to plan a gather.
 FEW = 64
 # Dtypes of which PyTorch gathers nothing on the CPU, and others of the same size.
 _BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+class _Padded(NamedTuple):
+    """A padded tensor, as a layout that flat values are copied to."""
+
+    lengths: Lengths
+    batch_first: bool
+    side: PaddingSide
+    time: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes before those of features."""
+        return (len(self.lengths), self.time) if self.batch_first else (self.time, len(self.lengths))
+
+    def plan(self, device: torch.device) -> Plan:
+        """Flat values to the rows of this layout, its axes as one."""
+        return self.lengths.plan(padded_plan, self.batch_first, self.side, self.time, device=device)
+
+    def copy(self, flat: Tensor, other: Tensor, into_flat: bool, fill: complex) -> None:
+        """Copy rows by the kernels."""
+        # By its text, because the bits of -0.0 are not 0.
+        value = None if str(fill) in ("0", "0.0") else other.new_full((), fill)
+        _rows.copy(
+            flat,
+            other,
+            self.lengths.tensor,
+            into_flat=into_flat,
+            batch_axis=0 if self.batch_first else 1,
+            is_left=self.side == "left",
+            fill=value,
+        )
+
+
+class _Packed(NamedTuple):
+    """The data of a PackedSequence, as a layout that flat values are copied to."""
+
+    lengths: Lengths
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes before those of features."""
+        return (self.lengths.total,)
+
+    def plan(self, device: torch.device) -> Plan:
+        """Flat values to the rows of this layout."""
+        return self.lengths.plan(packed_plan, device=device)
+
+    def copy(self, flat: Tensor, other: Tensor, into_flat: bool, fill: complex) -> None:
+        """Copy rows by the kernels; there is nothing to fill."""
+        lengths = self.lengths
+        _rows.copy(flat, other, lengths.tensor, into_flat=into_flat, packing=(lengths.rank, lengths.batch_sizes))
+
+
+class _Copy(torch.autograd.Function):
+    """A copy by the kernels between flat values and another layout; the backward pass is the copy back."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex) -> Tensor:
+        ctx.layout, ctx.into_flat = layout, into_flat
+        return _copy(source, layout, into_flat, fill)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _convert(gradients[0], ctx.layout, not ctx.into_flat), None, None, None
 
 
 class _Rearrange(torch.autograd.Function):
@@ -95,35 +161,58 @@ def _gather(values: Tensor, plan: Plan, fill: complex) -> Tensor:
     return values.index_select(0, plan.take)
 
 
+def _convert(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex = 0) -> Tensor:
+    """Turn flat values into another layout, or that into flat values; a copy, through which gradients flow."""
+    if _rows.serves(source, layout.lengths.tensor):
+        if source.requires_grad and torch.is_grad_enabled():
+            return _apply(_Copy, source, layout, into_flat, fill)
+        return _copy(source, layout, into_flat, fill)
+    plan = layout.plan(source.device)
+    if into_flat:
+        return rearrange(source.reshape(len(plan.take), *source.shape[len(layout.shape) :]), plan.inverse)
+    return rearrange(source, plan, fill).reshape(*layout.shape, *source.shape[1:])
+
+
+def _copy(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex) -> Tensor:
+    """Copy by the kernels, which serve the source."""
+    if not into_flat:
+        source = source.contiguous()
+        result = source.new_empty((*layout.shape, *source.shape[1:]))
+        layout.copy(source, result, into_flat, fill)
+        return result
+    axes = len(layout.shape)
+    if not source.is_contiguous() and not (axes == 2 and source.transpose(0, 1).is_contiguous()):
+        source = source.contiguous()
+    result = source.new_empty((layout.lengths.total, *source.shape[axes:]))
+    layout.copy(result, source, into_flat, fill)
+    return result
+
+
 def to_padded(
     values: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide, time: int, fill: complex
 ) -> Tensor:
     """Turn flat values into `(batch, time, *features)` or `(time, batch, *features)`."""
     if fill == 0 and time == lengths.longest and _copies_fast(values, lengths):
         return pad_sequence(list(values.split(lengths.counts)), batch_first, 0, side)
-    plan = lengths.plan(padded_plan, batch_first, side, time, device=values.device)
-    shape = (len(lengths), time) if batch_first else (time, len(lengths))
-    return rearrange(values, plan, fill).reshape(*shape, *values.shape[1:])
+    return _convert(values, _Padded(lengths, batch_first, side, time), False, fill)
 
 
 def _copies_fast(values: Tensor, lengths: Lengths) -> bool:
-    """Tell whether to copy sequence by sequence takes less time than to plan a gather: few of them, on the CPU.
+    """Return True if copying sequence by sequence takes less time than planning a gather: few of them, on the CPU.
 
     Not where a backward pass may follow, which would fill as many tensors of the size of all.
     """
-    if not values.is_cpu or not lengths.total or values.requires_grad or is_transformed():
+    if _kernels.IS_THERE or not values.is_cpu or not lengths.total or values.requires_grad or is_transformed():
         return False
     return len(lengths) <= FEW
 
 
 def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:
     """Turn a padded tensor into flat values; what stands in its padding is never read."""
-    time = padded.shape[1] if batch_first else padded.shape[0]
     if side == "right" and _copies_fast(padded, lengths):
         sequences = zip(padded.unbind(0 if batch_first else 1), lengths.counts, strict=True)
         return torch.cat([sequence[:count] for sequence, count in sequences])
-    plan = lengths.plan(padded_plan, batch_first, side, time, device=padded.device)
-    return rearrange(padded.flatten(0, 1), plan.inverse)
+    return _convert(padded, _Padded(lengths, batch_first, side, padded.shape[1 if batch_first else 0]), True)
 
 
 def from_masked(padded: Tensor, mask: Tensor, batch_first: bool) -> Tensor:
@@ -134,7 +223,7 @@ def from_masked(padded: Tensor, mask: Tensor, batch_first: bool) -> Tensor:
 
 def to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
     """Turn flat values into PyTorch's packed form; no length may be 0."""
-    data = rearrange(values, lengths.plan(packed_plan, device=values.device))
+    data = _convert(values, _Packed(lengths), False)
     # Copies, for what is kept is of use later, and the caller may write to what he is given.
     orders = [lengths.on(name, values.device).clone() for name in ("order", "rank")]
     return PackedSequence(data, lengths.batch_sizes.clone(), *orders)
@@ -142,7 +231,7 @@ def to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
 
 def from_packed(data: Tensor, lengths: Lengths) -> Tensor:
     """Turn the data of a PackedSequence into flat values; the lengths hold its order."""
-    return rearrange(data, lengths.plan(packed_plan, device=data.device).inverse)
+    return _convert(data, _Packed(lengths), True)
 
 
 def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
@@ -155,7 +244,7 @@ def _nest(values: Tensor, lengths: Lengths) -> Tensor:
         nested: Tensor = torch.nested.nested_tensor_from_jagged(
             values,
             lengths.jagged(values.device),
-            min_seqlen=min(lengths.counts, default=0),
+            min_seqlen=lengths.shortest,
             max_seqlen=lengths.longest,
         )
     return nested
@@ -163,19 +252,19 @@ def _nest(values: Tensor, lengths: Lengths) -> Tensor:
 
 def _values(nested: Any) -> Tensor:
     with _mode_for(nested):
-        values: Tensor = nested.detach().values()
+        values: Tensor = (nested.detach() if nested.requires_grad else nested).values()
     return values
 
 
 def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
     """Turn a nested tensor of jagged layout into flat values, a view of it unless it has holes, and their lengths."""
     jagged: Any = nested  # torch gives the methods of this layout no types
-    offsets, counts, rows = jagged.offsets(), jagged.lengths(), len(_values(nested))
+    offsets, counts, values = jagged.offsets(), jagged.lengths(), _values(nested)
     lengths = Lengths(tuple((offsets.diff() if counts is None else counts).tolist()))
     starts = offsets.cpu()
-    if counts is None and starts[0] == 0 and starts[-1] == rows:
+    if counts is None and starts[0] == 0 and starts[-1] == len(values):
         lengths.adopt_offsets(offsets)
-        return _apply(_FromNested, nested, lengths), lengths
+        return _apply(_FromNested, nested, lengths) if nested.requires_grad else values, lengths
     values = jagged.values()
-    plan = window_plan(starts[:-1], lengths, rows)
+    plan = window_plan(starts[:-1], lengths, len(values))
     return rearrange(values, plan.to(values.device)), lengths

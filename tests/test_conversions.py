@@ -1,6 +1,6 @@
 """Round trips through every layout, for every dtype and every pattern of lengths; and what each layout is."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import laws
@@ -14,9 +14,17 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 
-from seqbatch import SequenceBatch
+from seqbatch import SequenceBatch, _kernels
 
 sides, flags = st.sampled_from(["right", "left"]), st.booleans()
+
+
+@pytest.fixture(scope="module", autouse=True, params=[_kernels.IS_THERE, False], ids=["rows", "gathers"])
+def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Have both the copies of rows and the gathers tested."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_kernels, "IS_THERE", request.param)
+        yield
 
 
 @for_all_lengths(features=features, dtype=st.sampled_from(DTYPES))

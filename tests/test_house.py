@@ -39,6 +39,7 @@ ORDER = [
     "_hooks",
     "_modes",
     "_kept",
+    "_rows",
     "_lengths",
     "_structures",
     "_operators",

@@ -55,6 +55,16 @@ class Call(ctypes.Structure):
     ]
 
 
+class Rows(ctypes.Structure):
+    """What one copy of rows between layouts reads; rows.h has the meaning of each field."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("flat", "other", "fill", "lengths", "places", "sizes")),
+        *((name, ctypes.c_int64) for name in ("sequences", "time", "row", "element", "sequence_stride", "step_stride")),
+        *((name, ctypes.c_int32) for name in ("is_left", "into_flat", "threads")),
+    ]
+
+
 class Kernels(NamedTuple):
     """What loading the library resulted in."""
 
@@ -62,6 +72,7 @@ class Kernels(NamedTuple):
     isa: int = 0
     forward: tuple[Callable[..., int], ...] = ()  # for float, double
     backward: tuple[Callable[..., int], ...] = ()
+    rows: tuple[Callable[..., int], ...] = ()  # copy, measure, sort, unpack
 
 
 def load(folders: Iterable[str], choice: str) -> Kernels:
@@ -82,23 +93,31 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         )
     try:
         library = ctypes.CDLL(str(paths[0]))
-        size = library.seqbatch_call_size()
+        sizes = library.seqbatch_call_size(), library.seqbatch_rows_size()
         best = library.seqbatch_isa()
         forward = library.seqbatch_forward_float, library.seqbatch_forward_double
         backward = library.seqbatch_backward_float, library.seqbatch_backward_double
+        copy, measure = library.seqbatch_copy, library.seqbatch_measure
+        sort, unpack = library.seqbatch_sort, library.seqbatch_unpack
     except (OSError, AttributeError) as error:  # AttributeError: a function is missing, in a library of another version
         return Kernels(f"not loaded, because of the error: {error}")
-    if size != ctypes.sizeof(Call):  # a checkout may hold a library that was built before the sources changed
+    # A checkout may hold a library that was built before the sources changed.
+    if sizes != (ctypes.sizeof(Call), ctypes.sizeof(Rows)):
         return Kernels("not loaded, because the library was built from other sources: install seqbatch again")
     for function in (*forward, *backward):
         function.argtypes = [ctypes.POINTER(Call)]
+    address, number = ctypes.c_void_p, ctypes.c_int64
+    copy.argtypes = [ctypes.POINTER(Rows)]
+    measure.argtypes = [address, number, address]
+    sort.argtypes = [address, number, number, address, address, address]
+    unpack.argtypes = [address, number, address, address, number, number, address]
     isa = _INSTRUCTION_SETS.index(choice) if choice else best
     if isa > best:
         raise SeqbatchValueError(
             f"The environment variable SEQBATCH_KERNELS must be at most {_INSTRUCTION_SETS[best]}, which is the best "
             f"instruction set of this processor in the library; got {choice}."
         )
-    return Kernels("", isa, forward, backward)
+    return Kernels("", isa, forward, backward, (copy, measure, sort, unpack))
 
 
 _kernels = load(__path__, os.environ.get("SEQBATCH_KERNELS", ""))
@@ -111,14 +130,38 @@ ISA = _INSTRUCTION_SETS[ISA_NUMBER] if IS_THERE else ""
 
 def forward(call: Call, is_double: bool) -> None:
     """Run one layer over all sequences. Requires `IS_THERE`; the caller has checked all sizes and addresses."""
-    _raise_if_failed(_kernels.forward[is_double](call))
+    _raise_if_failed(_kernels.forward[is_double](call), "run a recurrent layer")
 
 
 def backward(call: Call, is_double: bool) -> None:
     """Compute the gradients of gates, inputs, weights and initial states. Requires `IS_THERE`, as `forward`."""
-    _raise_if_failed(_kernels.backward[is_double](call))
+    _raise_if_failed(_kernels.backward[is_double](call), "run a recurrent layer")
 
 
-def _raise_if_failed(result: int) -> None:
+def copy(rows: Rows) -> None:
+    """Copy rows between layouts. Requires `IS_THERE`, as `forward`."""
+    _raise_if_failed(_kernels.rows[0](rows), "copy sequences")
+
+
+def measure(lengths: int, sequences: int) -> list[int] | None:
+    """Compute the least length, the greatest and their sum, or None if one is negative or the sum too large.
+
+    Requires `IS_THERE`; rows.h has the arguments here and below.
+    """
+    found = (ctypes.c_int64 * 3)()
+    return list(found) if _kernels.rows[1](lengths, sequences, found) else None
+
+
+def sort(*arguments: int) -> None:
+    """Sort sequences by length. Requires `IS_THERE`."""
+    _kernels.rows[2](*arguments)
+
+
+def unpack(*arguments: int) -> bool:
+    """Compute lengths, and return True if the parts of a PackedSequence fit each other. Requires `IS_THERE`."""
+    return bool(_kernels.rows[3](*arguments))
+
+
+def _raise_if_failed(result: int, what: str) -> None:
     if result:
-        raise MemoryError("There is not enough memory to run a recurrent layer. Run fewer sequences at once.")
+        raise MemoryError(f"There is not enough memory to {what}. Run fewer sequences at once.")

@@ -4,6 +4,7 @@
 #include <atomic>
 
 #include "recurrent.h"
+#include "rows.h"
 
 namespace {
 
@@ -44,11 +45,28 @@ int32_t seqbatch_isa() {
   return BASELINE;
 }
 
-// Compared with the structure in Python, which mirrors it, before the first call.
+// Compared with the structures in Python, which mirror these, before the first call.
 int64_t seqbatch_call_size() { return sizeof(seqbatch::Call<float>); }
+int64_t seqbatch_rows_size() { return sizeof(seqbatch::Rows); }
 
 int seqbatch_forward_float(const seqbatch::Call<float>* call) { return run(*call, true); }
 int seqbatch_forward_double(const seqbatch::Call<double>* call) { return run(*call, true); }
 int seqbatch_backward_float(const seqbatch::Call<float>* call) { return run(*call, false); }
 int seqbatch_backward_double(const seqbatch::Call<double>* call) { return run(*call, false); }
+
+int seqbatch_copy(const seqbatch::Rows* rows) {
+  seqbatch::Rows here = *rows;
+  if (is_forked) here.threads = 1;
+  return seqbatch::copy(here);
+}
+int seqbatch_measure(const int64_t* lengths, int64_t sequences, int64_t* found) {
+  return seqbatch::measure(lengths, sequences, found);
+}
+void seqbatch_sort(const int64_t* lengths, int64_t sequences, int64_t longest, int64_t* order, int64_t* rank, int64_t* sizes) {
+  seqbatch::sort(lengths, sequences, longest, order, rank, sizes);
+}
+int seqbatch_unpack(const int64_t* sizes, int64_t longest, const int64_t* order, const int64_t* rank, int64_t sequences,
+                    int64_t steps, int64_t* lengths) {
+  return seqbatch::unpack(sizes, longest, order, rank, sequences, steps, lengths);
+}
 }

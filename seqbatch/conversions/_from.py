@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch import _checks, _layout_checks, graphs, layouts
+from seqbatch import _checks, _layout_checks, _rows, graphs, layouts
 from seqbatch._checks import complaint
+from seqbatch._kept import outside_inference_mode
 from seqbatch._layout_checks import PaddingSide
 from seqbatch._lengths import Lengths
 from seqbatch._modes import refuse_in_a_graph
@@ -50,7 +51,7 @@ class FromLayouts(ABC):
         tensors = _checks.sequences_of("sequences", sequences)
         if not tensors:
             return cls._of(torch.empty(0), Lengths(()))
-        return cls._of(torch.cat(tensors), structure_of_sizes(tuple(tensor.shape[0] for tensor in tensors)))
+        return cls._of(torch.cat(tensors), structure_of_sizes(tuple([tensor.shape[0] for tensor in tensors])))
 
     @classmethod
     def from_padded(
@@ -85,16 +86,14 @@ class FromLayouts(ABC):
         """
         size, time = _layout_checks.padded_shape("padded", padded, batch_first)
         side = _layout_checks.require_side(padding_side)
+        structure = structure_of("lengths", lengths)
         if in_a_graph():
-            structure = structure_of("lengths", lengths)
             return cls._of(graphs.from_padded(padded, structure.tensor, batch_first, side), structure)
-        counts = _checks.lengths_of("lengths", lengths)
-        if len(counts) != size:
-            raise complaint(SeqbatchValueError, "lengths", f"have shape ({size},), as the batch", (len(counts),))
-        if counts and max(counts) > time:
-            i = next(i for i, count in enumerate(counts) if count > time)
-            raise complaint(SeqbatchValueError, f"lengths[{i}]", f"be at most {time}, the time axis", counts[i])
-        structure = Lengths(counts)
+        if len(structure) != size:
+            raise complaint(SeqbatchValueError, "lengths", f"have shape ({size},), as the batch", (len(structure),))
+        if structure.longest > time:
+            i, count = next((i, count) for i, count in enumerate(structure.counts) if count > time)
+            raise complaint(SeqbatchValueError, f"lengths[{i}]", f"be at most {time}, the time axis", count)
         return cls._of(layouts.from_padded(padded, structure, batch_first, side), structure)
 
     @classmethod
@@ -151,7 +150,11 @@ class FromLayouts(ABC):
         tensor([1, 2, 3])
         """
         refuse_in_a_graph("the sizes of a PackedSequence")
-        lengths = Lengths.from_batch_sizes(*_layout_checks.require_packed("packed", packed))
+        unpacked = outside_inference_mode(lambda: _rows.unpack(packed))
+        if unpacked is None:  # because the kernels do not serve it, or it is wrong
+            lengths = Lengths.from_batch_sizes(*_layout_checks.require_packed("packed", packed))
+        else:
+            lengths = Lengths.from_packed(*unpacked, packed.data.shape[0])
         return cls._of(layouts.from_packed(packed.data, lengths), lengths)
 
     @classmethod

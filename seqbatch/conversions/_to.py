@@ -85,7 +85,7 @@ class ToLayouts:
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [1, 2]).to_packed().data
         tensor([2, 1, 3])
         """
-        if 0 in self._lengths.counts:
+        if self._lengths.shortest == 0 and len(self._lengths):
             where = f"sequences[{self._lengths.counts.index(0)}]"
             remedy = "PyTorch's packed form cannot hold a sequence of no steps: leave it out, by batch[indices]."
             raise complaint(SeqbatchValueError, where, "have a step to be packed", "0 steps", remedy)

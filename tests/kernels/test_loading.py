@@ -19,7 +19,7 @@ from torch import nn
 import seqbatch
 from seqbatch import SeqbatchValueError, _kernels
 
-HEADER = Path(__file__).parents[2] / "seqbatch" / "_kernels" / "recurrent.h"
+HEADERS = [*(Path(__file__).parents[2] / "seqbatch" / "_kernels").glob("*.h")]
 SETS = ["baseline", "avx2", "avx512"]
 ONE_RUNTIME = """
 from seqbatch import _kernels
@@ -47,10 +47,13 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., _kern
     return load
 
 
-def functions(size: int, best: int) -> dict[str, Any]:
-    names = [f"seqbatch_{run}_{dtype}" for run in ("forward", "backward") for dtype in ("float", "double")]
-    run = {name: SimpleNamespace() for name in names}
-    return {"seqbatch_call_size": lambda: size, "seqbatch_isa": lambda: best, **run}
+def functions(best: int = 0, *, call: int = 0, rows: int = 0) -> dict[str, Any]:
+    """Make the functions of a library for an instruction set; the sizes of its structures differ by the given bytes."""
+    names = [f"{run}_{dtype}" for run in ("forward", "backward") for dtype in ("float", "double")]
+    run = {f"seqbatch_{name}": SimpleNamespace() for name in (*names, "copy", "measure", "sort", "unpack")}
+    sizes = {"call": ctypes.sizeof(_kernels.Call) + call, "rows": ctypes.sizeof(_kernels.Rows) + rows}
+    told = {f"seqbatch_{name}_size": lambda size=size: size for name, size in sizes.items()}
+    return {"seqbatch_isa": lambda: best, **told, **run}
 
 
 def test_the_kernels_of_this_processor_are_in_use() -> None:
@@ -79,8 +82,8 @@ def test_a_set_that_the_processor_lacks_is_an_error(fake: Callable[..., _kernels
         "processor in the library; got avx512."
     )
     with pytest.raises(SeqbatchValueError, match=f"^{re.escape(message)}$"):
-        fake("avx512", **functions(ctypes.sizeof(_kernels.Call), 1))
-    assert fake("avx2", **functions(ctypes.sizeof(_kernels.Call), 1)).isa == 1
+        fake("avx512", **functions(1))
+    assert fake("avx2", **functions(1)).isa == 1
 
 
 def test_a_word_that_is_not_known_is_an_error() -> None:
@@ -107,14 +110,16 @@ def test_a_library_without_the_functions(fake: Callable[..., _kernels.Kernels]) 
     assert fake().missing.startswith("not loaded, because of the error: ")
 
 
-def test_a_library_of_other_sources(fake: Callable[..., _kernels.Kernels]) -> None:
+@pytest.mark.parametrize("sizes", [{"call": 8}, {"rows": 8}], ids=str)
+def test_a_library_of_other_sources(fake: Callable[..., _kernels.Kernels], sizes: dict[str, int]) -> None:
     reason = "not loaded, because the library was built from other sources: install seqbatch again"
-    assert fake(**functions(ctypes.sizeof(_kernels.Call) + 8, 0)) == _kernels.Kernels(reason)
+    assert fake(**functions(**sizes)) == _kernels.Kernels(reason)
 
 
-@pytest.mark.parametrize("structure", [_kernels.Direction, _kernels.Call])
+@pytest.mark.parametrize("structure", [_kernels.Direction, _kernels.Call, _kernels.Rows])
 def test_structures_mirror_those_of_the_header(structure: type[ctypes.Structure]) -> None:
-    (body,) = re.findall(rf"struct {structure.__name__} {{\n(.*?)\n}};", HEADER.read_text(), re.DOTALL)
+    text = "".join(path.read_text() for path in HEADERS)
+    (body,) = re.findall(rf"struct {structure.__name__} {{\n(.*?)\n}};", text, re.DOTALL)
     found = re.findall(r"^ *(?:const )?([\w<>]+)(\*?) (\w+)(?:\[2\])?;", body, re.MULTILINE)
     types = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "Direction<T>": _kernels.Direction * 2}
     wanted = [(name, ctypes.c_void_p if is_pointer else types[kind]) for kind, is_pointer, name in found]
@@ -122,8 +127,12 @@ def test_structures_mirror_those_of_the_header(structure: type[ctypes.Structure]
 
 
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = _kernels.Kernels("", 0, (lambda call: 1,) * 2, (lambda call: 1,) * 2)
+    full = _kernels.Kernels("", 0, *[(lambda call: 1,) * 2] * 3)
     monkeypatch.setattr(_kernels, "_kernels", full)
+    with pytest.raises(
+        MemoryError, match=r"^There is not enough memory to copy sequences\. Run fewer sequences at once"
+    ):
+        _kernels.copy(_kernels.Rows())
     for run in (_kernels.forward, _kernels.backward):
         with pytest.raises(MemoryError, match=r"^There is not enough memory to run a recurrent layer\. Run fewer"):
             run(_kernels.Call(), False)

@@ -1,4 +1,4 @@
-"""The kernels under the sanitizers of the compiler: recurrent_test.cpp is built and run."""
+"""The kernels under the sanitizers of the compiler: recurrent_test.cpp and rows_test.cpp are built and run."""
 
 import os
 import shutil
@@ -26,5 +26,7 @@ def test_kernels_equal_plain_loops_without_an_error_of_memory(tmp_path: Path) ->
     # Little optimization, because sanitizers make the compiler slow.
     options = ("-DSEQBATCH_TEST=ON", "-DCMAKE_BUILD_TYPE=Test", "-DCMAKE_CXX_FLAGS=-O1 -g1")
     run("cmake", "-S", str(ROOT), "-B", str(tmp_path), "-G", "Ninja", *options)
-    run("cmake", "--build", str(tmp_path), "--target", "recurrent_test")
-    run(str(tmp_path / "recurrent_test"))
+    programs = ("recurrent_test", "rows_test")
+    run("cmake", "--build", str(tmp_path), "--target", *programs)
+    for program in programs:
+        run(str(tmp_path / program))

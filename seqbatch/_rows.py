@@ -1,0 +1,129 @@
+"""Rows copied by the compiled kernels: which tensors they can read, and the calls; knows tensors only, no layouts."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch import _kernels
+from seqbatch._modes import is_transformed
+
+_PLAIN = (Tensor, nn.Parameter)  # subclasses, such as fake tensors, may have no memory that a kernel could read
+
+
+def _made_in_inference_mode(is_on: bool) -> Tensor:
+    with torch.inference_mode(is_on):
+        return torch.empty(0, device="cpu")
+
+
+# What PyTorch dispatches on for tensors whose memory holds their values. The keys of conjugate, negative, quantized,
+# sparse and nested tensors differ, and those of tensors that `torch.func` wraps.
+_keys_of = torch._C._dispatch_keys
+_DENSE = [_keys_of(_made_in_inference_mode(is_on)) for is_on in (False, True)]
+
+
+def serves(*tensors: Tensor) -> bool:
+    """Return True if the kernels can read the memory of all these tensors, whatever their dtypes and strides."""
+    # A dispatch mode, such as that of fake tensors, must see every operation.
+    if not _kernels.IS_THERE or is_transformed() or torch._C._len_torch_dispatch_stack():
+        return False
+    for tensor in tensors:
+        if type(tensor) not in _PLAIN or _keys_of(tensor) not in _DENSE:
+            return False
+        if not tensor.data_ptr():  # there is nothing to copy, or the storage was freed
+            return False
+    return True
+
+
+def _are_numbers(*tensors: Tensor) -> bool:
+    """Return True if the kernels can read all these tensors as int64 of one axis."""
+    if not serves(*tensors):
+        return False
+    return all(tensor.dtype is torch.int64 and tensor.dim() == 1 and tensor.is_contiguous() for tensor in tensors)
+
+
+def copy(
+    flat: Tensor,
+    other: Tensor,
+    lengths: Tensor,
+    *,
+    into_flat: bool,
+    batch_axis: int = 0,
+    is_left: bool = False,
+    fill: Tensor | None = None,
+    packing: tuple[Tensor, Tensor] | None = None,
+) -> None:
+    """Copy the rows of sequences between flat values and another layout, which the kernels serve.
+
+    Args:
+        flat: `(total_steps, *features)`, contiguous.
+        other: a padded tensor `(batch, time, *features)` or `(time, batch, *features)` with contiguous rows, or the
+            data of a PackedSequence `(total_steps, *features)`, contiguous.
+        lengths: `(batch,)`, int64, contiguous, in steps: none may be above `time`, and they add up to total_steps.
+        into_flat: whether to write `flat`, else `other` and its padding.
+        batch_axis: that of a padded tensor.
+        is_left: whether the padding stands before the steps.
+        fill: `()`: the value of the padding; None for bytes of 0.
+        packing: only for packed data: `(batch,)`, the place of each sequence in a step, and `(longest,)`, the number of
+            sequences of each step; int64, contiguous.
+    """
+    element, strides = other.element_size(), other.stride()
+    rows = _kernels.Rows(
+        flat=flat.data_ptr(),
+        other=other.data_ptr(),
+        lengths=lengths.data_ptr(),
+        sequences=lengths.shape[0],
+        row=flat.stride(0) * element,
+        element=element,
+        into_flat=into_flat,
+        threads=torch.get_num_threads(),
+    )
+    if packing is None:
+        rows.time = other.shape[1 - batch_axis]
+        rows.sequence_stride, rows.step_stride = strides[batch_axis] * element, strides[1 - batch_axis] * element
+        rows.is_left = is_left
+        rows.fill = None if fill is None else fill.data_ptr()
+    else:
+        places, sizes = packing
+        rows.time, rows.places, rows.sizes = sizes.shape[0], places.data_ptr(), sizes.data_ptr()
+    _kernels.copy(rows)
+
+
+def measure(lengths: Tensor) -> list[int] | None:
+    """Compute the least length, the greatest and their sum.
+
+    Returns None if the kernels do not serve them as int64, if one is negative or if the sum is too large.
+    """
+    return _kernels.measure(lengths.data_ptr(), lengths.shape[0]) if _are_numbers(lengths) else None
+
+
+def sort(lengths: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sort sequences from longest to shortest, equals in order; requires that the kernels serve the lengths.
+
+    Returns:
+        the order and the place of each sequence in it, `(batch,)`, and how many sequences have each step, `(longest,)`;
+        int64.
+    """
+    order, rank, sizes = torch.empty_like(lengths), torch.empty_like(lengths), lengths.new_empty(longest)
+    addresses = [tensor.data_ptr() for tensor in (order, rank, sizes)]
+    _kernels.sort(lengths.data_ptr(), lengths.shape[0], longest, *addresses)
+    return order, rank, sizes
+
+
+def unpack(packed: object) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | None:
+    """Compute the lengths of a PackedSequence if the kernels serve its parts, and these fit each other.
+
+    Returns:
+        the lengths, `(batch,)`, and copies of sorted_indices, unsorted_indices and batch_sizes; int64. Or None.
+    """
+    if not isinstance(packed, PackedSequence) or not isinstance(packed.data, Tensor) or not packed.data.dim():
+        return None
+    sizes, order, rank, steps = packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices, packed.data.shape[0]
+    if order is None and rank is None and _are_numbers(sizes) and 0 < sizes[0] <= steps:
+        order = rank = torch.arange(int(sizes[0]), device="cpu")
+    if order is None or rank is None or not _are_numbers(sizes, order, rank) or order.shape != rank.shape:
+        return None
+    lengths = torch.empty_like(order)
+    addresses = sizes.data_ptr(), sizes.shape[0], order.data_ptr(), rank.data_ptr()
+    if not _kernels.unpack(*addresses, order.shape[0], steps, lengths.data_ptr()):
+        return None
+    return lengths, (order.clone(), rank.clone(), sizes.clone())
