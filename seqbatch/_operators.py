@@ -191,7 +191,7 @@ def _kept_structure(counts: tuple[int, ...]) -> Lengths:
 
 def _as_declared(tensors: Tensors) -> Tensor | Tensors:
     """Return one Tensor as itself, as the schema of an operator with one output requires."""
-    return tensors if len(tensors) > 1 else tensors[0]
+    return tensors[0] if len(tensors) == 1 else tensors
 
 
 def _all_of(output: Tensor | Tensors) -> Tensors:
