@@ -11,6 +11,7 @@ from torch import Tensor
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
 from seqbatch._exporters import refuse_exporters
+from seqbatch._gathering import require_gatherable
 from seqbatch._hooks import require_no_samples
 from seqbatch._indices import AnyScalar, Array, Index, Scalar, as_index
 from seqbatch._lengths import Lengths
@@ -171,6 +172,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         return f"{type(self).__name__}({number} of {span}{steps}, {features}, {self.dtype}, {self.device})"
 
     def __reduce__(self) -> tuple[type[Self], tuple[Tensor, Lengths]]:
+        require_gatherable(self)
         return type(self), (self.values, self._lengths)
 
     def __len__(self) -> int:
