@@ -286,3 +286,17 @@ def test_a_list_is_extended_by_the_sequences() -> None:
     assert_close(sequences, batch.to_sequences())
     with pytest.raises(TypeError, match="can only concatenate list"):
         operator.add([], batch)
+
+
+def test_what_pytorch_reads_as_any_sequence_of_tensors() -> None:
+    """As the page on other libraries and the docstring say: PyTorch asks nothing but the length and the items."""
+    table = torch.arange(20.0).view(5, 4)
+    with pytest.warns(UserWarning, match="Using a non-tuple sequence for multidimensional indexing is deprecated"):
+        found = table[IDS]
+    assert_close(found, table[tuple(IDS)])
+    ones = SequenceBatch(torch.tensor([[1.0], [2.0]]), [1, 1])
+    assert torch.tensor([ones, ones]).tolist() == [[1.0, 2.0]] * 2
+    # Beyond 31 sequences, or beside other indices, it asks `__torch_function__`.
+    for index in (SequenceBatch(torch.zeros(32, dtype=torch.int64), [1] * 32), (IDS, 0), (IDS,)):
+        with pytest.raises(SeqbatchTypeError, match=r"^`__getitem__` must be called with Tensors; got a seqbatch"):
+            table[index]

@@ -94,8 +94,8 @@ def test_what_would_be_taken_apart(held: Any) -> None:
         r"^`object` must be a SequenceBatch or a list, because accelerate joins what the processes have by iterating "
     )
     counted = (
-        r"^`input_data` must be a SequenceBatch itself, because accelerate takes apart what holds one, and counts items "
-        r"as samples; got a {}\. Gather each field by itself, or call "
+        r"^`input_data` must be a SequenceBatch itself, because accelerate takes apart what holds one, and counts "
+        r"items as samples; got a {}\. Gather each field by itself, or call "
         r"accelerate\.utils\.gather_object\(\[input_data\]\)\.$"
     )
     for value in ({"x": held}, (held, 1), {"x": [{"y": held}]}, [held], [{"x": held}]):
