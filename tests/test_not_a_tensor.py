@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from torch.utils.dlpack import from_dlpack
 
 from seqbatch import LSTMState, RNNState, SeqbatchError, SeqbatchTypeError, SequenceBatch
+from seqbatch.layers import AttentionPool, Causal, LayerNormLSTM, LockedDropout, MeanPool
 
 ENCODE = "Call encode(layer, batch) for a layer, batch.map(function) for a function that treats every step by itself."
 STEPS = "Its steps are batch.values, and padded batch.to_padded(batch_first=True)."
@@ -72,6 +73,17 @@ def test_layers_and_functions_of_torch(batch: SequenceBatch, name: str, call: Ca
     found = str(caught.value)
     assert re.match(rf"`{name}` must be (called with Tensors|read of a Tensor); got a seqbatch\.batch\.Seq", found)
     assert ENCODE in found
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [MeanPool(), AttentionPool(3), LockedDropout(0.5), Causal(nn.MultiheadAttention(4, 2)), LayerNormLSTM(3, 4)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_of_seqbatch_are_called_by_encode_too(layer: nn.Module) -> None:
+    message = rf"^`sequence` must be a Tensor; got a seqbatch\.batch\.SequenceBatch\. {re.escape(ENCODE)}$"
+    with pytest.raises(SeqbatchTypeError, match=message):
+        layer(SequenceBatch(X, [2, 2]))
 
 
 BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"]
