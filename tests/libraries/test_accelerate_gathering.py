@@ -1,6 +1,7 @@
 """accelerate: what it gathers, broadcasts, reduces and dispatches is right, or an error, in one process and in two."""
 
 import pickle
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -116,3 +117,8 @@ def test_what_is_gathered_as_it_is() -> None:
     assert [one.lengths for one in operations.gather_object([BATCH])] == [(2, 1)] * 2
     with pytest.raises(SeqbatchTypeError, match=r"^`state` must not be iterated or unpacked"):
         operations.gather_object(STATES[0])
+
+
+def test_pickling_where_accelerate_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "accelerate.utils.operations")
+    assert pickle.loads(pickle.dumps({"x": BATCH}))["x"].lengths == BATCH.lengths

@@ -1,6 +1,7 @@
 """opacus: gradients per sample are those of each sequence alone, by the remedy of the error that `encode` raises."""
 
 import re
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from threading import Thread
@@ -218,6 +219,21 @@ def test_outside_of_map_the_layer_runs() -> None:
     outputs.sum().backward()
     weight: Any = layer.weight
     assert weight.grad_sample.shape == (4, 4, 4)
+
+
+def test_nothing_is_registered_where_opacus_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[int] = []
+
+    def function(values: Tensor) -> Tensor:
+        registered.append(len(nn.modules.module._global_forward_pre_hooks))
+        return values
+
+    batch = SequenceBatch.from_sequences(sequences())
+    batch.map(function)
+    for name in ("opacus", "torch.nn.utils._expanded_weights"):
+        monkeypatch.delitem(sys.modules, name)
+    batch.map(function)
+    assert registered == [1, 0]
 
 
 def test_many_threads_map_at_once() -> None:
