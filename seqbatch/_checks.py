@@ -51,9 +51,10 @@ def describe(layer: nn.Module) -> str:
 def require_tensor(subject: str, value: object) -> Tensor:
     """Return the value if it is a dense Tensor, else raise."""
     if not isinstance(value, Tensor):
-        remedy = (
-            "Make it one by torch.as_tensor." if isinstance(value, (list, tuple)) or hasattr(value, "shape") else ""
-        )
+        # What batches and states say of themselves.
+        remedy = getattr(type(value), "_instead", "")
+        if isinstance(value, (list, tuple)) or hasattr(value, "shape"):
+            remedy = "Make it one by torch.as_tensor."
         raise complaint(SeqbatchTypeError, subject, "be a Tensor", type_name(value), remedy)
     if value.is_nested or value.layout is not torch.strided:
         found = "a nested Tensor" if value.is_nested else f"layout {value.layout}"

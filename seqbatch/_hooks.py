@@ -1,12 +1,17 @@
 """Which hooks and parametrizations would run if a layer were called."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock, get_ident
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from seqbatch._checks import complaint, describe
+from seqbatch._tracing import in_a_graph
 from seqbatch.errors import UnsupportedLayerError
 
 # PyTorch's weights with gradients per sample. Only what uses them, such as opacus, imports this module.
@@ -27,10 +32,12 @@ def has_own_hooks(layer: nn.Module) -> bool:
 
 
 def has_global_hooks() -> bool:
-    """Return True if hooks are registered for the forward or backward pass of every module."""
+    """Return True if hooks are registered for the forward or backward pass of every module, but for our own."""
     module = _module
-    forward = module._global_forward_pre_hooks or module._global_forward_hooks
-    return bool(forward or module._global_backward_pre_hooks or module._global_backward_hooks)
+    if module._global_forward_hooks or module._global_backward_pre_hooks or module._global_backward_hooks:
+        return True
+    before = module._global_forward_pre_hooks
+    return bool(before) and not all(isinstance(hook, _SamplesRefused) for hook in tuple(before.values()))
 
 
 def has_backward_hooks(layer: nn.Module) -> bool:
@@ -53,9 +60,9 @@ def require_no_samples(subject: str, layer: object) -> None:
     Neither opacus nor PyTorch's expanded weights are imported here. If no other code has imported them, this costs two
     look-ups.
     """
-    expanded = sys.modules.get(_EXPANDED_WEIGHTS)
-    if (expanded is None and "opacus" not in sys.modules) or not isinstance(layer, nn.Module):
+    if not _may_capture_samples() or not isinstance(layer, nn.Module):
         return
+    expanded = sys.modules.get(_EXPANDED_WEIGHTS)
     for module in layer.modules():
         weights = module._parameters.values()
         if _captures_samples(module) or any(
@@ -68,6 +75,45 @@ def require_no_samples(subject: str, layer: object) -> None:
                 "nn.RNN call opacus.layers.DPLSTM, DPGRU or DPRNN, of one direction and batch_first=True, on the same."
             )
             raise complaint(UnsupportedLayerError, subject, must, describe(module), remedy)
+
+
+@contextmanager
+def samples_refused(subject: str) -> Iterator[None]:
+    """Raise, within the block, if a layer is called for which `require_no_samples` raises, whatever calls it.
+
+    Only a hook of every module shows which layers a function calls. It is registered if opacus or PyTorch's expanded
+    weights are imported, for the time of the block. PyTorch warns of such hooks where it calls a compiled module.
+    """
+    if not _may_capture_samples():
+        yield
+        return
+    with _registering:
+        handle = register_module_forward_pre_hook(_SamplesRefused(subject))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# Because PyTorch numbers hooks without a lock, two threads at once could get one number.
+_registering = Lock()
+
+
+class _SamplesRefused:
+    """The hook, which runs in all threads, and looks at the layers of the one that registered it."""
+
+    def __init__(self, subject: str) -> None:
+        self._subject = subject
+        self._thread = get_ident()
+
+    def __call__(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
+        # A compiled layer calls no hook of opacus, and its graph would break at `get_ident`.
+        if not in_a_graph() and get_ident() == self._thread:
+            require_no_samples(self._subject, layer)
+
+
+def _may_capture_samples() -> bool:
+    return "opacus" in sys.modules or _EXPANDED_WEIGHTS in sys.modules
 
 
 def _captures_samples(module: nn.Module) -> bool:

@@ -6,7 +6,7 @@ Libraries that know a batch only as a Sequence of Tensors iterate it, make somet
 processes. The number of batches would then be taken for the steps, without an error.
 
 The call shows nothing but the elements. So each thread remembers the batch whose sequences it iterated last. Elements
-are refused if each has the shape of a sequence of that batch and one axis more in front.
+are refused if each has the dtype and the shape of a sequence of that batch and one axis more in front.
 
 This has two limits. If another batch is iterated between, or this one is gone, stacked sequences are not recognized.
 And a caller who adds an axis in front of each sequence on purpose must call `SequenceBatch.from_sequences`.
@@ -30,8 +30,9 @@ def remember_iterated(batch: Any) -> None:
 def require_not_stacked(elements: list[Any]) -> None:
     """Raise if elements are the sequences of the batch that this thread iterated last, each with an axis in front."""
     batch = getattr(_last_iterated, "batch", lambda: None)()
-    shapes = [(length, *batch.feature_shape) for length in batch.lengths] if batch else []
-    if batch and [getattr(one, "shape", ())[1:] for one in elements] == shapes:
+    found = [(getattr(one, "dtype", None), getattr(one, "shape", ())[1:]) for one in elements]
+    if batch and found == [(batch.dtype, (length, *batch.feature_shape)) for length in batch.lengths]:
         remedy = "To join batches call SequenceBatch.concat; for sequences of such features call from_sequences."
-        must = f"have shape (steps, {', '.join(map(str, batch.feature_shape))}), as the sequences they are made of"
+        shape = ", ".join(["steps", *map(str, batch.feature_shape)])
+        must = f"have shape ({shape}), as the sequences they are made of"
         raise complaint(SeqbatchValueError, "values[0]", must, tuple(elements[0].shape), remedy)

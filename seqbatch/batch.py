@@ -11,7 +11,8 @@ from torch import Tensor
 from seqbatch import _checks, _indices, graphs
 from seqbatch._checks import complaint
 from seqbatch._exporters import refuse_exporters
-from seqbatch._hooks import require_no_samples
+from seqbatch._gathering import require_gatherable
+from seqbatch._hooks import require_no_samples, samples_refused
 from seqbatch._indices import AnyScalar, Array, Index, Scalar, as_index
 from seqbatch._lengths import Lengths
 from seqbatch._modes import refuse_in_a_graph
@@ -47,12 +48,14 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
     `self.log(name, value, batch_size=len(batch))`.
 
     No layer of PyTorch and no function of torch or NumPy can be called with it, because they do not know the lengths:
-    each raises, and says to call `encode(layer, batch)` or `batch.map(function)`.
+    each raises, and says to call `encode(layer, batch)` or `batch.map(function)`. PyTorch lets two calls pass,
+    in which it reads any Sequence of Tensors: `tensor[batch]` and `torch.tensor([batch])`.
 
     Args:
         values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on. Without
             lengths: several Tensors `(steps, *features)`, as for `from_sequences`. Libraries that rebuild a Sequence
-            from its elements, as Lightning does to convert dtypes, call it so.
+            from its elements, as Lightning does to convert dtypes, call it so. Where opacus computes gradients per
+            sample, do not call a layer on `batch.values`: each step would count as a sample, without an error.
         lengths: `(batch,)`, integers, in steps; 0 is allowed. A Tensor on a device is copied to the host, which waits
             for it; no later call does.
 
@@ -171,6 +174,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         return f"{type(self).__name__}({number} of {span}{steps}, {features}, {self.dtype}, {self.device})"
 
     def __reduce__(self) -> tuple[type[Self], tuple[Tensor, Lengths]]:
+        require_gatherable(self)
         return type(self), (self.values, self._lengths)
 
     def __len__(self) -> int:
@@ -254,9 +258,6 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         Spread such a Tensor over the steps, and pass the batch: `batch.map(function, spread)`, where `spread` is
         `batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))`.
 
-        Where opacus computes gradients per sample, a layer raises if it is the function. A layer that the function
-        calls, as in a lambda, is not seen: opacus takes each step for a sample there, without an error.
-
         Args:
             function: from flat values `(total_steps, *features)`, one Tensor for this batch and each other, to flat
                 values of the same number of steps. It must not mix steps: there is nothing between the sequences.
@@ -269,7 +270,8 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
         Raises:
             SeqbatchTypeError: another is not a SequenceBatch, or the function does not return a Tensor.
-            UnsupportedLayerError: the function is a layer of which gradients per sample are computed, as by opacus.
+            UnsupportedLayerError: the function is or calls a layer of which gradients per sample are computed, as by
+                opacus, which would take each step for a sample.
             SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
                 of steps or drops their dimension.
 
@@ -293,7 +295,8 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         batches: list[SequenceBatch] = [self, *others]
         nothing = next((batch.values for batch in batches if is_nothing(batch)), None)
         try:
-            result = function(*flat)
+            with samples_refused("function"):
+                result = function(*flat)
         except (IndexError, RuntimeError) as error:
             # PyTorch raises these two themselves where a dimension is missing, and no subclass of them.
             if nothing is not None and type(error) in (IndexError, RuntimeError):

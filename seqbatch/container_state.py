@@ -8,6 +8,7 @@ from torch import Tensor
 
 from seqbatch import _checks
 from seqbatch._checks import complaint
+from seqbatch._gathering import require_gatherable
 from seqbatch._state import State
 from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -95,4 +96,5 @@ class ContainerState(State):
         return type(self)(tuple(None if state is None else function(state) for state in self.states))
 
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[Any, ...]]]:
+        require_gatherable(self)
         return type(self), (self.states,)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from seqbatch import _checks
 from seqbatch._checks import complaint
+from seqbatch._gathering import require_gatherable
 from seqbatch._state import State
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -56,6 +57,7 @@ class _TensorState(State):
         return type(self)(*map(function, self._tensors))
 
     def __reduce__(self) -> tuple[type[Self], tuple[Tensor, ...]]:
+        require_gatherable(self)
         return type(self), self._tensors
 
     def __repr__(self) -> str:

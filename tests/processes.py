@@ -7,16 +7,20 @@ from pathlib import Path
 
 import pytest
 
+import seqbatch
+
 TESTS = Path(__file__).parent
-SECONDS = 120
+SECONDS = 240
+# They import the package that is tested, and not another that may be installed.
+PATHS = os.pathsep.join([str(TESTS), str(Path(seqbatch.__file__).parents[1])])
 
 
-def torchrun(script: Path, *options: str) -> tuple[int, str]:
-    """Run a script in two processes; give the exit status and all that they print."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+def torchrun(script: Path, *options: str, processes: int = 2) -> tuple[int, str]:
+    """Run a script in several processes, or in one without torchrun; return the exit status and all that they print."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     process = subprocess.Popen(
-        [*command, str(script), *options],
-        env=os.environ | {"PYTHONPATH": str(TESTS), "OMP_NUM_THREADS": "1"},
+        [sys.executable, *(launcher if processes > 1 else []), str(script), *options],
+        env=os.environ | {"PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -24,7 +28,7 @@ def torchrun(script: Path, *options: str) -> tuple[int, str]:
     try:
         printed, _ = process.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired:
-        process.terminate()  # upon which it ends the two
+        process.terminate()  # upon which torchrun ends the others
         printed, _ = process.communicate()
         pytest.fail(f"not done after {SECONDS} seconds:\n{printed}")
     return process.returncode, printed

@@ -33,6 +33,7 @@ ORDER = [
     "_not_a_tensor",
     "_advice",
     "_exporters",
+    "_gathering",
     "_stacked",
     "_layout_checks",
     "_indices",

@@ -19,6 +19,7 @@ from torch.testing import assert_close
 from torch.utils.dlpack import from_dlpack
 
 from seqbatch import LSTMState, RNNState, SeqbatchError, SeqbatchTypeError, SequenceBatch
+from seqbatch.layers import AttentionPool, Causal, LayerNormLSTM, LockedDropout, MeanPool
 
 ENCODE = "Call encode(layer, batch) for a layer, batch.map(function) for a function that treats every step by itself."
 STEPS = "Its steps are batch.values, and padded batch.to_padded(batch_first=True)."
@@ -72,6 +73,17 @@ def test_layers_and_functions_of_torch(batch: SequenceBatch, name: str, call: Ca
     found = str(caught.value)
     assert re.match(rf"`{name}` must be (called with Tensors|read of a Tensor); got a seqbatch\.batch\.Seq", found)
     assert ENCODE in found
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [MeanPool(), AttentionPool(3), LockedDropout(0.5), Causal(nn.MultiheadAttention(4, 2)), LayerNormLSTM(3, 4)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_of_seqbatch_are_called_by_encode_too(layer: nn.Module) -> None:
+    message = rf"^`sequence` must be a Tensor; got a seqbatch\.batch\.SequenceBatch\. {re.escape(ENCODE)}$"
+    with pytest.raises(SeqbatchTypeError, match=message):
+        layer(SequenceBatch(X, [2, 2]))
 
 
 BINARY = ["add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and_", "or_", "xor"]
@@ -286,3 +298,17 @@ def test_a_list_is_extended_by_the_sequences() -> None:
     assert_close(sequences, batch.to_sequences())
     with pytest.raises(TypeError, match="can only concatenate list"):
         operator.add([], batch)
+
+
+def test_what_pytorch_reads_as_any_sequence_of_tensors() -> None:
+    """As the page on other libraries and the docstring say: PyTorch asks nothing but the length and the items."""
+    table = torch.arange(20.0).view(5, 4)
+    with pytest.warns(UserWarning, match="Using a non-tuple sequence for multidimensional indexing is deprecated"):
+        found = table[IDS]
+    assert_close(found, table[tuple(IDS)])
+    ones = SequenceBatch(torch.tensor([[1.0], [2.0]]), [1, 1])
+    assert torch.tensor([ones, ones]).tolist() == [[1.0, 2.0]] * 2
+    # Beyond 31 sequences, or beside other indices, it asks `__torch_function__`.
+    for index in (SequenceBatch(torch.zeros(32, dtype=torch.int64), [1] * 32), (IDS, 0), (IDS,)):
+        with pytest.raises(SeqbatchTypeError, match=r"^`__getitem__` must be called with Tensors; got a seqbatch"):
+            table[index]

@@ -70,6 +70,16 @@ def test_default_convert(dtype: torch.dtype) -> None:
     assert loaded.lengths == (2, 1)
 
 
+@pytest.mark.parametrize("lengths", [[4, 4], [4]])
+def test_outputs_that_only_look_stacked(lengths: list[int]) -> None:
+    """As many features as steps: of another dtype they are not the sequences, because stacking keeps the dtype."""
+    ids = SequenceBatch(torch.arange(sum(lengths)), lengths)
+    embedding = nn.Embedding(8, 4)
+    made = SequenceBatch([embedding(one) for one in ids])
+    assert made.lengths == ids.lengths
+    assert_close(made.values, encode(embedding, ids).values)
+
+
 STACKED = (
     r"^`values\[0\]` must have shape \(steps, 2\), as the sequences they are made of; got \({}, {}, 2\)\. "
     r"To join batches call SequenceBatch\.concat; for sequences of such features call from_sequences\.$"

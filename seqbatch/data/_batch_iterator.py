@@ -38,11 +38,11 @@ class BatchIterator(Iterator[list[int]]):
         self._mine: list[int] = plan.rounds[:, self._epochs.processes()[0]].tolist()
 
     def state_dict(self) -> dict[str, Any]:
-        """Return how many batches were drawn; a StatefulDataLoader knows which of these it has returned.
+        """Return the position after the batches drawn; a StatefulDataLoader knows which of these it has returned.
 
         The sampler itself has no such method: a DataLoader draws ahead, so its state would skip batches.
         """
-        return self._epochs.state(self._epochs.passes.position() if self._drawn is None else self._drawn)
+        return self._epochs.state(self._epochs.passes.next_drawn() if self._drawn is None else self._drawn)
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue after the batches that another iterator has drawn; the next pass is the next epoch."""

@@ -37,6 +37,10 @@ class TrackedPass:
     is_drawn: bool = False
     is_open: bool = True
 
+    def is_awaited(self) -> bool:
+        """Return True if the batch that is drawn next is its first."""
+        return self.is_open and not self.is_drawn
+
     def position(self) -> Position:
         """Return where another process would continue after the last batch that was returned."""
         if self.returned == self.batches:
@@ -113,20 +117,27 @@ class Passes:
         self.uncounted, self.is_resumed = 0, True
         return self.tracked
 
+    def next_drawn(self) -> Position:
+        """Return where the pass begins whose first batch is drawn next: the tracked one, or else one that is not."""
+        if self.tracked is not None and self.tracked.is_awaited():
+            return Position(self.tracked.epoch, self.tracked.returned)
+        return Position(self.upcoming.epoch + self.uncounted) if self.uncounted else self.upcoming
+
     def begin_drawing(self, world_size: int) -> Position:
-        """Return where the pass begins whose first batch is drawn now: the tracked one, or else one that is not.
+        """Return where the pass begins whose first batch is drawn now.
 
         Raises:
             SeqbatchError: it is not tracked, and there is more than one process.
         """
-        if self.tracked is not None and self.tracked.is_open and not self.tracked.is_drawn:
+        position = self.next_drawn()
+        if self.tracked is not None and self.tracked.is_awaited():
             self.tracked.is_drawn = True
             self.upcoming = Position(self.tracked.epoch + 1)
-            return Position(self.tracked.epoch, self.tracked.returned)
+            return position
         require_one_process(world_size)
         self.uncounted += 1
         self.is_resumed = True
-        return self.upcoming if self.uncounted == 1 else Position(self.upcoming.epoch + self.uncounted - 1)
+        return position
 
     def count(self, tracked: TrackedPass) -> None:
         """Count a batch that a tracked pass returns.

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from processes import PATHS, TESTS
 from ranks.training import Run, exact
 
-SCRIPT = Path(__file__).parents[1] / "ranks" / "resume.py"
+SCRIPT = TESTS / "ranks" / "resume.py"
 # Of seven batches each; it is stopped in the second epoch, and ends in the third.
 STOP, END = 10, 17
 
 
 def go_on_elsewhere(checkpoint: Path, result: Path, workers: int) -> dict[str, Any]:
     command = [sys.executable, str(SCRIPT), str(checkpoint), str(result), str(workers), str(END - STOP)]
-    environment = os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])}
+    environment = os.environ | {"PYTHONPATH": PATHS}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     loaded: dict[str, Any] = torch.load(result, weights_only=True)

@@ -216,7 +216,9 @@ def test_quantized_layers(name: str) -> None:
             seqbatch.onnx.export(model.eval(), BATCH, batch_first=True)
     with pytest.raises(Unsupported, match=re.escape(COMPILED)):
         compiled(lambda batch: encode(layer, batch))(BATCH)
-    # PyTorch looks at the modules of a model before it runs it, and fails in words of its own; so in none of them.
+    # PyTorch looks at the modules of a model before it runs it, and fails in its own words: see docs/deployment.md.
+    with pytest.raises(AttributeError, match="__obj_flatten__"):
+        torch.export.export(Layered(layer).eval(), (BATCH,))
     hidden = [layer]
 
     class Hidden(nn.Module):

@@ -1,11 +1,13 @@
 """accelerate on BucketBatchSampler: every sample once an epoch, and resumed runs equal those never interrupted."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
+from accelerate.state import GradientState
 from processes import TESTS, torchrun
 from ranks.trainers import Model, plain_loader, tracked_loader
 
@@ -77,6 +79,29 @@ def test_a_run_that_is_resumed_equals_one_that_was_not_interrupted(stop: int, tm
     resumed.train(2 * BATCHES - stop)
     assert stopped.model.seen + resumed.model.seen == straight.model.seen
     torch.testing.assert_close(resumed.model.state_dict(), straight.model.state_dict(), rtol=0, atol=0)
+
+
+@pytest.fixture
+def own_gradient_state() -> Iterator[None]:
+    """Leave no half of an accumulation to other tests, because all Accelerators of a process share it."""
+    yield
+    GradientState._reset_state()
+
+
+@pytest.mark.usefixtures("own_gradient_state")
+@pytest.mark.parametrize("every", [BATCHES, 4])
+def test_accumulated_gradients_go_on_into_the_next_epoch(every: int) -> None:
+    """As the page says: accelerate sees the ends of epochs of its own loaders only."""
+    assert BATCHES % 4
+    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=every)
+    model, loader = accelerator.prepare(Model(), tracked_loader())
+    steps = []
+    for _ in range(2):
+        for _ in loader:
+            with accelerator.accumulate(model):
+                steps.append(accelerator.sync_gradients)
+    assert steps == [(batch + 1) % every == 0 for batch in range(2 * BATCHES)]
+    assert steps[-1] == (every == BATCHES)  # else the last batches are lost
 
 
 def stateful() -> Any:

@@ -1,7 +1,10 @@
 """opacus: gradients per sample are those of each sequence alone, by the remedy of the error that `encode` raises."""
 
 import re
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -22,6 +25,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from seqbatch import SequenceBatch, UnsupportedLayerError, encode, encode_with_state, register_encoder
+from seqbatch._hooks import has_global_hooks
 from seqbatch.data import encode_chunks
 from seqbatch.layers import AttentionPool, Causal, LayerNormLSTM, Residual, TwoWay
 
@@ -157,6 +161,103 @@ def test_every_way_to_run_a_layer_is_refused() -> None:
     with refused(r"Linear\(.*\)"):
         encode(GradSampleModule(nn.Linear(4, 4)), batch)
     assert batch.map(torch.relu).lengths == batch.lengths
+
+
+class Head(nn.Module):
+    """A layer that calls another, which `map` cannot see in a lambda."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(x).tanh()
+        return outputs
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_that_the_function_of_map_calls_is_refused(kind: Callable[[nn.Module], Any]) -> None:
+    layer, batch = nn.Linear(4, 4), SequenceBatch.from_sequences(sequences())
+    head = Head(layer)
+    wanted = batch.map(head)
+    entered: list[nn.Module] = []
+    layer.register_forward_pre_hook(lambda module, args: entered.append(module))
+    hooked = kind(layer)
+    for function in (lambda values: layer(values) * 2, lambda values: head(values[None])[0], head.forward, head):
+        with refused(r"Linear\(.*\)", "function"):
+            batch.map(function)
+    assert not entered  # so opacus has captured nothing either
+    assert not hasattr(layer, "activations")
+    with torch.no_grad():
+        assert_close(batch.map(head.forward).values, wanted.values)
+    hooked.remove_hooks()
+    assert_close(batch.map(head.forward).values, wanted.values)
+
+
+def test_outside_of_map_the_layer_runs() -> None:
+    """Only the thread that maps is watched, and only while the function runs."""
+    layer, plain, batch = nn.Linear(4, 4), nn.Linear(4, 4), SequenceBatch.from_sequences(sequences())
+    GradSampleModule(layer)
+    in_other: list[Any] = []
+
+    def function(values: Tensor) -> Tensor:
+        thread = Thread(target=lambda: in_other.append((layer(batch.to_padded(batch_first=True)), has_global_hooks())))
+        thread.start()
+        thread.join()
+        outputs: Tensor = plain(values)
+        return outputs
+
+    assert_close(batch.map(function).values, plain(batch.values))
+    ((outputs, hooked),) = in_other
+    assert outputs.shape == (4, 4, 4)
+    assert not hooked  # so that `encode` in other threads runs as ever
+    with pytest.raises(ZeroDivisionError):
+        batch.map(lambda values: values + 1 // 0)
+    with refused(r"Linear\(.*\)", "function"):
+        batch.map(lambda values: layer(values))
+    assert not nn.modules.module._global_forward_pre_hooks
+    outputs.sum().backward()
+    weight: Any = layer.weight
+    assert weight.grad_sample.shape == (4, 4, 4)
+
+
+def test_nothing_is_registered_where_opacus_is_not_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[int] = []
+
+    def function(values: Tensor) -> Tensor:
+        registered.append(len(nn.modules.module._global_forward_pre_hooks))
+        return values
+
+    batch = SequenceBatch.from_sequences(sequences())
+    batch.map(function)
+    for name in ("opacus", "torch.nn.utils._expanded_weights"):
+        monkeypatch.delitem(sys.modules, name)
+    batch.map(function)
+    assert registered == [1, 0]
+
+
+def test_many_threads_map_at_once() -> None:
+    layer, plain, batch = nn.Linear(4, 4), nn.Linear(4, 4), SequenceBatch.from_sequences(sequences())
+    GradSampleModule(layer)
+
+    def right_or_refused(number: int) -> bool:
+        if number % 2:
+            return batch.map(lambda values: plain(values)).total_steps == batch.total_steps
+        with refused(r"Linear\(.*\)", "function"):
+            batch.map(lambda values: layer(values))
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(right_or_refused, range(400)))
+    assert not nn.modules.module._global_forward_pre_hooks
+
+
+@pytest.mark.filterwarnings("ignore:Using `torch.compile.module.` when there are global hooks:UserWarning")
+def test_a_compiled_function_in_map() -> None:
+    torch._dynamo.reset()
+    mlp, batch = nn.Sequential(nn.Linear(4, 4), nn.Tanh()), SequenceBatch.from_sequences(sequences())
+    compiled: Any = torch.compile(mlp, backend="eager", fullgraph=True)
+    assert_close(batch.map(compiled).values, mlp(batch.values))
 
 
 def test_where_opacus_keeps_nothing_encode_runs() -> None:
@@ -347,6 +448,21 @@ def test_expanded_weights() -> None:
     for x, found in zip(xs, weight.grad_sample, strict=True):
         assert_close(found, torch.autograd.grad(linear(x).mean(0).square().sum(), linear.weight)[0])
     encode(linear, xs)  # the layer itself has its own weights
+
+
+def test_expanded_weights_in_a_function_of_map() -> None:
+    linear = nn.Linear(4, 3)
+
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = linear
+
+        def forward(self, values: Tensor) -> Tensor:
+            return SequenceBatch(values, [3, 1]).map(lambda steps: self.linear(steps)).mean()
+
+    with refused(r"Linear\(.*\)", "function"):
+        GradSampleModuleExpandedWeights(Mapped())(torch.randn(4, 4))
 
 
 @pytest.mark.parametrize("kind", [nn.Linear, nn.GRU, nn.LSTM])

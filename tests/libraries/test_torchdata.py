@@ -16,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:'set_vital' is deprecated:UserWa
 LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]
 
 
-def make(workers: int = 0, **options: Any) -> StatefulDataLoader[Any]:
+def make(workers: int = 0, snapshots: int = 1, **options: Any) -> StatefulDataLoader[Any]:
     """Return a loader of the indices themselves."""
     sampler = BucketBatchSampler(LENGTHS, max_steps=15, seed=2, **options)
     data: Any = range(len(LENGTHS))
@@ -25,6 +25,7 @@ def make(workers: int = 0, **options: Any) -> StatefulDataLoader[Any]:
         batch_sampler=sampler,
         collate_fn=list,
         num_workers=workers,
+        snapshot_every_n_steps=snapshots,
         multiprocessing_context="fork" if workers else None,
     )
 
@@ -67,6 +68,30 @@ def test_workers_that_draw_ahead_change_nothing(returned: int) -> None:
     resumed = list(chain(found, other, other))
     assert resumed == [*chain.from_iterable(EPOCHS)][: len(resumed)]
     assert len(resumed) >= 2 * BATCHES
+
+
+@pytest.mark.parametrize("returned", [1, 3, BATCHES, BATCHES + 1, BATCHES + 4, 2 * BATCHES + 1])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_states_between_snapshots(workers: int, returned: int) -> None:
+    """Before the first one of a pass, torchdata draws again from where the pass began."""
+    loader = make(workers, snapshots=3)
+    found = list(islice(chain(loader, loader, loader), returned))
+    other = make(workers, snapshots=3)
+    other.load_state_dict(loader.state_dict())
+    resumed = list(chain(found, other, other))
+    assert resumed == [*chain.from_iterable(EPOCHS)][: len(resumed)]
+    assert len(resumed) >= 2 * BATCHES
+
+
+def test_a_state_before_the_first_batch_of_a_later_pass() -> None:
+    loader = make()
+    for epoch in (1, 2):
+        list(loader)
+        begun = iter(loader)
+        other = make()
+        other.load_state_dict(loader.state_dict())
+        assert list(other) == EPOCHS[epoch]
+        del begun
 
 
 def test_a_state_after_a_whole_pass_begins_the_next_epoch() -> None:

@@ -1,5 +1,8 @@
 """What accelerate does to batches between processes: run alone, or started by torchrun; prints what has passed."""
 
+import copy
+import io
+import pickle
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -22,13 +25,20 @@ from accelerate.utils import (
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
-from seqbatch import SequenceBatch
+from seqbatch import RNNState, SeqbatchTypeError, SequenceBatch
 from seqbatch.data import collate_sequences
 
 LENGTHS = [3, 0, 5, 1, 2, 4, 2]
 DATA: Any = [(torch.full((length, 2), float(i)), i) for i, length in enumerate(LENGTHS)]
 accelerator: Any = Accelerator(cpu=True, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=60))])
 COUNT, RANK = accelerator.num_processes, accelerator.process_index
+TAKEN_APART = (
+    "`object` must be a SequenceBatch or a list, because accelerate joins what the processes have by iterating it; got "
+)
+TAKEN_APART_IN_METRICS = (
+    "`input_data` must be a SequenceBatch itself, because accelerate takes apart what holds one, and counts items as "
+    "samples; got "
+)
 NO_TENSOR = r"Unsupported types \(<class 'seqbatch\.batch\.SequenceBatch'>\)"
 
 
@@ -62,12 +72,22 @@ def gathered() -> None:
 
 
 def gathered_objects() -> None:
-    """Gives all sequences, in the order of the processes."""
+    """Gives all sequences, or an item of each process, in the order of the processes; a dict or a tuple raises."""
     same(gather_object(batch_of(RANK).to_sequences()), all_sequences())
     same(gather_object(batch_of(RANK)), all_sequences())
     batches = gather_object([batch_of(RANK)])
     assert [one.lengths for one in batches] == [batch_of(rank).lengths for rank in range(COUNT)]
     same(SequenceBatch.concat(batches), all_sequences())
+    for value in (*holders()[1:4], {"state": RNNState(torch.zeros(1, 1, 2, 3))}):
+        if COUNT == 1:
+            assert gather_object(value) is value
+            continue
+        with pytest.raises(
+            SeqbatchTypeError, match=rf"^{TAKEN_APART}a {type(value).__name__}\. Gather \[object\], a list"
+        ):
+            gather_object(value)
+        found = gather_object([value])
+        assert [type(one) for one in found] == [type(value)] * COUNT
 
 
 def gathered_for_metrics() -> None:
@@ -83,20 +103,34 @@ def gathered_for_metrics() -> None:
 
 
 def gathered_for_metrics_in_containers() -> None:
-    """Of accelerate itself: it joins keys of dicts, and items of tuples, of which it keeps as many as samples."""
-    keyed, paired = {"x": batch_of(RANK), "y": torch.ones(2)}, (batch_of(RANK), torch.ones(2))
-    if COUNT == 1:
-        assert accelerator.gather_for_metrics(keyed) is keyed
-        assert accelerator.gather_for_metrics(paired) is paired
-        return
-    assert accelerator.gather_for_metrics(keyed) == ["x", "y"] * COUNT
-    found = accelerator.gather_for_metrics(paired)
-    assert [type(one) for one in found] == [SequenceBatch, Tensor] * COUNT
-    loader: Any = accelerator.prepare(DataLoader(DATA, batch_size=2, collate_fn=collate_sequences))
-    *_, last = [len(accelerator.gather_for_metrics(pair)) for pair in loader]
-    assert last == 3  # of the four that both have, because 7 samples leave 3 for the last batches
-    # Field by field it is right.
+    """Raises in several processes, whose keys of dicts and items of tuples it would join; field by field is right."""
+    for value in (*holders()[1:], [{"x": batch_of(RANK)}], [RNNState(torch.zeros(1, 1, 2, 3))]):
+        if COUNT == 1:
+            assert accelerator.gather_for_metrics(value) is value
+            continue
+        with pytest.raises(
+            SeqbatchTypeError, match=rf"^{TAKEN_APART_IN_METRICS}a {type(value).__name__}\. Gather each"
+        ):
+            accelerator.gather_for_metrics(value)
+    keyed = holders()[1]
     same(accelerator.gather_for_metrics(keyed["x"]), all_sequences())
+    assert len(accelerator.gather_for_metrics(keyed["y"])) == 2 * COUNT
+
+
+def pickled() -> None:
+    """Outside of what gathers, anything that holds a batch is pickled, also to other processes, and saved."""
+    keyed = holders()[1]
+    file = io.BytesIO()
+    torch.save(keyed, file)
+    file.seek(0)
+    for found in (pickle.loads(pickle.dumps(keyed)), copy.deepcopy(keyed), torch.load(file, weights_only=False)):
+        same(found["x"], batch_of(RANK).to_sequences())
+    everyones: Any = [None] * COUNT
+    if COUNT > 1:
+        distributed.all_gather_object(everyones, keyed)
+        same([one for other in everyones for one in other["x"]], all_sequences())
+    loader: Any = DataLoader(DATA, batch_size=2, collate_fn=as_dict, num_workers=1)
+    same([one for batch in loader for one in batch["x"]], [sequence for sequence, _ in DATA])
 
 
 def padded() -> None:
@@ -154,6 +188,7 @@ CHECKS: dict[str, Callable[[], None]] = {
     "gathered objects": gathered_objects,
     "gathered for metrics": gathered_for_metrics,
     "gathered for metrics in containers": gathered_for_metrics_in_containers,
+    "pickled": pickled,
     "padded": padded,
     "broadcasts": broadcasts,
     "reduced": reduced,
