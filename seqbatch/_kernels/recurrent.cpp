@@ -1,8 +1,8 @@
 // LSTM, GRU and RNN over flat values, forward and backward, without padding and without packing.
 //
-// A thread takes whole sequences and walks through their steps side by side, the longest first. Weights are laid out so
-// that one block of units reads them from front to back; gates stay in registers from the product to the new state.
-// Every row is computed by the same operations in the same order whatever stands beside it, hence the same bits.
+// A thread runs some sequences side by side, the longest first, or all of them through some of the units (see Sharing).
+// Weights are laid out so that one block of units reads them from front to back; gates stay in registers from the product to
+// the new state. Every row is computed by the same operations in the same order whatever stands beside it, hence the same bits.
 #include <omp.h>
 #include <sched.h>
 
@@ -57,7 +57,7 @@ inline void in_blocks(int64_t rows, F f) {
   }
 }
 
-// Memory that a thread keeps for its next call, because new pages cost more than filling them does.
+// Memory that a thread keeps until it ends, because new pages at each call may cost more than to fill and read them.
 class Kept {
  public:
   ~Kept() {
@@ -543,11 +543,10 @@ int run_forward(const Call<T>& call) {
     } else if (!is_one_step) {
 #pragma omp barrier
     }
-    bool runs;
+    bool stops;
 #pragma omp atomic read
-    runs = failed;
-    runs = !runs;
-    if (runs && sharing.by_units) {
+    stops = failed;
+    if (!stops && sharing.by_units) {
       for (int64_t t = 0; t < call.lengths[0]; t++) {
         if (t) barrier.wait(threads);
         for (auto& walk : walks)
@@ -555,7 +554,7 @@ int run_forward(const Call<T>& call) {
       }
     }
     for (auto& walk : walks) {
-      if (!walk || !runs) continue;
+      if (!walk || stops) continue;
       while (!walk->is_done()) walk->step();
       walk->finish();
     }

@@ -106,3 +106,25 @@ def test_of_one_step_of_many_sequences(kind: str, batch: int) -> None:
         alone = run_one_step(layer, values[i : i + 1], state[i])
         for found, wanted in zip(together, alone, strict=True):
             laws.assert_same_bits(found[..., i : i + 1, :], wanted)
+
+
+# Threads share units where sequences are few and weights large. The sequence of 40 steps runs far beyond the others.
+@every_layer
+@pytest.mark.parametrize(("size", "lengths"), [(200, [6]), (200, [2, 40, 1]), (1024, [2, 3])])
+def test_of_few_sequences_with_large_weights(kind: str, size: int, lengths: list[int]) -> None:
+    layer, state = layer_and_state(kind, 16, size, torch.float32, len(lengths))
+    check_bits(layer, sequences(lengths, (16,), torch.float32), state)
+
+
+@torch.no_grad()
+def test_of_one_very_long_sequence_beside_many_short_ones() -> None:
+    laws.seed(0)
+    layer, lengths = nn.LSTM(5, 17), [1] * 4096
+    lengths[1000] = 65_536
+    batch = SequenceBatch(torch.randn(sum(lengths), 5), lengths)
+    together, final = encode_with_state(layer, batch)
+    for i in (0, 1000, 4095):
+        alone, end = encode_with_state(layer, [batch[i]])
+        laws.assert_same_bits(together[i], alone[0])
+        for found, wanted in zip(laws.tensors_of(final), laws.tensors_of(end), strict=True):
+            laws.assert_same_bits(found[..., i : i + 1, :], wanted)
