@@ -10,16 +10,18 @@ from seqbatch._checks import complaint
 from seqbatch._tracing import in_a_graph
 from seqbatch.errors import SeqbatchError
 
+_are_transforms_active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_forward_ad: Any = torch.autograd.forward_ad
+
 
 def wants_gradients(tensors: Iterable[Tensor]) -> bool:
-    """Tell whether a backward pass may follow through what is computed from tensors."""
+    """Return True if a backward pass may follow through what is computed from tensors."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def is_transformed() -> bool:
-    """Tell whether `torch.func` or forward-mode differentiation runs."""
-    active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-    return bool(active()) or getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
+    """Return True if `torch.func` or forward-mode differentiation is active."""
+    return bool(_are_transforms_active()) or getattr(_forward_ad, "_current_level", -1) >= 0
 
 
 def takes_gradients_only() -> bool:

@@ -201,11 +201,11 @@ def _function(values: Tensor, lengths: Lengths, how: str) -> tuple[Tensor]:
     return (_FUNCTIONS[how](values, lengths),)
 
 
-def _like(values: Tensor, lengths: Tensor, how: str) -> tuple[Tensor]:
+def _fake(values: Tensor, lengths: Tensor, how: str) -> tuple[Tensor]:
     if how in _KEEP_STEPS:
         return (torch.empty_like(values),)
     dtype = torch.int64 if how == "sum" and not _is_inexact(values) else values.dtype
     return (values.new_empty(lengths.shape[0], *values.shape[1:], dtype=dtype),)
 
 
-_operator = Operator("reduce", "str how, ", 1, _function, _like)
+_operator = Operator("reduce", "str how", 1, _function, _fake)

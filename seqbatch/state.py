@@ -154,13 +154,9 @@ class LSTMState(_TensorState):
     def __init__(self, hidden: Tensor, cell: Tensor) -> None:
         object.__setattr__(self, "hidden", _require_part("hidden", hidden))
         object.__setattr__(self, "cell", _require_part("cell", cell))
-        for what, found, wanted in (
-            ("layers, directions and batch", tuple(cell.shape[:3]), tuple(hidden.shape[:3])),
-            ("dtype", cell.dtype, hidden.dtype),
-            ("device", cell.device, hidden.device),
-        ):
-            if found != wanted:
-                raise complaint(SeqbatchValueError, "cell", f"have {what} {wanted}, as `hidden`", found)
+        is_alike = cell.dtype is hidden.dtype and cell.device == hidden.device
+        if not is_alike or cell.shape[:3] != hidden.shape[:3]:
+            raise _unlike(cell, hidden)
 
     def to_torch(self) -> tuple[Tensor, Tensor]:
         """Give PyTorch's layout.
@@ -196,6 +192,17 @@ class LSTMState(_TensorState):
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             raise complaint(SeqbatchTypeError, "hx", "be a pair (hidden, cell) of Tensors", _checks.type_name(hx))
         return cls(*(_split_directions(f"hx[{i}]", part, layer, ("LSTM",)) for i, part in enumerate(hx)))
+
+
+def _unlike(cell: Tensor, hidden: Tensor) -> SeqbatchValueError:
+    """Make the error for a cell state that differs from the hidden state in more than the size."""
+    compared = [
+        ("layers, directions and batch", tuple(cell.shape[:3]), tuple(hidden.shape[:3])),
+        ("dtype", cell.dtype, hidden.dtype),
+        ("device", cell.device, hidden.device),
+    ]
+    what, found, wanted = next(row for row in compared if row[1] != row[2])
+    return complaint(SeqbatchValueError, "cell", f"have {what} {wanted}, as `hidden`", found)
 
 
 def _split_directions(subject: str, hx: Tensor, layer: Any, modes: tuple[str, ...]) -> Tensor:

@@ -94,14 +94,24 @@ def recurrent_layers(
     return nn.RNN(size, hidden, nonlinearity=kind, **options)
 
 
-def state_for(layer: nn.RNNBase, batch: int, seed: int = 7) -> LSTMState | RNNState:
-    """Make a random initial state for a layer, of leaves that require gradients."""
-    directions = 2 if layer.bidirectional else 1
-    size = layer.proj_size or layer.hidden_size
-    dtype = layer.weight_ih_l0.dtype
-    assert isinstance(dtype, torch.dtype)
-    hidden = make((layer.num_layers, directions, batch, size), dtype, seed).requires_grad_()
-    if isinstance(layer, nn.LSTM):
-        cell = make((layer.num_layers, directions, batch, layer.hidden_size), dtype, seed + 1).requires_grad_()
+@st.composite
+def cells(draw: st.DrawFn, kind: Any, dtype: torch.dtype = torch.float64) -> nn.RNNCellBase:
+    """Cells of one of PyTorch's kinds and every option."""
+    torch.default_generator.manual_seed(draw(st.integers(0, 3)))
+    options: dict[str, Any] = {"dtype": dtype, "bias": draw(st.booleans())}
+    if kind is nn.RNNCell:
+        options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
+    cell: nn.RNNCellBase = kind(draw(st.integers(1, 3)), draw(st.integers(1, 4)), **options)
+    return cell
+
+
+def state_for(layer: nn.RNNBase | nn.RNNCellBase, batch: int, seed: int = 7) -> LSTMState | RNNState:
+    """Make a random initial state for a layer or cell, of leaves that require gradients."""
+    rows = (layer.num_layers, 2 if layer.bidirectional else 1) if isinstance(layer, nn.RNNBase) else (1, 1)
+    size = getattr(layer, "proj_size", 0) or layer.hidden_size
+    dtype = next(layer.parameters()).dtype
+    hidden = make((*rows, batch, size), dtype, seed).requires_grad_()
+    if isinstance(layer, (nn.LSTM, nn.LSTMCell)):
+        cell = make((*rows, batch, layer.hidden_size), dtype, seed + 1).requires_grad_()
         return LSTMState(hidden, cell)
     return RNNState(hidden)

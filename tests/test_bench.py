@@ -19,12 +19,12 @@ RESULTS = json.loads((ROOT / "docs" / "performance.json").read_text())
 PAGE = (ROOT / "docs" / "performance.md").read_text()
 
 
-@pytest.mark.parametrize("section", ["layers", "conversions", "families"])
-def test_the_page_has_the_tables_of_the_results(section: str) -> None:
-    assert report.table(section, RESULTS[section]) in PAGE
+@pytest.mark.parametrize("section", ["layers", "steps", "conversions", "families"])
+def test_the_page_has_the_means_of_the_results(section: str) -> None:
+    assert report.summary(section, RESULTS[section]) in PAGE
 
 
-@pytest.mark.parametrize("section", ["layers", "growth"])
+@pytest.mark.parametrize("section", ["layers", "steps", "growth"])
 def test_the_page_tells_of_every_case_where_another_is_faster(section: str) -> None:
     assert report.faster(section, RESULTS[section]) in PAGE
 
@@ -36,14 +36,22 @@ def test_the_page_on_training_has_the_table_of_sampling() -> None:
 def test_readme_quotes_the_results() -> None:
     readme = " ".join((ROOT / "README.md").read_text().split())
     for kind, first in (("LSTM", "times faster in inference and"), ("GRU", "and"), ("RNN", "and")):
-        table = report.table("layers", [result for result in RESULTS["layers"] if result["kind"] == kind.lower()])
-        means = [line.split(" | ")[4] for line in table.splitlines() if "**geometric mean**" in line]
+        results = [result for result in RESULTS["layers"] if result["kind"] == kind.lower()]
+        means = [line.split(" | ")[2] for line in report.summary("layers", results).splitlines()[2:]]
         assert f"{kind} {means[0]} {first} {means[1]}" in readme
+
+
+def test_it_prints_the_tables_of_results() -> None:
+    command = [sys.executable, "tests/bench", "--tables", "docs/performance.json"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for section in ("layers", "steps", "conversions", "families"):
+        assert report.table(section, RESULTS[section]) in done.stdout
 
 
 def test_it_runs(tmp_path: Path) -> None:
     results, picture = tmp_path / "results.json", tmp_path / "picture.png"
-    what = ["--what", "layers", "conversions", "families", "--kinds", "gru", "--families", "BatchNorm1d"]
+    what = ["--what", "layers", "steps", "conversions", "families", "--kinds", "gru", "--families", "BatchNorm1d"]
     options = [*what, "--only", "tiny", "--rounds", "1", "--json", str(results), "--picture", str(picture)]
     command = [sys.executable, "tests/bench", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -51,7 +59,8 @@ def test_it_runs(tmp_path: Path) -> None:
     assert "| gru | train | tiny |" in done.stdout
     assert "| BatchNorm1d | train | tiny, 8 x 5-40 x 64 |" in done.stdout
     found = json.loads(results.read_text())
-    assert len(found["layers"]) == 2
+    assert ["ONNX Runtime" in result["ms"] for result in found["layers"]] == [True, False]  # which trains nothing
+    assert [[*result["ms"]] for result in found["steps"]] == [["seqbatch", "itself"]] * 12
     # In training what a sequence gets depends on the others, so there is no way one by one.
     contenders = [[*result["ms"]] for result in found["families"]]
     assert contenders == [["seqbatch", "padded by hand", "one by one"], ["seqbatch", "padded by hand"]]

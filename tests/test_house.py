@@ -41,7 +41,6 @@ ORDER = [
     "_kept",
     "_lengths",
     "_structures",
-    "_records",
     "_operators",
     "_plans",
     "layouts",

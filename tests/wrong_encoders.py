@@ -382,3 +382,81 @@ def multiplies_neighbours_by_zero_for_the_outputs(layer: Any, batch: SequenceBat
 def forgets_the_features_of_empty_sequences_for_the_outputs(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     outputs = right_outputs(layer, batch)
     return outputs if batch.total_steps else outputs.with_values(outputs.values[:, :1])
+
+
+# The encoders below break the law Bits only: their results differ in the last bits.
+
+
+def _rounds_if(layer: Any, batch: SequenceBatch, rounds: bool) -> SequenceBatch:
+    outputs = right(layer, batch)
+    return outputs.map(_rounded) if rounds else outputs
+
+
+def _rounded(values: Tensor) -> Tensor:
+    return values * (1 + 2**-50)
+
+
+def _with_rounded_gradient(values: Tensor) -> Tensor:
+    return values + 2**-50 * (values - values.detach())
+
+
+def divides_by_the_longest(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    longest = max(batch.max_length, 1)
+    return right(layer, batch.map(lambda values: values / longest * longest))
+
+
+def rounds_if_the_first_of_several_is_longest(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return _rounds_if(layer, batch, len(batch) > 1 and batch.lengths[0] == batch.max_length)
+
+
+def rounds_three_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return _rounds_if(layer, batch, len(batch) == 3)
+
+
+def rounds_from_eight_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return _rounds_if(layer, batch, len(batch) >= 8)
+
+
+def rounds_by_the_number_of_threads(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return _rounds_if(layer, batch, torch.get_num_threads() == 3)
+
+
+def rounds_one_sequence_by_the_number_of_threads(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return _rounds_if(layer, batch, torch.get_num_threads() == 3 and len(batch) == 1)
+
+
+def rounds_under_no_grad(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return _rounds_if(layer, batch, not (torch.is_grad_enabled() or torch.is_inference_mode_enabled()))
+
+
+def rounds_in_inference_mode(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return _rounds_if(layer, batch, torch.is_inference_mode_enabled())
+
+
+def rounds_inputs_without_gradients(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return _rounds_if(layer, batch, torch.is_grad_enabled() and not batch.values.requires_grad)
+
+
+def rounds_the_gradients_of_several(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    outputs = right(layer, batch)
+    return outputs.map(_with_rounded_gradient) if len(batch) > 1 else outputs
+
+
+def rounds_from_a_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return (outputs if state is None else outputs.map(_rounded)), final
+
+
+def rounds_the_states_of_several(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    outputs, final = run(layer, batch, state)
+    return outputs, RNNState(_rounded(final.hidden)) if len(batch) > 1 else final
+
+
+def rounds_the_gradient_of_the_state_of_several(layer: Any, batch: SequenceBatch, state: Any) -> Outcome:
+    if state is not None and len(batch) > 1:
+        state = RNNState(_with_rounded_gradient(state.hidden))
+    return run(layer, batch, state)
+
+
+def rounds_for_the_outputs(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return right_outputs(layer, batch).map(_rounded)

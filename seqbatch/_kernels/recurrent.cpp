@@ -1,8 +1,8 @@
 // LSTM, GRU and RNN over flat values, forward and backward, without padding and without packing.
 //
-// A thread takes whole sequences and walks through their steps side by side, the longest first. Weights are laid out so
-// that one block of units reads them from front to back; gates stay in registers from the product to the new state.
-// Every row is computed by the same operations in the same order whatever stands beside it, hence the same bits.
+// A thread runs some sequences side by side, the longest first, or all of them through some of the units (see Sharing).
+// Weights are laid out so that one block of units reads them from front to back; gates stay in registers from the product to
+// the new state. Every row is computed by the same operations in the same order whatever stands beside it, hence the same bits.
 #include <omp.h>
 #include <sched.h>
 
@@ -57,7 +57,7 @@ inline void in_blocks(int64_t rows, F f) {
   }
 }
 
-// Memory that a thread keeps for its next call, because new pages cost more than filling them does.
+// Memory that a thread keeps until it ends, because new pages at each call may cost more than to fill and read them.
 class Kept {
  public:
   ~Kept() {
@@ -449,6 +449,12 @@ class Walk {
   int64_t ahead_until_ = 0, ahead_rows_ = 0, ahead_place_ = 0;
 };
 
+#ifdef SEQBATCH_TEST
+constexpr int64_t SMALL_WORK = 0, LONG_STEP = 0;  // so that small tests run in all ways
+#else
+constexpr int64_t SMALL_WORK = int64_t{1} << 19, LONG_STEP = int64_t{1} << 17;  // in multiplications
+#endif
+
 // How threads share a call. By sequences: each runs some sequences through all units, and never waits for another. By
 // units: each runs all sequences through some units, reads only their weights, and waits for the others at each step.
 struct Sharing {
@@ -463,14 +469,14 @@ Sharing sharing_of(const Call<T>& call, const B& blocks) {
   const int64_t rows = divide_up(call.directions * call.steps, longest);      // of an average step, in all directions
   // To lay out a number takes as long as some 4 multiplications. Waking threads takes longer than work of this size.
   const int64_t work = call.directions * numbers * (call.steps + 4);
-  if (work < int64_t{1} << 19) return {longest == 1, 1};
+  if (work < SMALL_WORK) return {longest == 1, 1};
   // The busiest thread runs at most 1.25 times as much as if sequences were shared.
   const bool is_balanced = 4 * divide_up(all_blocks, threads) * rows <= 5 * divide_up(rows, threads) * all_blocks;
   // Without a step to wait for, no thread needs the weights of another.
   if (longest == 1) return {is_balanced, call.threads};
   // Threads with few rows do not fill their registers; weights beyond the cache take as long to read as many rows to run.
   const int64_t few = static_cast<int64_t>(numbers * sizeof(T)) > int64_t{1} << 20 ? 2 * ROWS : ROWS / 2;
-  const bool is_long_step = rows * numbers >= int64_t{1} << 17;  // far longer than the wait at its end
+  const bool is_long_step = rows * numbers >= LONG_STEP;  // far longer than the wait at its end
   if (threads > 1 && is_balanced && is_long_step && rows < few * threads) return {true, call.threads};
   return {false, call.sequences * call.directions == 1 ? 1 : call.threads};
 }
@@ -537,11 +543,10 @@ int run_forward(const Call<T>& call) {
     } else if (!is_one_step) {
 #pragma omp barrier
     }
-    bool runs;
+    bool stops;
 #pragma omp atomic read
-    runs = failed;
-    runs = !runs;
-    if (runs && sharing.by_units) {
+    stops = failed;
+    if (!stops && sharing.by_units) {
       for (int64_t t = 0; t < call.lengths[0]; t++) {
         if (t) barrier.wait(threads);
         for (auto& walk : walks)
@@ -549,7 +554,7 @@ int run_forward(const Call<T>& call) {
       }
     }
     for (auto& walk : walks) {
-      if (!walk || !runs) continue;
+      if (!walk || stops) continue;
       while (!walk->is_done()) walk->step();
       walk->finish();
     }

@@ -1,28 +1,30 @@
-"""Recurrent layers in graphs: an operator for each kind, `seqbatch::lstm`, `seqbatch::gru` and `seqbatch::rnn`."""
+"""Recurrent layers in graphs: an operator for each type, `seqbatch::lstm`, `seqbatch::gru` and `seqbatch::rnn`."""
 
 import threading
+from collections.abc import Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
 from seqbatch._lengths import Lengths
-from seqbatch._operators import Function, Operator
-from seqbatch._records import Tensors
+from seqbatch._modes import wants_gradients
+from seqbatch._operators import Gradients, Operator, Tensors
 from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.encoders._causes import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch.encoders._layers import autocasts, outside_graphs
 from seqbatch.encoders._recurrent import Form, StateType, run_by_engine, sizes_of
-from seqbatch.engines import Hidden, is_plain
+from seqbatch.engines import Hidden, is_plain, native
 from seqbatch.state import LSTMState, RNNState
 
 
 def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: Form) -> tuple[Tensor, Hidden]:
-    """Run a layer as `run_by_engine`, by an operator.
+    """Run a layer as `run_by_engine`, by operators.
 
-    Dropout between layers is PyTorch's own, in the graph: a layer that has it is one call for each layer in it.
+    One operator runs all layers of a stack, unless the kernels can run them, which take one at a time, or there is
+    dropout between them, which is PyTorch's own, in the graph.
     """
     if is_nothing(batch) or not is_plain(layer):
         outside: tuple[Tensor, Hidden] = _run_outside(layer, batch, hidden, form)
@@ -34,15 +36,19 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
         values, hidden = values.to(dtype), tuple(part.to(dtype) for part in hidden)
         weights = [[part.to(dtype) for part in way] for way in weights]
     operator, *options = _OPERATORS[layer.mode]
-    together = form.num_directions if layer.dropout and layer.training else rows
+    # Decided by what the graph knows: it may run where the kernels are missing.
+    is_for_kernels = values.device.type == "cpu" and values.dtype in native.DTYPES and not layer.proj_size
+    together = form.num_directions if is_for_kernels or (layer.dropout and layer.training) else rows
     finals = []
     for first in range(0, rows, together):
-        if first:
+        if first and layer.training and layer.dropout:
             values = nn.functional.dropout(values, layer.dropout)
         now = slice(first, first + together)
         others = [*(part[now] for part in hidden), *chain.from_iterable(weights[now])]
-        sizes = together // form.num_directions, layer.bidirectional
-        values, *final = operator(values, batch._lengths.tensor, others, *sizes, *options)
+        # An exported program serves inference; gradients through it are those of another run.
+        keeps = is_for_kernels and wants_gradients([values, *others]) and not torch.compiler.is_exporting()
+        shape = together // form.num_directions, layer.bidirectional
+        values, *final = operator(values, batch._lengths.tensor, others, *shape, keeps, *options)
         finals.append(final)
     return values, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
 
@@ -73,46 +79,163 @@ class _Bearers(threading.local):
 _bearers = _Bearers()
 
 
-def _functions(layer_type: type[Any], state_type: StateType) -> tuple[Function, Function]:
-    """Give what the operator of a kind of layer does, and what its results are like."""
-    parts, gates = (2 if state_type is LSTMState else 1), {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[layer_type]
+class _Call(NamedTuple):
+    """The arguments of an operator, but for values and lengths.
 
-    def bearer_for(weights: list[Tensor], num_layers: int, bidirectional: bool, *nonlinearity: str) -> _Bearer:
-        size, number = len(weights[0]) // gates, len(weights) // (num_layers * (2 if bidirectional else 1))
-        projected = number in (3, 5)
-        sizes = (weights[0].shape[1], size, num_layers, *nonlinearity)
-        key = (layer_type, *sizes, number, bidirectional, weights[1].shape[1])
+    Args:
+        mode: as `nn.RNNBase.mode`.
+        start: the initial states, each `(num_layers * directions, batch, size)`.
+        weights: those of the first layer and direction first.
+        num_layers: 1 where the kernels run.
+        directions: 1 or 2.
+        keeps: True if a backward pass may follow.
+    """
+
+    mode: str
+    start: list[Tensor]
+    weights: list[Tensor]
+    num_layers: int
+    directions: int
+    keeps: bool
+
+    @property
+    def size(self) -> int:
+        """The size of the output of one direction."""
+        return self.start[0].shape[2]
+
+    def shapes_of_saved(self, steps: int) -> list[tuple[int, ...]]:
+        """Return the shapes of what the backward pass reads: outputs and gates."""
+        kept = steps if self.keeps else 0
+        return [(kept, self.directions * self.size), (self.directions, kept, native.SAVED[self.mode] * self.size)]
+
+
+class _Kind:
+    """A type of recurrent layer: the functions of its operator."""
+
+    def __init__(self, layer_type: type[Any], state_type: StateType, more: str = "") -> None:
+        self.layer_type, self.state_type = layer_type, state_type
+        self.states, self.gates = (2 if state_type is LSTMState else 1), {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[layer_type]
+        arguments = f"Tensor[] others, int num_layers, bool bidirectional, bool keeps{more}"
+        name = layer_type.__name__.lower()
+        self.operator = Operator(name, arguments, 1 + self.states, self.run, self.fake, 2, self.backward)
+
+    def run(self, values: Tensor, lengths: Lengths, *arguments: Any) -> Tensors:
+        """Return outputs, final states, and what `backward` reads, which is all zeros where the kernels do not run."""
+        call = self._parse(*arguments)
+        if not torch.is_grad_enabled() and self._is_for_kernels(call, values, lengths):
+            start = _of_running(call.start, lengths)
+            results = native._forward(
+                call.mode, lengths.running, call.directions, values, call.weights, start, keep=call.keeps
+            )
+            output, *ends, gates = results
+            # A copy, because callers may modify the output in place before the backward pass.
+            kept = (output if call.keeps else output[:0]).clone()
+            return output, *_of_all(ends, call.start, lengths), kept, gates
+        bearer = self._bearer_for(call)
+        named = dict(zip((name for name, _ in bearer.named_parameters()), call.weights, strict=True))
+        output, final = functional_call(bearer, named, (values, lengths, tuple(call.start)))
+        return output, *final, *map(values.new_zeros, call.shapes_of_saved(len(values)))
+
+    def fake(self, values: Tensor, lengths: Tensor, *arguments: Any) -> Tensors:
+        """Return tensors of the sizes and dtypes of what `run` returns."""
+        call, steps = self._parse(*arguments), values.shape[0]
+        output = values.new_empty(steps, call.directions * call.size)
+        return output, *map(torch.empty_like, call.start), *map(values.new_empty, call.shapes_of_saved(steps))
+
+    def backward(
+        self,
+        gradients: Gradients,
+        saved: list[Tensor],
+        wanted: list[bool],
+        values: Tensor,
+        lengths: Lengths,
+        *arguments: Any,
+    ) -> Gradients | None:
+        """Return the gradients of values, initial states and weights, or None if the kernels did not run."""
+        call = self._parse(*arguments)
+        shapes = call.shapes_of_saved(len(values))
+        # Hooks of autograd may have changed what was saved.
+        given = zip([*saved, *gradients], [*shapes, shapes[0], *(part.shape for part in call.start)], strict=True)
+        if not (call.keeps and self._is_for_kernels(call, values, lengths, *given)):
+            return None
+        number, (of_output, *of_ends) = len(call.weights), gradients
+        output, gates = (part.contiguous() for part in saved)
+        of_values, *found = native._backward(
+            call.mode,
+            lengths.running,
+            call.directions,
+            number,
+            output,
+            gates,
+            [values, *call.weights, *_of_running(call.start, lengths)],
+            (of_output, *_of_running(of_ends, lengths)),
+            [wanted[0], *wanted[1 + self.states :], *wanted[1 : 1 + self.states]],
+        )
+        # The state of an empty sequence passes through.
+        pairs = zip(call.start, of_ends, strict=True)
+        passed = [torch.zeros_like(start) if part is None else part for start, part in pairs]
+        return of_values, *_of_all(found[number:], passed, lengths), *found[:number]
+
+    def _parse(
+        self, others: list[Tensor], num_layers: int, bidirectional: bool, keeps: bool, nonlinearity: str = ""
+    ) -> _Call:
+        mode = f"RNN_{nonlinearity.upper()}" if nonlinearity else self.layer_type.__name__
+        directions = 2 if bidirectional else 1
+        return _Call(mode, others[: self.states], others[self.states :], num_layers, directions, keeps)
+
+    def _is_for_kernels(
+        self, call: _Call, values: Tensor, lengths: Lengths, *more: tuple[Tensor | None, Sequence[int]]
+    ) -> bool:
+        """Return True if the kernels can run this: they must not read beyond the memory of a tensor.
+
+        `more` are other tensors that they read, with their shapes.
+        """
+        rows, each = self.gates * call.size, len(call.weights) // call.directions
+        of_weights = [(rows, values.shape[1]), (rows, call.size), (rows,), (rows,)][:each] * call.directions
+        of_start = [(call.directions, len(lengths), call.size)] * self.states
+        tensors = [*call.weights, *call.start, *(part for part, _ in more if part is not None)]
+        shapes = [*of_weights, *of_start, *(tuple(shape) for part, shape in more if part is not None)]
+        return (
+            native.serves(values)
+            and call.num_layers == 1
+            and lengths.total > 0
+            and [tuple(part.shape) for part in tensors] == shapes
+            and all(part.dtype is values.dtype and part.is_cpu for part in tensors)
+        )
+
+    def _bearer_for(self, call: _Call) -> _Bearer:
+        weights, number = call.weights, len(call.weights) // (call.num_layers * call.directions)
+        options: dict[str, Any] = {"bias": number > 3, "bidirectional": call.directions == 2}
+        if self.layer_type is nn.RNN:
+            options["nonlinearity"] = call.mode.removeprefix("RNN_").lower()
+        if number in (3, 5):
+            options["proj_size"] = weights[1].shape[1]
+        sizes = (weights[0].shape[1], len(weights[0]) // self.gates, call.num_layers)
+        key = (self.layer_type, *sizes, *options.items())
         if key not in _bearers.known:
-            options: dict[str, Any] = {"bias": number > 3, "bidirectional": bidirectional, "device": "meta"}
-            if projected:
-                options["proj_size"] = weights[1].shape[1]
-            _bearers.known[key] = _Bearer(layer_type(*sizes, **options), state_type)
+            _bearers.known[key] = _Bearer(self.layer_type(*sizes, **options, device="meta"), self.state_type)
         return _bearers.known[key]
 
-    def function(values: Tensor, lengths: Lengths, others: list[Tensor], *options: Any) -> Tensors:
-        hidden, weights = tuple(others[:parts]), others[parts:]
-        bearer = bearer_for(weights, *options)
-        named = dict(zip((name for name, _ in bearer.named_parameters()), weights, strict=True))
-        output, final = functional_call(bearer, named, (values, lengths, hidden))
-        return output, *final
 
-    def like(
-        values: Tensor, lengths: Tensor, others: list[Tensor], num_layers: int, bidirectional: bool, *_: Any
-    ) -> Tensors:
-        size = others[0].shape[2] * (2 if bidirectional else 1)
-        return values.new_empty(values.shape[0], size), *(torch.empty_like(part) for part in others[:parts])
-
-    return function, like
+def _of_running(parts: Sequence[Any], lengths: Lengths) -> list[Any]:
+    """Select the sequences that have a step in tensors `(rows, batch, size)`; None stays None."""
+    if lengths.running is lengths:
+        return [*parts]
+    return [None if part is None else part.index_select(1, lengths.not_empty) for part in parts]
 
 
-_ARGUMENTS = "Tensor[] others, int num_layers, bool bidirectional, "
-_LSTM = Operator("lstm", _ARGUMENTS, 3, *_functions(nn.LSTM, LSTMState))
-_GRU = Operator("gru", _ARGUMENTS, 2, *_functions(nn.GRU, RNNState))
-_RNN = Operator("rnn", f"{_ARGUMENTS}str nonlinearity, ", 2, *_functions(nn.RNN, RNNState))
-# By the mode of a layer, with what is not told by its sizes.
+def _of_all(parts: Sequence[Any], others: Sequence[Tensor], lengths: Lengths) -> list[Any]:
+    """Put what `_of_running` selected back, and take from others what is there for empty sequences."""
+    if lengths.running is lengths:
+        return [*parts]
+    return [other.index_copy(1, lengths.not_empty, part) for part, other in zip(parts, others, strict=True)]
+
+
+_LSTM, _GRU, _RNN = _Kind(nn.LSTM, LSTMState), _Kind(nn.GRU, RNNState), _Kind(nn.RNN, RNNState, ", str nonlinearity")
+# By the mode of a layer, with what its sizes do not say.
 _OPERATORS: dict[str, tuple[Any, ...]] = {
-    "LSTM": (_LSTM,),
-    "GRU": (_GRU,),
-    "RNN_TANH": (_RNN, "tanh"),
-    "RNN_RELU": (_RNN, "relu"),
+    "LSTM": (_LSTM.operator,),
+    "GRU": (_GRU.operator,),
+    "RNN_TANH": (_RNN.operator, "tanh"),
+    "RNN_RELU": (_RNN.operator, "relu"),
 }

@@ -10,9 +10,9 @@ from typing import Any, TypeVar, cast
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
-from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch._checks import complaint, describe
+from seqbatch._hooks import is_parametrized
 from seqbatch._modes import not_in_a_graph
 from seqbatch._registry import register_empty_input
 from seqbatch._tracing import in_a_graph
@@ -111,10 +111,20 @@ def require_features(
         raise complaint(SeqbatchValueError, "sequences", must, found, remedy)
 
 
+def first_weight(layer: nn.Module) -> Tensor | None:
+    """Return the first parameter of a layer, or None if it has none.
+
+    Not `layer.weight`, which a parametrization would compute anew, with its side effects.
+    """
+    for weight in layer._parameters.values():  # faster than `parameters`, which looks for shared ones
+        if weight is not None:
+            return weight
+    return next(layer.parameters(), None)
+
+
 def require_dtype(batch: SequenceBatch, layer: nn.Module) -> None:
     """Raise unless the batch has the dtype of the layer's weights, or one that autocast turns into another."""
-    # The first parameter and not `layer.weight`, which a parametrization would compute anew, with its side effects.
-    weight = next(layer.parameters(), None)
+    weight = first_weight(layer)
     if weight is None or batch.dtype is weight.dtype or not takes_its_weights_dtype(layer):
         return
     if autocasts(batch.device) and batch.dtype in (torch.float32, torch.get_autocast_dtype(batch.device.type)):
@@ -125,7 +135,7 @@ def require_dtype(batch: SequenceBatch, layer: nn.Module) -> None:
 
 def require_device(batch: SequenceBatch, layer: nn.Module) -> None:
     """Raise unless the batch is on the device of the layer's weights; a hook before the layer may move either."""
-    weight = next(layer.parameters(), None)
+    weight = first_weight(layer)
     if weight is not None and batch.device != weight.device and not has_hooks_before(layer):
         must = f"be on {weight.device}, as the weights of {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, batch.device)
@@ -161,8 +171,9 @@ def rounds_by_range(layer: Any) -> bool:
 
 
 def autocasts(device: torch.device) -> bool:
-    """Tell whether `torch.autocast` is on for a device."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+    """Return True if `torch.autocast` is on for a device."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
 
 
 def register_features(

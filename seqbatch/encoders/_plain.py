@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
-from seqbatch._hooks import has_global_hooks, has_own_hooks
+from seqbatch._hooks import has_global_hooks, has_own_hooks, is_parametrized
 from seqbatch.encoders.pointwise import ELEMENTWISE
 
 # Layers that treat every step by itself, so that they can run on flat values; not their subclasses.
@@ -25,10 +25,9 @@ def is_untouched(module: nn.Module) -> bool:
 
 
 def _is_untouched(module: nn.Module) -> bool:
-    # `is_parametrized` says the same, and takes longer than all the rest.
     return (
         not has_own_hooks(module)
-        and "parametrizations" not in module._modules
+        and not is_parametrized(module)
         and all(type(weight) in _WEIGHTS for weight in module._parameters.values())
     )
 

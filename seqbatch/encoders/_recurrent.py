@@ -13,6 +13,7 @@ from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.container_state import ContainerState
 from seqbatch.encoders._layers import (
     autocasts,
+    first_weight,
     require_device,
     require_dtype,
     require_features,
@@ -47,13 +48,20 @@ class Form(NamedTuple):  # and no attrs class, of which torch.compile does not u
 
 
 def sizes_of(layer: Any, state_type: StateType) -> list[int]:
-    """Give the last axis of each tensor of the state of a layer or cell of PyTorch."""
-    size = getattr(layer, "proj_size", 0) or layer.hidden_size
+    """Return the last axis of each tensor of the state of a layer or cell of PyTorch."""
+    # Not by `getattr` with a default: a module looks long for what it does not have, and PyTorch's cells do not.
+    projects = ("proj_size" in vars(layer) or hasattr(type(layer), "proj_size")) and layer.proj_size
+    size = layer.proj_size if projects else layer.hidden_size
     return [size, layer.hidden_size] if state_type is LSTMState else [size]
 
 
 def require_input(batch: SequenceBatch, layer: Any) -> None:
     """Raise unless the batch has the features, dtype and device that the layer takes, or comes from an empty list."""
+    values, weight = batch.values, first_weight(layer)
+    # Fast path, because one step of one sequence takes less time than the checks that find what is wrong.
+    is_alike = weight is not None and values.dtype is weight.dtype and values.device == weight.device
+    if is_alike and values.shape[1:] == (layer.input_size,):
+        return
     if not is_nothing(batch):
         require_features(batch, (layer.input_size,), layer, exactly=True)
         require_dtype(batch, layer)
@@ -64,8 +72,8 @@ def require_state(state: object, form: Form, layer: nn.Module, batch: SequenceBa
     """Return a state of this layer for this batch as engines take it, else raise; None stays None."""
     if state is None:
         return None
-    name = form.state_type.__name__
     if not isinstance(state, form.state_type):
+        name = form.state_type.__name__
         remedy = form.remedy
         if isinstance(state, ContainerState):
             remedy = "Take that of the layer, state.states[i]."
@@ -73,19 +81,27 @@ def require_state(state: object, form: Form, layer: nn.Module, batch: SequenceBa
             remedy = "It is that of another kind of layer."
         must = f"be an {name}, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy)
-    nothing = is_nothing(batch)
-    for part, size in zip(("hidden", "cell"), form.sizes, strict=False):
-        tensor: Tensor = getattr(state, part)
-        for what, found, wanted in (
-            ("shape", tuple(tensor.shape), (form.num_layers, form.num_directions, batch.batch_size, size)),
-            ("dtype", tensor.dtype, tensor.dtype if nothing or _cast_alike(tensor, batch) else batch.dtype),
-            ("device", tensor.device, tensor.device if nothing else batch.device),
-        ):
-            if found != wanted:
-                must = f"have {what} {wanted}, for {counted(batch.batch_size, 'sequence')} and {describe(layer)}"
-                raise complaint(SeqbatchValueError, f"state.{part}", must, found)
+    values, rows = batch.values, (form.num_layers, form.num_directions, batch.batch_size)
+    for name, size in zip(("hidden", "cell"), form.sizes, strict=False):
+        part: Tensor = getattr(state, name)
+        is_alike = part.dtype is values.dtype and part.device == values.device
+        if not is_alike or part.shape != (*rows, size):
+            _require_part(f"state.{name}", part, (*rows, size), layer, batch)
     hidden = state.to_torch()
     return hidden if isinstance(hidden, tuple) else (hidden,)
+
+
+def _require_part(subject: str, part: Tensor, shape: tuple[int, ...], layer: nn.Module, batch: SequenceBatch) -> None:
+    """Raise unless a part of a state has the shape, dtype and device that the layer takes with the batch."""
+    nothing = is_nothing(batch)
+    for what, found, wanted in (
+        ("shape", tuple(part.shape), shape),
+        ("dtype", part.dtype, part.dtype if nothing or _cast_alike(part, batch) else batch.dtype),
+        ("device", part.device, part.device if nothing else batch.device),
+    ):
+        if found != wanted:
+            must = f"have {what} {wanted}, for {counted(batch.batch_size, 'sequence')} and {describe(layer)}"
+            raise complaint(SeqbatchValueError, subject, must, found)
 
 
 def run_where_steps_are(

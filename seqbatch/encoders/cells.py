@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
 
 from seqbatch import engines
 from seqbatch._checks import complaint, counted, type_name
-from seqbatch._hooks import has_hooks
+from seqbatch._hooks import has_hooks, is_parametrized
 from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed, takes_gradients_only
 from seqbatch._plans import packed_plan
@@ -50,19 +49,20 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
     """
 
     register_rows(cell_type)
+    remedy = _remedy(state_type)
 
     @register_recurrent(cell_type)
     @outside_graphs
     def _(cell: _Cell, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
         if keeps_forward(cell, cell_type):
             require_input(batch, cell)
-        form = Form(state_type, 1, 1, _remedy(state_type), sizes_of(cell, state_type))
+        form = Form(state_type, 1, 1, remedy, sizes_of(cell, state_type))
         hidden = require_state(state, form, cell, batch)
         values, final = run_where_steps_are(cell, batch, hidden, form, _run_of(cell, form))
         if not (batch.total_steps or is_nothing(batch)) and autocasts(batch.device) and _is_open(cell):
             dtype = _step_of(cell, form)(batch.values, ())[0].dtype
             values, final = values.to(dtype), tuple(part.to(dtype) for part in final)
-        return batch.with_values(values), state_type(*(part[None] for part in final))
+        return batch.with_values(values), state_type(*[part.unsqueeze(0) for part in final])
 
 
 def _remedy(state_type: StateType) -> str:
@@ -71,10 +71,15 @@ def _remedy(state_type: StateType) -> str:
 
 
 def _run_of(cell: _Cell, form: Form) -> Run:
-    """Choose the way to run a cell: by an engine if it is no more than its weights and has many steps, else itself."""
+    """Return the function that runs a cell: by the kernels, by another engine if there are many steps, or itself."""
 
     def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        if _is_open(cell) and (_is_for_an_engine(values) if is_transformed() else _pays(values, lengths)):
+        is_open = _is_open(cell)
+        if is_open and engines.kernels_serve(values) and not is_transformed():
+            mode, weights = _mode_of(cell), _weights_of(cell)
+            if engines.kernels_read(mode, weights, values, 1, cell.input_size, cell.hidden_size):
+                return engines.run_cell(mode, weights, values, lengths, hidden)
+        if is_open and (_is_for_an_engine(values) if is_transformed() else _pays(values, lengths)):
             layer = _as_layer(cell)
             return engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
         run_steps = _run_alone if isinstance(cell, QUANTIZED_CELLS) else _run_steps
@@ -145,20 +150,37 @@ def _step_of(cell: _Cell, form: Form) -> _Step:
 
 # PyTorch's cells, the layer that does the same, and the names of their weights.
 _LAYERS: dict[type[nn.Module], Any] = {nn.LSTMCell: nn.LSTM, nn.GRUCell: nn.GRU, nn.RNNCell: nn.RNN}
+_FORWARDS = tuple(kind.forward for kind in _LAYERS)
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def _is_open(cell: _Cell) -> bool:
-    """Tell whether a cell is no more than its weights and its options, so that it need not be called itself."""
-    weights = [cell._parameters.get(name) for name in _WEIGHTS]
+    """Return True if a cell has a stock `forward` and no hooks: bypassing it cannot be observed."""
+    held = cell._parameters
     return (
         min(cell.input_size, cell.hidden_size) > 0  # as PyTorch asks of layers, and not of cells
-        and any(keeps_forward(cell, kind) for kind in _LAYERS)
-        and getattr(cell, "nonlinearity", "tanh") in ("tanh", "relu")
+        and type(cell).forward in _FORWARDS
+        and "forward" not in vars(cell)
+        and vars(cell).get("nonlinearity", "tanh") in ("tanh", "relu")
         and not has_hooks(cell)
         and not is_parametrized(cell)
-        and all(type(weight) in (nn.Parameter, Tensor) for weight in weights[: 4 if cell.bias else 2])
+        and all(type(held.get(name)) in (nn.Parameter, Tensor) for name in _names(cell))
     )
+
+
+def _names(cell: _Cell) -> tuple[str, ...]:
+    return _WEIGHTS if cell.bias else _WEIGHTS[:2]
+
+
+def _weights_of(cell: _Cell) -> list[Tensor]:
+    return [cell._parameters[name] for name in _names(cell)]
+
+
+def _mode_of(cell: _Cell) -> str:
+    """Return what `nn.RNNBase.mode` is for the layer that does the same."""
+    if isinstance(cell, nn.RNNCell):
+        return "RNN_TANH" if cell.nonlinearity == "tanh" else "RNN_RELU"
+    return "LSTM" if isinstance(cell, nn.LSTMCell) else "GRU"
 
 
 def _is_for_an_engine(values: Tensor) -> bool:
@@ -167,7 +189,7 @@ def _is_for_an_engine(values: Tensor) -> bool:
 
 
 def _pays(values: Tensor, lengths: Lengths) -> bool:
-    return _rounds_alike(values) and (engines.kernels_serve(values) or lengths.longest > _FEW)
+    return _rounds_alike(values) and lengths.longest > _FEW
 
 
 def _rounds_alike(values: Tensor) -> bool:
@@ -184,7 +206,7 @@ def _as_layer(cell: _Cell) -> nn.RNNBase:
     nonlinearity = getattr(cell, "nonlinearity", None)
     layer = copy.copy(_blank_layer(layer_type, cell.input_size, cell.hidden_size, bool(cell.bias), nonlinearity))
     # Not set as attributes: what stands in for a parameter, as in `torch.func.functional_call`, may be none itself.
-    layer._parameters = {f"{name}_l0": getattr(cell, name) for name in _WEIGHTS[: 4 if cell.bias else 2]}
+    layer._parameters = {f"{name}_l0": getattr(cell, name) for name in _names(cell)}
     return layer
 
 

@@ -3,6 +3,8 @@
 from seqbatch.engines._choice import choose, is_plain
 from seqbatch.engines._forward import takes_packed
 from seqbatch.engines._interface import Engine, Hidden
+from seqbatch.engines.native import reads_weights as kernels_read
+from seqbatch.engines.native import run_cell
 from seqbatch.engines.native import serves as kernels_serve
 
-__all__ = ["Engine", "Hidden", "choose", "is_plain", "kernels_serve", "takes_packed"]
+__all__ = ["Engine", "Hidden", "choose", "is_plain", "kernels_read", "kernels_serve", "run_cell", "takes_packed"]

@@ -1,7 +1,8 @@
 """The loop over the layers of a recurrent layer, shared by the engines that compute one layer at a time."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from functools import lru_cache
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,15 @@ def run_layers(
 
 def weights_of(layer: nn.RNNBase, index: int) -> tuple[Tensor, ...]:
     """Return the weights of one layer, those of the first direction before those of the second."""
-    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if layer.bias else [])]
-    names += ["weight_hr"] if layer.proj_size else []
-    suffixes = ["", "_reverse"] if layer.bidirectional else [""]
-    return tuple(getattr(layer, f"{name}_l{index}{suffix}") for suffix in suffixes for name in names)
+    names = _names(index, bool(layer.bias), bool(layer.proj_size), bool(layer.bidirectional))
+    held: dict[str, Any] = layer._parameters
+    try:
+        return tuple([held[name] for name in names])
+    except KeyError:  # as where something else stands in for a parameter
+        return tuple(getattr(layer, name) for name in names)
+
+
+@lru_cache
+def _names(index: int, bias: bool, projects: bool, bidirectional: bool) -> list[str]:
+    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if bias else []), *(["weight_hr"] if projects else [])]
+    return [f"{name}_l{index}{suffix}" for suffix in ["", "_reverse"][: 1 + bidirectional] for name in names]

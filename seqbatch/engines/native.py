@@ -1,6 +1,6 @@
 """The native engine: kernels of our own on the CPU, which read each step where it stands in the flat values."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,43 +17,68 @@ Tensors = tuple[Tensor, ...]
 
 _KINDS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
 # Numbers that are kept per unit and step for the backward pass, and gradients of gates; see `recurrent.h`.
-_SAVED = {"LSTM": 5, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
+SAVED = {"LSTM": 5, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
 _GATES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}
+_WEIGHT_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_PARTS, _FINALS = ("hidden", "cell"), ("final_hidden", "final_cell")
 
 
 # Subclasses, such as fake and distributed tensors, may have no memory that a kernel could read.
 PLAIN = (Tensor, nn.Parameter)
+DTYPES = (torch.float32, torch.float64)
 
 
 def serves(values: Tensor) -> bool:
-    """Return True if the kernels run on this device and dtype."""
-    is_known = values.is_cpu and values.dtype in (torch.float32, torch.float64)
-    return _kernels.IS_THERE and is_known and type(values) in PLAIN
+    """Return True if the kernels run on this device and dtype, and autocast does not ask for another dtype."""
+    is_known = values.is_cpu and values.dtype in DTYPES and type(values) in PLAIN
+    return is_known and _kernels.IS_THERE and not torch.is_autocast_enabled("cpu")
 
 
 def reads_weights_of(layer: nn.RNNBase, values: Tensor) -> bool:
-    """Return True if all weights have the dtype of the values and the shapes that the layer declares.
+    """Return True if the kernels can read all weights of a stock layer."""
+    directions, size = 2 if layer.bidirectional else 1, layer.hidden_size
+    if layer.proj_size:
+        return False
+    for i in range(layer.num_layers):
+        input_size = directions * size if i else layer.input_size
+        if not reads_weights(layer.mode, weights_of(layer, i), values, directions, input_size, size):
+            return False
+    return True
+
+
+def reads_weights(
+    mode: str, weights: Sequence[Tensor], values: Tensor, directions: int, input_size: int, size: int
+) -> bool:
+    """Return True if the weights of one layer have the dtype of the values and the shapes that the layer declares.
 
     Any weight of a layer can be replaced, and a kernel must not read beyond its memory.
     """
-    directions, size = 2 if layer.bidirectional else 1, layer.hidden_size
-    rows = size * {"LSTM": 4, "GRU": 3}.get(layer.mode, 1)
-    for i in range(layer.num_layers):
-        weights = weights_of(layer, i)
-        shapes = [(rows, directions * size if i else layer.input_size), (rows, size), (rows,), (rows,)]
-        for weight, shape in zip(weights, shapes[: len(weights) // directions] * directions, strict=True):
-            is_alike = type(weight) in PLAIN and weight.dtype is values.dtype and weight.is_cpu
-            if not is_alike or weight.shape != shape:
-                return False
+    rows = size * _WEIGHT_GATES[mode]
+    shapes = ((rows, input_size), (rows, size), (rows,), (rows,))[: len(weights) // directions]
+    for weight, shape in zip(weights, shapes * directions, strict=True):
+        if type(weight) not in PLAIN or weight.dtype is not values.dtype or weight.shape != shape or not weight.is_cpu:
+            return False
     return True
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
     """Run the layer as `Engine` says; for values that it `serves`, and stock layers whose weights it reads."""
     output, final = run_layers(layer, values, lengths, hidden, _run_layer)
+    return _apart(output), final
+
+
+def run_cell(
+    mode: str, weights: Sequence[Tensor], values: Tensor, lengths: Lengths, hidden: Hidden | None
+) -> tuple[Tensor, Hidden]:
+    """Run a cell, given by its mode and weights, as `Engine` says; for what the kernels serve and read."""
+    output, *final = _run_layer(mode, lengths, 1, values, weights, hidden or ())
+    return _apart(output), tuple(final)
+
+
+def _apart(output: Tensor) -> Tensor:
     # A copy, because the backward pass reads the output, which callers may modify in place.
-    return (output.clone() if output.requires_grad else output), final
+    return output.clone() if output.requires_grad else output
 
 
 def _run_layer(
@@ -93,7 +118,10 @@ class _Layer(torch.autograd.Function):
             with torch.enable_grad():
                 found = _replay(ctx.mode, ctx.lengths, ctx.directions, ctx.number, given, gradients)
         else:
-            found = _backward(ctx, output, saved, given, gradients)
+            wanted = ctx.needs_input_grad[4:]
+            found = _backward(
+                ctx.mode, ctx.lengths, ctx.directions, ctx.number, output, saved, given, gradients, wanted
+            )
         return None, None, None, None, *found
 
 
@@ -108,64 +136,64 @@ def _forward(
     keep: bool,
 ) -> Tensors:
     """Return outputs, final states, and what the backward pass needs, which is empty unless it is kept."""
-    size, each = weights[1].shape[1], len(weights) // directions
-    total, states = inputs.shape[0], 2 if mode == "LSTM" else 1
+    # Contiguous copies, where need be, and the walk are held here until the kernel has read them.
+    inputs, weights, start = inputs.contiguous(), _contiguous(weights), _contiguous(start)
+    walk, size, total = lengths.longest_first, weights[1].shape[1], inputs.shape[0]
     output = inputs.new_empty(total, directions * size)
-    finals = [inputs.new_empty(directions, len(lengths), size) for _ in range(states)]
-    saved = inputs.new_empty(directions, total if keep else 0, _SAVED[mode] * size)
-    held = _Held()
-    call = _call(held, mode, lengths, directions, inputs, weights, output)
+    finals = [inputs.new_empty(directions, walk.shape[1], size) for _ in range(2 if mode == "LSTM" else 1)]
+    saved = inputs.new_empty(directions, total if keep else 0, SAVED[mode] * size)
+    call = _call(mode, walk, inputs, directions, weights, output)
     for d in range(directions):
         direction = call.direction[d]
-        _set_weights(held, direction, weights[d * each : (d + 1) * each])
-        direction.out = output[:, d * size :].data_ptr()
-        direction.saved = saved[d].data_ptr() if keep and saved.numel() else None
-        for name, part in zip(("hidden", "cell"), start, strict=False):
-            setattr(direction, name, held.pointer(part[d]))
-        for name, part in zip(("final_hidden", "final_cell"), finals, strict=False):
-            setattr(direction, name, part[d].data_ptr())
+        if saved.numel():
+            direction.saved = _row(saved, d)
+        for name, part in zip(_PARTS, start, strict=False):
+            setattr(direction, name, _row(part, d))
+        for name, part in zip(_FINALS, finals, strict=False):
+            setattr(direction, name, _row(part, d))
     _kernels.forward(call, inputs.dtype is torch.float64)
     return output, *finals, saved
 
 
 def _backward(
-    ctx: Any, output: Tensor, saved: Tensor, given: list[Tensor], gradients: tuple[Tensor | None, ...]
+    mode: str,
+    lengths: Lengths,
+    directions: int,
+    number: int,
+    output: Tensor,
+    saved: Tensor,
+    given: list[Tensor],
+    gradients: tuple[Tensor | None, ...],
+    wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return the gradients of inputs, weights and initial states, or None for those that are not wanted."""
-    mode, lengths, directions, number = ctx.mode, ctx.lengths, ctx.directions, ctx.number
     inputs, weights, start = given[0], tuple(given[1 : 1 + number]), given[1 + number :]
-    wanted = ctx.needs_input_grad[4:]
-    size, each = weights[1].shape[1], number // directions
-    of_inputs = torch.empty_like(inputs, memory_format=torch.contiguous_format) if wanted[0] else None
+    inputs, weights, start = inputs.contiguous(), _contiguous(weights), _contiguous(start)
+    walk, size, each = lengths.longest_first, weights[1].shape[1], number // directions
+    of_inputs = torch.empty_like(inputs) if wanted[0] else None
     of_gates = inputs.new_empty(directions, inputs.shape[0], _GATES[mode] * size)
     of_weights = [
-        torch.empty_like(weight, memory_format=torch.contiguous_format) if is_wanted else None
+        torch.empty_like(weight) if is_wanted else None
         for weight, is_wanted in zip(weights, wanted[1 : 1 + number], strict=True)
     ]
-    of_start = [torch.empty_like(part, memory_format=torch.contiguous_format) for part in start]
-    held = _Held()
-    call = _call(held, mode, lengths, directions, inputs, weights, output)
+    of_start = [torch.empty_like(part) for part in start]
+    of_output, *of_finals = [None if gradient is None else gradient.contiguous() for gradient in gradients]
+    call = _call(mode, walk, inputs, directions, weights, output)
     call.grad_x = None if of_inputs is None else of_inputs.data_ptr()
-    of_output, *of_finals = gradients
-    if of_output is not None:
-        of_output = of_output.contiguous()
     for d in range(directions):
         direction = call.direction[d]
-        _set_weights(held, direction, weights[d * each : (d + 1) * each])
-        direction.out = output[:, d * size :].data_ptr()
-        direction.saved = saved[d].data_ptr()
-        direction.grad_gates = of_gates[d].data_ptr()
+        direction.saved, direction.grad_gates = _row(saved, d), _row(of_gates, d)
         if of_output is not None:
-            direction.grad_out = of_output[:, d * size :].data_ptr()
+            direction.grad_out = of_output.data_ptr() + d * size * of_output.element_size()
         for name, of_weight in zip(_WEIGHTS, of_weights[d * each : (d + 1) * each], strict=False):
             if of_weight is not None:
                 setattr(direction, f"grad_{name}", of_weight.data_ptr())
         for name, part, of_part in zip(("hidden", "cell"), start, of_start, strict=False):
-            setattr(direction, name, held.pointer(part[d]))
-            setattr(direction, f"grad_{name}", of_part[d].data_ptr())
+            setattr(direction, name, _row(part, d))
+            setattr(direction, f"grad_{name}", _row(of_part, d))
         for name, of_final in zip(("hidden", "cell"), of_finals, strict=False):
             if of_final is not None:
-                setattr(direction, f"grad_final_{name}", held.pointer(of_final[d]))
+                setattr(direction, f"grad_final_{name}", _row(of_final, d))
     _kernels.backward(call, inputs.dtype is torch.float64)
     return [of_inputs, *of_weights, *of_start]
 
@@ -188,42 +216,37 @@ def _replay(
     return [next(found) if part.requires_grad else None for part in given]
 
 
-class _Held:
-    """Contiguous copies that must live until the kernels have read them."""
-
-    def __init__(self) -> None:
-        self._tensors: list[Tensor] = []
-
-    def pointer(self, tensor: Tensor) -> int:
-        """Return where a contiguous copy of a tensor stands, or the tensor itself if it is contiguous."""
-        tensor = tensor.contiguous()
-        self._tensors.append(tensor)
-        return tensor.data_ptr()
-
-
-def _call(
-    held: _Held, mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Sequence[Tensor], output: Tensor
-) -> Any:
-    walk = lengths.longest_first
-    # Held, because another thread may have computed the same lengths meanwhile, and kept its own instead.
-    first, step = held.pointer(walk), walk.stride(0) * walk.element_size()
-    return _kernels.Call(
+def _call(mode: str, walk: Tensor, inputs: Tensor, directions: int, weights: Sequence[Tensor], output: Tensor) -> Any:
+    """Return a call with what forward and backward have in common. All tensors are contiguous; none is held."""
+    first, step, size, each = walk.data_ptr(), walk.stride(0) * 8, weights[1].shape[1], len(weights) // directions
+    call = _kernels.Call(
         kind=_KINDS[mode],
         directions=directions,
         threads=torch.get_num_threads(),
         isa=_kernels.ISA_NUMBER,
-        sequences=len(lengths),
+        sequences=walk.shape[1],
         steps=inputs.shape[0],
         input_size=inputs.shape[1],
-        hidden_size=weights[1].shape[1],
-        out_stride=output.shape[1],
+        hidden_size=size,
+        out_stride=directions * size,
         starts=first,
         lengths=first + step,
         index=first + 2 * step,
-        x=held.pointer(inputs),
+        x=inputs.data_ptr(),
     )
+    for d in range(directions):
+        direction = call.direction[d]
+        direction.out = output.data_ptr() + d * size * output.element_size()
+        for name, weight in zip(_WEIGHTS, weights[d * each : (d + 1) * each], strict=False):
+            setattr(direction, name, weight.data_ptr())
+    return call
 
 
-def _set_weights(held: _Held, direction: Any, weights: Iterable[Tensor]) -> None:
-    for name, weight in zip(_WEIGHTS, weights, strict=False):
-        setattr(direction, name, held.pointer(weight))
+def _row(tensor: Tensor, index: int) -> int:
+    """Return the address of a row of a tensor."""
+    address = tensor.data_ptr()
+    return address + index * tensor.stride(0) * tensor.element_size() if index else address
+
+
+def _contiguous(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor.contiguous() for tensor in tensors]

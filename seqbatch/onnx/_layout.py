@@ -67,11 +67,6 @@ def per_sequence(numbers: Any, like: Any) -> Any:
     return op.Unsqueeze(numbers, integers(*range(1, len(like.shape)))) if len(like.shape) > 1 else numbers
 
 
-def no_receipt(lengths: Any) -> Any:
-    """Give the last result of an operator, uint8 `(0,)`, which nothing asks for."""
-    return op.Cast(op.Slice(lengths, integers(0), integers(0), integers(0)), to=2)
-
-
 def integer(value: int) -> Any:
     """Give an int64 of no dimension."""
     return op.Constant(value_int=value)

@@ -2,22 +2,22 @@
 
 from typing import Any
 
-from seqbatch.onnx._layout import Layout, from_padded, integer, integers, layout_of, no_receipt, op, to_padded
+from seqbatch.onnx._layout import Layout, from_padded, integer, integers, layout_of, op, to_padded
 
 
-def lstm(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, wanted: Any) -> Any:
+def lstm(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, keeps: Any) -> Any:
     """Run `seqbatch::lstm`; ONNX has the gates i, o, f, c."""
     return _run(_Layer("LSTM", [0, 3, 1, 2], 2, bidirectional), values, lengths, others, num_layers)
 
 
-def gru(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, wanted: Any) -> Any:
+def gru(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, keeps: Any) -> Any:
     """Run `seqbatch::gru`; ONNX has the gates z, r, h, and PyTorch's form of the last is `linear_before_reset`."""
     layer = _Layer("GRU", [1, 0, 2], 1, bidirectional, linear_before_reset=1)
     return _run(layer, values, lengths, others, num_layers)
 
 
 def rnn(
-    values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, nonlinearity: str, wanted: Any
+    values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, keeps: Any, nonlinearity: str
 ) -> Any:
     """Run `seqbatch::rnn`."""
     activations = [nonlinearity.capitalize()] * (2 if bidirectional else 1)
@@ -78,7 +78,9 @@ def _run(layer: _Layer, values: Any, lengths: Any, others: Any, num_layers: int)
     ends = [
         op.Slice(op.Concat(*parts, axis=0), integers(0), number, integers(1)) for parts in zip(*finals, strict=True)
     ]
-    return from_padded(op.Transpose(rows, perm=[1, 0, 2]), layout), *ends, no_receipt(lengths)
+    # What the operator keeps for a backward pass has no elements here, and is not read.
+    unused = [op.Slice(values, integers(0), integers(0), integers(0))] * 2
+    return from_padded(op.Transpose(rows, perm=[1, 0, 2]), layout), *ends, *unused
 
 
 def _unless_empty(layout: Layout, end: Any, start: Any) -> Any:

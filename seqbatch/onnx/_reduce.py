@@ -11,7 +11,6 @@ from seqbatch.onnx._layout import (
     integer,
     integers,
     layout_of,
-    no_receipt,
     number,
     op,
     per_sequence,
@@ -23,9 +22,9 @@ from seqbatch.onnx._layout import (
 _FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def reduce(values: Any, lengths: Any, how: str, wanted: Any) -> Any:
+def reduce(values: Any, lengths: Any, how: str) -> Any:
     """Run `seqbatch::reduce`."""
-    return _FUNCTIONS[how](values, layout_of(lengths)), no_receipt(lengths)
+    return _FUNCTIONS[how](values, layout_of(lengths))
 
 
 def _sum(values: Any, layout: Layout) -> Any:

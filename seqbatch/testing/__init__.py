@@ -1,5 +1,6 @@
 """The laws as functions for authors of encoders, and Hypothesis strategies: `pip install seqbatch[testing]`."""
 
+from seqbatch.testing._bits import check_bits
 from seqbatch.testing._conduct import check_called_as_itself, check_refused, check_unmodified
 from seqbatch.testing._encoder import check_encoder
 from seqbatch.testing._laws import (
@@ -14,6 +15,7 @@ from seqbatch.testing._strategies import lengths, maker, sequences
 
 __all__ = [
     "check_alone",
+    "check_bits",
     "check_called_as_itself",
     "check_empty",
     "check_encoder",

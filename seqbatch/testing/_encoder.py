@@ -1,4 +1,4 @@
-"""check_encoder: one layer on all laws, by lengths that Hypothesis draws and makes as small as can be."""
+"""check_encoder: one layer on the laws, by lengths that Hypothesis draws and makes as small as can be."""
 
 from collections.abc import Callable
 from itertools import product
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from seqbatch._checks import describe
 from seqbatch._registry import is_recurrent
 from seqbatch.encoders._layers import is_lazy
-from seqbatch.testing import _conduct, _laws, _memory, _padding
+from seqbatch.testing import _bits, _conduct, _laws, _memory, _padding
 from seqbatch.testing._alone import Alone, Sequences, call_alone
 from seqbatch.testing._strategies import PATTERNS, lengths, make_all, maker
 
@@ -33,6 +33,7 @@ def check_encoder(
     times: float | None = 50,
     least: int = 0,
     examples: int = 10,
+    bits: bool = False,
 ) -> None:
     """Check that the encoder of a layer obeys the laws, on lengths of each of six patterns, and once on long ones.
 
@@ -58,6 +59,7 @@ def check_encoder(
         least: how many steps a sequence must have, for a layer that takes none shorter. With 1 or more the law Empty is
             not checked; for that of memory all steps are multiplied by it.
         examples: how many lists of lengths are drawn for each law and pattern.
+        bits: whether the law Bits is checked, by `check_bits`; most layers of PyTorch break it.
 
     Raises:
         AssertionError: a law is broken, or something is raised where it is checked; it says which law, the smallest
@@ -76,7 +78,7 @@ def check_encoder(
     if any(is_lazy(module) for module in layer.modules()):
         alone(layer, make(max(least, 1)), None)  # or its copies would take their sizes, which changes them
     states = [None] if make_state is None or not is_recurrent(layer) else [None, make_state]
-    for name, law in _laws_of(alone, rule, has_gradients, least).items():
+    for name, law in _laws_of(alone, rule, has_gradients, least, bits).items():
         drawn = [lengths(pattern, least=least) for pattern in PATTERNS]
         if name in ("Alone", "Padding"):
             drawn.append(st.just([max(least, 1) * count for count in _LONG if count or not least]))
@@ -89,7 +91,7 @@ def check_encoder(
             raise _broken(layer, "Memory", "", error) from error
 
 
-def _laws_of(alone: Alone, rule: Callable[[int], int], has_gradients: bool, least: int) -> dict[str, _Law]:
+def _laws_of(alone: Alone, rule: Callable[[int], int], has_gradients: bool, least: int, bits: bool) -> dict[str, _Law]:
     """Give the laws by their names, each a function of a layer, sequences and a state."""
     found: dict[str, _Law] = {
         "Alone": lambda layer, xs, state: _laws.check_alone(layer, xs, state, alone=alone),
@@ -100,6 +102,8 @@ def _laws_of(alone: Alone, rule: Callable[[int], int], has_gradients: bool, leas
         "No surprise": lambda layer, xs, state: _conduct.check_called_as_itself(layer, xs, state, alone=alone),
         "Errors (nothing is modified)": _conduct.check_unmodified,
     }
+    if bits:
+        found["Bits"] = _bits.check_bits
     if not has_gradients:  # there is no poison that is a token id
         del found["Padding"]
     if least:

@@ -14,6 +14,7 @@ import growth
 import measure
 import report
 import sampling
+import steps
 import torch
 from tqdm import tqdm
 from workloads import BATCHES, KINDS, WIDTHS, WORKLOADS
@@ -31,6 +32,9 @@ def parse_options() -> argparse.Namespace:
     add("--kinds", nargs="+", default=[*KINDS], choices=[*KINDS], help="layers; growth takes the first (%(default)s)")
     add("--families", nargs="+", default=[*families.FAMILIES], choices=[*families.FAMILIES], help="of families, which")
     add("--only", default="", metavar="TEXT", help="workloads whose name has this text")
+    add(
+        "--tables", type=Path, metavar="PATH", help="print the tables of results that --json wrote, and measure nothing"
+    )
     add("--json", type=Path, metavar="PATH", help="where to write the results")
     add(
         "--picture",
@@ -73,6 +77,17 @@ def growing(options: argparse.Namespace) -> Tasks:
     ]
 
 
+def single_steps(options: argparse.Namespace) -> Tasks:
+    """One step of some sequences, by each kind of layer and cell, in inference and in training; on the CPU only."""
+    return [
+        partial(steps.measure, name, batch, training, options.rounds)
+        for name in steps.LAYERS
+        for training in (False, True)
+        for batch in steps.BATCHES
+        if name.removesuffix("Cell").lower() in options.kinds
+    ]
+
+
 def of_families(options: argparse.Namespace) -> Tasks:
     """All workloads, by the layers of other families, in inference and in training."""
     return [
@@ -93,6 +108,7 @@ def sampled(options: argparse.Namespace) -> Tasks:
 
 SECTIONS = {
     "layers": layers,
+    "steps": single_steps,
     "conversions": between_layouts,
     "growth": growing,
     "families": of_families,
@@ -116,6 +132,11 @@ def tell(name: str, results: report.Results) -> list[str]:
 def main() -> None:
     """Measure, print, write and draw."""
     options = parse_options()
+    if options.tables:
+        for name, results in json.loads(options.tables.read_text()).items():
+            if name in SECTIONS:
+                print(*tell(name, results), sep="\n\n", end="\n\n")
+        return
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     about = {"machine": platform.machine(), "device": device, "torch": torch.__version__, "rounds": options.rounds}
     print(", ".join(f"{name} {value}" for name, value in about.items()))

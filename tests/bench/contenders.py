@@ -9,6 +9,7 @@ from typing import Any
 
 import peers
 import torch
+from runtime import onnx_runtime
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 from workloads import Workload
@@ -41,7 +42,7 @@ def one_by_one(layer: nn.RNNBase, sequences: list[Tensor]) -> list[Tensor]:
     return [layer(sequence)[0] for sequence in sequences]
 
 
-def contenders(workload: Workload, layer: nn.RNNBase) -> dict[str, Contender]:
+def contenders(workload: Workload, layer: nn.RNNBase, training: bool) -> dict[str, Contender]:
     """Those that are exact for a workload and can be had here; seqbatch is the first."""
     found: dict[str, Contender] = {"seqbatch": by_seqbatch, "packed by hand": packed_by_hand}
     if not workload.two_way:
@@ -50,6 +51,9 @@ def contenders(workload: Workload, layer: nn.RNNBase) -> dict[str, Contender]:
         found["one by one"] = one_by_one
     if peers.torchrua() is not None:
         found["torchrua"] = _by_torchrua
+    deployed = None if training or layer.weight_hh_l0.is_cuda else onnx_runtime(layer)
+    if deployed is not None:
+        found["ONNX Runtime"] = deployed
     same = peers.opacus_layer(layer)
     if same is not None:
         # It takes the same packed input, as a layer of its own, made once, as a model would.

@@ -57,7 +57,7 @@ def measure(point: Point, kind: str, training: bool, rounds: int, device: str) -
     torch.manual_seed(0)
     layer = point.workload.layer(kind, device)
     sequences = point.workload.sequences(training, device)
-    ways = {name: way for name, way in contenders(point.workload, layer).items() if name in COLOURS}
+    ways = {name: way for name, way in contenders(point.workload, layer, training).items() if name in COLOURS}
     taken = check(layer, sequences, ways, training)
     ways = bearable(ways, taken, PATIENCE)
     # Every round calls each of them twice.

@@ -31,7 +31,7 @@ def measure(workload: Workload, kind: str, training: bool, rounds: int, device: 
     torch.manual_seed(0)
     layer = workload.layer(kind, device)
     sequences = workload.sequences(training, device)
-    ways = contenders(workload, layer)
+    ways = contenders(workload, layer, training)
     taken = check(layer, sequences, ways, training)
     calls: dict[str, Callable[[], Any]] = calls_of(bearable(ways, taken, PATIENCE), layer, sequences, training)
     calls["products"] = limit(workload, GATES[kind], training, device)

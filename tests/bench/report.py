@@ -8,13 +8,14 @@ from matplotlib.figure import Figure
 
 # The others in the order of the columns, by the section of the results.
 OTHERS = {
-    "layers": ["packed by hand", "padded by hand", "one by one", "torchrua", "opacus", "products"],
+    "layers": ["packed by hand", "padded by hand", "one by one", "torchrua", "opacus", "ONNX Runtime", "products"],
     "conversions": ["PyTorch", "by hand", "torch.nested", "torchrua"],
     "growth": ["packed by hand", "padded by hand", "one by one", "torchrua"],
     "families": ["padded by hand", "one by one"],
+    "steps": ["itself"],
 }
 # What the results of a section are of besides workload and mode.
-TASKS = {"layers": "kind", "conversions": "task", "growth": "kind", "families": "layer"}
+TASKS = {"layers": "kind", "conversions": "task", "growth": "kind", "families": "layer", "steps": "layer"}
 
 Results = list[dict[str, Any]]
 
@@ -39,8 +40,17 @@ def table(section: str, results: Results) -> str:
             cells = [f"{found[other]:.2f}" if other in found else "" for other in others]
             of_packed = [_of_packed(result["peaks"])] if memory else []
             lines.append(_row(name, mode, result["workload"], f"{result['ms']['seqbatch']:.3g}", *cells, *of_packed))
-        means = [_mean([ratio for one in group for ratio in ratios(one, [other]).values()]) for other in others]
-        lines.append(_row(name, mode, "**geometric mean**", "", *means, *([""] * len(memory))))
+        lines.append(_row(name, mode, "**geometric mean**", "", *_means(group, others), *([""] * len(memory))))
+    return "\n".join(lines)
+
+
+def summary(section: str, results: Results) -> str:
+    """Return a table in Markdown of geometric means over all workloads, a row for each task and mode."""
+    task, others = TASKS[section], OTHERS[section]
+    lines = [_row(task, "mode", *others), f"|{' --- |' * (len(others) + 2)}"]
+    for name, training in _groups(results, task):
+        group = _group(results, task, name, training)
+        lines.append(_row(name, _mode(training), *_means(group, others)))
     return "\n".join(lines)
 
 
@@ -90,6 +100,10 @@ def _of_packed(peaks: dict[str, int]) -> str:
 
 def _row(*cells: str) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _means(group: Results, others: list[str]) -> list[str]:
+    return [_mean([ratio for one in group for ratio in ratios(one, [other]).values()]) for other in others]
 
 
 def _mean(values: list[float]) -> str:

@@ -7,11 +7,11 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from kinds import for_each_kind
-from strategies import make, sequences
+from strategies import cells, make, sequences, state_for
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from seqbatch import LSTMState, RNNState, SequenceBatch, encode_with_state
+from seqbatch import SequenceBatch, encode_with_state
 
 
 class Peephole(nn.LSTMCell):
@@ -36,51 +36,39 @@ class Shared(nn.GRUCell):
 
 
 @st.composite
-def cells(draw: st.DrawFn, kind: Any, dtype: torch.dtype) -> nn.RNNCellBase:
+def some_cells(draw: st.DrawFn, kind: Any, dtype: torch.dtype) -> nn.RNNCellBase:
     """Cells of one kind and every option, of which some can run as layers and some must be called."""
-    laws.seed(draw(st.integers(0, 3)))
-    options: dict[str, Any] = {"dtype": dtype}
-    sizes = draw(st.integers(1, 3)), draw(st.integers(1, 4))
     if kind in (Peephole, Shared):
-        own: nn.RNNCellBase = kind(*sizes, **options)
+        laws.seed(draw(st.integers(0, 3)))
+        own: nn.RNNCellBase = kind(draw(st.integers(1, 3)), draw(st.integers(1, 4)), dtype=dtype)
         return own
-    if kind is nn.RNNCell:
-        options["nonlinearity"] = draw(st.sampled_from(["tanh", "relu"]))
-    cell: nn.RNNCellBase = kind(*sizes, bias=draw(st.booleans()), **options)
+    cell = draw(cells(kind, dtype))
     if draw(st.booleans()):
         cell.register_forward_hook(lambda module, args, output: None)
     return cell
 
 
 def kinds(dtype: torch.dtype = torch.float64) -> dict[str, st.SearchStrategy[nn.RNNCellBase]]:
-    return {kind.__name__: cells(kind, dtype) for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell, Peephole, Shared)}
-
-
-def state_of(cell: nn.RNNCellBase, batch: int) -> LSTMState | RNNState:
-    """Make a random initial state for a cell, of leaves that require gradients."""
-    hidden, inner = (
-        make((1, 1, batch, cell.hidden_size), cell.weight_ih.dtype, seed).requires_grad_() for seed in (7, 8)
-    )
-    return LSTMState(hidden, inner) if isinstance(cell, nn.LSTMCell) else RNNState(hidden)
+    return {kind.__name__: some_cells(kind, dtype) for kind in (nn.LSTMCell, nn.GRUCell, nn.RNNCell, Peephole, Shared)}
 
 
 @for_each_kind("cell", kinds(), stateful=st.booleans())
 def test_alone(lengths: list[int], cell: nn.RNNCellBase, stateful: bool) -> None:
     xs = sequences(lengths, (cell.input_size,))
-    laws.check_alone(cell, xs, state_of(cell, len(xs)) if stateful else None)
+    laws.check_alone(cell, xs, state_for(cell, len(xs)) if stateful else None)
 
 
 @for_each_kind("cell", kinds(torch.float32), fewer=2, stateful=st.booleans())
 def test_alone_in_single_precision(lengths: list[int], cell: nn.RNNCellBase, stateful: bool) -> None:
     xs = sequences(lengths, (cell.input_size,), torch.float32)
-    laws.check_alone(cell, xs, state_of(cell, len(xs)) if stateful else None)
+    laws.check_alone(cell, xs, state_for(cell, len(xs)) if stateful else None)
 
 
 @for_each_kind("cell", kinds(), fewer=2, stateful=st.booleans(), random=st.randoms(use_true_random=False))
 def test_order(lengths: list[int], cell: nn.RNNCellBase, stateful: bool, random: Any) -> None:
     xs = sequences(lengths, (cell.input_size,))
     order = random.sample(range(len(xs)), len(xs))
-    laws.check_order(cell, xs, order, state_of(cell, len(xs)) if stateful else None)
+    laws.check_order(cell, xs, order, state_for(cell, len(xs)) if stateful else None)
 
 
 @for_each_kind(
@@ -98,7 +86,7 @@ def test_padding(lengths: list[int], cell: nn.RNNCellBase, poison: float, side: 
 @for_each_kind("cell", kinds(), fewer=2, stateful=st.booleans())
 def test_other_laws(lengths: list[int], cell: nn.RNNCellBase, stateful: bool) -> None:
     xs = sequences(lengths or [0], (cell.input_size,))
-    state = state_of(cell, len(xs)) if stateful else None
+    state = state_for(cell, len(xs)) if stateful else None
     laws.check_lengths(cell, xs)
     laws.check_empty(cell, xs, state)
     laws.check_unmodified(cell, xs, state)
@@ -115,7 +103,7 @@ def test_gradients_of_both_orders(lengths: list[int], kind: Any) -> None:
     torch.manual_seed(0)
     cell = kind(2, 2, dtype=torch.float64)
     values = make((sum(lengths), 2), torch.float64).requires_grad_()
-    state = state_of(cell, len(lengths))
+    state = state_for(cell, len(lengths))
 
     def outputs(values: Tensor, *hidden: Tensor) -> tuple[Tensor, ...]:
         batch, final = encode_with_state(cell, SequenceBatch(values, lengths), type(state)(*hidden))

@@ -230,11 +230,12 @@ def test_a_cell_may_have_a_hidden_state_of_another_size() -> None:
 @every_kind
 def test_transforms_run_the_cell_itself(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: object) -> None:
-        raise AssertionError("an engine was chosen")
+        raise AssertionError("not the cell itself")
 
     cell, xs = kind(2, 3, dtype=torch.float64), sequences([9, 7], (2,))
-    monkeypatch.setattr("seqbatch.engines.choose", refuse)
-    with pytest.raises(AssertionError, match="an engine was chosen"):
+    for name in ("choose", "run_cell"):
+        monkeypatch.setattr(f"seqbatch.engines.{name}", refuse)
+    with pytest.raises(AssertionError, match="not the cell itself"):
         encode(cell, xs)
 
     def loss(values: Tensor) -> Tensor:

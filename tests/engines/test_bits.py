@@ -1,105 +1,130 @@
-"""The same bits: what a sequence gets on the CPU does not depend on what else is in the batch, nor on how it is run."""
+"""The law Bits for recurrent layers and cells, which run by the kernels: of any size, on any values, in any batch."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
+import laws
 import pytest
 import torch
 from hypothesis import strategies as st
 from kinds import for_each_kind
-from strategies import RECURRENT_KINDS, recurrent_layers, sequences, state_for
+from strategies import cells, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
 
-from seqbatch import SequenceBatch, _kernels, encode, encode_with_state
+from seqbatch import SequenceBatch, _kernels, encode_with_state
+from seqbatch.testing import check_bits
 
 pytestmark = pytest.mark.skipif(not _kernels.IS_THERE, reason="only the kernels promise it")
-KINDS = [kind for kind in RECURRENT_KINDS if kind != "projected"]
-every_layer = {
-    f"{kind}, {dtype}": recurrent_layers(dtype, [kind]) for kind in KINDS for dtype in (torch.float32, torch.float64)
+DTYPES = (torch.float32, torch.float64)
+CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
+
+every_kind: dict[str, st.SearchStrategy[nn.Module]] = {
+    kind: st.sampled_from(DTYPES).flatmap(partial(recurrent_layers, kinds=[kind]))
+    for kind in ("lstm", "gru", "tanh", "relu")
+}
+every_kind |= {kind.__name__: st.sampled_from(DTYPES).flatmap(partial(cells, kind)) for kind in CELLS}
+
+
+@for_each_kind("layer", every_kind, stateful=st.booleans())
+def test_of_layers_and_cells(lengths: list[int], layer: Any, stateful: bool) -> None:
+    xs = sequences(lengths, (layer.input_size,), next(layer.parameters()).dtype)
+    check_bits(layer, xs, state_for(layer, len(xs)) if stateful else None)
+
+
+LENGTHS = [7, 1, 3, 3, 9, 2, 5]
+MADE: dict[str, Any] = {
+    "LSTM": partial(nn.LSTM, bidirectional=True),
+    "GRU": partial(nn.GRU, bidirectional=True),
+    "RNN": partial(nn.RNN, nonlinearity="relu", bidirectional=True),
+    **{kind.__name__: kind for kind in CELLS},
+}
+every_layer = pytest.mark.parametrize("kind", MADE)
+
+
+def layer_and_state(kind: str, input_size: int, size: int, dtype: torch.dtype, batch: int) -> tuple[Any, Any]:
+    laws.seed(0)
+    layer = MADE[kind](input_size, size, dtype=dtype)
+    return layer, state_for(layer, batch)
+
+
+@every_layer
+@pytest.mark.parametrize("size", [1, 15, 16, 17, 33, 130])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_of_sizes_beside_those_of_a_vector(kind: str, size: int, dtype: torch.dtype) -> None:
+    layer, state = layer_and_state(kind, size, size, dtype, len(LENGTHS))
+    check_bits(layer, sequences(LENGTHS, (size,), dtype), state)
+
+
+@every_layer
+@pytest.mark.parametrize("isa", range(_kernels.ISA_NUMBER))
+def test_by_other_instructions(kind: str, isa: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernels, "ISA_NUMBER", isa)
+    for dtype in DTYPES:
+        layer, state = layer_and_state(kind, 5, 17, dtype, len(LENGTHS))
+        check_bits(layer, sequences(LENGTHS, (5,), dtype), state)
+
+
+def not_finite(xs: list[Tensor]) -> list[Tensor]:
+    for value, x in zip((torch.nan, torch.inf, -torch.inf, 1e30), xs, strict=False):
+        x[len(x) // 2, 0] = value
+    return xs
+
+
+VALUES: dict[str, Any] = {
+    "NaN and infinity": not_finite,
+    "denormal": lambda xs: [x * torch.finfo(x.dtype).tiny / 8 for x in xs],
+    "not contiguous": lambda xs: [x.t().contiguous().t() for x in xs],
 }
 
 
-@contextmanager
-def threads(number: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(number)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+@every_layer
+@pytest.mark.parametrize("values", VALUES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_of_values(kind: str, values: str, dtype: torch.dtype) -> None:
+    layer, state = layer_and_state(kind, 5, 17, dtype, len(LENGTHS))
+    check_bits(layer, VALUES[values]([x.detach() for x in sequences(LENGTHS, (5,), dtype)]), state)
 
 
-def results(layer: nn.RNNBase, xs: list[Tensor], state: Any) -> list[list[Tensor]]:
-    """Return for each sequence its output, its final state, and the gradients of its input and its initial state."""
-    outputs, final = encode_with_state(layer, xs, state)
-    ends = final._tensors
-    starts = state._tensors
-    # Not the same number for every step, so that gradients differ.
-    weighted = [(output * torch.arange(1, output.numel() + 1).view_as(output)).sum() for output in outputs]
-    loss = torch.stack([*weighted, *(end.sum() for end in ends)]).sum()
-    gradients = torch.autograd.grad(loss, [*xs, *starts])
-    of_xs, of_states = gradients[: len(xs)], gradients[len(xs) :]
-    return [
-        [outputs[i], *(end[:, :, i] for end in ends), of_xs[i], *(part[:, :, i] for part in of_states)]
-        for i in range(len(xs))
-    ]
+def run_one_step(layer: Any, values: Tensor, state: Any) -> list[Tensor]:
+    """Return, of one step of each sequence, what is equal alone: `(..., batch, size)`."""
+    outputs, final = encode_with_state(layer, SequenceBatch(values, [1] * len(values)), state)
+    results = [outputs.values, *laws.tensors_of(final)]
+    loss = torch.stack([result.square().sum() for result in results]).sum()
+    return [*results, *torch.autograd.grad(loss, [values, *laws.tensors_of(state)])]
 
 
-def assert_same_bits(found: list[Tensor], wanted: list[Tensor]) -> None:
-    for one, other in zip(found, wanted, strict=True):
-        assert torch.equal(one, other), (one - other).abs().max()
-
-
-def inputs(layer: nn.RNNBase, lengths: list[int]) -> list[Tensor]:
-    return sequences(lengths, (layer.input_size,), next(layer.parameters()).dtype)
-
-
-@for_each_kind("layer", every_layer, random=st.randoms(use_true_random=False))
-def test_alone_and_in_any_batch_and_order(lengths: list[int], layer: Any, random: Any) -> None:
-    xs, state = inputs(layer, lengths), state_for(layer, len(lengths))
-    together = results(layer, xs, state)
-    for i, x in enumerate(xs):
-        assert_same_bits(results(layer, [x], state[i])[0], together[i])
-    order = random.sample(range(len(xs)), len(xs))
-    permuted = results(layer, [xs[i] for i in order], state.select(order)) if order else []
-    for place, i in enumerate(order):
-        assert_same_bits(permuted[place], together[i])
-
-
-@for_each_kind("layer", every_layer, fewer=2)
-def test_at_any_number_of_threads(lengths: list[int], layer: Any) -> None:
-    xs, state = inputs(layer, lengths), state_for(layer, len(lengths))
-    with threads(1):
-        wanted = results(layer, xs, state)
-    for number in (2, 3, 5):
-        with threads(number):
-            found = results(layer, xs, state)
-        for one, other in zip(found, wanted, strict=True):
-            assert_same_bits(one, other)
-
-
-@for_each_kind("layer", every_layer, fewer=2, cut=st.integers(0, 5))
-def test_without_gradients_from_a_batch_and_in_chunks(lengths: list[int], layer: Any, cut: int) -> None:
-    xs = inputs(layer, lengths or [0])
-    wanted = encode(layer, xs)
+@every_layer
+@pytest.mark.parametrize("batch", [1, 2, 5, 6, 7, 13, 256, 4096])
+def test_of_one_step_of_many_sequences(kind: str, batch: int) -> None:
+    layer, state = layer_and_state(kind, 33, 17, torch.float32, batch)
+    values = torch.randn(batch, 33).requires_grad_()
+    together = run_one_step(layer, values, state)
     with torch.no_grad():
-        assert_same_bits(encode(layer, xs), [output.detach() for output in wanted])
-    assert_same_bits(encode(layer, SequenceBatch.from_sequences(xs)).to_sequences(), wanted)
-    if not layer.bidirectional:
-        first, state = encode_with_state(layer, [x[:cut] for x in xs])
-        rest, _ = encode_with_state(layer, [x[cut:] for x in xs], state)
-        assert_same_bits([torch.cat(parts) for parts in zip(first, rest, strict=True)], wanted)
+        alike = encode_with_state(layer, SequenceBatch(values, [1] * batch), state)[0].values
+    laws.assert_same_bits(alike, together[0])
+    for i in sorted({0, 1, batch // 3, batch // 2, batch - 2, batch - 1} & {*range(batch)}):
+        alone = run_one_step(layer, values[i : i + 1], state[i])
+        for found, wanted in zip(together, alone, strict=True):
+            laws.assert_same_bits(found[..., i : i + 1, :], wanted)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize("size", [1, 15, 16, 17, 33, 130])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_sizes_beside_those_of_a_vector(kind: Any, size: int, dtype: torch.dtype) -> None:
-    torch.manual_seed(0)
-    layer = kind(size, size, bidirectional=True, dtype=dtype)
-    xs = sequences([7, 1, 3, 3, 9, 2, 5], (size,), dtype)
-    state = state_for(layer, len(xs))
-    together = results(layer, xs, state)
-    for i, x in enumerate(xs):
-        assert_same_bits(results(layer, [x], state[i])[0], together[i])
+# Threads share units where sequences are few and weights large. The sequence of 40 steps runs far beyond the others.
+@every_layer
+@pytest.mark.parametrize(("size", "lengths"), [(200, [6]), (200, [2, 40, 1]), (1024, [2, 3])])
+def test_of_few_sequences_with_large_weights(kind: str, size: int, lengths: list[int]) -> None:
+    layer, state = layer_and_state(kind, 16, size, torch.float32, len(lengths))
+    check_bits(layer, sequences(lengths, (16,), torch.float32), state)
+
+
+@torch.no_grad()
+def test_of_one_very_long_sequence_beside_many_short_ones() -> None:
+    laws.seed(0)
+    layer, lengths = nn.LSTM(5, 17), [1] * 4096
+    lengths[1000] = 65_536
+    batch = SequenceBatch(torch.randn(sum(lengths), 5), lengths)
+    together, final = encode_with_state(layer, batch)
+    for i in (0, 1000, 4095):
+        alone, end = encode_with_state(layer, [batch[i]])
+        laws.assert_same_bits(together[i], alone[0])
+        for found, wanted in zip(laws.tensors_of(final), laws.tensors_of(end), strict=True):
+            laws.assert_same_bits(found[..., i : i + 1, :], wanted)

@@ -1,4 +1,4 @@
-"""Gradients through compiled models: of what goes in, of frozen and shared weights, and of one record for each call."""
+"""Gradients through compiled models: of what goes in, of frozen and shared weights, and the same bits as without."""
 
 import threading
 from collections.abc import Callable
@@ -13,21 +13,7 @@ from torch.testing import assert_close
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
-from seqbatch import LSTMState, RNNState, SequenceBatch, _records, encode, encode_with_state
-
-
-@pytest.fixture
-def recorded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Give a list that grows by one with each record that is made."""
-    made: list[int] = []
-    of = _records.Record.of
-
-    def count(*given: Any) -> _records.Record:
-        made.append(1)
-        return of(*given)
-
-    monkeypatch.setattr(_records.Record, "of", count)
-    return made
+from seqbatch import LSTMState, RNNState, SequenceBatch, _kernels, encode, encode_with_state
 
 
 def gradients(results: Any, sources: list[Tensor]) -> list[Tensor]:
@@ -67,10 +53,10 @@ def state_for(layer: Any, batch: int) -> Any:
 
 
 @pytest.mark.parametrize("kind", LAYERS)
-def test_of_sequences_weights_and_initial_states(kind: str, recorded: list[int]) -> None:
+def test_of_sequences_weights_and_initial_states(kind: str) -> None:
     layer = LAYERS[kind]()
     graph = compiled(lambda batch, state: encode_with_state(layer, batch, state))
-    for number, lengths in enumerate((*PATTERNS.values(), *SMALL.values()), 1):
+    for lengths in (*PATTERNS.values(), *SMALL.values()):
         batch, state = signals(lengths), state_for(layer, len(lengths))
         batch = batch.with_values(batch.values.requires_grad_())
         sources = [batch.values, *tree_leaves(state), *weights_of(layer)]
@@ -79,7 +65,6 @@ def test_of_sequences_weights_and_initial_states(kind: str, recorded: list[int])
         values, parts = alone(layer, batch.values, lengths, state)
         assert_close(found, [values, *parts])
         assert_close(gradients(found, sources), gradients([values, *parts], sources))
-        assert len(recorded) == number, "each call is recorded once, and found by its receipt"
     # One, another where the first number of sequences, 3, was taken for a size of the state, and those for 0 and 1.
     assert graphs() <= 7
 
@@ -109,10 +94,10 @@ def recomputed(layer: nn.Module, batch: SequenceBatch) -> Any:
     return checkpoint(call, batch.values * 1, use_reentrant=False)
 
 
-def written_over(layer: nn.Module, batch: SequenceBatch) -> Any:
-    outputs = encode(layer, batch).values
-    outputs.mul_(2)
-    return outputs
+def modified(layer: nn.Module, batch: SequenceBatch) -> Any:
+    outputs, state = encode_with_state(layer, batch)
+    state.hidden.add_(1)
+    return outputs.values.mul_(2).relu_(), state.hidden
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
@@ -123,7 +108,7 @@ def test_of_what_else_a_model_does(backend: str) -> None:
     def call(batch: SequenceBatch) -> Any:
         return [
             function(gru, batch)
-            for function in (twice_by_one_layer, half_without, detached, only_the_state, recomputed, written_over)
+            for function in (twice_by_one_layer, half_without, detached, only_the_state, recomputed, modified)
         ]
 
     graph = compiled(call, backend=backend)
@@ -132,6 +117,56 @@ def test_of_what_else_a_model_does(backend: str) -> None:
         found, wanted = graph(batch), call(batch)
         assert_close(found, wanted)
         assert_close(gradients(found, weights_of(gru)), gradients(wanted, weights_of(gru)))
+
+
+@pytest.mark.skipif(not _kernels.IS_THERE, reason="only the kernels promise it")
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("kind", [kind for kind in LAYERS if kind != "projected"])
+def test_the_same_bits_as_without_a_graph(kind: str, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, calls = LAYERS[kind](), 0
+    run = _kernels.forward
+
+    def count(*given: Any) -> None:
+        nonlocal calls
+        calls += 1
+        run(*given)
+
+    monkeypatch.setattr(_kernels, "forward", count)
+
+    def call(batch: SequenceBatch, state: Any) -> Any:
+        outputs, end = encode_with_state(layer, batch, state)
+        return outputs.values, *tree_leaves(end)
+
+    graph = compiled(call, backend=backend)
+    for lengths in ([9, 3, 17, 4], [5, 5], [0, 4, 0, 2]):
+        batch, state = signals(lengths), state_for(layer, len(lengths))
+        batch = batch.with_values(batch.values.requires_grad_())
+        sources = [batch.values, *tree_leaves(state), *weights_of(layer)]
+        calls = 0
+        found = graph(batch, state)
+        of_found = gradients(found, sources)
+        assert calls == layer.num_layers, "the backward pass does not run the layer again"
+        wanted = call(batch, state)
+        assert_close(found, wanted, rtol=0, atol=0)
+        assert_close(of_found, gradients(wanted, sources), rtol=0, atol=0)
+        with torch.no_grad():
+            assert_close(graph(batch, state), tuple(part.detach() for part in wanted), rtol=0, atol=0)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_of_outputs_that_are_modified_in_place_outside_of_the_graph(backend: str) -> None:
+    lstm, batch = nn.LSTM(4, 3), signals([3, 0, 2])
+
+    def call(batch: SequenceBatch) -> Any:
+        return encode(lstm, batch).values
+
+    graph = compiled(call, backend=backend)
+    found, wanted = (
+        [*torch.autograd.grad(run(batch).mul_(2).relu_().sum(), weights_of(lstm))] for run in (graph, call)
+    )
+    assert_close(found, wanted)
 
 
 def test_of_layers_that_are_frozen_and_thawed() -> None:

@@ -1,7 +1,7 @@
-"""The operators that graphs call: what torch.library asks of one, their gradients, and the records behind them."""
+"""The operators that graphs call: what torch.library asks of one, their gradients, and what they save for backward."""
 
-import gc
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +11,7 @@ from torch.library import opcheck
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from seqbatch import LSTMState, RNNState, SeqbatchError, SequenceBatch, _records, encode_with_state
+from seqbatch import LSTMState, RNNState, SeqbatchError, SequenceBatch, _kernels, encode_with_state
 
 LENGTHS = [3, 0, 2, 1]
 REDUCTIONS = ["first", "last", "max", "mean", "min", "reverse", "softmax", "sum"]
@@ -22,12 +22,15 @@ LAYERS: list[Any] = [
     nn.GRU(4, 3, bidirectional=True),
     nn.RNN(4, 3),
     nn.RNN(4, 3, num_layers=2, nonlinearity="relu"),
+    nn.LSTM(4, 3, bidirectional=True),  # those of one layer run by the kernels
+    nn.GRU(4, 3, bias=False),
+    nn.RNN(4, 3, nonlinearity="relu", bidirectional=True, bias=False),
 ]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 overload: Any = torch.ops.seqbatch
 
 
-def arguments(layer: Any, *, wanted: bool, lengths: list[int] = LENGTHS) -> tuple[Any, ...]:
+def arguments(layer: Any, *, wanted: bool, keeps: bool = False, lengths: list[int] = LENGTHS) -> tuple[Any, ...]:
     """Make what the operator of a layer takes, in double precision."""
     rows = layer.num_layers * (2 if layer.bidirectional else 1)
     sizes = [layer.proj_size or layer.hidden_size, *([layer.hidden_size] if isinstance(layer, nn.LSTM) else [])]
@@ -36,8 +39,12 @@ def arguments(layer: Any, *, wanted: bool, lengths: list[int] = LENGTHS) -> tupl
     values, others = torch.randn(sum(lengths), 4, dtype=torch.float64), [*hidden, *weights]
     for part in (values, *others):
         part.requires_grad_(wanted)
-    options = [layer.num_layers, layer.bidirectional, *([layer.nonlinearity] if isinstance(layer, nn.RNN) else [])]
-    return values, torch.tensor(lengths), others, *options, [wanted] * (1 + len(others))
+    nonlinearity = [layer.nonlinearity] if isinstance(layer, nn.RNN) else []
+    return values, torch.tensor(lengths), others, layer.num_layers, layer.bidirectional, keeps, *nonlinearity
+
+
+def number_of_states(layer: Any) -> int:
+    return 2 if isinstance(layer, nn.LSTM) else 1
 
 
 def operator_of(layer: Any) -> Any:
@@ -53,15 +60,17 @@ def check(operator: Any, given: tuple[Any, ...]) -> None:
 
 
 @every_layer
-@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize(("wanted", "keeps"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("lengths", [LENGTHS, [0, 0, 0], [1], [0]], ids=str)
-def test_a_layer_passes_the_checks_of_torch(layer: Any, wanted: bool, lengths: list[int]) -> None:
-    given = arguments(layer, wanted=wanted, lengths=lengths)
+def test_a_layer_passes_the_checks_of_torch(layer: Any, wanted: bool, keeps: bool, lengths: list[int]) -> None:
+    given = arguments(layer, wanted=wanted, keeps=keeps, lengths=lengths)
     check(operator_of(layer), given)
-    results = operator_of(layer)(*given)
-    plain = [part.detach() for part in results[:-1]], results[-1], given[0].detach(), given[1]
+    results, number = [part.detach() for part in operator_of(layer)(*given)], 1 + number_of_states(layer)
     others = [part.detach() for part in given[2]]
-    check(backward_of(type(layer).__name__.lower()), (*plain, others, *given[3:-1], [True] * (1 + len(others))))
+    for asked in (True, False):
+        of_which = [asked] * (1 + len(others))
+        plain = results[:number], results[number:], of_which, given[0].detach(), given[1], others, *given[3:]
+        check(backward_of(type(layer).__name__.lower()), plain)
 
 
 @pytest.mark.parametrize("how", REDUCTIONS)
@@ -69,16 +78,17 @@ def test_a_layer_passes_the_checks_of_torch(layer: Any, wanted: bool, lengths: l
 @pytest.mark.parametrize("lengths", [LENGTHS, [0, 0, 0], [1], [0]], ids=str)
 def test_a_reduction_passes_the_checks_of_torch(how: str, wanted: bool, lengths: list[int]) -> None:
     values = torch.randn(sum(lengths), 2, dtype=torch.float64, requires_grad=wanted)
-    given = values, torch.tensor(lengths), how, [wanted]
+    given = values, torch.tensor(lengths), how
     check(overload.reduce.default, given)
-    result, receipt = overload.reduce(*given)
-    check(backward_of("reduce"), ([result.detach()], receipt, values.detach(), *given[1:-1], [True]))
+    result = overload.reduce(*given)
+    check(backward_of("reduce"), ([result.detach()], [], [True], values.detach(), *given[1:]))
 
 
 @every_layer
-def test_a_layer_gives_what_it_gives_without_a_graph(layer: Any) -> None:
-    values, lengths, others, *options = arguments(layer, wanted=True)
-    results = operator_of(layer)(values, lengths, others, *options)[:-1]
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_layer_returns_what_it_returns_without_a_graph(layer: Any, keeps: bool) -> None:
+    values, lengths, others, *options = arguments(layer, wanted=True, keeps=keeps)
+    results = operator_of(layer)(values, lengths, others, *options)[: 1 + number_of_states(layer)]
     plain = type(layer)(4, 3, **options_of(layer), dtype=torch.float64)
     with torch.no_grad():
         for weight, one in zip(plain.parameters(), others[-len(list(plain.parameters())) :], strict=True):
@@ -101,89 +111,134 @@ def type_of_state(layer: Any) -> Any:
 
 
 @every_layer
-def test_gradients_of_gradients(layer: Any) -> None:
-    values, lengths, others, *options = arguments(layer, wanted=True)
+@pytest.mark.parametrize("keeps", [False, True])
+def test_gradients_of_gradients(layer: Any, keeps: bool) -> None:
+    values, lengths, others, *options = arguments(layer, wanted=True, keeps=keeps)
 
     def call(values: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        results: tuple[Tensor, ...] = operator_of(layer)(values, lengths, [*others], *options)[:-1]
-        return results
+        results: tuple[Tensor, ...] = operator_of(layer)(values, lengths, [*others], *options)
+        return results[: 1 + number_of_states(layer)]
 
     assert torch.autograd.gradcheck(call, (values, *others))
     assert torch.autograd.gradgradcheck(call, (values, *others), fast_mode=True)
 
 
-def run(receipt: bool = True) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-    """Give what a GRU was given, and gave, with its receipt."""
-    torch.manual_seed(0)
-    values, lengths, others, *options = arguments(nn.GRU(4, 3), wanted=True)
-    wanted = options.pop()
-    results = operator_of(nn.GRU(4, 3))(values, lengths, others, *options, wanted if receipt else [False] * len(wanted))
-    return [values, *others], results
+@pytest.fixture
+def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that grows with the name of each call of a kernel."""
+    made: list[str] = []
+
+    def count(name: str, run: Any, *given: Any) -> None:
+        made.append(name)
+        run(*given)
+
+    for name in ("forward", "backward"):
+        monkeypatch.setattr(_kernels, name, partial(count, name, getattr(_kernels, name)))
+    return made
 
 
-def gradients(sources: list[Tensor], results: tuple[Tensor, ...]) -> list[Tensor]:
-    return [*torch.autograd.grad(results[0].sin().sum() + results[1].sum(), sources, retain_graph=True)]
+needs_kernels = pytest.mark.skipif(not _kernels.IS_THERE, reason="it is about their calls")
+ONE_LAYER = [layer for layer in LAYERS if layer.num_layers == 1 and not layer.proj_size]
 
 
-def test_gradients_are_those_of_the_record_and_else_of_another_call(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[int] = []
-    of = _records.Record.of
-
-    def count(*given: Any) -> _records.Record:
-        calls.append(1)
-        return of(*given)
-
-    monkeypatch.setattr(_records.Record, "of", count)
-    sources, results = run()
-    first = gradients(sources, results)
-    assert_close(gradients(sources, results), first, rtol=0, atol=0)
-    assert len(calls) == 1
-    sources, results = run(receipt=False)
-    assert len(calls) == 1
-    assert_close(gradients(sources, results), first)
-    assert len(calls) == 2
+def gradients(layer: Any, given: tuple[Any, ...], results: tuple[Tensor, ...]) -> list[Tensor]:
+    """Return the gradients of everything that has one."""
+    loss = torch.stack([part.sin().sum() for part in results[: 1 + number_of_states(layer)]]).sum()
+    return [*torch.autograd.grad(loss, [given[0], *given[2]], retain_graph=True)]
 
 
-def test_a_copy_of_a_receipt_finds_no_record() -> None:
-    _, results = run()
-    assert _records.find_record(results[-1]) is not None
-    assert _records.find_record(results[-1].clone()) is None
-    assert _records.find_record(run(receipt=False)[1][-1]) is None
+@needs_kernels
+@pytest.mark.parametrize("layer", ONE_LAYER, ids=str)
+def test_gradients_come_from_what_the_operator_returned_and_else_from_another_run(
+    layer: Any, kernel_calls: list[str]
+) -> None:
+    given = arguments(layer, wanted=True, keeps=True)
+    results = operator_of(layer)(*given)
+    first = gradients(layer, given, results)
+    assert_close(gradients(layer, given, results), first, rtol=0, atol=0)
+    assert kernel_calls == ["forward", "backward", "backward"]
+    again = *given[:5], False, *given[6:]
+    results = operator_of(layer)(*again)
+    assert_close(gradients(layer, again, results), first, rtol=0, atol=0)
+    assert kernel_calls[3:] == ["forward", "forward", "backward"]
 
 
-def test_what_does_not_depend_on_anything_has_zeros_for_gradients() -> None:
-    source = torch.ones(2, requires_grad=True)
-    found = _records.gradients_of((torch.ones(2),), [torch.ones(2)], [source, source.detach()], [True, False])
-    assert_close(found[0], torch.zeros(2))
-    assert found[1] is None
+def test_saved_tensors_are_copied_by_hooks_of_autograd(kernel_calls: list[str]) -> None:
+    layer = nn.LSTM(4, 3)
+    given = arguments(layer, wanted=True, keeps=True)
+    wanted = gradients(layer, given, operator_of(layer)(*given))
+    number = len(kernel_calls)
+    with torch.autograd.graph.saved_tensors_hooks(torch.clone, torch.clone):
+        results = operator_of(layer)(*given)
+    assert_close(gradients(layer, given, results), wanted, rtol=0, atol=0)
+    assert kernel_calls[number:] == kernel_calls[:number], "and the layer does not run again"
 
 
-def test_a_record_goes_with_its_receipt() -> None:
-    gc.collect()
-    before = len(_records._memories)
-    sources, results = run()
-    view = results[-1].view(1)
-    del results
-    assert len(_records._memories) == before + 1
-    del view, sources
-    assert len(_records._memories) == before
+CHANGES: dict[str, Any] = {
+    "another dtype": lambda part: part.float(),
+    "another shape": lambda part: part[:1, :2],
+    "another order in memory": lambda part: part.transpose(0, 1).contiguous().transpose(0, 1),
+}
 
 
-def test_what_a_graph_writes_over_what_it_needs_no_more_changes_no_gradient() -> None:
-    sources, results = run()
-    seeds = [torch.ones_like(part) for part in results[:-1]]
-    wanted = torch.autograd.grad(results[:-1], sources, seeds)
-    sources, results = run()
-    for part in (*sources, *results[:-1]):
-        part.data.fill_(9)  # as a graph does: without a word to autograd
-    record = _records.find_record(results[-1])
-    assert record is not None
-    assert_close(record.gradients(seeds), [*wanted])
+@needs_kernels
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("what", [0, 1], ids=["outputs", "gates"])
+def test_no_kernel_reads_saved_tensors_that_hooks_changed(change: str, what: int, kernel_calls: list[str]) -> None:
+    given = arguments(nn.LSTM(4, 3, bidirectional=True), wanted=False, keeps=True)
+    *results, output, gates = overload.lstm(*given)
+    saved, wanted = [output, gates], [True] * (1 + len(given[2]))
+    right = overload.lstm_backward(results, saved, wanted, *given)
+    kernel_calls.clear()
+    saved[what] = CHANGES[change](saved[what])
+    assert_close(overload.lstm_backward(results, saved, wanted, *given), right)
+    assert kernel_calls == (["backward"] if change == "another order in memory" else ["forward", "backward"])
+
+
+@pytest.mark.parametrize("layer", ONE_LAYER, ids=str)
+@pytest.mark.parametrize("lengths", [LENGTHS, [0, 0], [2, 3]], ids=str)
+def test_what_is_saved_where_the_kernels_are_missing(
+    layer: Any, lengths: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = arguments(layer, wanted=True, keeps=True, lengths=lengths)
+    here = operator_of(layer)(*given)
+    wanted = gradients(layer, given, here)
+    monkeypatch.setattr(_kernels, "IS_THERE", False)
+    there = operator_of(layer)(*given)
+    assert_close(gradients(layer, given, there), wanted)
+    number = 1 + number_of_states(layer)
+    assert_close(there[:number], here[:number])
+    assert [part.shape for part in there[number:]] == [part.shape for part in here[number:]]
+    assert not any(part.any() for part in there[number:])
+
+
+def test_outputs_may_be_modified_in_place_before_the_backward_pass() -> None:
+    layer = nn.LSTM(4, 3)
+    given = arguments(layer, wanted=True, keeps=True)
+    outputs = operator_of(layer)(*given)[0]
+    wanted = torch.autograd.grad((2 * outputs).relu().sum(), given[0])
+    outputs = operator_of(layer)(*given)[0]
+    assert_close(torch.autograd.grad(outputs.mul_(2).relu_().sum(), given[0]), wanted)
+
+
+def test_results_that_depend_on_nothing_have_zeros_for_gradients() -> None:
+    found = backward_of("reduce")([None], [], [True], torch.ones(2), torch.tensor([2]), "sum")
+    assert_close(found, [torch.zeros(2)])
+
+
+def test_weights_of_other_sizes_than_those_of_the_layer_reach_no_kernel(kernel_calls: list[str]) -> None:
+    layer = nn.LSTM(4, 3)
+    values, lengths, others, *options = arguments(layer, wanted=False)
+    for i, wrong in ((3, others[3][:, :2]), (4, others[4][:6]), (2, others[2].float()), (0, others[0][:, :2])):
+        given = [wrong if place == i else one for place, one in enumerate(others)]
+        with pytest.raises((RuntimeError, ValueError)):
+            operator_of(layer)(values, lengths, given, *options)
+    assert kernel_calls == []
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_a_checkpoint_calls_again(reentrant: bool) -> None:
-    values, lengths, others, *options = arguments(nn.GRU(4, 3), wanted=True)
+    values, lengths, others, *options = arguments(nn.GRU(4, 3), wanted=True, keeps=True)
 
     def call(values: Tensor) -> Tensor:
         outputs: Tensor = operator_of(nn.GRU(4, 3))(values, lengths, others, *options)[0]
@@ -204,4 +259,4 @@ def test_a_checkpoint_calls_again(reentrant: bool) -> None:
 )
 def test_lengths_that_a_graph_could_not_look_at(lengths: list[int], said: str) -> None:
     with pytest.raises(SeqbatchError, match=f"^{re.escape(said)}$"):
-        overload.reduce(torch.zeros(6), torch.tensor(lengths), "sum", [False])
+        overload.reduce(torch.zeros(6), torch.tensor(lengths), "sum")

@@ -425,6 +425,35 @@ void test_batch(const Sizes& s, const Lengths& lengths) {
     require_same_bits(s, "differs alone", run(batch.alone(i), {1, true}), all, i, batch.start(i));
 }
 
+// Threads share units where sequences are few or have one step, and the inputs of few sequences are multiplied ahead, some
+// steps at once, which a longer sequence repeats. All that must not change a bit.
+template <typename T>
+void test_sharing(const Sizes& s, const Lengths& lengths) {
+  const Batch<T> batch(s, lengths);
+  const Results<T> all = run(batch, {1, true});
+  require_close(s, all, run_plainly(batch));
+  for (int32_t threads : {2, 3, 5}) {
+    require_same_bits(s, "differs by the number of threads", run(batch, {threads, true}), all, 0, 0);
+    require_same_bits(s, "differs by the number of threads, in inference", run(batch, {threads, false, true, 3}), all, 0, 0);
+  }
+  const int64_t last = lengths.size() - 1;
+  require_same_bits(s, "differs alone", run(batch.alone(last), {3, true}), all, last, batch.start(last));
+  // Each step of the first sequence in a call of its own, in which all threads share units.
+  if (s.directions == 2) return;
+  Batch<T> step = batch.alone(0);
+  step.lengths = {1};
+  step.sizes.has_state = true;
+  step.hidden[0].resize(s.hidden);
+  step.cell[0].resize(s.kind == LSTM ? s.hidden : 0);
+  for (int64_t t = 0; t < lengths[0]; t++) {
+    step.x.assign(batch.x.begin() + t * s.input, batch.x.begin() + (t + 1) * s.input);
+    const Results<T> one = run(step, {3, false});
+    require_same_bits(s, "out", "differs step by step", one.out.data(), &all.out[t * s.hidden], s.hidden);
+    step.hidden[0] = one.final_hidden[0];
+    step.cell[0] = one.final_cell[0];
+  }
+}
+
 // Sequences beside one that has NaN and infinity keep their bits, and in that one NaN reaches all outputs after it.
 template <typename T>
 void test_not_a_number(const Sizes& s) {
@@ -501,6 +530,10 @@ void test_all(int32_t isa) {
         test_batch<T>({kind, 2, isa, 5, hidden, true, true}, lengths);
       }
       test_not_a_number<T>({kind, 2, isa, 3, hidden, true, false});
+      for (const Lengths& lengths : {Lengths{1}, Lengths{1, 1, 1}, Lengths(13, 1), Lengths{31}, Lengths{2, 19}, Lengths{5, 1, 3, 60, 4, 1, 2}}) {
+        test_sharing<T>({kind, 1 + turn % 2, isa, sizes[turn % 6], hidden, turn % 3 != 0, turn % 5 < 3}, lengths);
+        turn++;
+      }
     }
   test_functions<T>(isa);
 }
