@@ -207,6 +207,14 @@ def test_fake_tensors() -> None:
             assert encode(layer, batch).values.shape == (5, 6)
 
 
+def test_copies_on_a_device_are_kept_unless_a_transform_runs() -> None:
+    batch = SequenceBatch(values().to("meta"), LENGTHS)
+    torch.func.grad(lambda x: x * batch.offsets.shape[0])(torch.ones(()))
+    assert not batch._lengths._on_device
+    assert batch.offsets.is_meta
+    assert len(batch._lengths._on_device) == 1
+
+
 @pytest.mark.parametrize("counts", [LENGTHS, [3, 2], [2, 2]])
 def test_a_structure_is_freed_with_its_batch(counts: list[int]) -> None:
     gc.disable()  # which would free what refers to itself, only later

@@ -34,6 +34,10 @@ def test_parts_of_any_integer_dtype(dtype: torch.dtype) -> None:
     assert_close(taken.to_sequences(), xs)
     assert_close(taken.to_packed().data, packed.data)
 
+    ordered = pack_sequence(sorted(xs, key=len, reverse=True))
+    taken = SequenceBatch.from_packed(PackedSequence(ordered.data, ordered.batch_sizes.to(dtype)))
+    assert_close(taken.to_sequences(), sorted(xs, key=len, reverse=True))
+
 
 def index(*numbers: float, **options: Any) -> Tensor:
     return torch.tensor(numbers, **options)
