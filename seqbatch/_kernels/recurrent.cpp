@@ -516,8 +516,10 @@ int run_forward(const Call<T>& call) {
   if (!weights.data) return 1;
   Barrier barrier;
   bool failed = false;
+  const RoundsAs::Mode rounding = RoundsAs::of_this_thread();
 #pragma omp parallel num_threads(sharing.threads)
   {
+    const RoundsAs caller(rounding);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     std::optional<Walk<T>> walks[2];
     try {
@@ -911,8 +913,10 @@ int run_backward(const Call<T>& call) {
   const bool is_small = call.directions * rows * (H + I) * call.steps < int64_t{1} << 19;
   Barrier barrier;
   bool failed = false;
+  const RoundsAs::Mode rounding = RoundsAs::of_this_thread();
 #pragma omp parallel num_threads(is_small ? 1 : call.threads)
   {
+    const RoundsAs caller(rounding);
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     std::optional<WalkBack<T>> walks[2];
     try {

@@ -179,6 +179,36 @@ static inline Vector<double> fused(Vector<double> a, Vector<double> b, Vector<do
 #endif
 }
 
+// Within its life a thread rounds as another one does: torch.set_flush_denormal sets this for the calling thread only, and
+// the bits must not depend on the thread that computes them.
+class RoundsAs {
+ public:
+#if defined(__x86_64__)
+  using Mode = unsigned int;
+  static Mode of_this_thread() { return _mm_getcsr(); }
+  static void set(Mode mode) { _mm_setcsr(mode); }
+#elif defined(__aarch64__)
+  using Mode = uint64_t;
+  static Mode of_this_thread() {
+    Mode mode;
+    asm volatile("mrs %0, fpcr" : "=r"(mode));
+    return mode;
+  }
+  static void set(Mode mode) { asm volatile("msr fpcr, %0" : : "r"(mode)); }
+#else
+  using Mode = int;
+  static Mode of_this_thread() { return 0; }
+  static void set(Mode) {}
+#endif
+  explicit RoundsAs(Mode mode) : before_(of_this_thread()) { set(mode); }
+  ~RoundsAs() { set(before_); }
+  RoundsAs(const RoundsAs&) = delete;
+  RoundsAs& operator=(const RoundsAs&) = delete;
+
+ private:
+  Mode before_;
+};
+
 // Cephes' expf and exp (Moshier, netlib.org/cephes): within 2 units in the last place. Beyond the range 0 and infinity;
 // NaN stays NaN, because comparisons with it are false.
 static inline Vector<float> exponential(Vector<float> x) {

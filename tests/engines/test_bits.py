@@ -85,6 +85,21 @@ def test_of_values(kind: str, values: str, dtype: torch.dtype) -> None:
     check_bits(layer, VALUES[values]([x.detach() for x in sequences(LENGTHS, (5,), dtype)]), state)
 
 
+# Enough work for several threads, of which only this one is told to flush.
+@every_layer
+def test_where_denormal_numbers_are_flushed(kind: str) -> None:
+    layer, _ = layer_and_state(kind, 33, 64, torch.float32, 1)
+    for name, weight in layer.named_parameters():
+        if "bias" in name:
+            nn.init.zeros_(weight)
+    xs = [torch.finfo(torch.float32).tiny * x.detach() for x in sequences([9, 4] * 20, (33,), torch.float32)]
+    torch.set_flush_denormal(True)
+    try:
+        check_bits(layer, xs)
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def run_one_step(layer: Any, values: Tensor, state: Any) -> list[Tensor]:
     """Return, of one step of each sequence, what is equal alone: `(..., batch, size)`."""
     outputs, final = encode_with_state(layer, SequenceBatch(values, [1] * len(values)), state)
