@@ -910,7 +910,7 @@ int run_backward(const Call<T>& call) {
   // So many rows of gradients of gates as stay in the cache while the weights of one block go by.
   const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (stride * sizeof(T)));
   // One thread walks through a sequence that is alone; but all share the gradients of inputs and weights.
-  const bool is_small = call.directions * rows * (H + I) * call.steps < int64_t{1} << 19;
+  const bool is_small = call.directions * rows * (H + I) * call.steps < SMALL_WORK;
   Barrier barrier;
   bool failed = false;
   const RoundsAs::Mode rounding = RoundsAs::of_this_thread();

@@ -167,7 +167,7 @@ def _backward(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return the gradients of inputs, weights and initial states, or None for those that are not wanted."""
-    inputs, weights, start = given[0], tuple(given[1 : 1 + number]), given[1 + number :]
+    inputs, weights, start = given[0], given[1 : 1 + number], given[1 + number :]
     inputs, weights, start = inputs.contiguous(), _contiguous(weights), _contiguous(start)
     walk, size, each = lengths.longest_first, weights[1].shape[1], number // directions
     of_inputs = torch.empty_like(inputs) if wanted[0] else None
