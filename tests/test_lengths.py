@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.testing import assert_close
 
-from seqbatch import ContainerState, LSTMState, RNNState, SequenceBatch, encode, encode_with_state
+from seqbatch import ContainerState, LSTMState, RNNState, SequenceBatch, _kernels, encode, encode_with_state
 from seqbatch._lengths import KEPT_PLANS
 
 LENGTHS = [3, 0, 2]
@@ -187,7 +187,8 @@ def test_nested_tensors_in_inference_mode() -> None:
         assert_close(SequenceBatch.from_nested(encode(nn.Tanh(), nested)).values, values().tanh())
 
 
-def test_no_more_than_some_plans_are_kept() -> None:
+def test_no_more_than_some_plans_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernels, "IS_THERE", False)  # which need no plans
     batch = SequenceBatch(values(), LENGTHS)
     wanted = batch.to_padded(batch_first=True)
     for extra in range(3 * KEPT_PLANS):
@@ -195,6 +196,7 @@ def test_no_more_than_some_plans_are_kept() -> None:
         assert_close(padded[:, :3], wanted)
         assert not padded[:, 3:].any()
         assert len(batch._lengths._plans) <= KEPT_PLANS
+    assert len(batch._lengths._plans) == KEPT_PLANS
     assert_close(batch.to_padded(batch_first=True), wanted)
 
 
