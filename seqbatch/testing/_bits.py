@@ -16,6 +16,8 @@ from seqbatch.testing._tensors import Run, as_real, by_each_way, run, select, te
 
 _THREADS = (1, 2, 3)
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by size in bytes
+
 
 def check_bits(layer: nn.Module, sequences: Sequences, state: Any = None, *, in_chunks: bool | None = None) -> None:
     """Law Bits: outputs, states and gradients of each sequence are the same bits as when it runs alone.
@@ -168,8 +170,14 @@ def _assert_same(found: Tensor, wanted: Tensor, what: str) -> None:
     kinds = [(tuple(one.shape), one.dtype) for one in (found, wanted)]
     assert kinds[0] == kinds[1], f"{must}, and so its shape and dtype, {kinds[1]}; got {kinds[0]}"
     one, other = as_real(found.detach()), as_real(wanted.detach())
-    same = ((one == other) & (one.signbit() == other.signbit())) | ((one != one) & (other != other))
+    # As integers, because denormal numbers may compare as zeros.
+    same = (_bits(one) == _bits(other)) | (one.isnan() & other.isnan())
     if not same.all():
         first, alone = one[~same][0].item(), other[~same][0].item()
         count = f"{(~same).sum()} of {same.numel()} numbers differ"
         raise AssertionError(f"{must}; {count}, the first is {first!r} and not {alone!r}")
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """Return the bits of numbers as integers of their size."""
+    return tensor.contiguous().view(_INTEGERS[tensor.element_size()])

@@ -11,7 +11,7 @@ from kinds import for_each_kind
 from strategies import cells, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
 
-from seqbatch import SequenceBatch, _kernels, encode_with_state
+from seqbatch import SequenceBatch, _kernels, encode, encode_with_state
 from seqbatch.testing import check_bits
 
 pytestmark = pytest.mark.skipif(not _kernels.IS_THERE, reason="only the kernels promise it")
@@ -85,19 +85,27 @@ def test_of_values(kind: str, values: str, dtype: torch.dtype) -> None:
     check_bits(layer, VALUES[values]([x.detach() for x in sequences(LENGTHS, (5,), dtype)]), state)
 
 
-# Enough work for several threads, of which only this one is told to flush.
+@torch.no_grad()
 @every_layer
 def test_where_denormal_numbers_are_flushed(kind: str) -> None:
+    """The flag is one of the calling thread; a thread that it starts inherits it, but one that is there does not."""
     layer, _ = layer_and_state(kind, 33, 64, torch.float32, 1)
     for name, weight in layer.named_parameters():
         if "bias" in name:
             nn.init.zeros_(weight)
-    xs = [torch.finfo(torch.float32).tiny * x.detach() for x in sequences([9, 4] * 20, (33,), torch.float32)]
-    torch.set_flush_denormal(True)
+    xs = [torch.finfo(torch.float32).tiny * x for x in sequences([9, 4] * 20, (33,), torch.float32)]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     try:
-        check_bits(layer, xs)
+        kept = encode(layer, xs)
+        torch.set_flush_denormal(True)
+        together = encode(layer, xs)
+        alone = [encode(layer, [x])[0] for x in xs]
     finally:
         torch.set_flush_denormal(False)
+        torch.set_num_threads(threads)
+    assert not torch.equal(torch.cat(together), torch.cat(kept))
+    assert torch.equal(torch.cat(together), torch.cat(alone))
 
 
 def run_one_step(layer: Any, values: Tensor, state: Any) -> list[Tensor]:
