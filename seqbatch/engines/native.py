@@ -35,7 +35,7 @@ def serves(values: Tensor) -> bool:
     return is_known and _kernels.IS_THERE and not torch.is_autocast_enabled("cpu")
 
 
-def reads_weights_of(layer: nn.RNNBase, values: Tensor) -> bool:
+def reads_weights_of(layer: Any, values: Tensor) -> bool:
     """Return True if the kernels can read all weights of a stock layer."""
     directions, size = 2 if layer.bidirectional else 1, layer.hidden_size
     if layer.proj_size:

@@ -31,7 +31,7 @@ ROUNDS = 40
 def measure(name: str, batch: int, training: bool, rounds: int) -> dict[str, Any]:
     """Measure one step of one layer; return milliseconds of seqbatch and of the layer itself."""
     torch.manual_seed(0)
-    layer = LAYERS[name](SIZE, SIZE)
+    layer: nn.Module = LAYERS[name](SIZE, SIZE)
     rows = torch.randn(batch, SIZE, requires_grad=training)
     structure = SequenceBatch(rows.detach(), [1] * batch)
     _, start = encode_with_state(layer, structure)
@@ -42,11 +42,13 @@ def measure(name: str, batch: int, training: bool, rounds: int) -> dict[str, Any
         given, hx = rows, tuple(part[0] for part in hx) if isinstance(hx, tuple) else hx[0]
 
     def by_seqbatch() -> Tensor:
-        return encode_with_state(layer, structure.with_values(rows), start)[0].values
+        outputs, _ = encode_with_state(layer, structure.with_values(rows), start)
+        return outputs.values
 
     def itself() -> Tensor:
         found = layer(given, hx)
-        return found if isinstance(found, Tensor) else found[0]
+        output: Tensor = found if isinstance(found, Tensor) else found[0]
+        return output
 
     calls = {"seqbatch": by_seqbatch, "itself": itself}
     torch.testing.assert_close(*(call().flatten() for call in calls.values()))
