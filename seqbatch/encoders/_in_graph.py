@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from seqbatch._lengths import Lengths
-from seqbatch._modes import wants_gradients
 from seqbatch._operators import Gradients, Operator, Tensors
 from seqbatch.batch import SequenceBatch, is_nothing
 from seqbatch.encoders._causes import WHY_OUTSIDE_GRAPHS, cause_of
@@ -36,21 +35,27 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
         values, hidden = values.to(dtype), tuple(part.to(dtype) for part in hidden)
         weights = [[part.to(dtype) for part in way] for way in weights]
     operator, *options = _OPERATORS[layer.mode]
-    # Decided by what the graph knows: it may run where the kernels are missing.
-    is_for_kernels = values.device.type == "cpu" and values.dtype in native.DTYPES and not layer.proj_size
-    together = form.num_directions if is_for_kernels or (layer.dropout and layer.training) else rows
+    one_by_one = (_may_use_kernels(values) and not layer.proj_size) or (layer.dropout and layer.training)
+    together = form.num_directions if one_by_one else rows
     finals = []
     for first in range(0, rows, together):
         if first and layer.training and layer.dropout:
             values = nn.functional.dropout(values, layer.dropout)
         now = slice(first, first + together)
         others = [*(part[now] for part in hidden), *chain.from_iterable(weights[now])]
-        # An exported program serves inference; gradients through it are those of another run.
-        keeps = is_for_kernels and wants_gradients([values, *others]) and not torch.compiler.is_exporting()
+        # An exported program serves inference; gradients through it are those of another run. For each tensor, because
+        # PyTorch merges calls with equal arguments, also if one of them is detached.
+        is_trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        differentiable = [is_trained and part.requires_grad for part in (values, *others)]
         shape = together // form.num_directions, layer.bidirectional
-        values, *final = operator(values, batch._lengths.tensor, others, *shape, keeps, *options)
+        values, *final = operator(values, batch._lengths.tensor, others, *shape, differentiable, *options)
         finals.append(final)
     return values, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+def _may_use_kernels(values: Tensor) -> bool:
+    """Return True if kernels exist for this device and dtype; a graph may run where they are missing."""
+    return values.device.type == "cpu" and values.dtype in native.DTYPES
 
 
 _run_outside: Any = outside_graphs(run_by_engine, WHY_OUTSIDE_GRAPHS, cause_of)
@@ -88,7 +93,7 @@ class _Call(NamedTuple):
         weights: those of the first layer and direction first.
         num_layers: 1 where the kernels run.
         directions: 1 or 2.
-        keeps: True if a backward pass may follow.
+        keeps: True if what the kernels save is kept for a backward pass.
     """
 
     mode: str
@@ -115,13 +120,13 @@ class _Kind:
     def __init__(self, layer_type: type[Any], state_type: StateType, more: str = "") -> None:
         self.layer_type, self.state_type = layer_type, state_type
         self.states, self.gates = (2 if state_type is LSTMState else 1), {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[layer_type]
-        arguments = f"Tensor[] others, int num_layers, bool bidirectional, bool keeps{more}"
+        arguments = f"Tensor[] others, int num_layers, bool bidirectional, bool[] differentiable{more}"
         name = layer_type.__name__.lower()
         self.operator = Operator(name, arguments, 1 + self.states, self.run, self.fake, 2, self.backward)
 
     def run(self, values: Tensor, lengths: Lengths, *arguments: Any) -> Tensors:
         """Return outputs, final states, and what `backward` reads, which is all zeros where the kernels do not run."""
-        call = self._parse(*arguments)
+        call = self._parse(values, *arguments)
         if not torch.is_grad_enabled() and self._is_for_kernels(call, values, lengths):
             start = _of_running(call.start, lengths)
             results = native._forward(
@@ -138,7 +143,7 @@ class _Kind:
 
     def fake(self, values: Tensor, lengths: Tensor, *arguments: Any) -> Tensors:
         """Return tensors of the sizes and dtypes of what `run` returns."""
-        call, steps = self._parse(*arguments), values.shape[0]
+        call, steps = self._parse(values, *arguments), values.shape[0]
         output = values.new_empty(steps, call.directions * call.size)
         return output, *map(torch.empty_like, call.start), *map(values.new_empty, call.shapes_of_saved(steps))
 
@@ -152,7 +157,7 @@ class _Kind:
         *arguments: Any,
     ) -> Gradients | None:
         """Return the gradients of values, initial states and weights, or None if the kernels did not run."""
-        call = self._parse(*arguments)
+        call = self._parse(values, *arguments)
         shapes = call.shapes_of_saved(len(values))
         # Hooks of autograd may have changed what was saved.
         given = zip([*saved, *gradients], [*shapes, shapes[0], *(part.shape for part in call.start)], strict=True)
@@ -177,11 +182,19 @@ class _Kind:
         return of_values, *_of_all(found[number:], passed, lengths), *found[:number]
 
     def _parse(
-        self, others: list[Tensor], num_layers: int, bidirectional: bool, keeps: bool, nonlinearity: str = ""
+        self,
+        values: Tensor,
+        others: list[Tensor],
+        num_layers: int,
+        bidirectional: bool,
+        differentiable: list[bool],
+        nonlinearity: str = "",
     ) -> _Call:
         mode = f"RNN_{nonlinearity.upper()}" if nonlinearity else self.layer_type.__name__
-        directions = 2 if bidirectional else 1
-        return _Call(mode, others[: self.states], others[self.states :], num_layers, directions, keeps)
+        start, weights, directions = others[: self.states], others[self.states :], 2 if bidirectional else 1
+        is_projected = len(weights) // (num_layers * directions) in (3, 5)
+        keeps = any(differentiable) and num_layers == 1 and not is_projected and _may_use_kernels(values)
+        return _Call(mode, start, weights, num_layers, directions, keeps)
 
     def _is_for_kernels(
         self, call: _Call, values: Tensor, lengths: Lengths, *more: tuple[Tensor | None, Sequence[int]]

@@ -5,19 +5,19 @@ from typing import Any
 from seqbatch.onnx._layout import Layout, from_padded, integer, integers, layout_of, op, to_padded
 
 
-def lstm(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, keeps: Any) -> Any:
+def lstm(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, differentiable: Any) -> Any:
     """Run `seqbatch::lstm`; ONNX has the gates i, o, f, c."""
     return _run(_Layer("LSTM", [0, 3, 1, 2], 2, bidirectional), values, lengths, others, num_layers)
 
 
-def gru(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, keeps: Any) -> Any:
+def gru(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, differentiable: Any) -> Any:
     """Run `seqbatch::gru`; ONNX has the gates z, r, h, and PyTorch's form of the last is `linear_before_reset`."""
     layer = _Layer("GRU", [1, 0, 2], 1, bidirectional, linear_before_reset=1)
     return _run(layer, values, lengths, others, num_layers)
 
 
 def rnn(
-    values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, keeps: Any, nonlinearity: str
+    values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, differentiable: Any, nonlinearity: str
 ) -> Any:
     """Run `seqbatch::rnn`."""
     activations = [nonlinearity.capitalize()] * (2 if bidirectional else 1)

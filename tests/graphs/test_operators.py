@@ -40,7 +40,15 @@ def arguments(layer: Any, *, wanted: bool, keeps: bool = False, lengths: list[in
     for part in (values, *others):
         part.requires_grad_(wanted)
     nonlinearity = [layer.nonlinearity] if isinstance(layer, nn.RNN) else []
-    return values, torch.tensor(lengths), others, layer.num_layers, layer.bidirectional, keeps, *nonlinearity
+    return (
+        values,
+        torch.tensor(lengths),
+        others,
+        layer.num_layers,
+        layer.bidirectional,
+        [keeps] * (1 + len(others)),
+        *nonlinearity,
+    )
 
 
 def number_of_states(layer: Any) -> int:
@@ -157,7 +165,7 @@ def test_gradients_come_from_what_the_operator_returned_and_else_from_another_ru
     first = gradients(layer, given, results)
     assert_close(gradients(layer, given, results), first, rtol=0, atol=0)
     assert kernel_calls == ["forward", "backward", "backward"]
-    again = *given[:5], False, *given[6:]
+    again = *given[:5], [False] * len(given[5]), *given[6:]
     results = operator_of(layer)(*again)
     assert_close(gradients(layer, again, results), first, rtol=0, atol=0)
     assert kernel_calls[3:] == ["forward", "forward", "backward"]
