@@ -129,7 +129,7 @@ class _Kind:
         call = self._parse(values, *arguments)
         if not torch.is_grad_enabled() and self._is_for_kernels(call, values, lengths):
             start = _of_running(call.start, lengths)
-            results = native._forward(
+            results = native.compute(
                 call.mode, lengths.running, call.directions, values, call.weights, start, keep=call.keeps
             )
             output, *ends, gates = results
@@ -165,7 +165,7 @@ class _Kind:
             return None
         number, (of_output, *of_ends) = len(call.weights), gradients
         output, gates = (part.contiguous() for part in saved)
-        of_values, *found = native._backward(
+        of_values, *found = native.compute_gradients(
             call.mode,
             lengths.running,
             call.directions,

@@ -93,7 +93,7 @@ def _run_layer(
         apply: Any = _Layer.apply  # torch gives it no types
         results: Tensors = apply(mode, lengths, directions, len(weights), inputs, *weights, *start)
         return results
-    return _forward(mode, lengths, directions, inputs, weights, start, keep=False)[:-1]
+    return compute(mode, lengths, directions, inputs, weights, start, keep=False)[:-1]
 
 
 class _Layer(torch.autograd.Function):
@@ -103,7 +103,7 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any, mode: str, lengths: Lengths, directions: int, number: int, inputs: Tensor, *rest: Tensor
     ) -> Tensors:
-        *results, saved = _forward(mode, lengths, directions, inputs, rest[:number], rest[number:], keep=True)
+        *results, saved = compute(mode, lengths, directions, inputs, rest[:number], rest[number:], keep=True)
         ctx.mode, ctx.lengths, ctx.directions, ctx.number = mode, lengths, directions, number
         ctx.save_for_backward(results[0], saved, inputs, *rest)
         ctx.set_materialize_grads(False)
@@ -119,13 +119,13 @@ class _Layer(torch.autograd.Function):
                 found = _replay(ctx.mode, ctx.lengths, ctx.directions, ctx.number, given, gradients)
         else:
             wanted = ctx.needs_input_grad[4:]
-            found = _backward(
+            found = compute_gradients(
                 ctx.mode, ctx.lengths, ctx.directions, ctx.number, output, saved, given, gradients, wanted
             )
         return None, None, None, None, *found
 
 
-def _forward(
+def compute(
     mode: str,
     lengths: Lengths,
     directions: int,
@@ -155,7 +155,7 @@ def _forward(
     return output, *finals, saved
 
 
-def _backward(
+def compute_gradients(
     mode: str,
     lengths: Lengths,
     directions: int,
