@@ -66,6 +66,14 @@ def test_weights_that_a_kernel_must_not_read(name: str, fault: str) -> None:
     assert choose(layer, FLOAT, RAGGED) is packed.run
 
 
+def test_a_weight_that_is_no_parameter() -> None:
+    layer, xs = nn.LSTM(2, 3), [FLOAT, FLOAT[:1]]
+    wanted, weight = encode(layer, xs), layer.weight_ih_l0
+    del layer.weight_ih_l0
+    layer.weight_ih_l0 = weight.detach()
+    torch.testing.assert_close(encode(layer, xs), wanted)
+
+
 def test_values_that_a_kernel_must_not_read() -> None:
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = mode.from_tensor(FLOAT)

@@ -111,6 +111,18 @@ def test_all_strides(name: str, copies: list[Any]) -> None:
         assert_same_bits(of_found, of_wanted)
 
 
+def test_one_step_of_any_stride(copies: list[Any]) -> None:
+    """The stride of an axis of one step may be any number, also in a contiguous Tensor."""
+    x = torch.randn(3, 1).t()
+    assert x.is_contiguous() and x.stride() == (1, 1)
+    for batch_first in (True, False):
+        padded = SequenceBatch(x, [1]).to_padded(batch_first=batch_first)
+        assert torch.equal(padded, x[None])
+        assert torch.equal(SequenceBatch.from_padded(padded, [1], batch_first=batch_first).values, x)
+    assert torch.equal(SequenceBatch(x, [1]).to_packed().data, x)
+    assert len(copies) == 5
+
+
 class Watching(TorchDispatchMode):
     """See every operation, as profilers and fake tensors do."""
 
