@@ -72,7 +72,7 @@ def copy(
         other=other.data_ptr(),
         lengths=lengths.data_ptr(),
         sequences=lengths.shape[0],
-        row=flat.numel() // flat.shape[0] * element,  # not the stride, which may be any number where there is one step
+        row=flat.shape[1:].numel() * element,  # not the stride, which may be any number where there is one step
         element=element,
         into_flat=into_flat,
         threads=torch.get_num_threads(),
