@@ -114,7 +114,8 @@ def test_all_strides(name: str, copies: list[Any]) -> None:
 def test_one_step_of_any_stride(copies: list[Any]) -> None:
     """The stride of an axis of one step may be any number, also in a contiguous Tensor."""
     x = torch.randn(3, 1).t()
-    assert x.is_contiguous() and x.stride() == (1, 1)
+    assert x.is_contiguous()
+    assert x.stride() == (1, 1)
     for batch_first in (True, False):
         padded = SequenceBatch(x, [1]).to_padded(batch_first=batch_first)
         assert torch.equal(padded, x[None])
