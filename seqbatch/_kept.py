@@ -5,7 +5,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from seqbatch._modes import is_transformed, refuse_in_a_graph
+from seqbatch._modes import is_intercepted, refuse_in_a_graph
 
 T = TypeVar("T")
 
@@ -33,6 +33,6 @@ class Kept(Generic[T]):
     def __get__(self, one: object, owner: type) -> T:
         refuse_in_a_graph(self._name)
         made = outside_inference_mode(lambda: self._compute(one))
-        if not is_transformed():  # whose tensors end with it
+        if not is_intercepted():  # by what the tensors end with
             vars(one)[self._name] = made
         return made

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from seqbatch import _rows
 from seqbatch._kept import Kept, outside_inference_mode
-from seqbatch._modes import is_transformed, refuse_in_a_graph
+from seqbatch._modes import is_intercepted, refuse_in_a_graph
 
 
 class Movable(Protocol):
@@ -223,7 +223,7 @@ class Lengths:
         copied = self._on_device.get(key)
         if copied is None:
             copied = outside_inference_mode(lambda: to_device(getattr(self, name), device))
-            if not is_transformed():  # whose tensors end with it
+            if not is_intercepted():  # whose tensors end with it
                 self._on_device[key] = copied
         return copied
 
@@ -243,7 +243,7 @@ class Lengths:
         plan: Made | None = self._plans.get(key)
         if plan is None:
             plan = outside_inference_mode(lambda: make(self, *options).to(device))
-            if is_transformed():
+            if is_intercepted():
                 return plan
             self._plans[key] = plan
             for oldest in list(self._plans)[:-KEPT_PLANS]:

@@ -24,6 +24,14 @@ def is_transformed() -> bool:
     return bool(_are_transforms_active()) or getattr(_forward_ad, "_current_level", -1) >= 0
 
 
+def is_intercepted() -> bool:
+    """Return True if operations must be visible to PyTorch: to a transform, or to a mode such as that of fake tensors.
+
+    Tensors made meanwhile may be of use only until it ends.
+    """
+    return is_transformed() or bool(torch._C._len_torch_dispatch_stack())
+
+
 def takes_gradients_only() -> bool:
     """Tell of what runs that it is `torch.func.grad` and its like: it has no tensors that stand for many, as `vmap`."""
     functorch: Any = getattr(torch._C, "_functorch", None)

@@ -160,6 +160,8 @@ class Operator:
         wanted = [ctx.needs_input_grad[0], *(ctx.needs_input_grad[2] if self.has_others else ())]
         of_results, found = gradients[: self.results], None
         if torch.is_grad_enabled():  # gradients of gradients, which the backward operator does not have
+            # Views, because one of them may be computed from another: no path through the graph around counts here.
+            sources = [source.view_as(source) for source in sources]
             results = self._call(sources, _structure_of(lengths, len(sources[0])), rest)
             found = self._gradients(results, of_results, sources, wanted, again=True)
         else:

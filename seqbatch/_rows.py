@@ -1,37 +1,20 @@
 """Rows copied by the compiled kernels: which tensors they can read, and the calls; knows tensors only, no layouts."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import _kernels
-from seqbatch._modes import is_transformed
-
-_PLAIN = (Tensor, nn.Parameter)  # subclasses, such as fake tensors, may have no memory that a kernel could read
-
-
-def _made_in_inference_mode(is_on: bool) -> Tensor:
-    with torch.inference_mode(is_on):
-        return torch.empty(0, device="cpu")
-
-
-# What PyTorch dispatches on for tensors whose memory holds their values. The keys of conjugate, negative, quantized,
-# sparse and nested tensors differ, and those of tensors that `torch.func` wraps.
-_keys_of = torch._C._dispatch_keys
-_DENSE = [_keys_of(_made_in_inference_mode(is_on)) for is_on in (False, True)]
+from seqbatch._dense import is_dense
+from seqbatch._modes import is_intercepted
 
 
 def serves(*tensors: Tensor) -> bool:
     """Return True if the kernels can read the memory of all these tensors, whatever their dtypes and strides."""
-    # A dispatch mode, such as that of fake tensors, must see every operation.
-    if not _kernels.IS_THERE or is_transformed() or torch._C._len_torch_dispatch_stack():
+    if not _kernels.IS_THERE or is_intercepted():
         return False
-    for tensor in tensors:
-        if type(tensor) not in _PLAIN or _keys_of(tensor) not in _DENSE:
-            return False
-        if not tensor.data_ptr():  # there is nothing to copy, or the storage was freed
-            return False
-    return True
+    # An address of 0: there is nothing to copy, or the storage was freed.
+    return all(is_dense(tensor) and tensor.data_ptr() for tensor in tensors)
 
 
 def _are_numbers(*tensors: Tensor) -> bool:
@@ -122,8 +105,10 @@ def unpack(packed: object) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]] | Non
         order = rank = torch.arange(int(sizes[0]), device="cpu")
     if order is None or rank is None or not _are_numbers(sizes, order, rank) or order.shape != rank.shape:
         return None
+    # Copies are checked, because another thread may write to the caller's meanwhile.
+    sizes, order, rank = sizes.clone(), order.clone(), rank.clone()
     lengths = torch.empty_like(order)
     addresses = sizes.data_ptr(), sizes.shape[0], order.data_ptr(), rank.data_ptr()
     if not _kernels.unpack(*addresses, order.shape[0], steps, lengths.data_ptr()):
         return None
-    return lengths, (order.clone(), rank.clone(), sizes.clone())
+    return lengths, (order, rank, sizes)

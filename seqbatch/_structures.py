@@ -15,8 +15,10 @@ from seqbatch.errors import SeqbatchValueError
 def structure_of(subject: str, value: object) -> Lengths:
     """Make a structure of what a caller gives as lengths, else raise; in a graph without a look at the numbers."""
     if not in_a_graph():
-        if isinstance(value, Tensor) and (measured := _rows.measure(value)):
-            return Lengths.measured(outside_inference_mode(value.clone), *measured)
+        if isinstance(value, Tensor):
+            value = outside_inference_mode(value.clone)  # first, because another thread may write to it meanwhile
+            if measured := _rows.measure(value):
+                return Lengths.measured(value, *measured)
         return Lengths(lengths_of(subject, value))
     if isinstance(value, Tensor):
         return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64, copy=True))

@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import Any, NamedTuple
 
 import torch
@@ -164,7 +164,7 @@ class _Kind:
         if not (call.keeps and self._is_for_kernels(call, values, lengths, *given)):
             return None
         number, (of_output, *of_ends) = len(call.weights), gradients
-        output, gates = (part.contiguous() for part in saved)
+        output, gates = saved
         of_values, *found = native.compute_gradients(
             call.mode,
             lengths.running,
@@ -207,13 +207,13 @@ class _Kind:
         of_weights = [(rows, values.shape[1]), (rows, call.size), (rows,), (rows,)][:each] * call.directions
         of_start = [(call.directions, len(lengths), call.size)] * self.states
         tensors = [*call.weights, *call.start, *(part for part, _ in more if part is not None)]
-        shapes = [*of_weights, *of_start, *(tuple(shape) for part, shape in more if part is not None)]
+        shapes = [*of_weights, *of_start, *(shape for part, shape in more if part is not None)]
         return (
             native.serves(values)
             and call.num_layers == 1
             and lengths.total > 0
-            and [tuple(part.shape) for part in tensors] == shapes
-            and all(part.dtype is values.dtype and part.is_cpu for part in tensors)
+            and len(tensors) == len(shapes)
+            and all(map(native.is_read_as, tensors, shapes, repeat(values.dtype)))
         )
 
     def _bearer_for(self, call: _Call) -> _Bearer:

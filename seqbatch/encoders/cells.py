@@ -75,7 +75,7 @@ def _run_of(cell: _Cell, form: Form) -> Run:
 
     def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         is_open = _is_open(cell)
-        if is_open and engines.kernels_serve(values) and not is_transformed():
+        if is_open and engines.kernels_serve(values):
             mode, weights = _mode_of(cell), _weights_of(cell)
             if engines.kernels_read(mode, weights, values, 1, cell.input_size, cell.hidden_size):
                 return engines.run_cell(mode, weights, values, lengths, hidden)
@@ -108,7 +108,7 @@ def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | N
     state: Hidden = () if hidden is None else tuple(part[0].index_select(0, order) for part in hidden)
     outputs: list[Tensor] = []
     ended: list[Hidden] = []
-    for rows in _cut(rearrange(values, plan), lengths.batch_sizes.tolist()):
+    for rows in _cut(rearrange(values, plan), lengths.step_sizes):
         count = len(rows)
         if state and len(state[0]) > count:
             ended.append(tuple(part[count:] for part in state))

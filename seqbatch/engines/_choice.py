@@ -3,9 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from seqbatch._dense import PLAIN
 from seqbatch._hooks import has_backward_hooks, has_hooks, is_parametrized
 from seqbatch._lengths import Lengths
-from seqbatch._modes import is_transformed
+from seqbatch._modes import is_intercepted
 from seqbatch.engines import groups, native, packed, plain
 from seqbatch.engines._forward import takes_packed
 from seqbatch.engines._interface import Engine
@@ -19,15 +20,15 @@ def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
     - `groups` is for a `forward` that is not PyTorch's, which may not take a PackedSequence; and for hooks of the
       backward pass, which PyTorch does not run around packed sequences. Where no gradients are recorded no such hook
       runs, and `packed`, which is far faster, runs the others.
-    - `plain` is for what PyTorch transforms (`torch.func`, forward mode), and for subclasses of Tensor, such as fake
-      ones. Packed sequences survive neither.
+    - `plain` is for what PyTorch transforms (`torch.func`, forward mode) or intercepts (dispatch modes), and for
+      subclasses of Tensor, such as fake ones. Packed sequences survive neither.
     - `native` is for the CPU in single and double precision, where the kernels are there: the fastest.
     - `packed` calls the layer itself, so it serves every layer, on every device, and rounds as PyTorch does.
     """
     is_stock = is_plain(layer)
     if not is_stock and (not takes_packed(layer) or (has_backward_hooks(layer) and torch.is_grad_enabled())):
         return groups.run
-    if is_transformed() or type(values) not in native.PLAIN:
+    if is_intercepted() or type(values) not in PLAIN:
         return plain.run if is_stock else packed.run
     if is_stock and native.serves(values) and not is_parametrized(layer) and native.reads_weights_of(layer, values):
         return native.run

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch import _kernels
+from seqbatch._dense import is_dense
 from seqbatch._lengths import Lengths
-from seqbatch._modes import are_batched, wants_gradients
+from seqbatch._modes import are_batched, is_intercepted, wants_gradients
 from seqbatch.engines import plain
 from seqbatch.engines._interface import Hidden
 from seqbatch.engines._stack import run_layers, weights_of
@@ -24,15 +25,13 @@ _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _PARTS, _FINALS = ("hidden", "cell"), ("final_hidden", "final_cell")
 
 
-# Subclasses, such as fake and distributed tensors, may have no memory that a kernel could read.
-PLAIN = (Tensor, nn.Parameter)
 DTYPES = (torch.float32, torch.float64)
 
 
 def serves(values: Tensor) -> bool:
-    """Return True if the kernels run on this device and dtype, and autocast does not ask for another dtype."""
-    is_known = values.is_cpu and values.dtype in DTYPES and type(values) in PLAIN
-    return is_known and _kernels.IS_THERE and not torch.is_autocast_enabled("cpu")
+    """Return True if the kernels can read these values, and neither autocast nor what intercepts asks for others."""
+    is_known = values.is_cpu and values.dtype in DTYPES and is_dense(values)
+    return is_known and _kernels.IS_THERE and not (torch.is_autocast_enabled("cpu") or is_intercepted())
 
 
 def reads_weights_of(layer: Any, values: Tensor) -> bool:
@@ -57,9 +56,14 @@ def reads_weights(
     rows = size * _WEIGHT_GATES[mode]
     shapes = ((rows, input_size), (rows, size), (rows,), (rows,))[: len(weights) // directions]
     for weight, shape in zip(weights, shapes * directions, strict=True):
-        if type(weight) not in PLAIN or weight.dtype is not values.dtype or weight.shape != shape or not weight.is_cpu:
+        if not is_read_as(weight, shape, values.dtype):
             return False
     return True
+
+
+def is_read_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Return True if the kernels can read a tensor as one of a shape and a dtype."""
+    return tensor.dtype is dtype and tensor.shape == shape and tensor.is_cpu and is_dense(tensor)
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
@@ -89,6 +93,8 @@ def _run_layer(
     weights: Sequence[Tensor],
     start: Sequence[Tensor],
 ) -> Tensors:
+    if not all(map(is_dense, start)):  # their shapes, dtypes and devices were checked, as those of all states
+        return plain.run_layer(mode, lengths, directions, inputs, weights, start)
     if wants_gradients((inputs, *weights, *start)):
         apply: Any = _Layer.apply  # torch gives it no types
         results: Tensors = apply(mode, lengths, directions, len(weights), inputs, *weights, *start)
@@ -105,7 +111,10 @@ class _Layer(torch.autograd.Function):
     ) -> Tensors:
         *results, saved = compute(mode, lengths, directions, inputs, rest[:number], rest[number:], keep=True)
         ctx.mode, ctx.lengths, ctx.directions, ctx.number = mode, lengths, directions, number
-        ctx.save_for_backward(results[0], saved, inputs, *rest)
+        ctx.dtype = inputs.dtype
+        kept = (results[0], saved, inputs, *rest)
+        ctx.shapes = [part.shape for part in (*kept, *results)]
+        ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
         return tuple(results)
 
@@ -114,14 +123,14 @@ class _Layer(torch.autograd.Function):
         if all(gradient is None for gradient in gradients):  # as from a function that returns none
             return (None,) * len(ctx.needs_input_grad)
         output, saved, *given = ctx.saved_tensors  # read once, because checkpoints return them once
-        if torch.is_grad_enabled() or are_batched(gradients):
-            with torch.enable_grad():
-                found = _replay(ctx.mode, ctx.lengths, ctx.directions, ctx.number, given, gradients)
+        call = ctx.mode, ctx.lengths, ctx.directions, ctx.number
+        # Hooks of autograd may have changed what was saved, and gradients may be of any kind.
+        pairs = zip((output, saved, *given, *gradients), ctx.shapes, strict=True)
+        is_read = all(part is None or is_read_as(part, shape, ctx.dtype) for part, shape in pairs)
+        if is_read and not (torch.is_grad_enabled() or is_intercepted() or are_batched(gradients)):
+            found = compute_gradients(*call, output, saved, given, gradients, ctx.needs_input_grad[4:])
         else:
-            wanted = ctx.needs_input_grad[4:]
-            found = compute_gradients(
-                ctx.mode, ctx.lengths, ctx.directions, ctx.number, output, saved, given, gradients, wanted
-            )
+            found = _replay(*call, given, gradients, again=torch.is_grad_enabled())
         return None, None, None, None, *found
 
 
@@ -167,8 +176,8 @@ def compute_gradients(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return the gradients of inputs, weights and initial states, or None for those that are not wanted."""
-    inputs, weights, start = given[0], given[1 : 1 + number], given[1 + number :]
-    inputs, weights, start = inputs.contiguous(), _contiguous(weights), _contiguous(start)
+    output, saved, inputs, *rest = _contiguous((output, saved, *given))
+    weights, start = rest[:number], rest[number:]
     walk, size, each = lengths.longest_first, weights[1].shape[1], number // directions
     of_inputs = torch.empty_like(inputs) if wanted[0] else None
     of_gates = inputs.new_empty(directions, inputs.shape[0], _GATES[mode] * size)
@@ -205,15 +214,20 @@ def _replay(
     number: int,
     given: list[Tensor],
     gradients: tuple[Tensor | None, ...],
+    *,
+    again: bool,
 ) -> list[Tensor | None]:
-    """Return the same gradients as functions of everything, from a second run through PyTorch's own functions."""
-    inputs, weights, start = given[0], given[1 : 1 + number], given[1 + number :]
-    results = plain.run_layer(mode, lengths, directions, inputs, weights, start)
-    ends = [(result, gradient) for result, gradient in zip(results, gradients, strict=True) if gradient is not None]
-    asked = [part for part in given if part.requires_grad]
-    reached, of_reached = zip(*ends, strict=True)
-    found = iter(torch.autograd.grad(reached, asked, of_reached, create_graph=True, allow_unused=True))
-    return [next(found) if part.requires_grad else None for part in given]
+    """Return the same gradients from a second run through PyTorch's own functions; `again` makes a graph of them."""
+    with torch.enable_grad():
+        # Views, because one of them may be computed from another: no path through the caller's graph counts here.
+        given = [part.view_as(part) for part in given]
+        inputs, weights, start = given[0], given[1 : 1 + number], given[1 + number :]
+        results = plain.run_layer(mode, lengths, directions, inputs, weights, start)
+        ends = [(result, gradient) for result, gradient in zip(results, gradients, strict=True) if gradient is not None]
+        asked = [part for part in given if part.requires_grad]
+        reached, of_reached = zip(*ends, strict=True)
+        found = iter(torch.autograd.grad(reached, asked, of_reached, create_graph=again, allow_unused=True))
+        return [next(found) if part.requires_grad else None for part in given]
 
 
 def _call(mode: str, walk: Tensor, inputs: Tensor, directions: int, weights: Sequence[Tensor], output: Tensor) -> Any:

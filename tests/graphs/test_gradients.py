@@ -278,3 +278,26 @@ def test_of_tensors_whose_elements_lie_in_another_order(layout: str) -> None:
         assert_close(graph(*given), call(*given))
     found = gradients(graph(*given), [*given, *weights_of(gru)])
     assert_close(found, gradients(call(*given), [*given, *weights_of(gru)]))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_of_arguments_that_depend_on_each_other(kind: str) -> None:
+    """Where a graph is made of the gradients, the path through the state must not count twice."""
+    layer: nn.Module = getattr(nn, kind)(4, 3, dtype=torch.float64)
+    values = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+
+    def twice(values: Tensor) -> Tensor:
+        batch = SequenceBatch(values, [3, 2])
+        _, state = encode_with_state(layer, batch)
+        outputs, _ = encode_with_state(layer, batch, state)
+        return outputs.values
+
+    sources = [values, *layer.parameters()]
+    # With this backend operators are differentiated one by one, and in turn.
+    found = [gradients(run(values), sources) for run in (torch.compile(twice, backend="eager"), twice)]
+    assert_close(*found)
+    output = torch.compile(twice, backend="eager")(values)
+    firsts = torch.autograd.grad(output.cos().sum(), sources, create_graph=True)
+    wanted = torch.autograd.grad(twice(values).cos().sum(), sources, create_graph=True)
+    assert_close(firsts, torch.autograd.grad(output.cos().sum(), sources, retain_graph=True))
+    assert_close(*(gradients(parts, sources) for parts in (firsts, wanted)))
