@@ -40,6 +40,7 @@ ORDER = [
     "_hooks",
     "_modes",
     "_kept",
+    "_dense",
     "_rows",
     "_lengths",
     "_structures",
