@@ -63,7 +63,7 @@ def reads_weights(
 
 def is_read_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
     """Return True if the kernels can read a tensor as one of a shape and a dtype."""
-    return tensor.dtype is dtype and tensor.shape == shape and tensor.is_cpu and is_dense(tensor)
+    return tensor.dtype is dtype and tensor.shape == shape and is_dense(tensor)
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
