@@ -151,7 +151,7 @@ def is_bool(value: object) -> bool:
 
 
 def integer(subject: str, value: object) -> int:
-    """Return the value as an int if it is an integer of any library, and no bool, else raise."""
+    """Return the value as an int if it is an integer of any library, and not a bool, else raise."""
     try:
         if is_bool(value) or (isinstance(value, Tensor) and value.dtype is torch.bool):
             raise TypeError

@@ -17,10 +17,10 @@ class Plan(NamedTuple):  # not an attrs class, because torch.compile cannot trac
     """How the rows of one tensor become the rows of another: a gather, and the gather that undoes it.
 
     Args:
-        take: `(rows_out,)`, int64: the source row of each output row. The number of source rows itself stands for
-            "no row": there the output is filled.
-        give: `(rows_in,)`, int64: the output row that each source row went to, in the same way. None where a source
-            row may be taken more than once, so that no single gather undoes it.
+        take: `(rows_out,)`, int64: the source row of each output row. An index equal to the number of source rows
+            means "no row": there the output is filled.
+        give: `(rows_in,)`, int64: the output row that each source row went to, with the same meaning of "no row". None
+            if a source row may be taken more than once, because no single gather undoes that.
         take_fills: whether `take` says "no row" anywhere.
         give_fills: whether `give` says "no row" anywhere.
     """

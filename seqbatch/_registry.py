@@ -173,7 +173,7 @@ def is_recurrent(layer: nn.Module) -> bool:
         layer: any layer that has an encoder.
 
     Raises:
-        SeqbatchTypeError: this is no `nn.Module`.
+        SeqbatchTypeError: `layer` is not an `nn.Module`.
         UnsupportedLayerError: no encoder handles it.
 
     >>> is_recurrent(nn.LSTM(5, 3)), is_recurrent(nn.Linear(5, 3))

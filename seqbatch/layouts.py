@@ -66,7 +66,7 @@ class _Packed(NamedTuple):
         return self.lengths.plan(packed_plan, device=device)
 
     def copy(self, flat: Tensor, other: Tensor, into_flat: bool, fill: complex) -> None:
-        """Copy rows by the kernels; `fill` is unused, because there is no padding."""
+        """Copy rows by the kernels; `fill` is unused, because packed data has no padding."""
         lengths = self.lengths
         _rows.copy(flat, other, lengths.tensor, into_flat=into_flat, packing=(lengths.rank, lengths.batch_sizes))
 

@@ -89,7 +89,7 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the pass under way, else of the next pass, from 0.
+        """The epoch of the current pass, else of the next pass, from 0.
 
         >>> BucketBatchSampler([5, 1, 4], batch_size=2).epoch
         0

@@ -132,7 +132,7 @@ def _run(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[
             size = batch.batch_size if size is None else size
             if batch.batch_size != size:
                 must = f"be of {counted(size, 'sequence')}, as chunks[0]"
-                remedy = "A sequence that has ended has no steps."
+                remedy = "Pass an empty sequence for one that has ended."
                 raise complaint(SeqbatchValueError, f"chunks[{i}]", must, batch.batch_size, remedy)
             outputs, state = encode_with_state(layer, batch, state)
         except Exception as error:

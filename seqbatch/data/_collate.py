@@ -77,7 +77,7 @@ def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int
         SeqbatchTypeError: samples are not a Sequence, differ in the type of a field, or have a list that holds
             sequences, or arrays with a mask or of a dtype that torch lacks; a class does not accept or does not keep
             batches; or `sequences` is not a collection of names and positions.
-        SeqbatchValueError: there is no sample; samples differ in their keys or numbers of fields, or Tensors in
+        SeqbatchValueError: `samples` is empty; samples differ in their keys or numbers of fields, or Tensors in
             features, shape, dtype or device; an int is out of the range of int64; or a name in `sequences` matches no
             Tensor, or several.
 

@@ -77,8 +77,8 @@ def chunks_of(lengths: Sequence[int] | Tensor, *, lanes: int, steps: int) -> lis
 
     Args:
         lengths: `(number of sequences,)`, integers, in steps.
-        lanes: the most sequences that are read side by side, without empty ones; if all are, each lane reads the
-            sequence of its own index.
+        lanes: the most sequences that are read side by side; empty ones have no lane. If every sequence has a lane of
+            its own, each lane reads the sequence of its own index.
         steps: the most steps of each sequence in a chunk.
 
     Returns:

@@ -73,7 +73,7 @@ class Passes:
     is_resumed: bool = False
 
     def epoch(self) -> int:
-        """Return the epoch of the pass under way, else of the next one."""
+        """Return the epoch of the current pass, else of the next one."""
         if self.tracked is not None and self.tracked.is_open:
             return self.tracked.epoch
         return self.upcoming.epoch + max(0, self.uncounted - 1)

@@ -22,7 +22,7 @@ class Buckets(NamedTuple):
     Args:
         shapes: sequences and steps of each bucket.
         enter: the plan from flat values to rows; None if they are equal.
-        masks: the mask that is added to the scores of each bucket, see `_mask_of`; None if there is no padding.
+        masks: the mask that is added to the scores of each bucket, see `_mask_of`; None without padding.
     """
 
     shapes: list[tuple[int, int]]
@@ -116,7 +116,7 @@ def _mask_of(counts: Tensor, extra: int, dtype: torch.dtype) -> Tensor | None:
         dtype: as for `buckets_of`.
 
     Returns:
-        `(number, 1, 1, extra + steps)`; None if there is no padding. Every row has a key to attend to, because the
+        `(number, 1, 1, extra + steps)`; None without padding. Every row has a key to attend to, because the
         first step of a sequence is never padding.
     """
     longest = int(counts[0])

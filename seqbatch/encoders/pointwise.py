@@ -111,7 +111,7 @@ def _check_tokens(layer: nn.Embedding, batch: SequenceBatch) -> None:
         must = f"have dtype torch.int32 or torch.int64, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "sequences", must, batch.dtype)
     require_device(batch, layer)
-    # Not on a GPU, where reading values would synchronize, nor while tracing. PyTorch checks ids there.
+    # On the CPU only, because reading values on a GPU would synchronize. While tracing, values are unknown.
     looks = batch.device.type == "cpu" and not in_a_graph()
     if looks and not layer._forward_pre_hooks:
         wrong = (batch.values < 0) | (batch.values >= layer.num_embeddings)

@@ -44,7 +44,7 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
 
 
 def _as_alone(layer: _Recurrent, result: Tensor, start: torch.dtype) -> Tensor:
-    """Convert a result to the dtype that autocast gives one sequence alone; on the CPU packed ones may differ.
+    """Convert a result to the dtype that one sequence alone has under autocast; on the CPU packed ones may differ.
 
     There PyTorch rounds the results of an LSTM and an RNN, and adds those of a GRU to its initial state.
     """

@@ -29,7 +29,7 @@ class LayerNormLSTMCell(nn.LSTMCell):
         input_size: the features of the input.
         hidden_size: the features of hidden state and cell.
         device: the device of the weights, as for layers of PyTorch.
-        dtype: their dtype, in the same way.
+        dtype: the dtype of the weights, as for layers of PyTorch.
 
     Raises:
         SeqbatchTypeError: a size is not an integer.
@@ -96,7 +96,7 @@ class LayerNormLSTM(nn.Module):
         input_size: the features of the input.
         hidden_size: the features of the output.
         device: the device of the weights, as for layers of PyTorch.
-        dtype: their dtype, in the same way.
+        dtype: the dtype of the weights, as for layers of PyTorch.
 
     Raises:
         SeqbatchTypeError: a size is not an integer.

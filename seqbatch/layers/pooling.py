@@ -147,7 +147,7 @@ class AttentionPool(_Pool):
     Args:
         features: the size of a step.
         device: the device of the query, as for layers of PyTorch.
-        dtype: its dtype, in the same way.
+        dtype: the dtype of the query, as for layers of PyTorch.
 
     Raises:
         SeqbatchTypeError: `features` is not an integer.

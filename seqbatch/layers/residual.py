@@ -24,7 +24,7 @@ class Residual(nn.Module):
         layer: any layer that has an encoder.
 
     Raises:
-        SeqbatchTypeError: it is no `nn.Module`.
+        SeqbatchTypeError: `layer` is not an `nn.Module`.
 
     Source: He et al., 2016, Deep Residual Learning for Image Recognition.
 

@@ -15,7 +15,7 @@ def embedding(weight: Any, ids: Any, *_: Any) -> Any:
 def group_norm(
     values: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
 ) -> Any:
-    """Translate `aten::group_norm`; unlike that of PyTorch's exporter, it runs on no steps too."""
+    """Translate `aten::group_norm`; unlike that of PyTorch's exporter, it also runs if all sequences are empty."""
     wide = widen(values)
     size = 1
     for axis in values.shape[1:]:

@@ -210,7 +210,7 @@ def test_chunks_have_equally_many_sequences() -> None:
     x = torch.zeros(6, 5)
     results = encode_chunks(nn.LSTM(5, 3), [[x, x], [x[:0], x], [x]])
     assert len(next(results)[0]) == len(next(results)[0]) == 2
-    must = "`chunks[2]` must be of 2 sequences, as chunks[0]; got 1. A sequence that has ended has no steps."
+    must = "`chunks[2]` must be of 2 sequences, as chunks[0]; got 1. Pass an empty sequence for one that has ended."
     with pytest.raises(SeqbatchValueError, match=re.escape(must)):
         next(results)
 
