@@ -15,7 +15,7 @@ Kind = TypeVar("Kind", bound=SeqbatchError)
 
 
 def complaint(kind: type[Kind], subject: str, must: str, found: object, remedy: str = "") -> Kind:
-    """Make the error "`subject` must ...; got ... Remedy." of the given kind."""
+    """Build the error "`subject` must ...; got ... Remedy." of the given class."""
     ending = f" {remedy}" if remedy else ""
     return kind(f"`{subject}` must {must}; got {found}.{ending}")
 
@@ -33,17 +33,17 @@ def class_name(kind: type) -> str:
 
 
 def counted(number: int, what: str) -> str:
-    """Say how many there are of something: "1 sequence", "2 sequences"."""
+    """Return a number with its noun: "1 sequence", "2 sequences"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def describe(layer: nn.Module) -> str:
     """Name a layer with its sizes, in one line."""
-    if in_a_graph():  # which cannot look into what some layers do to tell their sizes
+    if in_a_graph():  # because `torch.compile` cannot trace the `extra_repr` of some layers
         return type(layer).__name__
     try:
         sizes = layer.extra_repr()
-    except Exception:  # what a layer cannot say of itself must not stand in for the error that is to be told
+    except Exception:  # a fault in `extra_repr` must not replace the error that is being raised
         sizes = "..."
     return f"{type(layer).__name__}({sizes})"
 
@@ -51,7 +51,7 @@ def describe(layer: nn.Module) -> str:
 def require_tensor(subject: str, value: object) -> Tensor:
     """Return the value if it is a dense Tensor, else raise."""
     if not isinstance(value, Tensor):
-        # What batches and states say of themselves.
+        # Batches and states name their own remedy.
         remedy = getattr(type(value), "_instead", "")
         if isinstance(value, (list, tuple)) or hasattr(value, "shape"):
             remedy = "Make it one by torch.as_tensor."
@@ -64,17 +64,17 @@ def require_tensor(subject: str, value: object) -> Tensor:
 
 def from_array(subject: str, value: Any) -> Tensor:
     """Return an array as a Tensor, which shares its memory if torch can, else raise."""
-    if hasattr(value, "mask") and hasattr(value, "filled"):  # of which torch would take what is masked for data
+    if hasattr(value, "mask") and hasattr(value, "filled"):  # torch would read masked entries as data
         remedy = "Call its filled with a value of your choice, or drop what is masked."
         raise complaint(SeqbatchTypeError, subject, "be an array without a mask", type_name(value), remedy)
     array = value.__array__()
     try:
-        if not array.flags.writeable:  # of which torch would warn
+        if not array.flags.writeable:  # torch would warn of sharing its memory
             return torch.from_numpy(array.copy())
         try:
             return torch.from_numpy(array)
         except ValueError:
-            return torch.from_numpy(array.copy())  # which has strides that torch takes, as those of a flip are not
+            return torch.from_numpy(array.copy())  # because torch refuses negative strides, as a flip has
     except (TypeError, ValueError):
         must = "have a dtype that torch has"
         raise complaint(SeqbatchTypeError, subject, must, array.dtype, "Call its astype.") from None
@@ -100,11 +100,11 @@ def same_kind(subject: str, tensor: Tensor, first: str, like: Tensor) -> None:
 
 
 def sequences_of(subject: str, value: object) -> list[Tensor]:
-    """Return an iterable of Tensors `(steps, *features)` of one kind as a list, else raise."""
+    """Return an iterable of Tensors `(steps, *features)` of equal features, dtype and device as a list, else raise."""
     if isinstance(value, (Tensor, PackedSequence)):
         remedy = "Call from_packed."
         if isinstance(value, Tensor):
-            remedy = "Call from_padded for a padded Tensor, or give [x] for one sequence."
+            remedy = "Call from_padded for a padded Tensor, or pass [x] for one sequence."
         raise complaint(SeqbatchTypeError, subject, "be several Tensors", type_name(value), remedy)
     if not isinstance(value, Iterable):
         raise complaint(SeqbatchTypeError, subject, "be an iterable of Tensors", type_name(value))
@@ -117,7 +117,7 @@ def sequences_of(subject: str, value: object) -> list[Tensor]:
 
 
 def _are_alike(tensors: list[Any]) -> bool:
-    """Tell quickly whether nothing is wrong, which is asked of every list."""
+    """Fast path: return True if all tensors are dense and have equal features, dtype and device."""
     if len({*map(type, tensors)}) != 1 or not isinstance(tensors[0], Tensor):
         return False
     kinds = {(one.layout, one.dtype, one.device, one.is_nested) for one in tensors}
@@ -125,7 +125,7 @@ def _are_alike(tensors: list[Any]) -> bool:
         return False
     shapes = [tuple(one.shape) for one in tensors]  # slices of torch.Size take three times as long
     features = shapes[0][1:]
-    return all(shapes) and all(shape[1:] == features for shape in shapes)  # not by a set: a traced size has no hash
+    return all(shapes) and all(shape[1:] == features for shape in shapes)  # not by a set: a SymInt has no hash
 
 
 def same_lengths(subject: str, lengths: tuple[int, ...], like: tuple[int, ...]) -> None:
@@ -151,11 +151,11 @@ def is_bool(value: object) -> bool:
 
 
 def integer(subject: str, value: object) -> int:
-    """Return the value as an int if it is an integer of any library, and no bool, else raise."""
+    """Return the value as an int if it is an integer of any library, and not a bool, else raise."""
     try:
         if is_bool(value) or (isinstance(value, Tensor) and value.dtype is torch.bool):
             raise TypeError
-        return operator.index(value)  # type: ignore[arg-type]  # that it may not be one is what is asked
+        return operator.index(value)  # type: ignore[arg-type]  # raises a TypeError for anything else
     except TypeError:
         raise complaint(SeqbatchTypeError, subject, "be an integer", repr(value)) from None
 
@@ -169,7 +169,7 @@ def at_least(subject: str, value: object, least: int) -> int:
 
 
 def require_integers(subject: str, value: Tensor) -> Tensor:
-    """Return a Tensor if it is one of integers of one axis, else raise."""
+    """Return a Tensor if it has one axis and an integer dtype, else raise."""
     if value.dim() != 1 or value.is_floating_point() or value.is_complex() or value.dtype is torch.bool:
         must = "be integers, as a Tensor of one axis and an integer dtype"
         raise complaint(SeqbatchTypeError, subject, must, f"shape {tuple(value.shape)} and {value.dtype}")
@@ -177,12 +177,12 @@ def require_integers(subject: str, value: Tensor) -> Tensor:
 
 
 def require_numbers(subject: str, value: Tensor) -> None:
-    """Raise if `torch.func.vmap` maps over a Tensor, so that it stands for many and has no numbers to ask for."""
-    # Not where `torch.compile` reads the code, which cannot read this.
+    """Raise if `torch.func.vmap` maps over a Tensor, because its values then differ from sample to sample."""
+    # Not while `torch.compile` traces, because it does not support this attribute.
     functorch: Any = None if torch.compiler.is_dynamo_compiling() else getattr(torch._C, "_functorch", None)
     while getattr(functorch, "is_functorch_wrapped_tensor", lambda tensor: False)(value):
         if functorch.is_batchedtensor(value):
-            remedy = "Give it in_dims=None there, or join what is mapped over to one batch, which needs no vmap."
+            remedy = "Pass in_dims=None for it, or join the samples to one batch, which needs no vmap."
             must = "be one for all that torch.func.vmap maps over"
             raise complaint(SeqbatchValueError, subject, must, "a Tensor that it maps over", remedy)
         value = functorch.get_unwrapped(value)
@@ -191,7 +191,7 @@ def require_numbers(subject: str, value: Tensor) -> None:
 def integers(subject: str, value: object) -> list[int]:
     """Return a sequence of integers, or a one-dimensional integer Tensor, as a list of ints, else raise.
 
-    A Tensor on a device is copied to the host, which waits for the device.
+    A Tensor on a device is copied to the host, which synchronizes.
     """
     if isinstance(value, Tensor):
         require_numbers(subject, value)

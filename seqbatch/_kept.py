@@ -1,4 +1,4 @@
-"""Kept: a property that is computed once, outside of torch.inference_mode and of graphs."""
+"""Kept: a cached property, computed outside of torch.inference_mode, and refused while tracing."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def outside_inference_mode(make: Callable[[], T]) -> T:
-    """Make something that is of use in training too; to leave the mode takes time, so only where it is on."""
+    """Compute outside `torch.inference_mode`, so that autograd can use the result; leaving the mode takes time."""
     if not torch.is_inference_mode_enabled():
         return make()
     with torch.inference_mode(False):
@@ -19,9 +19,9 @@ def outside_inference_mode(make: Callable[[], T]) -> T:
 
 
 class Kept(Generic[T]):
-    """A property that is computed once, and of use in training too if that was in `torch.inference_mode`.
+    """A property that is computed once, outside `torch.inference_mode`, so that autograd can use it.
 
-    `functools.cached_property` has a lock, which takes time and which `torch.compile` does not understand.
+    `functools.cached_property` has a lock, which takes time and which `torch.compile` cannot trace.
     """
 
     def __init__(self, compute: Callable[[Any], T]) -> None:
@@ -33,6 +33,6 @@ class Kept(Generic[T]):
     def __get__(self, one: object, owner: type) -> T:
         refuse_in_a_graph(self._name)
         made = outside_inference_mode(lambda: self._compute(one))
-        if not is_intercepted():  # by what the tensors end with
+        if not is_intercepted():  # because tensors made in a transform are invalid after it
             vars(one)[self._name] = made
         return made

@@ -1,4 +1,4 @@
-"""The kinds of sequences that `encode` takes, and how each is given back."""
+"""The types of input that `encode` takes, and how the output is converted back to each."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,15 +16,15 @@ Opened = tuple[SequenceBatch, Callable[[SequenceBatch], Any]]
 
 
 def open_kind(sequences: object, layer: nn.Module) -> Opened:
-    """Turn sequences of any kind into a batch, and return the function that turns a batch into that kind again.
+    """Convert any supported input to a batch, and return the function that converts a batch back to its type.
 
     Raises:
-        SeqbatchTypeError: they are of no such kind, or one Tensor for a cell.
+        SeqbatchTypeError: the type is not supported, or it is one Tensor for a cell.
     """
     refuse_exporters()
     if isinstance(sequences, SequenceBatch):
         return sequences, lambda batch: batch
-    if isinstance(sequences, PackedSequence):  # before tuple, of which it is a subclass
+    if isinstance(sequences, PackedSequence):  # before tuple, because it is a subclass of that
         return _open_packed(sequences)
     if isinstance(sequences, Tensor):
         return _open_nested(sequences) if sequences.is_nested else _open_tensor(sequences, layer)
@@ -56,7 +56,7 @@ def _open_packed(packed: PackedSequence) -> Opened:
         repacked = batch.to_packed()
         if batch.lengths != opened.lengths:
             return repacked
-        # The same order either way, but the caller may tell "already sorted" from "sorted by the identity".
+        # The order is the same, but the caller's indices may be None, for sequences that were sorted already.
         return PackedSequence(repacked.data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
 
     return opened, close

@@ -1,4 +1,4 @@
-"""Checks of arguments that tell of a layout: padded, masked, packed, nested, offsets."""
+"""Checks of arguments that describe a layout: padded, masked, packed, nested, offsets."""
 
 import math
 import numbers
@@ -25,14 +25,14 @@ PaddingSide = Literal["right", "left"]
 
 
 def require_bool(subject: str, value: object) -> bool:
-    """Return the value if it is a bool, else raise: an axis is never guessed from something truthy."""
+    """Return the value if it is a bool, else raise, because a truthy value must not choose an axis."""
     if not isinstance(value, bool):
         raise complaint(SeqbatchTypeError, subject, "be True or False", repr(value))
     return value
 
 
 def require_side(value: object) -> PaddingSide:
-    """Return the padding side if it is one, else raise."""
+    """Return the padding side if it is "right" or "left", else raise."""
     if value == "right":
         return "right"
     if value == "left":
@@ -41,7 +41,7 @@ def require_side(value: object) -> PaddingSide:
 
 
 def require_total_length(total_length: int | None, longest: int) -> int:
-    """Return the number of steps to pad to: the longest sequence, or the given number if that holds it."""
+    """Return the number of steps to pad to: the longest sequence, or the given number if it is large enough."""
     if total_length is None:
         return longest
     total = integer("total_length", total_length)
@@ -51,20 +51,20 @@ def require_total_length(total_length: int | None, longest: int) -> int:
 
 
 def require_padding_value(padding_value: complex, dtype: torch.dtype) -> complex:
-    """Return the padding value as a number of Python if the dtype can hold it without making it another, else raise."""
+    """Return the padding value as a number of Python if the dtype can represent it, else raise."""
     if type(padding_value) in (int, float) and padding_value == 0:
-        return padding_value  # which all can hold
+        return padding_value  # because every dtype has zero
     if not isinstance(padding_value, numbers.Complex):
         raise complaint(SeqbatchTypeError, "padding_value", "be a number", type_name(padding_value))
-    to_python = getattr(padding_value, "item", None)  # which numbers of NumPy have
+    to_python = getattr(padding_value, "item", None)  # for scalars of NumPy
     number: complex = padding_value if to_python is None else to_python()
     try:
         written = torch.full((), number, dtype=dtype, device="cpu").item()
         kept = written == number
-        if dtype.is_floating_point or dtype.is_complex:  # rounding is expected, but no other size
+        if dtype.is_floating_point or dtype.is_complex:  # because rounding is fine, and overflow is not
             parts = ((written.real, number.real), (written.imag, number.imag))
             kept = all(_rounded(found, wanted, torch.finfo(dtype).max) for found, wanted in parts)
-    except (RuntimeError, TypeError, ValueError, OverflowError):  # torch raises one or another, by dtype and value
+    except (RuntimeError, TypeError, ValueError, OverflowError):  # which one torch raises depends on dtype and value
         kept = False
     if not kept:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", repr(padding_value))
@@ -72,12 +72,12 @@ def require_padding_value(padding_value: complex, dtype: torch.dtype) -> complex
 
 
 def _rounded(found: float, wanted: float, largest: float) -> bool:
-    """Tell whether a number became another by rounding alone: some dtypes have no infinity, and make NaN of it."""
+    """Return True if storing a number only rounded it. A dtype without infinity stores NaN for it: False."""
     return found == wanted or (math.isnan(found) and math.isnan(wanted)) or abs(wanted) <= largest
 
 
 def padded_shape(subject: str, value: object, batch_first: bool) -> tuple[int, int]:
-    """Return the batch and the time of a padded tensor, else raise."""
+    """Return the batch size and the time axis' size of a padded tensor, else raise."""
     require_bool("batch_first", batch_first)
     padded = require_tensor(subject, value)
     if padded.dim() < 2:
@@ -87,7 +87,7 @@ def padded_shape(subject: str, value: object, batch_first: bool) -> tuple[int, i
 
 
 def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_first: bool) -> Tensor:
-    """Return a mask on the host if it is one of the shape and has no holes, else raise."""
+    """Return a mask on the host if it is a bool Tensor of the shape and has no holes, else raise."""
     mask = require_tensor(subject, value)
     require_bools(subject, mask)
     if tuple(mask.shape) != shape:
@@ -107,7 +107,7 @@ def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_firs
 def require_bools(subject: str, mask: Tensor) -> None:
     """Raise unless a mask is of bools."""
     if mask.dtype is not torch.bool:
-        # A floating mask may be one that is added to scores, 0 on real steps: `bool` would turn it round.
+        # A floating mask may be one that is added to scores, 0 on real steps: `bool` would invert it.
         remedy = "" if mask.is_floating_point() or mask.is_complex() else "Call .bool() on a mask of 0 and 1."
         raise complaint(SeqbatchTypeError, subject, "be a bool Tensor, True on real steps", mask.dtype, remedy)
 
@@ -115,7 +115,7 @@ def require_bools(subject: str, mask: Tensor) -> None:
 def require_packed(subject: str, value: object) -> tuple[list[int], list[int]]:
     """Return the batch sizes of a PackedSequence and the caller's index of each sequence in it, else raise.
 
-    Raises unless its parts fit each other.
+    It raises unless its parts agree with each other.
     """
     if not isinstance(value, PackedSequence):
         raise complaint(SeqbatchTypeError, subject, "be a PackedSequence", type_name(value))
@@ -133,7 +133,7 @@ def require_packed(subject: str, value: object) -> tuple[list[int], list[int]]:
 
 
 def _order_of(subject: str, packed: PackedSequence, batch: int) -> list[int]:
-    """Return the sorted indices of a PackedSequence if the unsorted ones undo them, or neither is there, else raise."""
+    """Return the sorted indices of a PackedSequence if the unsorted ones undo them, or both are None, else raise."""
     identity = list(range(batch))
     if packed.sorted_indices is None and packed.unsorted_indices is None:
         return identity
@@ -152,7 +152,7 @@ def _order_of(subject: str, packed: PackedSequence, batch: int) -> list[int]:
 
 
 def require_nested(subject: str, value: object) -> Tensor:
-    """Return the value if it is a nested Tensor of jagged layout whose second axis is the unequal one, else raise."""
+    """Return the value if it is a nested Tensor of jagged layout whose second axis is ragged, else raise."""
     if not isinstance(value, Tensor) or not value.is_nested:
         raise complaint(SeqbatchTypeError, subject, "be a nested Tensor", type_name(value))
     if value.layout is not torch.jagged:
@@ -164,7 +164,7 @@ def require_nested(subject: str, value: object) -> Tensor:
 
 
 def lengths_of_offsets(subject: str, value: object, steps: int) -> tuple[int, ...]:
-    """Return the lengths between offsets that go from 0 to `steps` and never fall, else raise."""
+    """Return the lengths between offsets that go from 0 to `steps` and are non-decreasing, else raise."""
     offsets = integers(subject, value)
     if not offsets or offsets[0] != 0:
         raise complaint(SeqbatchValueError, subject, "start with 0", offsets[0] if offsets else "no offsets")

@@ -1,6 +1,6 @@
-"""Integer arithmetic of lengths: offsets, orders and positions, and where the plans made of them are kept.
+"""Integer arithmetic of lengths: offsets, orders and positions, and the cache of plans built from them.
 
-Everything here is computed on the host, once per `Lengths`, and copied to a device once, without waiting for it.
+Everything here is computed on the host, once per `Lengths`, and copied to a device once, without synchronizing.
 """
 
 from array import array
@@ -24,19 +24,19 @@ class Movable(Protocol):
 
 
 Made = TypeVar("Made", bound=Movable)
-# Plans that a batch keeps; those of one model are few, and only padding to ever other lengths would make more.
+# The number of plans that a batch keeps. One model needs few; only padding to ever new lengths would add more.
 KEPT_PLANS = 32
-# On the host, whatever default device is set.
+# On the host, because `torch.set_default_device` must not move them.
 _arange, _full, _empty = (partial(make, device="cpu") for make in (torch.arange, torch.full, torch.empty))
 
-# Steps that are added up one after another; longer sequences are added chunk by chunk, so that rounding errors grow
-# with the chunk and the number of chunks, not with the length. With 32, a million equal terms in single precision stay
-# within the tolerance of `torch.testing.assert_close`; with 128 they do not.
+# The number of steps that are added in one loop. Longer sequences are added chunk by chunk, so that rounding errors
+# grow with the chunk and the number of chunks, not with the length. With 32, a million equal terms in single precision
+# stay within the tolerance of `torch.testing.assert_close`; with 128 they do not.
 CHUNK = 32
 
 
 class Lengths:
-    """The lengths of a batch, and all that is computed from them, each made when first asked for and then kept.
+    """The lengths of a batch, and all that is computed from them, on first use, and then kept.
 
     It is shared by every batch of the same structure, by all layers and directions.
     """
@@ -47,7 +47,7 @@ class Lengths:
 
     @classmethod
     def from_tensor(cls, tensor: Tensor) -> "Lengths":
-        """Take lengths as they stand in a tensor, whose numbers nobody asks for yet: a graph has none.
+        """Create lengths from a tensor without reading the values, which are unknown while tracing.
 
         Args:
             tensor: `(batch,)`, int64, on the host.
@@ -57,19 +57,19 @@ class Lengths:
         return lengths
 
     def _hold(self, tensor: Tensor) -> None:
-        # `(batch,)`, int64, on the host. It is made at once, for a graph takes it as its input, and no numbers.
+        # `(batch,)`, int64, on the host. It is created at once, because a graph takes this tensor as its input.
         self.tensor = tensor
         self._plans: dict[tuple[object, ...], Any] = {}
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
-        # In a graph the sizes of the tensors that it was made of, if it was made of some.
+        # While tracing, the sizes of the tensors that were joined, if any were.
         self.sizes: tuple[int, ...] | None = None
 
     @classmethod
     def from_batch_sizes(cls, batch_sizes: list[int], order: list[int]) -> "Lengths":
-        """Recover the lengths from PyTorch's packed form, and keep its order, so that packing again gives it back.
+        """Compute the lengths from PyTorch's packed form, and keep its order, so that packing again restores it.
 
         Args:
-            batch_sizes: how many sequences have a step at each position, never rising.
+            batch_sizes: the number of sequences that have a step at each position, non-increasing.
             order: `(batch,)`, the caller's index of each packed sequence.
         """
         counts = [0] * len(order)
@@ -82,7 +82,7 @@ class Lengths:
 
     @classmethod
     def from_packed(cls, tensor: Tensor, packing: tuple[Tensor, Tensor, Tensor], total: int) -> "Lengths":
-        """Take lengths with the order of PyTorch's packed form, so that packing again gives it back.
+        """Create lengths with the order of PyTorch's packed form, so that packing again restores it.
 
         Args:
             tensor: `(batch,)`, int64, on the host.
@@ -95,7 +95,7 @@ class Lengths:
 
     @classmethod
     def measured(cls, tensor: Tensor, shortest: int, longest: int, total: int) -> "Lengths":
-        """Take lengths with what is known of them, so that their numbers are not read one by one.
+        """Create lengths whose extremes and sum are known already, so that the values are not read one by one.
 
         Args:
             tensor: `(batch,)`, int64, on the host; at least one.
@@ -113,7 +113,7 @@ class Lengths:
         return Lengths, (self.counts,)
 
     def __deepcopy__(self, memo: object) -> "Lengths":
-        return self  # nothing in it can change, and sharing it keeps the plans
+        return self  # because it is immutable, and sharing it keeps the plans
 
     @Kept
     def _counts(self) -> tuple[int, ...]:
@@ -134,8 +134,8 @@ class Lengths:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """The numbers of `tensor`."""
-        refuse_in_a_graph("lengths")  # each time, for else a graph would be made for these numbers alone
+        """The values of `tensor`, as ints."""
+        refuse_in_a_graph("lengths")  # at each call, because a graph that read cached values would be specialized
         return self._counts
 
     @property
@@ -174,12 +174,12 @@ class Lengths:
 
     @Kept
     def order(self) -> Tensor:
-        """`(batch,)`, int64, on the host: the numbers of `sequence_order`."""
+        """`(batch,)`, int64, on the host: `sequence_order` as a tensor."""
         return self._sorted[0] if self._sorted else ints(self.sequence_order)
 
     @Kept
     def rank(self) -> Tensor:
-        """`(batch,)`, int64, on the host: the place of each sequence in `order`."""
+        """`(batch,)`, int64, on the host: the position of each sequence in `order`."""
         if self._sorted:
             return self._sorted[1]
         places = [0] * len(self)
@@ -189,7 +189,7 @@ class Lengths:
 
     @Kept
     def step_sizes(self) -> list[int]:
-        """The numbers of `batch_sizes`."""
+        """The values of `batch_sizes`, as ints."""
         if self._sorted:
             return self._sorted[2].tolist()
         sizes: list[int] = []
@@ -199,7 +199,7 @@ class Lengths:
 
     @Kept
     def batch_sizes(self) -> Tensor:
-        """`(longest,)`, int64, on the host: how many sequences have a step at each position."""
+        """`(longest,)`, int64, on the host: the number of sequences that have a step at each position."""
         return self._sorted[2] if self._sorted else ints(self.step_sizes)
 
     @Kept
@@ -210,11 +210,11 @@ class Lengths:
 
     @Kept
     def not_empty(self) -> Tensor:
-        """`(number,)`, int64, on the host: the sequences that have a step."""
+        """`(number,)`, int64, on the host: the indices of the sequences that are not empty."""
         return ints(i for i, count in enumerate(self.counts) if count)
 
     def on(self, name: str, device: torch.device) -> Tensor:
-        """Give one of the tensors above, by its name, on a device."""
+        """Return one of the tensors above, by its name, on a device."""
         refuse_in_a_graph(name)
         if device.type == "cpu":
             tensor: Tensor = getattr(self, name)
@@ -223,21 +223,21 @@ class Lengths:
         copied = self._on_device.get(key)
         if copied is None:
             copied = outside_inference_mode(lambda: to_device(getattr(self, name), device))
-            if not is_intercepted():  # whose tensors end with it
+            if not is_intercepted():  # because tensors made in a transform are invalid after it
                 self._on_device[key] = copied
         return copied
 
     def adopt_offsets(self, offsets: Tensor) -> None:
-        """Use this very tensor for nested tensors on its device: only so does torch see that they are of one shape."""
+        """Use this very tensor for nested tensors on its device, because torch compares shapes by its identity."""
         self._on_device["jagged", offsets.device] = offsets
 
     def jagged(self, device: torch.device) -> Tensor:
-        """Give the offsets that nested tensors on a device are made with."""
+        """Return the offsets for nested tensors on a device."""
         adopted = self._on_device.get(("jagged", device))
         return self.on("offsets", device) if adopted is None else adopted
 
     def plan(self, make: Callable[..., Made], *options: object, device: torch.device) -> Made:
-        """Give the plan `make(self, *options)` on a device, made the first time only."""
+        """Return the plan `make(self, *options)` on a device, computed on first use."""
         refuse_in_a_graph("a plan of where steps are")
         key = (make, options, device)
         plan: Made | None = self._plans.get(key)
@@ -252,8 +252,8 @@ class Lengths:
 
     @property
     def running(self) -> "Lengths":
-        """The lengths without those of 0; their flat values are the same."""
-        # Not kept if it is this very object, which would then be freed by the garbage collector only.
+        """The lengths without zeros; the flat values are the same."""
+        # Not kept if it is this very object, because a reference cycle is freed by the garbage collector only.
         return self._without_zeros if 0 in self.counts else self
 
     @Kept
@@ -271,17 +271,17 @@ class Lengths:
 
 
 def ints(*parts: Iterable[int]) -> Tensor:
-    """Make an int64 tensor on the host of all numbers of some sequences; several times faster than `torch.tensor`."""
+    """Build an int64 tensor on the host from all numbers of the parts; several times faster than `torch.tensor`."""
     numbers = array("q", parts[0] if len(parts) == 1 else chain.from_iterable(parts))
     if not numbers:
         return _empty(0, dtype=torch.int64)
     made = torch.frombuffer(numbers, dtype=torch.int64)
     if torch._C._len_torch_dispatch_stack():
-        # As `torch.tensor` does: only so does it become one of fake tensors where these are on.
+        # As `torch.tensor` does, because FakeTensorMode converts only a lifted tensor.
         made = torch.ops.aten.lift_fresh(made)
     return made
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Copy a host tensor to a device without waiting for the device."""
+    """Copy a host tensor to a device without synchronizing."""
     return tensor.to(device, non_blocking=True)

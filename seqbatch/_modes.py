@@ -1,4 +1,4 @@
-"""What PyTorch may be doing around a call, that an autograd function of one's own knows nothing of."""
+"""The modes of PyTorch that a call may run in: recording gradients, `torch.func` transforms, tracing."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -33,7 +33,7 @@ def is_intercepted() -> bool:
 
 
 def takes_gradients_only() -> bool:
-    """Tell of what runs that it is `torch.func.grad` and its like: it has no tensors that stand for many, as `vmap`."""
+    """Return True if only reverse-mode transforms, such as `torch.func.grad`, are active, and not `vmap`."""
     functorch: Any = getattr(torch._C, "_functorch", None)
     stack: Any = getattr(functorch, "get_interpreter_stack", lambda: None)()
     in_forward_mode = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
@@ -41,16 +41,16 @@ def takes_gradients_only() -> bool:
 
 
 def are_batched(gradients: Iterable[Tensor | None]) -> bool:
-    """Tell whether gradients of many outputs are asked for at once, as `torch.autograd.grad(is_grads_batched=True)`."""
+    """Return True if gradients are batched, as by `torch.autograd.grad(is_grads_batched=True)`."""
     functorch: Any = getattr(torch._C, "_functorch", None)
     batched: Any = getattr(functorch, "is_legacy_batchedtensor", lambda gradient: False)
     return any(gradient is not None and batched(gradient) for gradient in gradients)
 
 
 def not_in_a_graph(what: str, remedy: str = "") -> SeqbatchError:
-    """Make the error for what a graph cannot hold that is to serve all lengths; `remedy` is how it could hold it."""
+    """Build the error for what would specialize a graph on its lengths; `remedy` says how to avoid that."""
     disabled = "or in a function that torch.compiler.disable keeps out of the graph"
-    # Out of what is exported nothing can be kept.
+    # An exported graph holds the whole call, so disabling a part of it is not a remedy.
     outside = "Call it outside." if torch.compiler.is_exporting() else f"Call it outside, {disabled}."
     must = "serve all lengths, so that nothing in it may depend on their numbers"
     remedy = f"{remedy} Or call{outside[4:]}" if remedy else outside
@@ -58,11 +58,11 @@ def not_in_a_graph(what: str, remedy: str = "") -> SeqbatchError:
 
 
 def refuse_in_a_graph(what: str) -> None:
-    """Raise where `torch.compile` or `torch.export` makes a graph."""
+    """Raise while `torch.compile` or `torch.export` traces."""
     if in_a_graph():
         raise not_in_a_graph(f"a call that needs {what}")
 
 
 def require_in_graph(holds: Tensor, message: str) -> None:
-    """Let the graph raise, when it runs, unless something holds; on a device without waiting for it."""
+    """Add a check to the graph, which raises at run time unless `holds` is True; it does not synchronize."""
     torch.ops.aten._assert_async.msg(holds, message)

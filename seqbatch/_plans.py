@@ -1,4 +1,4 @@
-"""Plans: which row goes where when sequences are rearranged; knows no features."""
+"""Plans: the index of each row when sequences are rearranged, whatever its features."""
 
 from functools import partial
 from itertools import accumulate
@@ -9,18 +9,18 @@ from torch import Tensor
 
 from seqbatch._lengths import Lengths, ints, to_device
 
-# On the host, whatever default device is set.
+# On the host, because `torch.set_default_device` must not move them.
 _arange, _full, _tensor = (partial(make, device="cpu") for make in (torch.arange, torch.full, torch.tensor))
 
 
-class Plan(NamedTuple):  # and no attrs class, of which torch.compile does not understand how they are made
+class Plan(NamedTuple):  # not an attrs class, because torch.compile cannot trace the __init__ of one
     """How the rows of one tensor become the rows of another: a gather, and the gather that undoes it.
 
     Args:
-        take: `(rows_out,)`, int64: the source row of each output row. The number of source rows itself stands for
-            "no row": there the output is filled.
-        give: `(rows_in,)`, int64: the output row that each source row went to, in the same way. None where a source
-            row may be taken more than once, so that no single gather undoes it.
+        take: `(rows_out,)`, int64: the source row of each output row. An index equal to the number of source rows
+            means "no row": there the output is filled.
+        give: `(rows_in,)`, int64: the output row that each source row went to, with the same meaning of "no row". None
+            if a source row may be taken more than once, because no single gather undoes that.
         take_fills: whether `take` says "no row" anywhere.
         give_fills: whether `give` says "no row" anywhere.
     """
@@ -32,8 +32,8 @@ class Plan(NamedTuple):  # and no attrs class, of which torch.compile does not u
 
     @property
     def inverse(self) -> "Plan":
-        """The plan of the way back."""
-        assert self.give is not None, "rows that are taken more than once have no way back"
+        """The plan that undoes this one."""
+        assert self.give is not None, "rows that are taken more than once have no inverse"
         return Plan(self.give, self.take, self.give_fills, self.take_fills)
 
     def to(self, device: torch.device) -> Self:
@@ -43,16 +43,16 @@ class Plan(NamedTuple):  # and no attrs class, of which torch.compile does not u
 
 
 def reverse_plan(lengths: Lengths) -> Plan:
-    """Every sequence back to front."""
+    """Compute the plan that reverses every sequence."""
     ends = lengths.offsets[:-1] + lengths.offsets[1:] - 1
     back = ends.index_select(0, lengths.rows) - _arange(lengths.total)
     return Plan(back, back)
 
 
 def packed_plan(lengths: Lengths) -> Plan:
-    """Flat values to the data of a PackedSequence: step by step, the longest sequence first in each step."""
+    """Compute the plan from flat values to the data of a PackedSequence: by step, the longest sequence first."""
     sizes, starts = lengths.step_sizes, list(accumulate(lengths.counts, initial=0))
-    # By Python, which for the numbers of a batch takes less time than calls of torch do.
+    # In Python, because for so few integers that is faster than calling torch.
     parts = [list(accumulate(sizes, initial=0))[:-1], sizes, [starts[i] for i in lengths.sequence_order]]
     firsts, repeats, starts_in_order = ints(*parts).split([len(sizes), len(sizes), len(lengths)])
     steps = torch.repeat_interleave(repeats, output_size=lengths.total)
@@ -62,7 +62,7 @@ def packed_plan(lengths: Lengths) -> Plan:
 
 
 def padded_plan(lengths: Lengths, batch_first: bool, side: str, time: int) -> Plan:
-    """Flat values to the rows of a padded tensor of `time` steps, batch and time as one axis."""
+    """Compute the plan from flat values to the rows of a padded tensor of `time` steps, its two axes as one."""
     stride, apart = (1, max(time, 1)) if batch_first else (len(lengths), 1)
     firsts = _arange(0, len(lengths) * apart, apart)
     if side == "left":
@@ -75,7 +75,7 @@ def padded_plan(lengths: Lengths, batch_first: bool, side: str, time: int) -> Pl
 
 
 def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
-    """The rows of a padded tensor, batch and time as one axis, to flat values: those where the mask is True."""
+    """Compute the plan from the rows of a padded tensor, its two axes as one, to those where the mask is True."""
     if batch_first:
         take = mask.flatten().nonzero().flatten()
     else:
@@ -85,13 +85,16 @@ def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
 
 
 def window_plan(starts: Tensor, lengths: Lengths, rows: int) -> Plan:
-    """A tensor of `rows` rows to flat values, where each sequence starts at a row of its own; no two may overlap."""
+    """Compute the plan from a tensor of `rows` rows to flat values, by the row where each sequence starts.
+
+    No two sequences may overlap.
+    """
     take = _runs(starts, lengths.tensor)
     return Plan(take, undo(take, rows), give_fills=rows > lengths.total)
 
 
 def edge_plan(lengths: Lengths, last: bool) -> Plan:
-    """Flat values to the first or the last step of each sequence; nothing for a sequence of no steps."""
+    """Compute the plan from flat values to the first or last step of each sequence; an empty one takes no row."""
     full = lengths.not_empty
     edges = lengths.offsets[1:][full] - 1 if last else lengths.offsets[:-1][full]
     take = _full((len(lengths),), lengths.total)
@@ -102,7 +105,7 @@ def edge_plan(lengths: Lengths, last: bool) -> Plan:
 
 
 def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
-    """Flat values to those of the chosen sequences, in the order chosen."""
+    """Compute the plan from flat values to those of the chosen sequences, in the order chosen."""
     rows = _tensor(chosen, dtype=torch.int64)
     take = _runs(lengths.offsets[rows], lengths.tensor[rows])
     if len(set(chosen)) < len(chosen):
@@ -111,7 +114,7 @@ def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
 
 
 def mask(lengths: Lengths, batch_first: bool, side: str, time: int) -> Tensor:
-    """`(batch, time)` or `(time, batch)`, bool, on the host: True on real steps."""
+    """Compute the mask of real steps, `(batch, time)` or `(time, batch)`, bool, on the host."""
     steps = _arange(time)
     if side == "left":
         steps = steps.flip(0)
@@ -120,13 +123,13 @@ def mask(lengths: Lengths, batch_first: bool, side: str, time: int) -> Tensor:
 
 
 def _runs(starts: Tensor, counts: Tensor) -> Tensor:
-    """Join the runs `start, start + 1, ...` of the given numbers of steps."""
+    """Compute the indices `start, start + 1, ...` of each sequence, `count` of them, end to end."""
     ends = counts.cumsum(0)
     return _arange(int(counts.sum())) + torch.repeat_interleave(starts - (ends - counts), counts)
 
 
 def undo(index: Tensor, rows: int) -> Tensor:
-    """Turn a gather from `rows` rows into the gather that undoes it, from any place of a row that is taken twice."""
+    """Compute the gather that undoes a gather from `rows` rows; of a row that is taken twice it uses either copy."""
     return _full((rows,), len(index)).scatter_(0, index, _arange(len(index)))
 
 

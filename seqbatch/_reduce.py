@@ -1,4 +1,4 @@
-"""What each reduction computes, on flat values and lengths, and the operator that does so in graphs."""
+"""What each reduction computes, on flat values and lengths, and the operator that computes it in graphs."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,22 +15,22 @@ from seqbatch._plans import edge_plan, reverse_plan
 from seqbatch._tracing import in_a_graph
 from seqbatch.layouts import rearrange
 
-# So many sequences take less time one by one, on the CPU, than by one call for all, which wakes other threads.
+# Up to this many sequences, a loop on the CPU is faster than one call for all, because that wakes other threads.
 FEW = 32
-# Longer sequences are added up in chunks, whose sums of two levels round off as much as so many steps in one go do.
+# Longer sequences are added in chunks. Two levels of sums round as much as this many steps in one loop do.
 IN_ONE_GO = 2 * CHUNK
 
 
 def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
-    """Reduce each sequence; in a graph by an operator.
+    """Reduce each sequence; while tracing, by an operator.
 
     Args:
-        values: `(total_steps, *features)`, of a dtype that is fit for it.
+        values: `(total_steps, *features)`, of a dtype that the reduction supports.
         lengths: the lengths.
         how: a key of `_FUNCTIONS`.
 
     Returns:
-        `(batch, *features)`, or `(total_steps, *features)` of what keeps the steps.
+        `(batch, *features)`, or `(total_steps, *features)` for "reverse" and "softmax".
     """
     if in_a_graph():
         return _operator(values, lengths.tensor, how)[0]
@@ -38,9 +38,9 @@ def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
 
 
 class _AddOrSpread(torch.autograd.Function):
-    """The sum of each sequence, or its converse, a row of each sequence at all its steps; each is the other's gradient.
+    """The sum of each sequence, or its converse, the row of each sequence copied to all its steps.
 
-    Torch's own gradient of `embedding_bag` is slow and has none of its own.
+    Each is the gradient of the other. Torch's own gradient of `embedding_bag` is slow and cannot be differentiated.
     """
 
     @staticmethod
@@ -70,7 +70,7 @@ class _Extreme(torch.autograd.Function):
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    apply: Any = function.apply  # torch gives it no types
+    apply: Any = function.apply  # because torch does not annotate it
     result: Tensor = apply(*arguments)
     return result
 
@@ -84,7 +84,7 @@ def _are_few(values: Tensor, lengths: Lengths) -> bool:
 
 
 def _side_by_side(values: Tensor, lengths: Lengths) -> Tensor | None:
-    """View the values as `(batch, steps, *features)` where all lengths are equal; else give None."""
+    """View the values as `(batch, steps, *features)` if all lengths are equal; else return None."""
     if not 0 < lengths.longest == min(lengths.counts):
         return None
     return values.view(len(lengths), lengths.longest, *values.shape[1:])
@@ -111,7 +111,7 @@ def _sums(values: Tensor, lengths: Lengths) -> Tensor:
 
 
 def _spread(values: Tensor, lengths: Lengths) -> Tensor:
-    """Give the row of each sequence at all its steps."""
+    """Copy the row of each sequence to all its steps."""
     return _apply(_AddOrSpread, values, lengths, False) if _owes_gradient(values) else _copies(values, lengths)
 
 
@@ -132,17 +132,17 @@ def _extreme(values: Tensor, lengths: Lengths, which: str) -> Tensor:
 
 
 def _extremes(values: Tensor, lengths: Lengths, which: str) -> Tensor:
-    """Find the largest or smallest step of each sequence, none of which is empty."""
+    """Compute the largest or smallest step of each sequence, none of which is empty."""
     if _are_few(values, lengths):
         return torch.stack([getattr(torch, which)(one, 0) for one in values.split(lengths.counts)])
     index = lengths.on("rows", values.device).view(-1, *(1 for _ in values.shape[1:])).expand_as(values)
-    # Torch's own gradient is shared with a start that equals the extreme, and NaN equals nothing.
+    # NaN, because torch shares the gradient with a start that equals the extreme, and NaN equals nothing.
     start = values.new_full((len(lengths), *values.shape[1:]), float("nan") if values.is_floating_point() else 0)
     return start.scatter_reduce(0, index, values, which, include_self=False)
 
 
 def _widen(values: Tensor) -> Tensor:
-    """Compute in single precision at least, as PyTorch's own reductions do inside."""
+    """Convert to single precision at least, as PyTorch's own reductions accumulate."""
     if torch.finfo(values.dtype).bits >= 32:
         return values
     return values.to(torch.complex64 if values.is_complex() else torch.float32)

@@ -25,12 +25,12 @@ RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatc
 
 @attrs.frozen
 class _Entry:
-    """An encoder as it is registered.
+    """A registered encoder.
 
     Args:
-        run: runs a layer on a batch and a state, which gives a batch and a state.
-        keeps_state: tells whether a layer keeps a state at all.
-        outputs: runs a layer on a batch, from no state, where nobody asks for the state after it.
+        run: runs a layer on a batch and a state, and returns a batch and a state.
+        keeps_state: returns True if a layer keeps a state.
+        outputs: runs a layer on a batch from the initial state, when only the outputs are needed.
     """
 
     run: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any]]
@@ -49,7 +49,8 @@ def _always(layer: object) -> bool:
 # By type of layer.
 _entries: dict[type, _Entry] = {}
 _empty_inputs: dict[type, Callable[[Any, SequenceBatch], SequenceBatch | None]] = {}
-# By type of layer, whether PyTorch takes a Tensor of two axes for a batch of single steps, and not for one sequence.
+
+# By type of layer, whether PyTorch reads a Tensor of two axes as a batch of single steps, and not as one sequence.
 _takes_rows: dict[type, Callable[[Any], bool]] = {}
 
 
@@ -62,10 +63,10 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
         layer_type: a subclass of `nn.Module`.
 
     Returns:
-        a decorator for a function `(layer, batch) -> batch`, which it gives back as it is.
+        a decorator for a function `(layer, batch) -> batch`, which it returns as it is.
 
     Raises:
-        SeqbatchTypeError: this is no such class, or what is decorated no function.
+        SeqbatchTypeError: `layer_type` is not such a class, or the decorated object is not a function.
 
     >>> class Double(nn.Module):
     ...     def forward(self, x):
@@ -100,18 +101,19 @@ def register_recurrent(
 
     Args:
         layer_type: a subclass of `nn.Module`.
-        when: tells whether a layer of the type keeps a state at all; a container may not.
-        outputs: `(layer, batch) -> batch`, for `encode`, which asks for no state, where that takes less time; by
-            default the function that is decorated runs there too.
+        when: `(layer) -> bool`, True if a layer of the type keeps a state; a container may not.
+        outputs: `(layer, batch) -> batch`, for `encode`, if the outputs alone can be computed faster. By default
+            `encode` runs the decorated function and drops the state.
 
     Returns:
-        a decorator for a function `(layer, batch, state or None) -> (batch, state)`, which it gives back as it is.
+        a decorator for a function `(layer, batch, state or None) -> (batch, state)`, which it returns as it is.
 
     Raises:
-        SeqbatchTypeError: this is no such class, or `when`, `outputs` or what is decorated no function.
+        SeqbatchTypeError: `layer_type` is not such a class, or `when`, `outputs` or the decorated object is not a
+            function.
 
     >>> class Running(nn.Module):
-    ...     "Gives at each step the steps so far."
+    ...     "Returns the number of steps so far, at each step."
     >>> @register_recurrent(Running)
     ... def _(layer: Running, batch: SequenceBatch, state: torch.Tensor | None) -> tuple[SequenceBatch, torch.Tensor]:
     ...     start = torch.zeros(batch.batch_size, dtype=torch.int64) if state is None else state
@@ -132,7 +134,7 @@ def register_recurrent(
             result: object = function(layer, batch, state)
             call = "encoder(layer, batch, state)"
             if not (isinstance(result, tuple) and len(result) == 2):
-                must = "give a pair (batch, state)"
+                must = "return a pair (batch, state)"
                 raise complaint(SeqbatchTypeError, call, must, type_name(result))
             return _checked(result[0], batch, f"{call}[0]"), result[1]
 
@@ -148,30 +150,30 @@ def register_recurrent(
 
 
 def register_empty_input(layer_type: type[Layer], make: Callable[[Layer, SequenceBatch], SequenceBatch | None]) -> None:
-    """Register what a layer takes in place of a batch that was made of an empty list, and so has no features.
+    """Register the batch to run a type of layer on in place of one made of an empty list, which has no features.
 
-    Without it, or where `make` returns None, `encode` returns such a batch as it is, because the features of the
+    Without it, or if `make` returns None, `encode` returns such a batch as it is, because the features of the
     outputs are not known.
     """
     _empty_inputs[layer_type] = make
 
 
 def empty_input(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
-    """Return what a layer takes in place of a batch without features; None if that is not known."""
-    # Not beyond the class whose encoder runs it, because what a base of that takes may not be what it takes.
+    """Return the batch to run a layer on in place of a batch without features; None if that is not known."""
+    # Not beyond the class whose encoder runs it, because a base of that class may take other inputs.
     known = next(base for base in type(layer).__mro__ if base in _empty_inputs or base in _entries)
     make = _empty_inputs.get(known)
     return None if make is None else make(layer, batch)
 
 
 def is_recurrent(layer: nn.Module) -> bool:
-    """Tell whether a layer keeps a state, so that `encode_with_state` takes it.
+    """Return True if a layer keeps a state, so that `encode_with_state` takes it.
 
     Args:
         layer: any layer that has an encoder.
 
     Raises:
-        SeqbatchTypeError: this is no `nn.Module`.
+        SeqbatchTypeError: `layer` is not an `nn.Module`.
         UnsupportedLayerError: no encoder handles it.
 
     >>> is_recurrent(nn.LSTM(5, 3)), is_recurrent(nn.Linear(5, 3))
@@ -181,9 +183,9 @@ def is_recurrent(layer: nn.Module) -> bool:
 
 
 def find(layer: object) -> _Entry:
-    """Give the encoder of a layer: the one registered for its type or the nearest base, after plug-ins if need be."""
+    """Return the encoder of a layer, by its type or the nearest base; import plug-ins if there is none."""
     if not isinstance(layer, nn.Module):
-        remedy = "Give a layer, not its class." if isinstance(layer, type) else ""
+        remedy = "Pass a layer, not its class." if isinstance(layer, type) else ""
         raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
     entry = _dispatch(type(layer))
     if entry is None:
@@ -202,12 +204,12 @@ def register_rows(layer_type: type[nn.Module], when: Callable[[Any], bool] = _al
 
 
 def register_rows_of_children(layer_type: type[nn.Module]) -> None:
-    """Register a type of container in the same way, if a layer in it is one."""
+    """Register a type of container, and its subclasses, as taking single steps if a layer in it does."""
     register_rows(layer_type, lambda layer: any(takes_rows(child) for child in layer.children()))
 
 
 def takes_rows(layer: nn.Module) -> bool:
-    """Return True if PyTorch takes `(number, features)` for a batch of single steps, as cells do."""
+    """Return True if PyTorch reads `(number, features)` as a batch of single steps, as for cells."""
     for base in type(layer).__mro__:
         if base in _takes_rows:
             return _takes_rows[base](layer)
@@ -215,9 +217,9 @@ def takes_rows(layer: nn.Module) -> bool:
 
 
 def _dispatch(layer_type: type) -> _Entry | None:
-    """Give what is registered for a type or its nearest base.
+    """Return the entry of a type or its nearest base.
 
-    Not by `functools.singledispatch`, which `torch.compile` cannot look into.
+    Not by `functools.singledispatch`, because `torch.compile` cannot trace that.
     """
     for base in layer_type.__mro__:
         if base in _entries:
@@ -226,12 +228,12 @@ def _dispatch(layer_type: type) -> _Entry | None:
 
 
 def is_run_as(layer: object, *kinds: type[nn.Module]) -> bool:
-    """Tell whether a layer is run by the encoder of one of these types, and not by one of its own."""
+    """Return True if the encoder of one of these types runs the layer, and not one of its own."""
     return find(layer) in [_dispatch(kind) for kind in kinds]
 
 
 def unsupported(layer: nn.Module, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:
-    """Make the error for a layer that cannot be run, which names what to write in place of it."""
+    """Build the error for a layer without an encoder, with advice on what to use instead."""
     must, remedy = advice_for(layer)
     failed = "".join(f"\nThe plug-in {plugin} could not be imported: {error!r}" for plugin, error in _load_plugins())
     return complaint(UnsupportedLayerError, "layer", must, f"{type_name(layer)}: {reason}", f"{remedy}{failed}")
@@ -239,7 +241,7 @@ def unsupported(layer: nn.Module, reason: str = "none is registered for it or it
 
 @functools.cache
 def _load_plugins() -> tuple[tuple[str, Exception], ...]:
-    """Import what installed packages offer, once; give the names and errors of those that could not be imported."""
+    """Import the plug-ins of installed packages, once; return the names and errors of those that failed."""
     failed = []
     for plugin in entry_points(group=ENTRY_POINTS):
         try:
@@ -250,7 +252,7 @@ def _load_plugins() -> tuple[tuple[str, Exception], ...]:
 
 
 def _checked(result: object, batch: SequenceBatch, subject: str) -> SequenceBatch:
-    """Return what an encoder gave if it is a batch of as many sequences as it was given, else raise."""
+    """Return an encoder's result if it is a batch of the same batch size, else raise."""
     if not isinstance(result, SequenceBatch):
         remedy = "Return batch.with_values(values), or SequenceBatch(values, lengths) for other lengths."
         raise complaint(SeqbatchTypeError, subject, "be a SequenceBatch", type_name(result), remedy)

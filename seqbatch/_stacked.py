@@ -1,15 +1,15 @@
-"""Refusal of stacked sequences, where a library rebuilds a batch of what it has made of each sequence.
+"""Refusal of stacked sequences, where a library rebuilds a batch from converted elements.
 
-Libraries that know a batch only as a Sequence of Tensors iterate it, make something of each Tensor, and call
-`type(batch)(elements)` with a list. Lightning does so to convert dtypes, which is right. Two of them stack:
-`torch.utils.data.default_collate`, sequence i of all samples, and Lightning's `all_gather`, sequence i of all
-processes. The number of batches would then be taken for the steps, without an error.
+Libraries that know a batch only as a Sequence of Tensors iterate it, convert each Tensor, and call
+`type(batch)(elements)` with a list. Lightning does so to convert dtypes, which is right. Two libraries stack:
+`torch.utils.data.default_collate` stacks sequence i of all samples, and Lightning's `all_gather` stacks sequence i of
+all processes. The number of batches would then be taken for the steps, without an error.
 
-The call shows nothing but the elements. So each thread remembers the batch whose sequences it iterated last. Elements
-are refused if each has the dtype and the shape of a sequence of that batch and one axis more in front.
+The call passes the elements alone. So each thread remembers the batch that it iterated last. Elements are refused if
+each has the dtype and the shape of a sequence of that batch with one more axis in front.
 
-This has two limits. If another batch is iterated between, or this one is gone, stacked sequences are not recognized.
-And a caller who adds an axis in front of each sequence on purpose must call `SequenceBatch.from_sequences`.
+This has two limits. If another batch is iterated in between, or this one is deleted, stacked sequences are not
+recognized. To add an axis in front of each sequence on purpose, call `SequenceBatch.from_sequences`.
 """
 
 from threading import local

@@ -1,4 +1,4 @@
-"""State: what every state can do, and how sequences are taken out of one or set back in it."""
+"""State: the base class of states, and how the state of some sequences is selected or reset."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -17,10 +17,10 @@ from seqbatch.errors import SeqbatchTypeError
 
 
 class State(NotATensor, ABC):
-    """What every state can do. Nothing changes a state: each call gives a new one, through which gradients flow.
+    """The methods of every state. A state is immutable: each call returns a new one, through which gradients flow.
 
-    An index is an integer, a slice, a list of integers or bools, or an integer or bool Tensor or NumPy array,
-    and means sequences of the batch. A Tensor on a device is copied to the host, which waits for it.
+    An index is an integer, a slice, a list of integers or bools, or an integer or bool Tensor or NumPy array, and
+    selects sequences of the batch. A Tensor on a device is copied to the host, which synchronizes.
     """
 
     __slots__ = ()
@@ -41,14 +41,14 @@ class State(NotATensor, ABC):
         """The state of one sequence, or of several, its batch dimension kept; as `select`."""
         return self.select(index)
 
-    # Annotated with None, which is no iterator, so that type checkers report an iteration; NoReturn would pass.
+    # Annotated with None, which is not an iterator, so that type checkers report an iteration; NoReturn would pass.
     def __iter__(self) -> None:
-        """Refuse to unpack, so that `hidden, cell = state` does not take the batch apart instead."""
+        """Raise, because `hidden, cell = state` would otherwise unpack along the batch."""
         remedy = "Its parts are attributes, and state[i] is the state of sequence i."
         raise complaint(SeqbatchTypeError, "state", "not be iterated or unpacked", type(self).__name__, remedy)
 
     def select(self, indices: Index[AnyScalar]) -> Self:
-        """Take the states of some sequences, in the order given.
+        """Return the states of some sequences, in the order given.
 
         Args:
             indices: which sequences, by an integer or by any other index.
@@ -57,7 +57,7 @@ class State(NotATensor, ABC):
             a state of copies, through which gradients flow.
 
         Raises:
-            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchIndexError: an index is out of range, or a mask has another length.
             SeqbatchTypeError: this is not an index, or a state in a container has no `select`.
 
         >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).select([2, 0]).hidden.flatten()
@@ -74,10 +74,10 @@ class State(NotATensor, ABC):
             indices: which sequences, by an integer or by any other index.
 
         Returns:
-            a state of copies, through which gradients flow but for the zeros.
+            a state of copies, through which gradients flow, except to the zeros.
 
         Raises:
-            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchIndexError: an index is out of range, or a mask has another length.
             SeqbatchTypeError: this is not an index, or a state in a container has no `reset`.
 
         >>> RNNState(torch.tensor([[[[1.0], [2.0], [3.0]]]])).reset([True, False, True]).hidden.flatten()
@@ -175,7 +175,7 @@ class State(NotATensor, ABC):
 
 
 def _chosen(index: Any, state: State) -> list[int] | Tensor:
-    """Give the positions that an index means, counted from the front; a Tensor stays one in a graph, or raise."""
+    """Return the positions of an index, counted from the front, or raise; a Tensor stays as it is while tracing."""
     refuse_exporters()
     index = as_index("index", index)
     if isinstance(index, Tensor) and in_a_graph():
@@ -196,7 +196,7 @@ def _reset(part: Any, chosen: list[int] | Tensor) -> Any:
     if not isinstance(part, Tensor):
         return part.reset(chosen)
     index = _index(chosen, part)
-    # Not as positions, whose number a graph does not know.
+    # Not by positions, because their number is unknown while tracing.
     return part.masked_fill(index[:, None], 0) if index.dtype is torch.bool else part.index_fill(2, index, 0)
 
 

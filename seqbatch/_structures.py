@@ -1,4 +1,4 @@
-"""Structures of what callers give as lengths, and whether two are the same: by numbers, or in a graph without them."""
+"""Building `Lengths` from arguments, and comparing two: by values, or while tracing by checks in the graph."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from seqbatch.errors import SeqbatchValueError
 
 
 def structure_of(subject: str, value: object) -> Lengths:
-    """Make a structure of what a caller gives as lengths, else raise; in a graph without a look at the numbers."""
+    """Build `Lengths` from an argument, else raise; while tracing, without reading the values."""
     if not in_a_graph():
         if isinstance(value, Tensor):
             value = outside_inference_mode(value.clone)  # first, because another thread may write to it meanwhile
@@ -26,7 +26,7 @@ def structure_of(subject: str, value: object) -> Lengths:
 
 
 def structure_of_sizes(sizes: tuple[int, ...]) -> Lengths:
-    """Make a structure of the sizes of tensors, which a graph knows by name."""
+    """Build `Lengths` from the sizes of tensors, which are SymInts while tracing."""
     if not in_a_graph():
         return Lengths(sizes)
     lengths = Lengths.from_tensor(torch.tensor(sizes, dtype=torch.int64, device="cpu"))
@@ -35,7 +35,7 @@ def structure_of_sizes(sizes: tuple[int, ...]) -> Lengths:
 
 
 def require_total(lengths: Lengths, steps: int) -> None:
-    """Raise unless lengths add up to the steps of flat values; in a graph it is the graph that raises, when it runs."""
+    """Raise unless lengths add up to the steps of flat values; while tracing, add a check to the graph."""
     if in_a_graph():
         require_in_graph((lengths.tensor >= 0).all(), "`lengths` must be at least 0")
         require_in_graph(lengths.tensor.sum() == steps, "`lengths` must add up to the steps of `values`")
@@ -44,7 +44,7 @@ def require_total(lengths: Lengths, steps: int) -> None:
 
 
 def require_same(subject: str, lengths: Lengths, like: Lengths) -> None:
-    """Raise unless lengths are those of this batch; in a graph it is the graph that raises, when it runs."""
+    """Raise unless lengths are those of this batch; while tracing, add a check to the graph."""
     if lengths is like:
         return
     if in_a_graph():

@@ -1,4 +1,4 @@
-"""The methods of SequenceBatch that do to its values what the methods of Tensor of these names do."""
+"""The methods of SequenceBatch that apply the Tensor method of the same name to its values."""
 
 from abc import ABC, abstractmethod
 from typing import Any, Self
@@ -10,14 +10,14 @@ from seqbatch._modes import refuse_in_a_graph
 
 
 class TensorLike(ABC):
-    """What a SequenceBatch can do as a Tensor does it; the lengths stay on the host."""
+    """The methods that a SequenceBatch shares with a Tensor; the lengths stay on the host."""
 
     __slots__ = ()
     values: Tensor
 
     @abstractmethod
     def with_values(self, values: Tensor) -> Self:
-        """Give the same structure other values."""
+        """Build a batch of the same structure and other values."""
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Convert dtype or device, with the arguments of `torch.Tensor.to`; the lengths stay on the host.
@@ -90,7 +90,7 @@ class TensorLike(ABC):
 
         Args:
             device: the device; None for the current one.
-            non_blocking: whether to go on without waiting for the copy, which needs values in pinned memory.
+            non_blocking: whether to copy asynchronously, which needs values in pinned memory.
 
         Returns:
             a batch of a copy, or of these very values where they are there; gradients flow.

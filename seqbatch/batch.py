@@ -29,9 +29,10 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
 from seqbatch.reduce import Reductions
 
-# A Tensor of one row for each sequence as a batch.
+# How a Tensor of one row for each sequence becomes a batch.
 _SPREAD = "batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))"
-# What PyTorch says of Tensors of different numbers of rows.
+
+# PyTorch's error for Tensors of different numbers of rows.
 _MISMATCH = re.compile(
     r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension 0"
 )
@@ -41,30 +42,30 @@ _MISMATCH = re.compile(
 class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, TensorSequence):
     """Several sequences of unequal length, of equal feature shape, dtype and device.
 
-    It is a `collections.abc.Sequence[Tensor]`, cannot be changed, and is compared by identity. Arithmetic goes through
-    `map`: `batch.map(torch.add, other)`. A `DataLoader` makes batches by `collate_fn=SequenceBatch.from_sequences`; one
-    over a data set of batches has `batch_size=None`, and `collate_fn=lambda batch: batch` to copy none of them.
-    Lightning takes the steps of the first sequence for the batch size, which makes means of an epoch wrong: log by
-    `self.log(name, value, batch_size=len(batch))`.
+    It is a `collections.abc.Sequence[Tensor]`, is immutable, and is compared by identity. Arithmetic goes through
+    `map`: `batch.map(torch.add, other)`. A `DataLoader` builds batches with
+    `collate_fn=SequenceBatch.from_sequences`. For a data set of batches pass `batch_size=None` and
+    `collate_fn=lambda batch: batch`, which copies nothing. Lightning takes the steps of the first sequence for the
+    batch size, which makes means of an epoch wrong: log with `self.log(name, value, batch_size=len(batch))`.
 
-    No layer of PyTorch and no function of torch or NumPy can be called with it, because they do not know the lengths:
-    each raises, and says to call `encode(layer, batch)` or `batch.map(function)`. PyTorch lets two calls pass,
-    in which it reads any Sequence of Tensors: `tensor[batch]` and `torch.tensor([batch])`.
+    Layers of PyTorch and functions of torch or NumPy raise if they are called with it, because they do not know the
+    lengths. The error says to call `encode(layer, batch)` or `batch.map(function)`. Two calls do not raise, because
+    PyTorch reads any Sequence of Tensors there: `tensor[batch]` and `torch.tensor([batch])`.
 
     Args:
         values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on. Without
             lengths: several Tensors `(steps, *features)`, as for `from_sequences`. Libraries that rebuild a Sequence
             from its elements, as Lightning does to convert dtypes, call it so. Where opacus computes gradients per
             sample, do not call a layer on `batch.values`: each step would count as a sample, without an error.
-        lengths: `(batch,)`, integers, in steps; 0 is allowed. A Tensor on a device is copied to the host, which waits
-            for it; no later call does.
+        lengths: `(batch,)`, integers, in steps; 0 is allowed. A Tensor on a device is copied to the host, which
+            synchronizes; later calls do not.
 
     Raises:
         SeqbatchTypeError: the values are not a Tensor, or the lengths not integers. Without lengths: the values are a
             Tensor, or not several Tensors.
         SeqbatchValueError: the values have no dimension of steps, or the lengths are negative or do not add up to them.
             Without lengths: a sequence has no dimension of steps or differs from the first, or the values are the
-            sequences of several batches stacked, as `torch.utils.data.default_collate` makes of batches.
+            sequences of several batches stacked, as by `torch.utils.data.default_collate`.
         SeqbatchError: `torch.jit.trace` or `torch.onnx.export` runs the call.
 
     >>> SequenceBatch(torch.zeros(17, 5), [10, 7])
@@ -91,17 +92,17 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
             self._rebuild(values)
             return
         flat = _checks.require_steps("values", values)
-        # Lengths themselves come from pickled batches, and from encoders that change them.
+        # A `Lengths` comes from pickled batches, and from encoders that change the lengths.
         structure = lengths if isinstance(lengths, Lengths) else structure_of("lengths", lengths)
         require_total(structure, flat.shape[0])
         self._set(flat, structure)
 
     def _rebuild(self, sequences: Tensor | Sequence[Tensor] | Iterator[Tensor]) -> None:
-        """Set the values and lengths that `from_sequences` makes, but refuse stacked sequences."""
+        """Set the values and lengths as `from_sequences` does, but refuse stacked sequences."""
         if isinstance(sequences, Tensor):
             remedy = "For one sequence call SequenceBatch.from_sequences([values])."
             raise complaint(SeqbatchTypeError, "lengths", "be given with a Tensor of flat values", None, remedy)
-        if isinstance(sequences, list) and not in_a_graph():  # a list is what those libraries give
+        if isinstance(sequences, list) and not in_a_graph():  # because the libraries that stack pass a list
             require_not_stacked(sequences)
         made = self.from_sequences(_checks.sequences_of("values", sequences))
         self._set(made.values, made._lengths)
@@ -114,7 +115,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
     def _set(self, values: Tensor, lengths: Lengths) -> None:
         refuse_exporters()
-        # As attrs does it, but in words that `torch.compile` understands.
+        # As attrs does it, but in a form that `torch.compile` can trace.
         object.__setattr__(self, "values", values)
         object.__setattr__(self, "_lengths", lengths)
 
@@ -161,7 +162,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         return self.values.device
 
     def _rows(self) -> Tensor:
-        """Tell which sequence each step belongs to, on the device of the values."""
+        """Return the index of the sequence that each step belongs to, on the device of the values."""
         if in_a_graph():
             return graphs.rows(self._lengths.tensor, self.total_steps).to(self.device)
         return self._lengths.on("rows", self.device)
@@ -192,14 +193,16 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
     @overload
     def __getitem__(self, index: Scalar) -> Tensor: ...
     def __getitem__(self, index: Index[Any]) -> Tensor | Self:
-        """Take one sequence by an integer (a view), or several by anything else (a batch of copies); gradients flow.
+        """Return one sequence for an integer (a view), or several for any other index (a batch of copies).
+
+        Gradients flow through both.
 
         Args:
             index: an integer, also as a Tensor or NumPy array of no dimension; or a slice, a list of integers or
                 bools, or an integer or bool Tensor or NumPy array `(number,)`. Negative integers count from the end.
 
         Raises:
-            SeqbatchIndexError: a sequence is asked for that is not there, or a mask has another length.
+            SeqbatchIndexError: an index is out of range, or a mask has another length.
             SeqbatchTypeError: this is not an index.
 
         >>> batch = SequenceBatch(torch.tensor([1, 2, 3]), [2, 1])
@@ -228,8 +231,8 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
         Raises:
             SeqbatchTypeError: this is not an iterable, or something in it is not a SequenceBatch.
-            SeqbatchValueError: a batch differs from the first in features, dtype or device. One that was made of an
-                empty list, and so has none of its own, differs from none.
+            SeqbatchValueError: a batch differs from the first in features, dtype or device. A batch made of an empty
+                list has no features of its own, so it may be joined to any other.
 
         >>> SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), SequenceBatch(torch.zeros(3), [1, 2])]).lengths
         (2, 1, 2)
@@ -253,24 +256,24 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
     def map(self, function: Callable[..., Tensor], *others: "SequenceBatch") -> Self:
         """Apply a function that treats every step by itself.
 
-        The function sees the steps of all sequences, one after another. A Tensor of one row for each sequence that it
-        captures is paired with steps, not with sequences: where the numbers agree, that is wrong without an error.
-        Spread such a Tensor over the steps, and pass the batch: `batch.map(function, spread)`, where `spread` is
-        `batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))`.
+        The function sees the steps of all sequences, one after another. If it captures a Tensor of one row for each
+        sequence, that is paired with steps, not with sequences. Where the numbers agree, the result is wrong without
+        an error. Spread such a Tensor over the steps, and pass the batch: `batch.map(function, spread)`, where `spread`
+        is `batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))`.
 
         Args:
             function: from flat values `(total_steps, *features)`, one Tensor for this batch and each other, to flat
-                values of the same number of steps. It must not mix steps: there is nothing between the sequences.
+                values of the same number of steps. It must not mix steps, because sequences are adjacent.
             others: batches of the same lengths.
 
         Returns:
             a batch of the same structure, of the very Tensor that the function returns. A batch made of an empty list
-            has no features that a function could use. Where it raises an IndexError or a RuntimeError for lack of
-            them, the result is such a batch again.
+            has no features that a function could use. If the function raises an IndexError or a RuntimeError because
+            of that, the result is such a batch again.
 
         Raises:
             SeqbatchTypeError: another is not a SequenceBatch, or the function does not return a Tensor.
-            UnsupportedLayerError: the function is or calls a layer of which gradients per sample are computed, as by
+            UnsupportedLayerError: the function is or calls a layer for which gradients per sample are computed, as by
                 opacus, which would take each step for a sample.
             SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
                 of steps or drops their dimension.
@@ -283,7 +286,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
             if not isinstance(other, SequenceBatch):
                 remedy = ""
                 if isinstance(other, Tensor):
-                    remedy = f"For a row for each step give batch.with_values(tensor), for each sequence {_SPREAD}."
+                    remedy = f"For a row for each step pass batch.with_values(tensor), for each sequence {_SPREAD}."
                 found = _checks.type_name(other)
                 raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", found, remedy)
             require_same(f"others[{i}]", other._lengths, self._lengths)
@@ -298,7 +301,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
             with samples_refused("function"):
                 result = function(*flat)
         except (IndexError, RuntimeError) as error:
-            # PyTorch raises these two themselves where a dimension is missing, and no subclass of them.
+            # Exactly these two, because PyTorch raises them, and not a subclass, for a missing dimension.
             if nothing is not None and type(error) in (IndexError, RuntimeError):
                 return self.with_values(nothing)
             mismatch = _MISMATCH.match(str(error))
@@ -313,7 +316,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         return self._same_steps("function(values)", result)
 
     def with_values(self, values: Tensor) -> Self:
-        """Give the same structure other values.
+        """Build a batch of the same structure and other values.
 
         Args:
             values: `(total_steps, *features)`, any features, dtype and device.
@@ -337,7 +340,7 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
         return self._of(values, self._lengths)
 
     def reverse(self) -> Self:
-        """Turn every sequence back to front.
+        """Reverse every sequence.
 
         Returns:
             a batch of copies, through which gradients flow.
@@ -350,5 +353,5 @@ class SequenceBatch(FromLayouts, ToLayouts, Reductions, TensorLike, NotAnArray, 
 
 def is_nothing(batch: SequenceBatch) -> bool:
     """Return True if a batch may come from an empty list, which has no features that a layer could take."""
-    # The number of sequences last, because it is not known in a graph.
+    # The batch size last, because it is not known while tracing.
     return batch.values.dim() == 1 and batch.dtype.is_floating_point and batch.batch_size == 0

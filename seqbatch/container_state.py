@@ -25,13 +25,13 @@ class ContainerState(State):
     """The state of a container such as `nn.Sequential`.
 
     Args:
-        states: one for each layer in the container, in order; None for a layer that keeps no state. What sums up the
+        states: one for each layer in the container, in order; None for a layer without a state. The summary of the
             sequences is that of one layer: `state.states[1].last()`. The state of a layer that is not PyTorch's may
-            be anything; the methods here need those of the same name there.
+            be anything; the methods here call its methods of the same name.
 
     Raises:
-        SeqbatchTypeError: these are no states.
-        SeqbatchValueError: the states are of different numbers of sequences.
+        SeqbatchTypeError: these are not states.
+        SeqbatchValueError: the states differ in batch size.
 
     >>> _, state = encode_with_state(nn.Sequential(nn.Linear(5, 4), nn.GRU(4, 3)), [torch.zeros(7, 5)])
     >>> state.states
@@ -44,28 +44,28 @@ class ContainerState(State):
 
     def __init__(self, states: Iterable[Any]) -> None:
         self._set(_to_tuple(states))
-        if not in_a_graph() and len(self._sizes) > 1:  # a graph would serve this number alone
-            raise complaint(SeqbatchValueError, "states", "be of one number of sequences", sorted(self._sizes))
+        if not in_a_graph() and len(self._sizes) > 1:  # because the comparison would specialize a graph
+            raise complaint(SeqbatchValueError, "states", "have the same batch size", sorted(self._sizes))
 
     @classmethod
     def _of(cls, states: tuple[Any, ...]) -> Self:
-        """Make a state of states that are known to make one."""
+        """Build a state from valid parts, without checks."""
         state = cls.__new__(cls)
         state._set(states)
         return state
 
     def _set(self, states: tuple[Any, ...]) -> None:
-        # As attrs does it, but in words that `torch.compile` understands.
+        # As attrs does it, but in a form that `torch.compile` can trace.
         object.__setattr__(self, "states", states)
 
     @property
     def batch_size(self) -> int:
-        """The number of sequences; 0 if no state in it says."""
+        """The number of sequences; 0 if no state in it has a `batch_size`."""
         return next(iter(self._sizes), 0)
 
     @property
     def _sizes(self) -> set[int]:
-        """The numbers of sequences of the states in it that say."""
+        """The batch sizes of the states in it that have one."""
         sizes: set[int] = set()
         for state in self.states:
             if isinstance(state, ContainerState):
@@ -78,9 +78,9 @@ class ContainerState(State):
         self._require_in("states", method)
 
     def _require_in(self, subject: str, method: str) -> None:
-        """Raise unless every state in it has a method; `select` of a Tensor, and `reset`, are no such methods.
+        """Raise unless every state in it has a method; `select` and `reset` of a Tensor do not count.
 
-        Its own come first, and then those in containers in it.
+        It checks its own states first, and then those of containers in it.
         """
         for i, state in enumerate(self.states):
             by_index = method in ("select", "reset")

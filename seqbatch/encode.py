@@ -1,8 +1,8 @@
-"""encode and encode_with_state: run a layer on sequences of any kind, and give back the same kind."""
+"""encode and encode_with_state: run a layer on sequences in any layout, and return the same layout."""
 
 # mypy: disable-error-code="overload-overlap"
-# Overloads overlap on purpose, and the first that fits counts: a PackedSequence is a tuple too, and stands before
-# tuples; a layer of PyTorch is a Module too, and stands before other Modules, whose states nobody knows.
+# Overloads overlap on purpose, and the first that matches is used. PackedSequence comes before tuple, because it is a
+# subclass. Layers of PyTorch come before other Modules, because the type of state is known for these only.
 
 from typing import Any, TypeVar, overload
 
@@ -29,9 +29,9 @@ _OfKnownState = _OfLSTMState | _OfRNNState | nn.Sequential
 
 
 class _NotTheStateOfThisLayer:
-    """What a type checker is told for a state of another kind than the layer's, so that it objects to any use of it.
+    """The result type if the state has another type than the layer's, so that type checkers report any use of it.
 
-    Without it the call would pass as that of some Module. No such thing is ever made: the call raises.
+    Without it, the overload for any Module would match. It has no instances, because the call raises.
     """
 
 
@@ -43,34 +43,34 @@ def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...]) -> list[Tensor]
 def encode(layer: nn.Module, sequences: Any) -> Any:
     """Run a layer on sequences of unequal length; each gets the result it would get alone.
 
-    A subclass is run as its base is, so one whose own `forward` mixes steps needs an encoder of its own. That of
-    `nn.LSTM`, `nn.GRU` and `nn.RNN` may mix steps: it is called once for each length, on a Tensor of all sequences of
-    this length, `(steps, batch, features)` or as its `batch_first` says, and on a state of PyTorch's layout if there is
-    one. It must treat each sequence by itself, and return an output and a state of the shapes that its base returns.
+    A subclass is run as its base is, so one whose own `forward` mixes steps needs its own encoder. A subclass of
+    `nn.LSTM`, `nn.GRU` or `nn.RNN` may mix steps. It is called once for each length, on one Tensor of all sequences of
+    this length. The Tensor is `(steps, batch, features)`, or as its `batch_first` says, and the state, if given, is in
+    PyTorch's layout. It must treat each sequence by itself, and return the shapes that its base returns.
 
     Args:
-        layer: a layer that has an encoder: `nn.LSTM`, `nn.GRU`, `nn.RNN` of any kind and their cells, convolution and
-            pooling over steps, which may change their number, self-attention and transformers, norms, layers that treat
-            every step by itself, those of `seqbatch.layers`, `nn.Sequential` of such, and what `register_encoder` and
-            `register_recurrent` add. Whether it is `batch_first` does not matter.
-        sequences: a list or tuple of Tensors `(steps, *features)`, and no other iterable, one such Tensor, a
-            SequenceBatch, a PackedSequence, or a nested Tensor of jagged layout. One Tensor is one sequence. Cells, and
-            containers of them, do not take it, because PyTorch calls them on one step of each of many sequences: write
-            `[x]` or `SequenceBatch(x, [1] * len(x))`.
+        layer: a layer that has an encoder. Built in are `nn.LSTM`, `nn.GRU`, `nn.RNN` and their cells; convolution and
+            pooling over steps, which may change the lengths; self-attention and transformers; norms; layers that treat
+            every step by itself; those of `seqbatch.layers`; and `nn.Sequential` of these. `register_encoder` and
+            `register_recurrent` add others. Its own `batch_first` does not matter.
+        sequences: a list or tuple of Tensors `(steps, *features)`, one such Tensor, a SequenceBatch, a
+            PackedSequence, or a nested Tensor of jagged layout. One Tensor is one sequence. Cells, and containers of
+            them, do not take it, because PyTorch calls them on one step of each of many sequences: write `[x]` or
+            `SequenceBatch(x, [1] * len(x))`.
 
     Returns:
-        the outputs, in the same order and as the same kind (a list for a tuple); gradients flow. Those in a list are
-        views of one Tensor, as from `torch.split`: do not change one in place while gradients are recorded, but a clone
-        of it. A layer that returns its input, as `nn.Identity`, returns the caller's memory.
+        the outputs, in the same order and the same layout (a list for a tuple); gradients flow. Those in a list are
+        views of one Tensor, as from `torch.split`: while gradients are recorded, modify a clone and not the view. A
+        layer that returns its input, as `nn.Identity`, returns the caller's memory.
 
     Raises:
-        SeqbatchTypeError: the layer is not an `nn.Module`; the sequences are not of such a type, or are one Tensor for
-            a cell; ids for `nn.Embedding` are not int32 or int64; the encoder does not return a SequenceBatch; or a
-            `forward` of the layer's own does not take a Tensor.
+        SeqbatchTypeError: the layer is not an `nn.Module`; the sequences are of another type, or are one Tensor for a
+            cell; ids for `nn.Embedding` are not int32 or int64; the encoder does not return a SequenceBatch; or the
+            layer's own `forward` does not take a Tensor.
         SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
             device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; the
-            encoder gives another number of sequences; or a `forward` of the layer's own returns other shapes.
-        UnsupportedLayerError: no encoder handles the layer, it is an `nn.Sequential` with a `forward` of its own, or
+            encoder returns another batch size; or the layer's own `forward` returns other shapes.
+        UnsupportedLayerError: no encoder handles the layer, it is an `nn.Sequential` with its own `forward`, or
             gradients per sample are computed for it, as by opacus, which would take each step for a sample.
         SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
 
@@ -132,23 +132,22 @@ def encode_with_state(
 ) -> tuple[list[Tensor], Any]: ...
 @unscriptable
 def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> Any:
-    """Run a layer that carries a state on sequences of unequal length, from a state to a state.
+    """Run a layer that carries a state on sequences of unequal length, from an initial state to the final one.
 
     Args:
         layer: as for `encode`, but one that keeps a state; `nn.Sequential` does if a layer in it does.
         sequences: as for `encode`.
-        state: the state to start from, that of each sequence at its index; zeros by default. That of `nn.LSTM` is an
-            LSTMState, that of `nn.GRU` and `nn.RNN` an RNNState, so for their cells, that of `nn.Sequential` a
-            ContainerState.
+        state: the initial state, each sequence at its index; zeros by default. For `nn.LSTM` and `nn.LSTMCell` it is
+            an LSTMState, for `nn.GRU`, `nn.RNN` and their cells an RNNState, for `nn.Sequential` a ContainerState.
 
     Returns:
-        the outputs as from `encode`, and the state after the last step of each sequence, which may go in again. The
-        state of a sequence of no steps is the one it started from.
+        the outputs as from `encode`, and the state after the last step of each sequence, which may be passed in again.
+        The state of an empty sequence is its initial state.
 
     Raises:
-        SeqbatchTypeError: as `encode`, or the state is of another kind than the layer's.
+        SeqbatchTypeError: as `encode`, or the state is of another type than the layer's.
         SeqbatchValueError: as `encode`, or the state is of another shape, dtype or device than the layer and the
-            sequences ask for.
+            sequences need.
         UnsupportedLayerError: as `encode`, or the layer keeps no state.
         SeqbatchError: as `encode`.
 
@@ -173,6 +172,6 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
 
 
 def _add_context(error: Exception, layer: nn.Module, batch: SequenceBatch) -> None:
-    if in_a_graph():  # which tells where in the model it was, and knows no lengths to show
+    if in_a_graph():  # because PyTorch shows the line of the model, and lengths are unknown while tracing
         return
     error.add_note(f"while {describe(layer)} ran on {batch!r}")

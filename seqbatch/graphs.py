@@ -1,4 +1,4 @@
-"""Layouts in graphs of torch.compile and torch.export, which know lengths as a tensor only: no plans, no numbers."""
+"""Conversions while torch.compile or torch.export traces, when lengths are a tensor of unknown values."""
 
 import math
 from typing import Any
@@ -15,36 +15,37 @@ from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValue
 
 
 def offsets(lengths: Tensor) -> Tensor:
-    """Give where each sequence starts and the last ends, `(batch + 1,)`."""
+    """Compute where each sequence starts and the last ends, `(batch + 1,)`."""
     return functional.pad(lengths.cumsum(0), (1, 0))
 
 
 def rows(lengths: Tensor, steps: int) -> Tensor:
-    """Tell which sequence each of all steps belongs to, `(steps,)`."""
+    """Compute the index of the sequence that each step belongs to, `(steps,)`."""
     return torch.repeat_interleave(lengths, output_size=steps)
 
 
 def longest(lengths: Tensor) -> int:
-    """Give the steps of the longest sequence, which the graph learns when it runs; 0 if there is none."""
+    """Return the steps of the longest sequence, as a SymInt; 0 if there is none."""
     steps: Any = functional.pad(lengths, (1, 0)).max().item()
-    number: int = steps  # in a graph the name of a number, of which `int` would ask the number
+    number: int = steps  # a SymInt; `int()` would specialize it
     return number
 
 
 def require_integer(total_length: Any) -> int:
-    """Return the number of steps to pad to if it is an integer, no bool, and not negative, else raise."""
-    if isinstance(total_length, float | torch.SymFloat):  # by its type, for a graph makes no text of a number
+    """Return the number of steps to pad to if it is an integer, not a bool, and not negative, else raise."""
+    # The message names the type, because the value of a SymFloat is unknown while tracing.
+    if isinstance(total_length, float | torch.SymFloat):
         raise complaint(SeqbatchTypeError, "total_length", "be an integer", type_name(total_length))
-    number: int = total_length  # as it is, for in a graph it may be the name of a number
+    number: int = total_length  # without `int()`, because that would specialize a SymInt
     if isinstance(total_length, bool) or not isinstance(total_length, int | torch.SymInt):
         number = integer("total_length", total_length)
     message = "`total_length` must be at least 0; got a negative number."
-    torch._check_with(SeqbatchValueError, number >= 0, lambda: message)  # also where only the graph knows the number
+    torch._check_with(SeqbatchValueError, number >= 0, lambda: message)  # at run time if it is a SymInt
     return number
 
 
 def mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
-    """Tell real steps from padding: `(batch, time)` or `(time, batch)`, on the host."""
+    """Compute the mask of real steps, `(batch, time)` or `(time, batch)`, on the host."""
     require_in_graph((lengths <= time).all(), "`total_length` must be at least the longest of `lengths`")
     return _mask(lengths, batch_first, side, time)
 
@@ -56,19 +57,19 @@ def _mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> T
 
 
 def require_fill(fill: Any, dtype: torch.dtype) -> complex:
-    """Return what is to stand in padding if the dtype can hold it, else raise."""
+    """Return the padding value if the dtype can represent it, else raise."""
     if not isinstance(fill, int | float | complex | torch.SymInt | torch.SymFloat):
-        # Those of NumPy are tensors to a graph, so that nobody can look at them.
+        # A scalar of NumPy is traced as a tensor, whose value is unknown.
         raise complaint(SeqbatchTypeError, "padding_value", "be a number of Python in a graph", type_name(fill))
     parts: list[Any] = [fill.real, fill.imag] if isinstance(fill, complex) else [fill]
-    # In words, for a graph makes no text of a number.
+    # In words, because the value of a SymInt or SymFloat is unknown while tracing.
     found = ""
     if len(parts) == 2 and not dtype.is_complex and parts.pop():
         found = "a complex number"
     elif not all(_is_in_range(part, dtype) for part in parts):
         found = "one out of its range"
     elif not (dtype.is_floating_point or dtype.is_complex) and int(parts[0]) != parts[0]:
-        # Not `parts[0] % 1`, which a graph takes for 0 where the number has but a name in it.
+        # Not `parts[0] % 1`, which is traced as 0 for a SymFloat.
         found = "a fraction"
     if found:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", found)
@@ -77,7 +78,7 @@ def require_fill(fill: Any, dtype: torch.dtype) -> complex:
 
 
 def _is_in_range(number: Any, dtype: torch.dtype) -> bool:
-    """Tell whether a dtype can hold a number but for rounding; floating ones hold NaN, and infinity if there is one."""
+    """Return True if a dtype can represent a number up to rounding; floating ones have NaN, and some infinity."""
     if dtype is torch.bool:
         return bool(0 <= number <= 1)
     if not (dtype.is_floating_point or dtype.is_complex):
@@ -90,7 +91,7 @@ def _is_in_range(number: Any, dtype: torch.dtype) -> bool:
 def to_padded(
     values: Tensor, lengths: Tensor, batch_first: bool, side: PaddingSide, time: int, fill: complex
 ) -> Tensor:
-    """Turn flat values into `(batch, time, *features)` or `(time, batch, *features)`."""
+    """Convert flat values to `(batch, time, *features)` or `(time, batch, *features)`."""
     rows = _places(lengths, side, time) + (lengths.cumsum(0) - lengths)[:, None]
     real = mask(lengths, True, side, time)
     index = torch.where(real, rows, values.shape[0]).to(values.device)
@@ -100,7 +101,7 @@ def to_padded(
 
 
 def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: PaddingSide) -> Tensor:
-    """Turn a padded tensor into flat values; what stands in its padding reaches none of them."""
+    """Convert a padded tensor to flat values; its padding reaches none of them."""
     by_batch = padded if batch_first else padded.transpose(0, 1)
     if _differ(lengths.shape[0], by_batch.shape[0], "`lengths` must be as many as the sequences of `padded`"):
         raise complaint(SeqbatchValueError, "lengths", "be as many as the sequences of `padded`", "fewer or more")
@@ -112,7 +113,7 @@ def from_padded(padded: Tensor, lengths: Tensor, batch_first: bool, side: Paddin
 
 
 def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
-    """Turn a padded tensor into flat values by its mask, and give their lengths; no padding reaches any value."""
+    """Convert a padded tensor to flat values by its mask, and return their lengths; padding reaches no value."""
     require_bools("mask", mask)
     must = "have the first two axes of `padded`"
     if mask.dim() != 2 or any(_differ(mask.shape[axis], padded.shape[axis], f"`mask` must {must}") for axis in (0, 1)):
@@ -125,7 +126,7 @@ def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, 
 
 
 def lengths_between(offsets: Tensor, steps: int) -> Tensor:
-    """Give the lengths between offsets, which must go from 0 to the steps of flat values and never fall."""
+    """Compute the lengths between offsets, which must be non-decreasing, from 0 to the steps of flat values."""
     torch._check(offsets.shape[0] > 0, lambda: "`offsets` must start with 0; got no offsets.")
     lengths = offsets.diff()
     require_in_graph((offsets[:1] == 0).all(), "`offsets` must start with 0")
@@ -148,8 +149,8 @@ def chosen(index: Tensor, size: int) -> Tensor:
 
 
 def _differ(size: int, other: int, message: str) -> bool:
-    """Tell whether sizes differ; where only the graph knows them it raises the message if they do, when it runs."""
-    from torch.fx.experimental.symbolic_shapes import guard_or_false  # here, for it takes long to import
+    """Return True if sizes are known to differ; if they are unknown, add a check with this message to the graph."""
+    from torch.fx.experimental.symbolic_shapes import guard_or_false  # here, because importing it is slow
 
     if guard_or_false(size != other):
         return True
@@ -158,6 +159,6 @@ def _differ(size: int, other: int, message: str) -> bool:
 
 
 def _places(lengths: Tensor, side: PaddingSide, time: int) -> Tensor:
-    """Give the step of its sequence that stands at each place of `(batch, time)`."""
+    """Compute the index in its sequence of the step at each position of `(batch, time)`."""
     places = torch.arange(time, device="cpu")
     return places - (time - lengths)[:, None] if side == "left" else places.expand(lengths.shape[0], time)

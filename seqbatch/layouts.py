@@ -1,4 +1,4 @@
-"""Flat values to padded, packed and nested tensors and back: each one copy by a kernel, or an index and one gather."""
+"""Flat values to padded, packed and nested tensors and back: one copy by a kernel, or an index and one gather."""
 
 from contextlib import nullcontext
 from typing import Any, NamedTuple
@@ -13,14 +13,14 @@ from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed
 from seqbatch._plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
 
-# Without kernels: up to this many sequences are copied one by one in less time than it takes to plan a gather.
+# Without kernels: up to this many sequences, copying one by one is faster than planning a gather.
 FEW = 64
-# Dtypes of which PyTorch gathers nothing on the CPU, and others of the same size.
+# Dtypes that PyTorch cannot gather on the CPU, and those of the same size that it can.
 _BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
 class _Padded(NamedTuple):
-    """A padded tensor, as a layout that flat values are copied to."""
+    """The layout of a padded tensor, which flat values are copied to or from."""
 
     lengths: Lengths
     batch_first: bool
@@ -33,12 +33,12 @@ class _Padded(NamedTuple):
         return (len(self.lengths), self.time) if self.batch_first else (self.time, len(self.lengths))
 
     def plan(self, device: torch.device) -> Plan:
-        """Flat values to the rows of this layout, its axes as one."""
+        """Return the plan from flat values to the rows of this layout, its axes as one."""
         return self.lengths.plan(padded_plan, self.batch_first, self.side, self.time, device=device)
 
     def copy(self, flat: Tensor, other: Tensor, into_flat: bool, fill: complex) -> None:
         """Copy rows by the kernels."""
-        # By its text, because the bits of -0.0 are not 0.
+        # Compared as text, because -0.0 == 0.
         value = None if str(fill) in ("0", "0.0") else other.new_full((), fill)
         _rows.copy(
             flat,
@@ -52,7 +52,7 @@ class _Padded(NamedTuple):
 
 
 class _Packed(NamedTuple):
-    """The data of a PackedSequence, as a layout that flat values are copied to."""
+    """The layout of the data of a PackedSequence, which flat values are copied to or from."""
 
     lengths: Lengths
 
@@ -62,11 +62,11 @@ class _Packed(NamedTuple):
         return (self.lengths.total,)
 
     def plan(self, device: torch.device) -> Plan:
-        """Flat values to the rows of this layout."""
+        """Return the plan from flat values to the rows of this layout."""
         return self.lengths.plan(packed_plan, device=device)
 
     def copy(self, flat: Tensor, other: Tensor, into_flat: bool, fill: complex) -> None:
-        """Copy rows by the kernels; there is nothing to fill."""
+        """Copy rows by the kernels; `fill` is unused, because packed data has no padding."""
         lengths = self.lengths
         _rows.copy(flat, other, lengths.tensor, into_flat=into_flat, packing=(lengths.rank, lengths.batch_sizes))
 
@@ -85,7 +85,7 @@ class _Copy(torch.autograd.Function):
 
 
 class _Rearrange(torch.autograd.Function):
-    """One gather whose backward pass is the gather that undoes it, in place of torch's scatter into zeros."""
+    """A gather whose backward pass is the gather that undoes it, which is faster than torch's scatter into zeros."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, plan: Plan, fill: complex) -> Tensor:
@@ -98,7 +98,7 @@ class _Rearrange(torch.autograd.Function):
 
 
 class _ToNested(torch.autograd.Function):
-    """A nested tensor over values; torch's own has no derivatives of second order and none of complex values."""
+    """A nested tensor over values; torch's own has no second-order gradients, and none of complex values."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor, lengths: Lengths) -> Tensor:
@@ -111,7 +111,7 @@ class _ToNested(torch.autograd.Function):
 
 
 class _FromNested(torch.autograd.Function):
-    """The values of a nested tensor without holes: the way back of `_ToNested`, and its backward pass."""
+    """The values of a nested tensor without holes: the inverse of `_ToNested`, and its backward pass."""
 
     @staticmethod
     def forward(ctx: Any, nested: Any, lengths: Lengths) -> Tensor:
@@ -124,25 +124,25 @@ class _FromNested(torch.autograd.Function):
 
 
 def _mode_for(tensor: Tensor) -> Any:
-    """Leave `torch.inference_mode`, in which PyTorch makes no nested view of a tensor that is from outside it."""
+    """Leave `torch.inference_mode` for a tensor from outside it, of which PyTorch creates no nested view inside."""
     if not torch.is_inference_mode_enabled():
         return nullcontext()
     return torch.inference_mode(tensor.is_inference())
 
 
 def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
-    apply: Any = function.apply  # torch gives it no types
+    apply: Any = function.apply  # because torch does not annotate it
     result: Tensor = apply(*arguments)
     return result
 
 
 def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
-    """Gather rows by a plan; a new tensor, through which gradients of every order flow.
+    """Gather rows by a plan, into a new tensor, through which gradients of every order flow.
 
     Args:
         values: `(rows_in, *features)`, any dtype.
         plan: the plan, on the device of the values.
-        fill: what stands in output rows that take no source row.
+        fill: the value of output rows that take no source row.
 
     Returns:
         `(rows_out, *features)`.
@@ -154,15 +154,15 @@ def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
 
 def _gather(values: Tensor, plan: Plan, fill: complex) -> Tensor:
     if plan.take_fills:
-        # A copy with one row more is cheaper than filling the output and scattering into it.
+        # Copying with one extra row is cheaper than filling the output and scattering into it.
         values = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
-    if values.dtype in _BITS:  # no gradient flows through such a view, nor through integers
+    if values.dtype in _BITS:  # a view of other bits drops gradients, which integers do not have
         return values.view(_BITS[values.dtype]).index_select(0, plan.take).view(values.dtype)
     return values.index_select(0, plan.take)
 
 
 def _convert(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex = 0) -> Tensor:
-    """Turn flat values into another layout, or that into flat values; a copy, through which gradients flow."""
+    """Convert flat values to another layout, or that to flat values; a copy, through which gradients flow."""
     if _rows.serves(source, layout.lengths.tensor):
         if source.requires_grad and torch.is_grad_enabled():
             return _apply(_Copy, source, layout, into_flat, fill)
@@ -174,7 +174,7 @@ def _convert(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: c
 
 
 def _copy(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex) -> Tensor:
-    """Copy by the kernels, which serve the source."""
+    """Copy by the kernels, which must support the source."""
     if not into_flat:
         source = source.contiguous()
         result = source.new_empty((*layout.shape, *source.shape[1:]))
@@ -191,16 +191,16 @@ def _copy(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: comp
 def to_padded(
     values: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide, time: int, fill: complex
 ) -> Tensor:
-    """Turn flat values into `(batch, time, *features)` or `(time, batch, *features)`."""
+    """Convert flat values to `(batch, time, *features)` or `(time, batch, *features)`."""
     if fill == 0 and time == lengths.longest and _copies_fast(values, lengths):
         return pad_sequence(list(values.split(lengths.counts)), batch_first, 0, side)
     return _convert(values, _Padded(lengths, batch_first, side, time), False, fill)
 
 
 def _copies_fast(values: Tensor, lengths: Lengths) -> bool:
-    """Return True if copying sequence by sequence takes less time than planning a gather: few of them, on the CPU.
+    """Return True if copying sequence by sequence is faster than planning a gather: few of them, on the CPU.
 
-    Not where a backward pass may follow, which would fill as many tensors of the size of all.
+    False if a backward pass may follow, because that would fill one tensor of full size for each sequence.
     """
     if _kernels.IS_THERE or not values.is_cpu or not lengths.total or values.requires_grad or is_transformed():
         return False
@@ -208,7 +208,7 @@ def _copies_fast(values: Tensor, lengths: Lengths) -> bool:
 
 
 def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:
-    """Turn a padded tensor into flat values; what stands in its padding is never read."""
+    """Convert a padded tensor to flat values; its padding is never read."""
     if side == "right" and _copies_fast(padded, lengths):
         sequences = zip(padded.unbind(0 if batch_first else 1), lengths.counts, strict=True)
         return torch.cat([sequence[:count] for sequence, count in sequences])
@@ -216,26 +216,26 @@ def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: Paddi
 
 
 def from_masked(padded: Tensor, mask: Tensor, batch_first: bool) -> Tensor:
-    """Turn a padded tensor into flat values by its mask, a host tensor of the same layout without holes."""
+    """Convert a padded tensor to flat values by its mask, a host tensor of the same layout without holes."""
     plan = masked_plan(mask, batch_first).to(padded.device)
     return rearrange(padded.flatten(0, 1), plan)
 
 
 def to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
-    """Turn flat values into PyTorch's packed form; no length may be 0."""
+    """Convert flat values to PyTorch's packed form; no length may be 0."""
     data = _convert(values, _Packed(lengths), False)
-    # Copies, for what is kept is of use later, and the caller may write to what he is given.
+    # Copies, because callers may modify the result, and the originals are cached.
     orders = [lengths.on(name, values.device).clone() for name in ("order", "rank")]
     return PackedSequence(data, lengths.batch_sizes.clone(), *orders)
 
 
 def from_packed(data: Tensor, lengths: Lengths) -> Tensor:
-    """Turn the data of a PackedSequence into flat values; the lengths hold its order."""
+    """Convert the data of a PackedSequence to flat values; the lengths hold its order."""
     return _convert(data, _Packed(lengths), True)
 
 
 def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
-    """Turn flat values into a nested tensor of jagged layout, a view of them."""
+    """Convert flat values to a nested tensor of jagged layout, a view of them."""
     return _apply(_ToNested, values, lengths) if values.requires_grad else _nest(values, lengths)
 
 
@@ -257,8 +257,8 @@ def _values(nested: Any) -> Tensor:
 
 
 def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
-    """Turn a nested tensor of jagged layout into flat values, a view of it unless it has holes, and their lengths."""
-    jagged: Any = nested  # torch gives the methods of this layout no types
+    """Convert a nested tensor of jagged layout to flat values, a view of it unless it has holes, and lengths."""
+    jagged: Any = nested  # because torch does not annotate the methods of this layout
     offsets, counts, values = jagged.offsets(), jagged.lengths(), _values(nested)
     lengths = Lengths(tuple((offsets.diff() if counts is None else counts).tolist()))
     starts = offsets.cpu()

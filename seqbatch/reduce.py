@@ -13,10 +13,10 @@ from seqbatch.errors import SeqbatchTypeError
 
 
 class Reductions(ABC):
-    """What a SequenceBatch can be reduced to.
+    """The reductions of a SequenceBatch.
 
-    All give a new Tensor `(batch, *features)` through which gradients flow. A sequence of no steps gives zeros and
-    takes no gradient: there is nothing to reduce, and a NaN would reach every other sequence through the loss.
+    All return a new Tensor `(batch, *features)` through which gradients flow. An empty sequence yields zeros and gets
+    no gradient, because a NaN would reach every other sequence through the loss.
     """
 
     __slots__ = ()
@@ -25,13 +25,13 @@ class Reductions(ABC):
 
     @abstractmethod
     def with_values(self, values: Tensor) -> Self:
-        """Give the same structure other values."""
+        """Build a batch of the same structure and other values."""
 
     def sum(self) -> Tensor:
-        """Add up the steps of each sequence.
+        """Sum the steps of each sequence.
 
         Returns:
-            `(batch, *features)`; integers and bools give int64, as `torch.sum`.
+            `(batch, *features)`; int64 for integers and bools, as `torch.sum`.
 
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).sum()
         tensor([3, 3])
@@ -39,7 +39,7 @@ class Reductions(ABC):
         return reduce(self.values, self._lengths, "sum")
 
     def mean(self) -> Tensor:
-        """Average the steps of each sequence: real steps only, each sequence by its own length.
+        """Average the steps of each sequence, over its own length.
 
         Returns:
             `(batch, *features)`, the dtype of the values.
@@ -55,13 +55,13 @@ class Reductions(ABC):
         return reduce(self.values, self._lengths, "mean")
 
     def max(self) -> Tensor:
-        """Take the largest step of each sequence, feature by feature, as `torch.amax`.
+        """Return the largest step of each sequence, feature by feature, as `torch.amax`.
 
         Returns:
             `(batch, *features)`, the dtype of the values; steps that are equally large share the gradient.
 
         Raises:
-            SeqbatchTypeError: the dtype is complex or uint64, of which PyTorch knows no largest.
+            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no maximum.
 
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).max()
         tensor([2, 3])
@@ -70,13 +70,13 @@ class Reductions(ABC):
         return reduce(self.values, self._lengths, "max")
 
     def min(self) -> Tensor:
-        """Take the smallest step of each sequence, feature by feature, as `torch.amin`.
+        """Return the smallest step of each sequence, feature by feature, as `torch.amin`.
 
         Returns:
             `(batch, *features)`, the dtype of the values; steps that are equally small share the gradient.
 
         Raises:
-            SeqbatchTypeError: the dtype is complex or uint64, of which PyTorch knows no smallest.
+            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no minimum.
 
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).min()
         tensor([1, 3])
@@ -85,7 +85,7 @@ class Reductions(ABC):
         return reduce(self.values, self._lengths, "min")
 
     def first(self) -> Tensor:
-        """Take the first step of each sequence.
+        """Return the first step of each sequence.
 
         Returns:
             `(batch, *features)`, any dtype.
@@ -96,10 +96,10 @@ class Reductions(ABC):
         return reduce(self.values, self._lengths, "first")
 
     def last(self) -> Tensor:
-        """Take the last real step of each sequence, which is not the last of a padded tensor.
+        """Return the last real step of each sequence, which is not the last of a padded tensor.
 
-        Of the outputs of a two-way layer the backward half has seen one step there: what sums up the whole sequence
-        is `state.last()`.
+        In the outputs of a bidirectional layer, the backward half has seen only one step there. The summary of the
+        whole sequence is `state.last()`.
 
         Returns:
             `(batch, *features)`, any dtype.

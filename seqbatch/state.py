@@ -14,7 +14,7 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
 class _TensorState(State):
-    """A state made of tensors `(num_layers, num_directions, batch, size)`, the first of which is the hidden state."""
+    """A state of tensors `(num_layers, num_directions, batch, size)`, the first of which is the hidden state."""
 
     __slots__ = ()
     _instead = "Call encode_with_state(layer, sequences, state); for a layer of PyTorch itself call state.to_torch()."
@@ -24,9 +24,9 @@ class _TensorState(State):
 
     @classmethod
     def _of(cls, tensors: Iterable[Tensor]) -> Self:
-        """Make a state of tensors that are known to make one."""
+        """Build a state from valid tensors, without checks."""
         state = cls.__new__(cls)
-        # As attrs does it, but in words that `torch.compile` understands.
+        # As attrs does it, but in a form that `torch.compile` can trace.
         for name, tensor in zip(cls._names, tensors, strict=True):
             object.__setattr__(state, name, tensor)
         return state
@@ -37,7 +37,7 @@ class _TensorState(State):
         return self.hidden.shape[2]
 
     def last(self) -> Tensor:
-        """What the top layer holds at the end of each sequence, all directions: the summary of the sequence.
+        """Return the top layer's hidden state at the end of each sequence, for all directions: its summary.
 
         Returns:
             `(batch, num_directions * size)`: the forward direction after its last step, joined to the backward one
@@ -69,7 +69,7 @@ class _TensorState(State):
 
 
 def _require_part(subject: str, value: object) -> Tensor:
-    """Return a part of a state if it may be one, else raise."""
+    """Return the value if it is a floating Tensor of four dimensions, else raise."""
     tensor = _checks.require_tensor(subject, value)
     if not tensor.is_floating_point():
         raise complaint(SeqbatchTypeError, subject, "be floating", tensor.dtype)
@@ -88,7 +88,7 @@ class RNNState(_TensorState):
         hidden: `(num_layers, num_directions, batch, size)`, floating.
 
     Raises:
-        SeqbatchTypeError: it is no Tensor, or not floating.
+        SeqbatchTypeError: it is not a Tensor, or not floating.
         SeqbatchValueError: it has another number of dimensions.
 
     >>> RNNState(torch.zeros(2, 1, 3, 8)).last().shape
@@ -102,7 +102,7 @@ class RNNState(_TensorState):
         object.__setattr__(self, "hidden", _require_part("hidden", hidden))
 
     def to_torch(self) -> Tensor:
-        """Give PyTorch's layout.
+        """Convert to PyTorch's layout.
 
         Returns:
             `(num_layers * num_directions, batch, size)`, a view where memory allows; gradients flow.
@@ -114,17 +114,17 @@ class RNNState(_TensorState):
 
     @classmethod
     def from_torch(cls, hx: Tensor, layer: nn.Module) -> Self:
-        """Take over a state in PyTorch's layout.
+        """Convert a state from PyTorch's layout.
 
         Args:
             hx: `(num_layers * num_directions, batch, size)`, floating.
-            layer: the `nn.GRU` or `nn.RNN` that it belongs to, which tells layers from directions.
+            layer: the `nn.GRU` or `nn.RNN` that it belongs to, which defines the numbers of layers and directions.
 
         Returns:
             a state that is a view of it, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: `hx` is no floating Tensor, or the layer no such layer.
+            SeqbatchTypeError: `hx` is not a floating Tensor, or `layer` is of another type.
             SeqbatchValueError: `hx` has another shape than the layer's.
 
         >>> RNNState.from_torch(torch.zeros(4, 3, 8), nn.GRU(5, 8, num_layers=2, bidirectional=True))
@@ -142,7 +142,7 @@ class LSTMState(_TensorState):
         cell: `(num_layers, num_directions, batch, hidden_size)`, floating.
 
     Raises:
-        SeqbatchTypeError: one is no Tensor, or not floating.
+        SeqbatchTypeError: one is not a Tensor, or not floating.
         SeqbatchValueError: one has another number of dimensions, or they differ in more than the size.
 
     >>> LSTMState(torch.zeros(2, 1, 3, 8), torch.zeros(2, 1, 3, 8)).last().shape
@@ -161,7 +161,7 @@ class LSTMState(_TensorState):
             raise _unlike(cell, hidden)
 
     def to_torch(self) -> tuple[Tensor, Tensor]:
-        """Give PyTorch's layout.
+        """Convert to PyTorch's layout.
 
         Returns:
             hidden and cell, each `(num_layers * num_directions, batch, size)`, views where memory allows; gradients
@@ -175,17 +175,17 @@ class LSTMState(_TensorState):
 
     @classmethod
     def from_torch(cls, hx: tuple[Tensor, Tensor], layer: nn.Module) -> Self:
-        """Take over a state in PyTorch's layout.
+        """Convert a state from PyTorch's layout.
 
         Args:
             hx: hidden and cell, each `(num_layers * num_directions, batch, size)`, floating.
-            layer: the `nn.LSTM` that it belongs to, which tells layers from directions.
+            layer: the `nn.LSTM` that it belongs to, which defines the numbers of layers and directions.
 
         Returns:
             a state that is a view of them, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: `hx` is no pair of floating Tensors, or the layer no such layer.
+            SeqbatchTypeError: `hx` is not a pair of floating Tensors, or `layer` is of another type.
             SeqbatchValueError: one has another shape than the layer's, or they differ in batch, dtype or device.
 
         >>> LSTMState.from_torch((torch.zeros(2, 3, 8), torch.zeros(2, 3, 8)), nn.LSTM(5, 8, bidirectional=True))
@@ -197,7 +197,7 @@ class LSTMState(_TensorState):
 
 
 def _unlike(cell: Tensor, hidden: Tensor) -> SeqbatchValueError:
-    """Make the error for a cell state that differs from the hidden state in more than the size."""
+    """Build the error for a cell state that differs from the hidden state in more than the size."""
     compared = [
         ("layers, directions and batch", tuple(cell.shape[:3]), tuple(hidden.shape[:3])),
         ("dtype", cell.dtype, hidden.dtype),
@@ -218,6 +218,6 @@ def _split_directions(subject: str, hx: Tensor, layer: Any, modes: tuple[str, ..
     if hx.dim() != 3 or hx.shape[0] != layers * directions or hx.shape[2] != size:
         made_of = f"{_checks.counted(layers, 'layer')} x {_checks.counted(directions, 'direction')}"
         must = f"have shape ({layers * directions}, batch, {size}), {made_of}"
-        remedy = f"For a state without a batch give {subject}[:, None]." if hx.dim() == 2 else ""
+        remedy = f"For a state without a batch pass {subject}[:, None]." if hx.dim() == 2 else ""
         raise complaint(SeqbatchValueError, subject, must, tuple(hx.shape), remedy)
     return hx.view(layers, directions, *hx.shape[1:])

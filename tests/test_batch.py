@@ -135,11 +135,11 @@ def test_map_and_with_values(lengths: list[int]) -> None:
         (
             lambda b: b.map(torch.add, torch.zeros(2)),
             SeqbatchTypeError,
-            r"^`others\[0\]` must be a SequenceBatch; got a torch.Tensor. For a row for each step give "
+            r"^`others\[0\]` must be a SequenceBatch; got a torch.Tensor. For a row for each step pass "
             r"batch.with_values\(tensor\), for each sequence "
             r"batch.with_values\(tensor.repeat_interleave\(batch.offsets.diff\(\), 0\)\).$",
         ),
-        (lambda b: b.map(torch.add, b, torch.zeros(2)), SeqbatchTypeError, r"^`others\[1\]` must .* give batch.with_v"),
+        (lambda b: b.map(torch.add, b, torch.zeros(2)), SeqbatchTypeError, r"^`others\[1\]` must .* pass batch.with_v"),
         (lambda b: b.map(len), SeqbatchTypeError, r"`function\(values\)` must be a Tensor; got an int."),
         (
             lambda b: b.map(torch.sum),

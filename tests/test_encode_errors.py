@@ -33,7 +33,7 @@ NO_KIND = r"`sequences` must be a list or tuple of Tensors, a Tensor, a Sequence
     [
         (3, XS, SeqbatchTypeError, r"`layer` must be an nn\.Module; got an int\."),
         (torch.relu, XS, SeqbatchTypeError, r"`layer` must be an nn\.Module; got a builtin_function_or_method\."),
-        (nn.LSTM, XS, SeqbatchTypeError, r"`layer` must be an nn\.Module; got a type\. Give a layer, not its class\."),
+        (nn.LSTM, XS, SeqbatchTypeError, r"`layer` must be an nn\.Module; got a type\. Pass a layer, not its class\."),
         (
             nn.Bilinear(3, 3, 3),
             XS,
@@ -158,7 +158,7 @@ def hidden(*shape: int, **options: Any) -> Tensor:
             GRU,
             LSTMState(hidden(1, 2, 3, 2), hidden(1, 2, 3, 2)),
             SeqbatchTypeError,
-            r"`state` must be an RNNState, .*; got a seqbatch\.state\.LSTMState\. It is that of another kind of",
+            r"`state` must be an RNNState, .*; got a seqbatch\.state\.LSTMState\. It is that of another type of",
         ),
         (
             LSTM,

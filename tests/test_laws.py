@@ -199,7 +199,7 @@ def test_an_encoder_that_is_wrong_in_one_of_two_ways_is_caught(
 
 def test_outputs_that_refuse_nothing_are_caught() -> None:
     register_recurrent(wrong.MyGRU, outputs=wrong.refuses_nothing)(wrong.run)
-    with pytest.raises(AssertionError, match="None is no SeqbatchValueError"):
+    with pytest.raises(AssertionError, match="None is not a SeqbatchValueError"):
         LAWS["refused, from no state"](wrong.my_gru())
 
 

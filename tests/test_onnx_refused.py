@@ -29,7 +29,7 @@ def half_in_training() -> nn.Module:
 
 
 GRU, CONVOLVED = Tagger("gru").eval(), Layered(nn.Conv1d(4, 3, 3)).eval()
-MUST_GIVE = r"^`model` must give SequenceBatches, states and Tensors; got "
+MUST_GIVE = r"^`model` must return SequenceBatches, states and Tensors; got "
 
 
 @pytest.mark.parametrize(
@@ -39,8 +39,8 @@ MUST_GIVE = r"^`model` must give SequenceBatches, states and Tensors; got "
         (Tagger("gru"), tokens([3, 2]), SeqbatchValueError, r"`model` must be in evaluation mode; got training mode\."),
         (half_in_training(), tokens([3, 2]), SeqbatchValueError, r"; got training mode of `head\.0` in it\. Call its"),
         (GRU, [torch.zeros(3)], SeqbatchTypeError, r"^`example` must be a SequenceBatch; got a list\.$"),
-        (GRU, tokens([3]), SeqbatchValueError, r"^`example` must have 2 sequences and 2 steps at least"),
-        (GRU, tokens([1, 0]), SeqbatchValueError, r"^`example` must have 2 sequences and 2 steps at"),
+        (GRU, tokens([3]), SeqbatchValueError, r"^`example` must have at least 2 sequences and 2 steps"),
+        (GRU, tokens([1, 0]), SeqbatchValueError, r"^`example` must have at least 2 sequences and 2 st"),
         (
             Tagger("projected").eval(),
             tokens([3, 2]),
@@ -55,7 +55,7 @@ MUST_GIVE = r"^`model` must give SequenceBatches, states and Tensors; got "
             Told(lambda batch: {0: batch, "0": batch}).eval(),
             signals([3, 2]),
             SeqbatchValueError,
-            r"^`model` must give results whose names differ; got output_0 twice\.$",
+            r"^`model` must return results whose names differ; got output_0 twice\.$",
         ),
         (
             Told(lambda batch: batch.map(torch.erfinv)).eval(),

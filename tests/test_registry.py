@@ -208,7 +208,7 @@ def test_an_encoder_that_changes_the_lengths_gives_every_kind() -> None:
             torch.zeros(3),
             r"`encoder\(layer, batch\)` must be a SequenceBatch; got a torch\.Tensor\. ",
         ),
-        (register_recurrent, SequenceBatch(torch.zeros(3), [3]), r"must give a pair \(batch, state\); got a seqbatch"),
+        (register_recurrent, SequenceBatch(torch.zeros(3), [3]), r"must return a pair \(batch, state\); got a seqba"),
         (
             register_recurrent,
             (torch.zeros(3), None),
@@ -264,7 +264,7 @@ def test_when_must_be_a_function(wrong: Any, found: str) -> None:
 
 
 def test_is_recurrent_refuses_what_is_no_layer_and_what_nobody_handles() -> None:
-    with pytest.raises(SeqbatchTypeError, match=r"`layer` must be an nn\.Module; got a type\. Give a layer, not its"):
+    with pytest.raises(SeqbatchTypeError, match=r"`layer` must be an nn\.Module; got a type\. Pass a layer, not its"):
         is_recurrent(nn.LSTM)  # type: ignore[arg-type]  # wrong
     with pytest.raises(UnsupportedLayerError, match=r"`layer` must have an encoder; got a .*Base: none is registered"):
         is_recurrent(Base())

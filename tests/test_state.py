@@ -73,7 +73,7 @@ FOUR = torch.zeros(2, 1, 3, 4)
         (
             lambda: ContainerState((rnn_state(3), None, lstm_state(2))),
             SeqbatchValueError,
-            r"`states` must be of one number of sequences; got \[2, 3\]\.",
+            r"`states` must have the same batch size; got \[2, 3\]\.",
         ),
         (lambda: RNNState(FOUR.long()), SeqbatchTypeError, r"`hidden` must be floating; got torch\.int64\."),
         (
@@ -94,7 +94,7 @@ def test_a_container_holds_states_of_any_kind() -> None:
     state = ContainerState((counts, rnn_state(3), None, inner, {"any": "thing"}))
     assert state.batch_size == 3  # by those that say
     assert ContainerState((inner, counts)).batch_size == 0
-    with pytest.raises(SeqbatchValueError, match=r"`states` must be of one number of sequences; got \[2, 3\]\."):
+    with pytest.raises(SeqbatchValueError, match=r"`states` must have the same batch size; got \[2, 3\]\."):
         ContainerState((inner, ContainerState((inner, rnn_state(2))), rnn_state(3)))
     moved = ContainerState((counts, rnn_state(3), inner)).to(torch.float32).detach()
     assert {part.dtype for part in tensors_of(moved)} == {torch.float32}

@@ -78,12 +78,12 @@ PAIR = (torch.zeros(2, 3, 4), torch.zeros(2, 3, 4))
             lambda: RNNState.from_torch(PAIR[0][0], nn.GRU(5, 4, 2)),
             SeqbatchValueError,
             r"`hx` must have shape \(2, batch, 4\), 2 layers x 1 direction; got \(3, 4\)\. For a state without a batch "
-            r"give hx\[:, None\]\.",
+            r"pass hx\[:, None\]\.",
         ),
         (
             lambda: LSTMState.from_torch((PAIR[0], PAIR[1][0]), nn.LSTM(5, 4, 2)),
             SeqbatchValueError,
-            r"`hx\[1\]` must have shape .*; got \(3, 4\)\. For a state without a batch give hx\[1\]\[:, None\]\.",
+            r"`hx\[1\]` must have shape .*; got \(3, 4\)\. For a state without a batch pass hx\[1\]\[:, None\]\.",
         ),
         (
             lambda: RNNState.from_torch(PAIR[0], nn.RNN(5, 3, 2)),

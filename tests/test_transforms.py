@@ -180,8 +180,8 @@ PADDED = torch.randn(2, 3, 4)
 )
 def test_lengths_are_not_mapped_over(subject: str, call: Any, given: Tensor) -> None:
     said = (
-        f"`{subject}` must be one for all that torch.func.vmap maps over; got a Tensor that it maps over. Give it "
-        "in_dims=None there, or join what is mapped over to one batch, which needs no vmap."
+        f"`{subject}` must be one for all that torch.func.vmap maps over; got a Tensor that it maps over. Pass "
+        "in_dims=None for it, or join the samples to one batch, which needs no vmap."
     )
 
     def below(given: Tensor) -> Any:

@@ -1,6 +1,6 @@
-"""Conversions: the methods of SequenceBatch that make it from other layouts and turn it into them.
+"""Conversions: the methods of SequenceBatch that convert from and to other layouts.
 
-A conversion is one gather, and its backward pass another, which also stands for gradients of higher order.
+A conversion is one gather, and its backward pass is another, which can be differentiated again.
 """
 
 from seqbatch.conversions._from import FromLayouts

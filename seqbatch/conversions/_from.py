@@ -1,4 +1,4 @@
-"""What a SequenceBatch can be made from."""
+"""The class methods that build a SequenceBatch from other layouts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -20,29 +20,29 @@ from seqbatch.errors import SeqbatchValueError
 
 
 class FromLayouts(ABC):
-    """The methods that make a SequenceBatch of other layouts. What stands in padding reaches no value or gradient."""
+    """The methods that build a SequenceBatch from other layouts. Padding never affects a value or a gradient."""
 
     __slots__ = ()
 
     @classmethod
     @abstractmethod
     def _of(cls, values: Tensor, lengths: Lengths) -> Self:
-        """Make a batch of a structure that is at hand."""
+        """Build a batch from `Lengths`, without checks."""
 
     @classmethod
     def from_sequences(cls, sequences: Iterable[Tensor]) -> Self:
         """Join sequences of unequal length into a batch.
 
         Args:
-            sequences: any iterable of Tensors `(steps, *features)` of equal features, dtype and device. With no
-                sequences, features and dtype are not known: it makes a batch of none with features `()`, which every
-                layer takes, and `concat` joins to any other. `batch[[]]` keeps those of a batch.
+            sequences: any iterable of Tensors `(steps, *features)` of equal features, dtype and device. If it is
+                empty, features and dtype are unknown. The batch then has size 0 and features `()`; every layer takes
+                it, and `concat` joins it to any other. `batch[[]]` keeps the features and dtype of a batch.
 
         Returns:
             a batch of copies, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: this is no iterable of Tensors, or it is a Tensor or a PackedSequence itself.
+            SeqbatchTypeError: `sequences` is not an iterable of Tensors, or is a Tensor or a PackedSequence itself.
             SeqbatchValueError: a sequence has no dimension of steps, or differs from the first.
 
         >>> SequenceBatch.from_sequences([torch.zeros(10, 5), torch.zeros(7, 5)])
@@ -66,7 +66,7 @@ class FromLayouts(ABC):
 
         Args:
             padded: `(batch, time, *features)` if batch_first, else `(time, batch, *features)`.
-            lengths: `(batch,)`, integers, in steps; a Tensor on a device is copied to the host, which waits for it.
+            lengths: `(batch,)`, integers, in steps; a Tensor on a device is copied to the host, which synchronizes.
             batch_first: which of the first two axes of `padded` is the batch.
             padding_side: the side on which shorter sequences are padded.
 
@@ -74,9 +74,9 @@ class FromLayouts(ABC):
             a batch of copies, through which gradients flow; those of padding are 0.
 
         Raises:
-            SeqbatchTypeError: `padded` is no Tensor, the lengths are no integers, or batch_first is no bool.
+            SeqbatchTypeError: `padded` is not a Tensor, the lengths are not integers, or batch_first is not a bool.
             SeqbatchValueError: `padded` has fewer than two axes, there are not as many lengths as sequences, a length
-                is negative or above the time axis, or padding_side is no side.
+                is negative or above the time axis, or padding_side is neither "right" nor "left".
 
         Source: the inverse of `torch.nn.utils.rnn.pad_sequence`.
 
@@ -98,19 +98,19 @@ class FromLayouts(ABC):
 
     @classmethod
     def from_mask(cls, padded: Tensor, mask: Tensor, *, batch_first: bool) -> Self:
-        """Read the steps out of a padded tensor that a mask calls real: padding on the right, left or both sides.
+        """Read the steps of a padded tensor where a mask is True; padding may be on the right, left or both sides.
 
         Args:
             padded: `(batch, time, *features)` if batch_first, else `(time, batch, *features)`.
             mask: the first two axes of `padded`, bool, True on real steps; on a device it is copied to the host,
-                which waits for it.
+                which synchronizes.
             batch_first: which of the first two axes of `padded` and `mask` is the batch.
 
         Returns:
             a batch of copies, through which gradients flow; those of padding are 0.
 
         Raises:
-            SeqbatchTypeError: `padded` is no Tensor, the mask is no bool Tensor, or batch_first is no bool.
+            SeqbatchTypeError: `padded` is not a Tensor, the mask is not a bool Tensor, or batch_first is not a bool.
             SeqbatchValueError: `padded` has fewer than two axes, the mask has another shape, or it has a hole: a False
                 between two True.
 
@@ -131,14 +131,14 @@ class FromLayouts(ABC):
         """Unpack PyTorch's packed form, into the order the sequences had before packing.
 
         Args:
-            packed: its data `(total_steps, *features)`; indices on a device are copied to the host, which waits for it.
+            packed: its data `(total_steps, *features)`; indices on a device are copied to the host, which synchronizes.
 
         Returns:
             a batch of copies, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: this is no PackedSequence, its data are no Tensor, or its batch sizes or indices no
-                integer Tensors of one axis.
+            SeqbatchTypeError: this is not a PackedSequence, its data are not a Tensor, or its batch sizes or indices
+                are not integer Tensors of one axis.
             SeqbatchValueError: its data have no dimension of steps; its batch sizes rise, are below 1, or do not add up
                 to its data; or its sorted and unsorted indices are not both there (or both None), do not name each
                 sequence once, or do not undo each other.
@@ -151,7 +151,7 @@ class FromLayouts(ABC):
         """
         refuse_in_a_graph("the sizes of a PackedSequence")
         unpacked = outside_inference_mode(lambda: _rows.unpack(packed))
-        if unpacked is None:  # because the kernels do not serve it, or it is wrong
+        if unpacked is None:  # because the kernels do not support it, or it is invalid
             lengths = Lengths.from_batch_sizes(*_layout_checks.require_packed("packed", packed))
         else:
             lengths = Lengths.from_packed(*unpacked, packed.data.shape[0])
@@ -159,19 +159,19 @@ class FromLayouts(ABC):
 
     @classmethod
     def from_nested(cls, nested: Tensor) -> Self:
-        """Take over the values of a nested tensor of jagged layout.
+        """Convert a nested tensor of jagged layout.
 
         Args:
-            nested: `(batch, steps, *features)` of unequal steps; offsets on a device are copied to the host, which
-                waits for it.
+            nested: `(batch, steps, *features)`, whose second axis is ragged; offsets on a device are copied to the
+                host, which synchronizes.
 
         Returns:
             a batch that is a view of it (a copy if some of its values are in no sequence), through which gradients
             flow.
 
         Raises:
-            SeqbatchTypeError: this is no nested Tensor of jagged layout.
-            SeqbatchValueError: its unequal axis is not the second.
+            SeqbatchTypeError: this is not a nested Tensor of jagged layout.
+            SeqbatchValueError: its ragged axis is not the second.
 
         Source: `torch.nested`.
 
@@ -185,20 +185,20 @@ class FromLayouts(ABC):
 
     @classmethod
     def from_offsets(cls, values: Tensor, offsets: Sequence[int] | Tensor) -> Self:
-        """Take flat values and the offset of each sequence in them, as ragged attention kernels do (`cu_seqlens`).
+        """Build a batch from flat values and the offset of each sequence, as ragged attention takes (`cu_seqlens`).
 
         Args:
             values: `(total_steps, *features)`.
-            offsets: `(batch + 1,)`, integers, in steps: from 0, never falling, to total_steps; a Tensor on a device
-                is copied to the host, which waits for it.
+            offsets: `(batch + 1,)`, integers, in steps: non-decreasing, from 0 to total_steps; a Tensor on a device
+                is copied to the host, which synchronizes.
 
         Returns:
             a batch of these very values.
 
         Raises:
-            SeqbatchTypeError: the values are no Tensor, or the offsets no integers.
-            SeqbatchValueError: the values have no dimension of steps, or the offsets do not start at 0, fall somewhere,
-                or do not end at total_steps.
+            SeqbatchTypeError: the values are not a Tensor, or the offsets are not integers.
+            SeqbatchValueError: the values have no dimension of steps, or the offsets do not start at 0, decrease
+                somewhere, or do not end at total_steps.
 
         >>> SequenceBatch.from_offsets(torch.zeros(9, 5), [0, 2, 2, 9]).lengths
         (2, 0, 7)

@@ -1,4 +1,4 @@
-"""What a SequenceBatch can be turned into."""
+"""The methods that convert a SequenceBatch to other layouts."""
 
 import torch
 from torch import Tensor
@@ -15,14 +15,14 @@ from seqbatch.errors import SeqbatchValueError
 
 
 class ToLayouts:
-    """The methods that turn a SequenceBatch into other layouts."""
+    """The methods that convert a SequenceBatch to other layouts."""
 
     __slots__ = ()
     values: Tensor
     _lengths: Lengths
 
     def to_sequences(self) -> list[Tensor]:
-        """Give the sequences one by one.
+        """Return the sequences one by one.
 
         Returns:
             Tensors `(steps, *features)` in the caller's order, views of the values through which gradients flow.
@@ -44,7 +44,7 @@ class ToLayouts:
 
         Args:
             batch_first: which of the first two axes of the result is the batch.
-            padding_value: what stands in the padding; it must be a value of the dtype.
+            padding_value: the value of the padding, which the dtype must be able to represent.
             padding_side: the side on which shorter sequences are padded.
             total_length: steps to pad to, at least those of the longest sequence, which is the default.
 
@@ -53,8 +53,10 @@ class ToLayouts:
             gradients flow.
 
         Raises:
-            SeqbatchTypeError: batch_first is no bool, padding_value no number, or total_length no integer.
-            SeqbatchValueError: padding_value is no value of the dtype, padding_side no side, or total_length too short.
+            SeqbatchTypeError: batch_first is not a bool, padding_value is not a number, or total_length is not an
+                integer.
+            SeqbatchValueError: padding_value is not a value of the dtype, padding_side is neither "right" nor "left",
+                or total_length is too short.
 
         Source: `torch.nn.utils.rnn.pad_sequence`.
 
@@ -78,7 +80,7 @@ class ToLayouts:
             a PackedSequence that remembers the caller's order, a copy through which gradients flow.
 
         Raises:
-            SeqbatchValueError: a sequence has no steps, which the packed form cannot hold.
+            SeqbatchValueError: a sequence is empty, which the packed form cannot hold.
 
         Source: `torch.nn.utils.rnn.pack_sequence(..., enforce_sorted=False)`.
 
@@ -87,16 +89,16 @@ class ToLayouts:
         """
         if self._lengths.shortest == 0 and len(self._lengths):
             where = f"sequences[{self._lengths.counts.index(0)}]"
-            remedy = "PyTorch's packed form cannot hold a sequence of no steps: leave it out, by batch[indices]."
+            remedy = "PyTorch's packed form cannot hold an empty sequence: leave it out, by batch[indices]."
             raise complaint(SeqbatchValueError, where, "have a step to be packed", "0 steps", remedy)
         return layouts.to_packed(self.values, self._lengths)
 
     def to_nested(self) -> Tensor:
-        """Give the batch as a nested tensor of jagged layout.
+        """Convert to a nested tensor of jagged layout.
 
         Returns:
-            `(batch, steps, *features)` of unequal steps, a view of the values through which gradients flow. Those of
-            batches of one structure can be added and multiplied.
+            `(batch, steps, *features)`, whose second axis is ragged, a view of the values through which gradients
+            flow. Nested tensors of batches of the same structure can be added and multiplied.
 
         Source: `torch.nested.nested_tensor_from_jagged`.
 
@@ -109,7 +111,7 @@ class ToLayouts:
     def mask(
         self, *, batch_first: bool, padding_side: PaddingSide = "right", total_length: int | None = None
     ) -> Tensor:
-        """Tell real steps from padding in what `to_padded` gives with the same arguments.
+        """Compute the mask of real steps in what `to_padded` returns for the same arguments.
 
         Args:
             batch_first: which of the two axes of the result is the batch.
@@ -120,8 +122,8 @@ class ToLayouts:
             `(batch, time)` if batch_first, else `(time, batch)`, bool, True on real steps; a new Tensor.
 
         Raises:
-            SeqbatchTypeError: batch_first is no bool, or total_length no integer.
-            SeqbatchValueError: padding_side is no side, or total_length too short.
+            SeqbatchTypeError: batch_first is not a bool, or total_length is not an integer.
+            SeqbatchValueError: padding_side is neither "right" nor "left", or total_length is too short.
 
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).mask(batch_first=True)
         tensor([[ True,  True],
@@ -135,7 +137,7 @@ class ToLayouts:
         return to_device(mask(self._lengths, batch_first, side, time), self.values.device)
 
     def _time(self, total_length: int | None) -> int:
-        """Give the steps to pad to, or raise; in a graph it is the graph that raises, when it runs."""
+        """Return the number of steps to pad to, or raise; while tracing, add the check to the graph."""
         if not in_a_graph():
             return _layout_checks.require_total_length(total_length, self._lengths.longest)
         return graphs.longest(self._lengths.tensor) if total_length is None else graphs.require_integer(total_length)

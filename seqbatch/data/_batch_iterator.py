@@ -10,10 +10,10 @@ from seqbatch.errors import SeqbatchError
 
 
 class BatchIterator(Iterator[list[int]]):
-    """The batches of one pass, which begins when the first is drawn: a DataLoader with workers makes two and uses one.
+    """The batches of one pass. It begins at the first draw, because a DataLoader with workers creates two and uses one.
 
     Args:
-        epochs: those of the sampler.
+        epochs: the epochs of the sampler.
     """
 
     def __init__(self, epochs: Epochs) -> None:

@@ -19,16 +19,16 @@ class BucketBatchSampler(Sampler[list[int]]):
     """Batches of sequences of similar length, as the `batch_sampler` of a DataLoader: each sequence once per epoch.
 
     Sequences are shuffled and dealt into pools, each pool is sorted by length and cut into batches, and the batches are
-    shuffled. All of it follows from `seed` and the epoch. The batches that the processes have at the same time have
-    longest sequences of similar length. Every process has the same number of batches in every epoch, none of them
-    empty: for this a few are halved.
+    shuffled. All of it is determined by `seed` and the epoch. Batches that processes run at the same time have similar
+    longest sequences. Every process has the same number of batches in every epoch, none of them empty; for this a few
+    batches are halved.
 
     Iterate over `sampler.track(loader)`, which counts the batches that it returns. Each pass over it is an epoch, and
     the next pass is the next epoch. Its `state_dict` lets another process continue a pass that was left early. A pass
-    over the DataLoader itself is an epoch too, but cannot be continued, and moves nothing for the tracked loader.
+    over the DataLoader itself is an epoch too, but cannot be continued, and does not advance the tracked loader.
 
-    With several processes only that is allowed. The sampler shards the data itself; Lightning, accelerate and others
-    shard the batches of a DataLoader again, and leave what `track` returns as it is.
+    With several processes only the tracked loader is allowed. The sampler shards the data itself. Lightning, accelerate
+    and others shard the batches of a DataLoader again, but leave what `track` returns as it is.
 
     Args:
         lengths: `(sequences,)`, the steps of each sequence of the whole data set, by its index: integers or an integer
@@ -37,13 +37,13 @@ class BucketBatchSampler(Sampler[list[int]]):
         max_steps: the most steps of a batch, all its sequences together, in one process; padding does not count.
         shuffle: whether to shuffle. If not, all sequences are sorted by length, the shortest first, and every epoch is
             the same.
-        seed: what the order follows from, besides the epoch; the same in all processes.
+        seed: determines the order, with the epoch; the same in all processes.
         longest_first: whether an epoch begins with the batch of most steps, so that memory runs out at once or never.
-        pool: how many sequences are sorted together: more leave less padding, and fewer shuffle better. Without it
-            some 64 batches' worth; 1 gives random batches. It counts only with `shuffle`.
-        rank: which process this is, from 0. Without it as `torch.distributed` says when a pass begins, 0 if that is not
-            initialized.
-        world_size: the number of processes; in the same way, else 1.
+        pool: how many sequences are sorted together: more leave less padding, and fewer shuffle better. By default
+            about 64 batches' worth; 1 makes random batches. It is used only with `shuffle`.
+        rank: the index of this process, from 0. By default that of `torch.distributed` when a pass begins, or 0 if that
+            is not initialized.
+        world_size: the number of processes; by default that of `torch.distributed`, or 1.
 
     Raises:
         SeqbatchTypeError: an argument is not an integer, or `lengths` are not.
@@ -89,7 +89,7 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     @property
     def epoch(self) -> int:
-        """The epoch of the pass under way, else of the next pass, from 0.
+        """The epoch of the current pass, else of the next pass, from 0.
 
         >>> BucketBatchSampler([5, 1, 4], batch_size=2).epoch
         0
@@ -98,9 +98,9 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     @property
     def fill(self) -> float:
-        """The part that is not padding, of all batches of that epoch in all processes, each padded to its longest.
+        """The share of steps that are not padding, over all batches of that epoch, each padded to its longest.
 
-        `pool=1` gives that of random batches, to compare with. Without any steps it is 1.
+        For the share of random batches, to compare with, pass `pool=1`. Without any steps it is 1.
 
         >>> BucketBatchSampler([5, 1, 4, 2], batch_size=2, shuffle=False).fill  # 12 steps in 2 x 2 and 2 x 5
         0.8571428571428571
@@ -108,15 +108,15 @@ class BucketBatchSampler(Sampler[list[int]]):
         return self._epochs.plan(self.epoch).fill()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch of the next pass: it begins at the start, or where a loaded state is in that epoch.
+        """Set the epoch of the next pass, which begins at the start, or at a loaded state if that is in this epoch.
 
         Args:
             epoch: which epoch, from 0.
 
         Raises:
             SeqbatchTypeError: it is not an integer.
-            SeqbatchValueError: it is negative, or a state was loaded that it would lose: it is before the epoch of the
-                state, or another one before the next pass begins.
+            SeqbatchValueError: it is negative, or would discard a loaded state: it is before the epoch of the state, or
+                differs from it before the next pass begins.
 
         >>> sampler = BucketBatchSampler([5, 1, 4], batch_size=2)
         >>> sampler.set_epoch(3)
@@ -128,8 +128,8 @@ class BucketBatchSampler(Sampler[list[int]]):
     def track(self, loader: Iterable[Batch]) -> TrackedLoader[Batch]:
         """Return a loader of the same batches that counts them, so that it can resume.
 
-        Where the processes are those of `torch.distributed`, all of them must begin each pass, and compare its lengths,
-        arguments and position: one small collective.
+        If the processes are those of `torch.distributed`, all of them must begin each pass. They compare its lengths,
+        arguments and position by one small collective.
 
         Args:
             loader: a DataLoader whose `batch_sampler` is this sampler, or another iterable that returns one batch for
@@ -152,8 +152,8 @@ class BucketBatchSampler(Sampler[list[int]]):
         return TrackedLoader(self._epochs, loader)
 
     def _require_own(self, loader: object) -> None:
-        """Raise unless a loader may return the batches of this sampler, as they are."""
-        # With batch_size=None a DataLoader takes a batch sampler as its sampler.
+        """Raise if a loader is known to return other batches than this sampler."""
+        # Both, because with batch_size=None a DataLoader takes a batch sampler as its sampler.
         samplers = [getattr(loader, name, None) for name in ("batch_sampler", "sampler")]
         found = next((sampler for sampler in samplers if sampler is not None), self)
         if found is not self:

@@ -1,7 +1,7 @@
-"""encode_chunks: run a layer that carries a state on sequences that come in chunks, and hold one chunk at a time."""
+"""encode_chunks: run a layer that carries a state on sequences in chunks, with one chunk in memory at a time."""
 
 # mypy: disable-error-code="overload-overlap"
-# Overloads overlap on purpose, and the first that fits counts, as in `seqbatch.encode`.
+# Overloads overlap on purpose, and the first that matches is used, as in `seqbatch.encode`.
 
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -26,7 +26,7 @@ from seqbatch.state import LSTMState, RNNState
 T = TypeVar("T", bound=Tensor)
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
 
-# What treats every step by itself, so that it does not matter where a chunk ends.
+# Layers that treat every step by itself, so that it does not matter where a chunk ends.
 _STEPWISE: tuple[type[nn.Module], ...] = (
     *ELEMENTWISE,
     LockedDropout,
@@ -81,35 +81,32 @@ def encode_chunks(
     layer: nn.Module, chunks: Iterable[list[T]] | Iterable[tuple[T, ...]], state: Any = None
 ) -> Iterator[tuple[list[Tensor], Any]]: ...
 def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) -> Iterator[tuple[Any, Any]]:
-    """Run a layer that carries a state on sequences that come in chunks: what it gives is that of the whole.
+    """Run a layer that carries a state on sequences in chunks; the results equal those of the whole sequences.
 
-    For sequences longer than memory should hold, or not at an end yet. A chunk is read when it is asked for, and
-    nothing of it is kept but the state. Gradients stop between chunks, so memory stays that of one chunk in training
-    too, which is truncated back-propagation; under `torch.no_grad` it is less.
+    It is for sequences that are too long for memory, or that have not ended yet. A chunk is read when it is needed, and
+    only the state is kept. Gradients stop between chunks, which is truncated back-propagation through time. So training
+    takes the memory of one chunk, and `torch.no_grad` takes less.
 
-    Only layers of which it is known that chunks make no difference are run: recurrent ones of one direction, those that
-    treat every step by itself, and containers of such. A layer that is quantized to int8 is refused, unless it is a
-    cell, because it rounds by the range of what it is given. A recurrent layer that is registered is taken at its word.
-    In training mode a layer with statistics or a mask of its own, such as `nn.BatchNorm1d` and `LockedDropout`, has
-    them of each chunk.
+    It runs only layers that are known to return the same for chunks: recurrent ones of one direction, those that treat
+    every step by itself, and containers of these. A layer quantized to int8 is refused, unless it is a cell, because it
+    rounds by the range of its input. A registered recurrent layer is not checked. In training mode, layers such as
+    `nn.BatchNorm1d` and `LockedDropout` compute their statistics or mask for each chunk.
 
     Args:
         layer: as for `encode_with_state`, but of one direction and without windows, attention or pools over steps.
-        chunks: any iterable of what `encode_with_state` takes, each the next steps of the same sequences; one that has
-            ended has no steps in later chunks. A long Tensor is cut by its `split`.
-        state: the state to start from, as for `encode_with_state`.
+        chunks: any iterable of inputs of `encode_with_state`, each the next steps of the same sequences. A sequence
+            that has ended is empty in later chunks. Split a long Tensor by its `split`.
+        state: the initial state, as for `encode_with_state`.
 
     Returns:
-        an iterator over one pair for each chunk: the outputs, as the same kind, and the state after the chunk. Within
-        the chunk gradients flow, from the first chunk also to the state that it starts from.
+        an iterator over one pair for each chunk: the outputs, in the layout of the chunk, and the state after the
+        chunk. Gradients flow within a chunk, and from the first chunk to the initial state.
 
     Raises:
-        SeqbatchTypeError: the layer is not an `nn.Module`, or the chunks are not an iterable, or one thing to encode.
-        UnsupportedLayerError: no encoder handles the layer, it keeps no state, or it is not known that chunks make no
-            difference to it.
-        SeqbatchError: when a chunk is asked for, as `encode_with_state`; also a SeqbatchValueError if it has another
-            number of sequences than the first, and a SeqbatchTypeError if gradients are recorded and the state has no
-            `detach`.
+        SeqbatchTypeError: the layer is not an `nn.Module`, or the chunks are not an iterable, or are one input.
+        UnsupportedLayerError: no encoder handles the layer, it keeps no state, or its results for chunks may differ.
+        SeqbatchError: when a chunk is read, as `encode_with_state`; also a SeqbatchValueError if it has another batch
+            size than the first, and a SeqbatchTypeError if gradients are recorded and the state has no `detach`.
 
     >>> gru, long = nn.GRU(5, 3), torch.randn(1000, 5)
     >>> parts = [outputs for outputs, state in encode_chunks(gru, long.split(300))]
@@ -120,7 +117,7 @@ def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) ->
         raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
     _require_no_borders("layer", layer)
     if isinstance(chunks, (Tensor, SequenceBatch, PackedSequence)) or not isinstance(chunks, Iterable):
-        remedy = "Cut it by chunks.split(1000)." if isinstance(chunks, Tensor) else "For one chunk give [chunk]."
+        remedy = "Cut it by chunks.split(1000)." if isinstance(chunks, Tensor) else "For one chunk pass [chunk]."
         raise complaint(SeqbatchTypeError, "chunks", "be an iterable of chunks", type_name(chunks), remedy)
     return _run(layer, chunks, state)
 
@@ -128,14 +125,14 @@ def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) ->
 def _run(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[Any, Any]]:
     size = None
     numbers = count()
-    for chunk in chunks:  # not by `enumerate`, which holds what it gave last
+    for chunk in chunks:  # not by `enumerate`, because it keeps a reference to the last chunk
         i = next(numbers)
         try:
             batch, close = open_kind(chunk, layer)
             size = batch.batch_size if size is None else size
             if batch.batch_size != size:
                 must = f"be of {counted(size, 'sequence')}, as chunks[0]"
-                remedy = "A sequence that has ended has no steps."
+                remedy = "Pass an empty sequence for one that has ended."
                 raise complaint(SeqbatchValueError, f"chunks[{i}]", must, batch.batch_size, remedy)
             outputs, state = encode_with_state(layer, batch, state)
         except Exception as error:
@@ -143,37 +140,37 @@ def _run(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[
             raise
         yield close(outputs), state
         state = _cut(state)
-        # So that none of it is held while the next chunk is read.
+        # Deleted, so that the memory is free while the next chunk is read.
         del chunk, batch, close, outputs
 
 
 def _cut(state: Any) -> Any:
-    """Give a state through which no gradients flow."""
+    """Detach a state, so that no gradients flow through it."""
     if not torch.is_grad_enabled():
         return state
     try:
         return state.detach()
-    except (AttributeError, SeqbatchTypeError) as error:  # of this state, or of one in it
-        must, remedy = "have detach, as RNNState, for gradients stop between chunks", "Call it under torch.no_grad."
+    except (AttributeError, SeqbatchTypeError) as error:  # of this state, or of one in a ContainerState
+        must, remedy = "have detach, as RNNState, because gradients stop between chunks", "Call it under torch.no_grad."
         raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy) from error
 
 
 def _require_no_borders(subject: str, layer: Any) -> None:
-    """Raise unless it is known of a layer that what it gives for chunks is what it gives for the whole."""
+    """Raise unless a layer is known to return the same for chunks as for the whole."""
     if is_run_as(layer, nn.Sequential, nn.ModuleList):
         for i, child in enumerate(layer):
             _require_no_borders(f"{subject}[{i}]", child)
     elif is_run_as(layer, Residual):
         _require_no_borders(f"{subject}.layer", layer.layer)
     elif is_run_as(layer, TwoWay) or getattr(layer, "bidirectional", False):
-        must = "be of one direction, for one that reads backward needs the last chunk first"
+        must = "be of one direction, because one that reads backward needs the last chunk first"
         remedy = "Call encode_with_state on the whole."
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), remedy)
     elif rounds_by_range(layer):
-        must = "not be quantized to int8, because it rounds what it is given by the range of all of it"
+        must = "not be quantized to int8, because it rounds its input by the range of the whole input"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode_with_state on the whole.")
     elif is_run_as(layer, nn.BatchNorm1d, nn.SyncBatchNorm) and layer.running_mean is None:
-        must = "have statistics of its own, for those of a chunk are not those of the whole"
+        must = "have running statistics, because those of a chunk are not those of the whole"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode on the whole.")
     elif not is_recurrent(layer) and not is_run_as(layer, *_STEPWISE):
         must = "keep a state, or be known to treat every step by itself, so that chunks make no difference"

@@ -1,4 +1,4 @@
-"""collate_sequences: the samples of a batch, put together in the shape of one sample."""
+"""collate_sequences: combines the samples of a batch into the structure of one sample."""
 
 from collections.abc import Collection, Hashable, Iterator, Sequence
 from typing import Any, overload
@@ -13,7 +13,7 @@ from seqbatch.batch import SequenceBatch
 from seqbatch.data._containers import NUMBERS, Container, container_of, has_steps, is_kept, kind_of
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
-# As `torch.utils.data.default_collate`, but whatever the default dtype is.
+# As `torch.utils.data.default_collate`, but independent of the default dtype.
 _DTYPES = dict(zip(NUMBERS, (torch.bool, torch.int64, torch.float64, torch.complex128), strict=True))
 
 _Chosen = tuple[Hashable, ...] | None
@@ -21,7 +21,7 @@ _Chosen = tuple[Hashable, ...] | None
 
 @attrs.frozen
 class _Place:
-    """Where in a sample a value is: as Python writes it, and as `sequences` names it; of the sample itself nothing."""
+    """The place of a value in a sample: as Python writes it, and as `sequences` names it; empty for the sample."""
 
     path: str = ""
     name: Hashable = None
@@ -38,48 +38,48 @@ def collate_sequences(samples: Sequence[Tensor], *, sequences: None = None) -> S
 @overload
 def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int] | None = None) -> Any: ...
 def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int] | None = None) -> Any:
-    """Put samples together in the shape of one sample; the `collate_fn` of a `torch.utils.data.DataLoader`.
+    """Combine samples into the structure of one sample; the `collate_fn` of a `torch.utils.data.DataLoader`.
 
-    A sample is a sequence, or a container of fields: a tuple, list, dict, named tuple, dataclass or attrs class, or
-    these in each other. What becomes of a field follows from the field alone, and is the same in every batch:
+    A sample is a sequence, or a container of fields: a tuple, list, dict, named tuple, dataclass or attrs class, also
+    nested. The type of a field alone determines its result, which is the same in every batch:
 
     - a Tensor or NumPy array `(steps, *features)` is a sequence: a SequenceBatch
-    - a Tensor or NumPy array of no dimension: a Tensor `(batch,)`
-    - an int, float, bool or complex: a Tensor `(batch,)` of dtype int64, float64, bool or complex128, as
-      `torch.utils.data.default_collate` makes the first three
+    - a Tensor or NumPy array without dimensions: a Tensor `(batch,)`
+    - an int, float, bool or complex: a Tensor `(batch,)` of dtype int64, float64, bool or complex128, as in
+      `torch.utils.data.default_collate` for the first three
     - anything else, as a str or None: a list of them, `(batch,)`
 
     A sample that is one Tensor must have a dimension of steps. A list of numbers is a list of fields, and not a
-    sequence: make it a Tensor. A list that holds Tensors or arrays with a dimension, at any depth, is an error: a
-    document may have any number of sentences, whereas all samples have the same fields. Use a tuple for fields; for any
-    number of sequences write a `collate_fn` that joins them by `SequenceBatch.from_sequences`. Every mapping becomes a
-    dict. Classes are made by their constructor, which must take and keep batches where it took a sample's fields, so a
-    converter such as `int` is an error. Fields that it does not take are set after it, and what it takes besides, as an
-    `InitVar`, has its default.
+    sequence: make it a Tensor. A list that holds Tensors or arrays with a dimension, at any depth, is an error, because
+    lists may differ in length, and all samples must have the same fields. Use a tuple for fields. For a variable number
+    of sequences write a `collate_fn` that joins them by `SequenceBatch.from_sequences`. Every mapping becomes a dict.
+
+    Classes are built by their constructor, which must accept and keep batches for a sample's fields. So a converter
+    such as `int` is an error. Fields that the constructor does not take are set afterwards. Its other arguments, as an
+    `InitVar`, have their defaults.
 
     With `pin_memory=True`, a DataLoader pins what is in tuples, lists and dicts, but what is in a dataclass or attrs
     class only if that has a method `pin_memory`, which returns the pinned object.
 
     Args:
-        samples: `(batch,)`, at least one, all of one kind; none is modified. Errors name samples by their position
-            here; to learn that in a data set, collate all of it: `[data[i] for i in range(len(data))]`.
-        sequences: the fields that are sequences: names of keys and attributes, positions in tuples and lists, and, of
-            what is in containers in containers, these joined by dots, such as "meta.signal", of which each must fit
-            one field. All other Tensors and arrays, which must then be of one shape, are stacked to `(batch, *shape)`.
-            By default all that have a dimension are sequences. As a collate_fn:
-            `functools.partial(collate_sequences, sequences=["signal"])`.
+        samples: `(batch,)`, at least one, all of the same structure; none is modified. Errors name samples by their
+            index here. For the index in a data set, collate all of it: `[data[i] for i in range(len(data))]`.
+        sequences: the fields that are sequences, by default all that have a dimension. A field is the name of a key or
+            attribute, or a position in a tuple or list. In nested containers these are joined by dots, such as
+            "meta.signal". Each must match one field. All other Tensors and arrays must have equal shapes, and are
+            stacked to `(batch, *shape)`. As a collate_fn: `functools.partial(collate_sequences, sequences=["signal"])`.
 
     Returns:
-        copies, in the containers of the samples. Gradients flow, but not out of a worker process. A type checker knows
-        it only if samples are Tensors: a class of samples and that of its batches have fields of other types.
+        copies, in the containers of the samples. Gradients flow, but not out of a worker process. The type is annotated
+        only if samples are Tensors, because the fields of a batch have other types than those of a sample.
 
     Raises:
         SeqbatchTypeError: samples are not a Sequence, differ in the type of a field, or have a list that holds
-            sequences, or arrays with a mask or of a dtype that torch lacks; a class takes no batches or does not keep
-            them; or `sequences` is not a collection of names and positions.
-        SeqbatchValueError: there is no sample; samples differ in their keys or numbers of fields, or Tensors in
-            features, shape, dtype or device; an int is out of the range of int64; or `sequences` names no Tensor, or
-            two by one name.
+            sequences, or arrays with a mask or of a dtype that torch lacks; a class does not accept or does not keep
+            batches; or `sequences` is not a collection of names and positions.
+        SeqbatchValueError: `samples` is empty; samples differ in their keys or numbers of fields, or Tensors in
+            features, shape, dtype or device; an int is out of the range of int64; or a name in `sequences` matches no
+            Tensor, or several.
 
     >>> from seqbatch.data import collate_sequences
     >>> samples = [{"signal": torch.zeros(10, 5), "label": 1}, {"signal": torch.zeros(7, 5), "label": 0}]
@@ -88,7 +88,7 @@ def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int
     (SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu), tensor([1, 0]))
     """
     if not isinstance(samples, Sequence) or isinstance(samples, (str, bytes)):
-        remedy = "A DataLoader with batch_size=None gives one sample and not a list."
+        remedy = "A DataLoader with batch_size=None passes one sample and not a list."
         raise complaint(SeqbatchTypeError, "samples", "be a list of samples", type_name(samples), remedy)
     if not samples:
         raise complaint(SeqbatchValueError, "samples", "hold at least one sample", "none")
@@ -100,13 +100,13 @@ def _chosen(sequences: object, sample: object) -> _Chosen:
     if sequences is None:
         return None
     if not isinstance(sequences, Collection) or isinstance(sequences, (str, bytes)) or kind_of(sequences) is Tensor:
-        remedy = f"Give [{sequences!r}] for one field." if isinstance(sequences, str) else ""
+        remedy = f"Pass [{sequences!r}] for one field." if isinstance(sequences, str) else ""
         found = repr(sequences) if isinstance(sequences, str) else type_name(sequences)
         raise complaint(SeqbatchTypeError, "sequences", "be a collection of fields", found, remedy)
     there = [place for place in _tensors_in(sample, _Place()) if place.path]
     for name in sequences:
         fitting = [place.of(0) for place in there if place.name == name]
-        if isinstance(name, bool):  # which would be taken for the position 0 or 1
+        if isinstance(name, bool):  # because it would match the position 0 or 1
             raise complaint(SeqbatchTypeError, "sequences", "hold names and positions", repr(name))
         if not fitting:
             must = f"name Tensors or arrays in the samples, of {[place.name for place in there]}"
@@ -118,7 +118,7 @@ def _chosen(sequences: object, sample: object) -> _Chosen:
 
 
 def _tensors_in(value: object, place: _Place) -> Iterator[_Place]:
-    """Give the place of every Tensor and array in a sample."""
+    """Yield the place of every Tensor and array in a sample."""
     kind = kind_of(value)
     if kind is Tensor:
         yield place
@@ -128,7 +128,7 @@ def _tensors_in(value: object, place: _Place) -> Iterator[_Place]:
 
 
 def _collate(values: list[Any], place: _Place, chosen: _Chosen) -> Any:
-    """Put together what is at one place of all samples."""
+    """Combine the values at one place of all samples."""
     first = values[0]
     kind = kind_of(first)
     for i, value in enumerate(values):
@@ -145,7 +145,7 @@ def _collate(values: list[Any], place: _Place, chosen: _Chosen) -> Any:
 
 
 def _refuse_lists_of_sequences(values: list[Any], place: _Place) -> None:
-    """Raise if a list holds sequences, because its items as fields would collate only where all lists are as long."""
+    """Raise if a list holds sequences, because its items are fields, which collate only if all lists are as long."""
     for i, value in enumerate(values):
         if has_steps(value):
             items = f"[item for sample in samples for item in sample{place.path}]"
@@ -161,7 +161,7 @@ def _refuse_lists_of_sequences(values: list[Any], place: _Place) -> None:
 
 
 def _collate_fields(values: list[Any], place: _Place, chosen: _Chosen, container: Container) -> Any:
-    """Put together containers, field by field."""
+    """Combine containers, field by field."""
     fields = [container.read(value) for value in values]
     for i, found in enumerate(fields):
         if found.keys() != fields[0].keys():
@@ -175,7 +175,7 @@ def _collate_fields(values: list[Any], place: _Place, chosen: _Chosen, container
 
 
 def _make(like: Any, fields: dict[Any, Any], place: _Place, container: Container) -> Any:
-    """Make a container of batches, whose class must neither refuse them nor make something else of them, else raise."""
+    """Build a container of batches; raise if its class refuses or converts them."""
     remedy = "Its converters, validators and __post_init__ meet batches too; a dict has none."
     try:
         made = container.make(like, fields)
@@ -203,7 +203,7 @@ def _collate_tensors(values: list[Any], place: _Place, chosen: _Chosen) -> Seque
     """Join or stack Tensors and arrays."""
     tensors = [value if isinstance(value, Tensor) else from_array(place.of(i), value) for i, value in enumerate(values)]
     first = require_tensor(place.of(0), tensors[0])
-    # A sample that is a Tensor itself is a sequence whatever its shape, which a type checker does not know.
+    # A sample that is a Tensor is a sequence whatever its shape, because the annotation says so.
     is_sequence = (first.dim() > 0 or not place.path) if chosen is None else place.name in chosen
     free = 1 if is_sequence else 0
     for i, tensor in enumerate(tensors):
@@ -211,12 +211,12 @@ def _collate_tensors(values: list[Any], place: _Place, chosen: _Chosen) -> Seque
             _refuse(tensor, place.of(i), first, free)
     if is_sequence:
         return SequenceBatch(torch.cat(tensors), [tensor.shape[0] for tensor in tensors])
-    stacked: Tensor = default_collate(tensors)  # in a worker process right into shared memory
+    stacked: Tensor = default_collate(tensors)  # because in a worker process it writes to shared memory
     return stacked
 
 
 def _is_like(tensor: Tensor, first: Tensor, free: int) -> bool:
-    """Tell quickly whether nothing is wrong, which is asked of every Tensor; the first `free` axes may differ."""
+    """Fast path: return True if a tensor is dense and like the first; the first `free` axes may differ."""
     return (
         not tensor.is_nested
         and tensor.layout is torch.strided
@@ -228,7 +228,7 @@ def _is_like(tensor: Tensor, first: Tensor, free: int) -> bool:
 
 
 def _refuse(tensor: Tensor, subject: str, first: Tensor, free: int) -> None:
-    """Raise the error that tells what is wrong."""
+    """Raise the error that says how a tensor differs from the first."""
     require_tensor(subject, tensor)
     if free:
         require_steps(subject, tensor)

@@ -1,4 +1,4 @@
-"""What a value in a sample may be, and, of a container, how its fields are read, named, and put together again."""
+"""The types of values in a sample, and how the fields of a container are read, named, and combined again."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -12,17 +12,17 @@ from torch.nn.utils.rnn import PackedSequence
 from seqbatch.batch import SequenceBatch
 
 NUMBERS = (bool, int, float, complex)
-# Of which the last two are a class and a named tuple, and yet have no fields to collate.
+# Not containers here, although the last two are a class and a named tuple, because their fields do not collate.
 _WHOLE = (str, bytes, SequenceBatch, PackedSequence)
 
 
 @attrs.frozen
 class Container:
-    """How the containers of one kind hold their fields.
+    """How containers of one type hold their fields.
 
     Args:
         read: from a container to its fields, by key, position or name.
-        make: from a container and other fields to a container of its kind that holds these.
+        make: from a container and other fields to a container of its type with these fields.
         show: how Python writes the field of a key.
     """
 
@@ -32,7 +32,7 @@ class Container:
 
 
 def kind_of(value: object) -> type:
-    """Tell what a value is: a number, a Tensor (an array too), a class of fields, a container, None, or an object."""
+    """Return the type that a value collates as: a number, Tensor (for arrays too), a class, a container or object."""
     if isinstance(value, _WHOLE):
         return object
     for number in NUMBERS:
@@ -49,7 +49,7 @@ def kind_of(value: object) -> type:
 
 
 def container_of(kind: type) -> Container | None:
-    """Give what is known of a kind that `kind_of` tells; None if it has no fields."""
+    """Return the container for a result of `kind_of`; None if it has no fields."""
     return _PLAIN.get(kind) or _class_of_fields(kind)
 
 
@@ -61,7 +61,7 @@ def has_steps(value: object) -> bool:
         return bool((array if isinstance(value, Tensor) else array.__array__()).ndim)
     container = container_of(kind)
     fields = container.read(value).values() if container else ()
-    # Once for each type, because long lists are mostly of numbers.
+    # Once per type, because long lists are mostly of numbers.
     examples = {type(field): field for field in fields}
     kinds = {one: kind_of(field) for one, field in examples.items()}
     inside = {one for one, kind in kinds.items() if kind is Tensor or container_of(kind) is not None}
@@ -69,10 +69,10 @@ def has_steps(value: object) -> bool:
 
 
 def is_kept(found: object, given: object) -> bool:
-    """Tell whether a field is what was given, or a like container of it, as `list` makes of a list."""
+    """Return True if a field is the given object, or a copy of its container, as by the converter `list`."""
     if found is given:
         return True
-    if isinstance(found, SequenceBatch) and isinstance(given, SequenceBatch):  # as its `to` gives a new one
+    if isinstance(found, SequenceBatch) and isinstance(given, SequenceBatch):  # because its `to` returns a new one
         return found.values is given.values and found.lengths == given.lengths
     container = container_of(kind_of(given))
     if container is None or kind_of(found) is not kind_of(given):
@@ -100,7 +100,7 @@ def _make_dataclass(like: Any, fields: dict[str, Any]) -> Any:
 
 
 def _set(made: Any, fields: dict[str, Any]) -> Any:
-    """Set the fields that `__init__` does not take, also of what is frozen."""
+    """Set the fields that `__init__` does not take, even of a frozen class."""
     for name, value in fields.items():
         object.__setattr__(made, name, value)
     return made

@@ -1,4 +1,4 @@
-"""The plan of an epoch: which sequences make a batch, and which batches all processes run at the same time."""
+"""The plan of an epoch: the sequences of each batch, and the batches that processes run at the same time."""
 
 import hashlib
 
@@ -6,16 +6,16 @@ import attrs
 import torch
 from torch import Tensor
 
-# With `max_steps`, the part by which the batches of an epoch may be more than those of all sequences sorted. Shuffled
-# ones were 0 to 4 percent more in uniform, log-normal and heavy-tailed lengths, 0.5 percent where there are hundreds.
+# With `max_steps`, the share of extra batches in an epoch, compared with all sequences sorted. Shuffled ones had 0 to 4
+# percent more for uniform, log-normal and heavy-tailed lengths, and 0.5 percent for hundreds of batches.
 ROOM = 0.02
-# How many orders are drawn for an epoch until one fits; where there are few batches, about every second one does.
+# How many orders are drawn for an epoch until one fits; with few batches, about every second one does.
 TRIES = 10
 
 
 @attrs.frozen
 class Rules:
-    """What a plan follows, in numbers that can be saved; None is no limit."""
+    """The arguments that determine a plan, as values that can be saved; None means no limit."""
 
     batch_size: int | None
     max_steps: int | None
@@ -45,7 +45,7 @@ class Plan:
     longest: Tensor
 
     def fill(self) -> float:
-        """The part of all batches that is no padding, if each is padded to its longest sequence; 1 without steps."""
+        """Return the share of steps that are not padding, each batch padded to its longest; 1 without steps."""
         padded = int((self.bounds.diff() * self.longest).sum())
         return int(self.steps.sum()) / padded if padded else 1.0
 
@@ -53,15 +53,15 @@ class Plan:
 def count_batches(lengths: Tensor, rules: Rules) -> int:
     """Compute the number of batches of every epoch, of all processes together.
 
-    With `max_steps`, batches cut from shuffled sequences are a few more or fewer from epoch to epoch, so this leaves a
-    little room: every epoch that fits gets exactly this number, by halving batches.
+    With `max_steps`, the number of batches cut from shuffled sequences varies a little, so this adds some room. Every
+    epoch that fits gets exactly this number, by halving batches.
 
     Args:
         lengths: `(sequences,)`, int64, on the host.
-        rules: what the epochs follow.
+        rules: the arguments of the epochs.
 
     Returns:
-        a multiple of the number of processes; more than there are sequences if the limits ask for that.
+        a multiple of the number of processes; it may exceed the number of sequences.
     """
     count = len(_cut(lengths.sort().values, rules)) - 1
     if not (rules.shuffle and rules.max_steps is not None):
@@ -76,9 +76,9 @@ def plan_epoch(lengths: Tensor, rules: Rules, epoch: int, batches: int) -> Plan:
 
     Args:
         lengths: `(sequences,)`, int64, on the host.
-        rules: what it follows.
-        epoch: which epoch.
-        batches: how many batches, as `count_batches` returns, at most one for each sequence.
+        rules: its arguments.
+        epoch: the epoch.
+        batches: the number of batches, as `count_batches` returns, at most one for each sequence.
     """
     generator = torch.Generator("cpu").manual_seed(_mix(rules.seed, epoch)) if rules.shuffle else None
     ordered, bounds = _cut_into(lengths, rules, batches, generator)
@@ -106,14 +106,14 @@ def _cut_into(lengths: Tensor, rules: Rules, batches: int, generator: torch.Gene
 
 
 def _mix(seed: int, epoch: int) -> int:
-    """Make a seed of both, so that no other seed has the same order in another epoch."""
+    """Hash a seed and an epoch to one seed, so that no other seed has the same order in another epoch."""
     return int.from_bytes(hashlib.sha256(f"{seed} {epoch}".encode()).digest()[:7])
 
 
 def _by_pools(lengths: Tensor, pool: int, generator: torch.Generator) -> Tensor:
-    """Give the order in which pools are sorted in turn up and down, so that lengths are alike also where two meet.
+    """Return the order that sorts pools alternately up and down, so that lengths are similar where two meet.
 
-    Where the first pool ends is random: otherwise few sequences would make the same batches in every epoch.
+    The first pool ends at random, because few sequences would otherwise form the same batches in every epoch.
     """
     before = int(torch.randint(pool, (1,), generator=generator, device="cpu"))
     which = (torch.arange(len(lengths), device="cpu") + before) // pool
@@ -125,7 +125,7 @@ def _cut(lengths: Tensor, rules: Rules) -> Tensor:
     """Cut sequences into batches in their order, each as large as it may be; `(batches + 1,)`."""
     ends, count = lengths.cumsum(0), len(lengths)
     total = int(ends[-1])
-    # No more than there is, for its sum with others must not overflow.
+    # At most the total, because its sum with others must not overflow.
     budget = total if rules.max_steps is None else min(rules.max_steps, total)
     by_steps = torch.searchsorted(ends, ends - lengths + budget, right=True)  # where a batch ends, from each sequence
     by_number = (torch.arange(count, device="cpu") + min(rules.batch_size or count, count)).clamp(max=count)
@@ -142,9 +142,9 @@ def _whole_rounds(batches: int, rules: Rules) -> int:
 
 
 def _split(bounds: Tensor, ends: Tensor, batches: int) -> Tensor:
-    """Halve those batches that have most sequences, and of these the largest, until there are so many.
+    """Halve the batches of most sequences, and among these the largest, up to a number of batches.
 
-    Their halves are alike, and so come in the same rounds.
+    The halves are similar, so they come in the same rounds.
     """
     while extra := batches - (len(bounds) - 1):
         sizes = bounds.diff()
@@ -159,7 +159,7 @@ def _steps(bounds: Tensor, ends: Tensor) -> Tensor:
 
 
 def _sorted_by(first: Tensor, second: Tensor) -> Tensor:
-    """Give the order of growing `first`, and of growing `second` where that is equal."""
+    """Return the order that sorts by `first`, and by `second` where that is equal."""
     order = second.argsort(stable=True)
     return order[first[order].argsort(stable=True)]
 
@@ -167,7 +167,7 @@ def _sorted_by(first: Tensor, second: Tensor) -> Tensor:
 def _rounds(steps: Tensor, longest: Tensor, rules: Rules, generator: torch.Generator | None) -> Tensor:
     """Put batches of similar longest sequence into a round; `(rounds, world_size)`.
 
-    Of batches cut by number those have similar steps too, and batches cut by steps have similar steps anyway.
+    Batches cut by number then have similar steps too, and batches cut by steps have similar steps anyway.
     """
     rounds = _sorted_by(longest, steps).view(-1, rules.world_size)
     if generator is not None:

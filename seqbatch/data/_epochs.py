@@ -1,4 +1,4 @@
-"""The epochs of a sampler, for all processes: how each is planned, and which position in which epoch comes next."""
+"""The epochs of a sampler, for all processes: their plans, and the position that comes next."""
 
 import hashlib
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from seqbatch.data._passes import Passes, Position, TrackedPass
 from seqbatch.data._rules import batches_within, current_processes
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
 
-# A change of the plans changes it too, because a position in the old ones means nothing in the new.
+# To be changed with the plans, because a position in an old plan has no meaning in a new one.
 VERSION = 2
 REASON = (
     "In an epoch planned otherwise some sequences would come twice and some never: finish the epoch as it was begun, "
@@ -26,7 +26,7 @@ class Epochs:
 
     Args:
         lengths: `(sequences,)`, int64, on the host.
-        rules: what the plans follow, but for the number of processes.
+        rules: the arguments of the plans; the number of processes is replaced.
         given: rank and world size, or None for those of `torch.distributed` whenever a pass begins.
     """
 
@@ -62,7 +62,7 @@ class Epochs:
         return self._planned[2]
 
     def begin_tracked(self) -> TrackedPass:
-        """Begin a tracked pass; where the processes are those of `torch.distributed`, all of them must.
+        """Begin a tracked pass; if the processes are those of `torch.distributed`, all of them must.
 
         Raises:
             SeqbatchError: they do not begin the same pass.
@@ -111,7 +111,7 @@ class Epochs:
         return {"version": VERSION, "sequences": len(self.lengths), "lengths": self._digest, **rules}
 
     def _require_agreement(self, own: dict[str, Any]) -> None:
-        """Raise unless all processes begin the same pass: else each would have parts of another plan."""
+        """Raise unless all processes begin the same pass, because each would otherwise run part of another plan."""
         states: list[Any] = [None] * self.processes()[1]
         distributed.all_gather_object(states, own)
         for other, state in enumerate(states):
@@ -119,5 +119,5 @@ class Epochs:
                 if state != states[0] and state[name] != states[0][name]:
                     must = f"have the same {name} in every process"
                     found = f"{states[0][name]!r} in process 0 and {state[name]!r} in process {other}"
-                    remedy = "Give every process the lengths of the whole data set: the sampler shards it."
+                    remedy = "Pass the lengths of the whole data set in every process: the sampler shards it."
                     raise complaint(SeqbatchError, "sampler", must, found, remedy)

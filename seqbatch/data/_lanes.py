@@ -13,11 +13,11 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 @attrs.frozen
 class Chunk:
-    """What each lane reads next: some steps of one sequence, or none where the lane has come to its end.
+    """The part that each lane reads next: some steps of one sequence, or none if the lane has ended.
 
     Args:
         sequences: `(lanes,)`: the index of the sequence that each lane reads, or has read last.
-        spans: `(lanes,)`, in steps: from which step of it, and before which step to stop.
+        spans: `(lanes,)`, in steps: the first step to read of it, and the step to stop before.
         lengths: `(number of sequences,)`, in steps: the lengths of all sequences, each as a whole.
 
     >>> chunks_of([3, 5], lanes=2, steps=4)[1]
@@ -34,18 +34,18 @@ class Chunk:
         return [lane for lane, (begin, _) in enumerate(self.spans) if begin == 0]
 
     def cut(self, sequences: Sequence[Tensor]) -> SequenceBatch:
-        """Cut the steps of this chunk out of all sequences: inputs, targets, or whatever has a row for each step.
+        """Select the steps of this chunk from all sequences: inputs, targets, or anything with a row for each step.
 
         Args:
-            sequences: a SequenceBatch or a list of Tensors `(steps, *features)`, of the lengths that were given to
-                `chunks_of`; or any other Sequence of such, which may load them when asked for one.
+            sequences: a SequenceBatch or a list of Tensors `(steps, *features)`, of the lengths that were passed to
+                `chunks_of`; or any other Sequence of these, which may load each on access.
 
         Returns:
             a batch of one sequence for each lane, copied, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: something asked for is no Tensor.
-            SeqbatchValueError: there are more or fewer sequences, or one that is asked for has another length.
+            SeqbatchTypeError: a sequence of this chunk is not a Tensor.
+            SeqbatchValueError: there are more or fewer sequences, or one of this chunk has another length.
 
         >>> batch = SequenceBatch(torch.arange(8), [3, 5])
         >>> [chunk.cut(batch).to_sequences() for chunk in chunks_of(batch.lengths, lanes=2, steps=4)]
@@ -67,25 +67,25 @@ class Chunk:
 def chunks_of(lengths: Sequence[int] | Tensor, *, lanes: int, steps: int) -> list[Chunk]:
     """Lay long sequences of unequal length out in lanes, for truncated back-propagation through time.
 
-    Each lane reads one sequence after another, some steps at a time. Where a sequence ends, so does the part of its
-    lane, and the next chunk of this lane begins another sequence: `chunk.starts` tells which lanes do. Every step of
-    every sequence is in one chunk, once. A sequence of no steps is in none.
+    Each lane reads one sequence after another, some steps at a time. A part ends with its sequence, and the next chunk
+    of this lane begins another one; `chunk.starts` lists the lanes that do. Every step of every sequence is in exactly
+    one chunk. An empty sequence is in none.
 
-    Which lane reads what depends on the lengths alone: the longest first, each to the lane that has the least to read
-    so far, so that lanes come to their ends at about the same time. A lane reads its sequences in the order given; give
-    them in another one for each epoch, and chunks differ.
+    The lanes depend on the lengths alone. The longest sequence comes first, and each goes to the lane that has the
+    least to read, so that lanes end at about the same time. A lane reads its sequences in the order given. For other
+    chunks in each epoch, shuffle the sequences.
 
     Args:
         lengths: `(number of sequences,)`, integers, in steps.
-        lanes: how many sequences are read side by side; no more are than have a step, and if that is all of them, each
-            lane reads the sequence of its own index.
-        steps: how many steps of each a chunk has at most.
+        lanes: the most sequences that are read side by side; empty ones have no lane. If every sequence has a lane of
+            its own, each lane reads the sequence of its own index.
+        steps: the most steps of each sequence in a chunk.
 
     Returns:
-        the chunks in order, all of the same number of lanes; none if no sequence has a step.
+        the chunks in order, all of the same number of lanes; an empty list if all sequences are empty.
 
     Raises:
-        SeqbatchTypeError: these are no integers.
+        SeqbatchTypeError: `lengths`, `lanes` or `steps` are not integers.
         SeqbatchValueError: a length is negative, or `lanes` or `steps` is less than 1.
 
     Source: Williams and Peng, 1990, An Efficient Gradient-Based Algorithm for On-Line Training of Recurrent Network
@@ -102,7 +102,7 @@ def chunks_of(lengths: Sequence[int] | Tensor, *, lanes: int, steps: int) -> lis
     (2, 1) (10, 10)
     """
     if isinstance(lengths, Sequence) and any(isinstance(one, Tensor) and one.dim() for one in lengths):
-        remedy = "Give [len(x) for x in sequences], and the sequences to chunk.cut."
+        remedy = "Pass [len(x) for x in sequences], and the sequences to chunk.cut."
         raise complaint(SeqbatchTypeError, "lengths", "be integers", "sequences", remedy)
     whole = lengths_of("lengths", lengths)
     lanes, steps = at_least("lanes", lanes, 1), at_least("steps", steps, 1)
@@ -112,14 +112,14 @@ def chunks_of(lengths: Sequence[int] | Tensor, *, lanes: int, steps: int) -> lis
     ]
     chunks = []
     for t in range(max(map(len, parts), default=0)):
-        # A lane at its end goes on with no steps of its last sequence, whose features the batch needs.
+        # A lane that has ended reads no steps of its last sequence, because the batch needs the features.
         rows = [lane[t] if t < len(lane) else (lane[-1][0], lane[-1][2], lane[-1][2]) for lane in parts]
         chunks.append(Chunk(tuple(i for i, _, _ in rows), tuple((begin, end) for _, begin, end in rows), whole))
     return chunks
 
 
 def _fill(counts: list[int], lanes: int) -> list[list[int]]:
-    """Give the sequences of each lane, by how many chunks each sequence has; no lane is without."""
+    """Assign sequences to lanes by their numbers of chunks, and return those of each lane; no lane is empty."""
     filled: list[list[int]] = [[] for _ in range(min(lanes, len(counts)))]
     loads = [(0, lane) for lane in range(len(filled))]
     for i in sorted(range(len(counts)), key=counts.__getitem__, reverse=True):

@@ -1,4 +1,4 @@
-"""mean_loss: the mean over all items of all processes, whatever number of them each process has."""
+"""mean_loss: the mean over all items of all processes, which may have different numbers of items."""
 
 import torch
 from torch import Tensor, distributed
@@ -16,31 +16,32 @@ def mean_loss(
     count: int | Tensor | None = None,
     group: "distributed.ProcessGroup | None" = None,
 ) -> Tensor:
-    """Average losses over all items of all processes: over real steps, or sequences, and not over processes.
+    """Average losses over all items of all processes: over real steps or sequences, and not over processes.
 
     Data parallel training (`DistributedDataParallel`, `fully_shard`) averages gradients over the processes. If each
     takes the mean of its own losses, an item weighs more in a process that has fewer of them. With `mean_loss` instead
     the gradients are those of one process that has all items. Without `torch.distributed` it is the plain mean.
 
-    All processes of the group must call it equally often; one that has no item takes part with an empty Tensor. On CUDA
-    nothing waits for the device.
+    All processes of the group must call it equally often; one without items passes an empty Tensor. On CUDA it does not
+    synchronize.
 
     Args:
-        losses: any shape but none, or a SequenceBatch; a floating dtype: the loss of each item of this process, as from
-            a loss function with `reduction="none"`.
-        count: how many items they are of, if not as many as there are losses; then `losses` may also be their sum, and
-            have no dimension. An integer, or a Tensor of no dimension: of those that are not masked, the sum of
-            weights, or the items of all parts of a batch whose gradients are added up. None of it may be negative.
+        losses: at least one dimension, or a SequenceBatch; a floating dtype: the loss of each item of this process, as
+            from a loss function with `reduction="none"`.
+        count: the number of items, if that is not the number of losses; then `losses` may also be their sum, without
+            dimensions. It is an integer, or a Tensor without dimensions, and not negative. It may be the number of
+            items that are not masked, the sum of weights, or the items of all parts of a batch whose gradients are
+            accumulated.
         group: the processes that gradients are averaged over; by default all.
 
     Returns:
-        no dimension, of at least single precision: the sum of the losses, times the number of processes, over the
-        items of all processes. Gradients flow. Its mean over the processes is the mean loss of all items. It is 0 if
-        there are no losses.
+        a Tensor without dimensions, of at least single precision: the sum of the losses, times the number of processes,
+        divided by the items of all processes. Gradients flow. Its mean over the processes is the mean loss of all
+        items. It is 0 without losses.
 
     Raises:
-        SeqbatchTypeError: losses are no dense Tensor of a floating dtype, or the count is no integer, nor a dense
-            Tensor of a floating or integer dtype.
+        SeqbatchTypeError: losses are not a dense Tensor of a floating dtype, or the count is neither an integer nor a
+            dense Tensor of a floating or integer dtype.
         SeqbatchValueError: losses have no dimension and no count, the count has a dimension, is negative (of a Tensor
             on the host) or an integer beyond int64, or this process is not in the group.
 
@@ -53,11 +54,11 @@ def mean_loss(
     values = losses.values if isinstance(losses, SequenceBatch) else require_tensor("losses", losses)
     if not values.is_floating_point():
         raise complaint(SeqbatchTypeError, "losses", "be of a floating dtype", values.dtype)
-    # By the type of device, which all processes share, and not by the losses, whose dtype they may not share. Weights
-    # add up to fractions; MPS and some other devices have no float64.
+    # By the device type and not by the dtype, because all processes must agree. Floating, because weights may be
+    # fractions. MPS and some other devices have no float64.
     wide = torch.float64 if values.device.type in ("cpu", "cuda") else torch.float32
     total = _count_of(values, count)
-    # A copy to a device does not wait then; one from a device must.
+    # Non-blocking only to a device, because the host may not read a copy before it has arrived.
     total = total.to(values.device, wide, non_blocking=total.is_cpu, copy=True)
     processes = 1
     if distributed.is_available() and distributed.is_initialized():
@@ -65,7 +66,7 @@ def mean_loss(
         if processes < 1:
             raise complaint(SeqbatchValueError, "group", "hold this process", "one of others")
         distributed.all_reduce(total, group=group)
-    # Half precision does not hold the sum of many losses.
+    # In single precision at least, because half precision cannot hold the sum of many losses.
     losses_sum = values.sum(dtype=torch.promote_types(values.dtype, torch.float32))
     return losses_sum * (processes / (total + (total == 0))).to(losses_sum.dtype)
 
@@ -75,7 +76,7 @@ def _count_of(losses: Tensor, count: object) -> Tensor:
     if count is None:
         if not losses.dim():
             must = "have a dimension, the loss of each item, or be given with their count"
-            remedy = 'Give the loss function reduction="none".'
+            remedy = 'Pass reduction="none" to the loss function.'
             raise complaint(SeqbatchValueError, "losses", must, "a Tensor of no dimension", remedy)
         count = losses.numel()
     if isinstance(count, Tensor):
@@ -83,12 +84,12 @@ def _count_of(losses: Tensor, count: object) -> Tensor:
             raise complaint(SeqbatchValueError, "count", "have no dimension", f"shape {tuple(count.shape)}")
         if count.is_complex() or count.dtype is torch.bool:
             raise complaint(SeqbatchTypeError, "count", "be of a floating or integer dtype", count.dtype)
-        # On a device the look would wait for it, and a graph or torch.func has no number to look at.
+        # On the host only, because reading values on a GPU would synchronize. In a transform they are unknown.
         if count.is_cpu and not in_a_graph() and not is_transformed() and count.item() < 0:
             raise complaint(SeqbatchValueError, "count", "be at least 0", count.item())
         return count.detach()
     number = integer("count", count)
     if not 0 <= number < 2**63:
         raise complaint(SeqbatchValueError, "count", "be at least 0, and less than 2**63", number)
-    # Made on the device, for a copy to it might wait.
+    # Created on the device, because a copy to it might synchronize.
     return torch.full((), number, dtype=torch.int64, device=losses.device)

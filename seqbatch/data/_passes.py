@@ -1,4 +1,4 @@
-"""Passes over a sampler: which epoch and batch the next one begins with, and what a tracked one has returned so far."""
+"""Passes over a sampler: the epoch and batch that the next one begins with, and the batches returned so far."""
 
 import attrs
 
@@ -8,11 +8,11 @@ from seqbatch.errors import SeqbatchError, SeqbatchValueError
 
 @attrs.frozen
 class Position:
-    """A place in the epochs of a sampler.
+    """A position in the epochs of a sampler.
 
     Args:
-        epoch: which epoch, from 0.
-        batch: how many of its batches come before.
+        epoch: the epoch, from 0.
+        batch: the number of its batches that come before.
     """
 
     epoch: int = 0
@@ -52,9 +52,9 @@ class TrackedPass:
 class Passes:
     """The passes over a sampler, in one process.
 
-    A tracked pass is an epoch, and the next one is the next epoch, also if it was left early. Only a loaded state lets
-    a pass begin within an epoch. A pass that is not tracked moves nothing: the first begins where the next tracked pass
-    would, each further one an epoch later.
+    A tracked pass is an epoch, and the next one is the next epoch, even if it was left early. A pass begins within an
+    epoch only after a state was loaded. A pass that is not tracked does not advance this: the first begins where the
+    next tracked pass would, and each further one an epoch later.
 
     Args:
         upcoming: where the next tracked pass begins.
@@ -73,7 +73,7 @@ class Passes:
     is_resumed: bool = False
 
     def epoch(self) -> int:
-        """Return the epoch of the pass under way, else of the next one."""
+        """Return the epoch of the current pass, else of the next one."""
         if self.tracked is not None and self.tracked.is_open:
             return self.tracked.epoch
         return self.upcoming.epoch + max(0, self.uncounted - 1)
@@ -83,10 +83,10 @@ class Passes:
         return self.upcoming if self.tracked is None else self.tracked.position()
 
     def set_epoch(self, epoch: int) -> None:
-        """Let the next pass begin with an epoch, or where a loaded state is in that epoch.
+        """Set the epoch of the next pass, which begins at the start, or at a loaded state if that is in this epoch.
 
         Raises:
-            SeqbatchValueError: a loaded state would be lost by it.
+            SeqbatchValueError: it would discard a loaded state.
         """
         loaded = self.loaded
         if loaded is not None and (epoch < loaded.epoch or (epoch > loaded.epoch and not self.is_resumed)):
@@ -98,7 +98,7 @@ class Passes:
             self.upcoming = Position(epoch)
 
     def load(self, position: Position, world_size: int) -> None:
-        """Let the next pass begin at the position of a state."""
+        """Set the position of the next pass to that of a state."""
         self.upcoming, self.world_size, self.tracked, self.uncounted = position, world_size, None, 0
         self.loaded, self.is_resumed = position, False
 
@@ -106,7 +106,7 @@ class Passes:
         """Begin a tracked pass over an epoch of this many batches.
 
         Raises:
-            SeqbatchError: the state was loaded in another number of processes, whose epoch is planned otherwise.
+            SeqbatchError: the state was loaded in another number of processes, for which the plan of an epoch differs.
         """
         start = self.upcoming
         if start.batch and world_size != self.world_size:
@@ -157,17 +157,17 @@ class Passes:
 
 
 def require_one_process(world_size: int) -> None:
-    """Raise if there are several processes, where only a tracked pass is known to be sharded once."""
+    """Raise if there are several processes, because only a tracked pass is known to be sharded once."""
     if world_size > 1:
         must = f"be iterated over by sampler.track(loader), because there are {world_size} processes"
         remedy = (
             "The sampler shards the data itself, and a library that shards its batches again would drop most of them: "
-            "give it sampler.track(loader), which it leaves as it is."
+            "pass it sampler.track(loader), which it leaves as it is."
         )
         raise complaint(SeqbatchError, "sampler", must, "a pass over the sampler itself", remedy)
 
 
 def not_one_for_one(found: str) -> SeqbatchError:
     """Return the error for a loader that does not return the batches of the sampler."""
-    remedy = "Give the DataLoader whose batch_sampler is this sampler."
+    remedy = "Pass the DataLoader whose batch_sampler is this sampler."
     return complaint(SeqbatchError, "loader", "return one batch for each that this sampler draws", found, remedy)

@@ -1,4 +1,4 @@
-"""The arguments of a batch sampler: what they must be, and what stands for those that are not given."""
+"""The arguments of a batch sampler: checks and defaults."""
 
 from array import array
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from seqbatch._checks import at_least, complaint, counted, lengths_of
 from seqbatch.data._cuts import Rules, count_batches
 from seqbatch.errors import SeqbatchValueError
 
-# Batches that are sorted together, on average: with more of them fill hardly grows, and they are shuffled less.
+# Batches that are sorted together, on average: with more, fill hardly grows, and the shuffle is weaker.
 POOL = 64
 
 
@@ -21,7 +21,7 @@ def current_processes() -> tuple[int, int]:
 
 
 def given_processes(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
-    """Return rank and world size, None where neither is given; raise where they cannot be."""
+    """Return rank and world size, or None if neither is given; raise if they are invalid."""
     if rank is None and world_size is None:
         return None
     if rank is None or world_size is None:
@@ -45,7 +45,7 @@ def limits(batch_size: int | None, max_steps: int | None) -> tuple[int | None, i
 
 
 def usual_pool(lengths: Sequence[int], batch_size: int | None, max_steps: int | None) -> int:
-    """Give the sequences of POOL batches of mean length."""
+    """Compute the number of sequences in POOL batches of mean length."""
     most = batch_size or len(lengths)
     if max_steps is not None:
         most = min(most, max_steps * len(lengths) // max(1, sum(lengths)))
@@ -53,7 +53,7 @@ def usual_pool(lengths: Sequence[int], batch_size: int | None, max_steps: int | 
 
 
 def known_lengths(lengths: Sequence[int] | Tensor) -> "array[int]":
-    """Return lengths as an array if they are one or more lengths that can be added up, else raise."""
+    """Return at least one length as an array, else raise; their sums must not overflow."""
     known = lengths_of("lengths", lengths)
     if not known:
         raise complaint(SeqbatchValueError, "lengths", "hold the length of one sequence or more", "none")
@@ -66,11 +66,11 @@ def known_lengths(lengths: Sequence[int] | Tensor) -> "array[int]":
 
 
 def batches_within(lengths: Tensor, rules: Rules) -> int:
-    """Return the number of batches of every epoch, of all processes together; raise unless they can be made."""
+    """Return the number of batches of every epoch, of all processes together; raise if the limits do not allow it."""
     if rules.max_steps is not None and int(lengths.max()) > rules.max_steps:
         i = int((lengths > rules.max_steps).nonzero()[0])
         must = f"be at most max_steps, {rules.max_steps}"
-        remedy = "Give a larger max_steps, or leave the sequence out."
+        remedy = "Pass a larger max_steps, or leave the sequence out."
         raise complaint(SeqbatchValueError, f"lengths[{i}]", must, int(lengths[i]), remedy)
     if len(lengths) < rules.world_size:
         must = f"be at least {rules.world_size}, one for each process"
@@ -79,5 +79,5 @@ def batches_within(lengths: Tensor, rules: Rules) -> int:
     if batches > len(lengths):
         must = f"fit into as many batches, none empty, for each of {rules.world_size} processes"
         found = f"{counted(len(lengths), 'sequence')}, nearly each a batch by itself"
-        raise complaint(SeqbatchValueError, "lengths", must, found, "Give a larger batch_size or max_steps.")
+        raise complaint(SeqbatchValueError, "lengths", must, found, "Pass a larger batch_size or max_steps.")
     return batches

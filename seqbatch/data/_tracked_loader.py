@@ -14,8 +14,8 @@ Batch = TypeVar("Batch")
 class TrackedLoader(Generic[Batch]):
     """The batches of a loader, counted as they are returned; made by `BucketBatchSampler.track`.
 
-    Each iteration is a pass over an epoch, and the next iteration is over the next epoch, also if the one before was
-    left early. Only after `load_state_dict` a pass begins where another was left. `len` is the number of batches of a
+    Each iteration is a pass over an epoch, and the next iteration is over the next epoch, even if the one before was
+    left early. A pass begins where another was left only after `load_state_dict`. `len` is the number of batches of a
     whole epoch, the same in every epoch and process.
 
     A batch counts as soon as it is returned: save the state after training on it. Libraries that look for `state_dict`
@@ -75,7 +75,7 @@ class TrackedLoader(Generic[Batch]):
         return self._epochs.state(passes.position())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Let the next pass continue where another tracked loader was, whose sampler must have been made alike.
+        """Continue in the next pass where another tracked loader was, whose sampler must have the same arguments.
 
         Args:
             state_dict: what `state_dict` returned, in any process.

@@ -1,4 +1,4 @@
-"""The built-in encoders, one file a family; importing this registers them, as any plug-in does."""
+"""The built-in encoders, one file per family; importing this registers them, as any plug-in does."""
 
 from seqbatch.encoders import attention, cells, container, convolution, normalization, pointwise, recurrent, shape
 

@@ -12,23 +12,23 @@ from seqbatch._lengths import Lengths
 from seqbatch._modes import is_transformed, takes_gradients_only
 from seqbatch.encoders._buckets import buckets_of
 
-# What a bucket more costs, in pairs of steps times features: measured on the CPU, forward and backward. Elsewhere it is
-# mostly the launch of kernels, which takes as long as many more pairs; an estimate.
+# The cost of one extra bucket, in pairs of steps times features: measured on the CPU, forward and backward. Elsewhere
+# it is mostly the launch of kernels, and this is an estimate.
 OVERHEAD = {"cpu": 2**18}
 OVERHEAD_ELSEWHERE = 2**26
 
 
 def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
-    """Let every step attend to all steps of its sequence, or to those up to it.
+    """Compute self-attention of every step over its sequence, or over the steps up to it.
 
-    Steps go into buckets before they are projected, when they are a third as wide. Padding is zeros there, is no key of
-    a real step, and what comes of it is dropped; so its gradient is zero, and it adds nothing to that of a weight.
+    Steps are copied to buckets before the projection, because they are a third as wide then. Padding is zeros, real
+    steps do not attend to it, and its outputs are dropped. So it adds nothing to the gradient of a weight.
 
     Args:
-        attention: a layer that is no more than its weights and options.
+        attention: a layer with a stock `forward` and without hooks.
         values: `(total_steps, embed_dim)`.
-        lengths: the lengths, none of them 0; there may be none.
-        causal: whether a step attends to none that comes after it.
+        lengths: the lengths, none of them 0; the batch may be empty.
+        causal: True if steps do not attend to later ones.
 
     Returns:
         `(total_steps, embed_dim)`.
@@ -49,7 +49,7 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
         query, key, value = parts.unbind()
         if before is not None:
             key, value = torch.cat([before.expand(-1, shape[0], -1, -1, -1), parts[1:]], 3).unbind()
-            if causal:  # the nth query attends to n keys, so there are as many queries more, whose results are dropped
+            if causal:  # extra queries, whose results are dropped, because the mask lets query n attend to n keys
                 query = functional.pad(query, (0, 0, extra, 0))
         with _kernels():
             attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
@@ -59,16 +59,16 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
 
 
 def _kernels() -> AbstractContextManager[Any]:
-    """Leave out the kernels of PyTorch that know neither `vmap` nor tangents, where there is either."""
+    """Exclude the kernels of PyTorch that do not support `vmap` and forward mode, while either is active."""
     asks_more = is_transformed() and not takes_gradients_only()
     return sdpa_kernel(SDPBackend.MATH) if asks_more else nullcontext()
 
 
 def _keys_before(attention: nn.MultiheadAttention, like: Tensor) -> Tensor:
-    """Give the keys and values that `add_bias_kv` and `add_zero_attn` add to those of every sequence, one at least.
+    """Return the keys and values that `add_bias_kv` and `add_zero_attn` add to those of every sequence.
 
-    PyTorch sets them behind the steps, where a causal mask of its own kernels would hide them; the order of keys does
-    not matter, and before the steps no step is before them.
+    At least one of the two must be set. PyTorch appends them, where the causal mask of its kernels would hide them.
+    Here they come first, so that every step attends to them; the order of keys does not matter.
 
     Returns:
         `(2, 1, num_heads, number, head_dim)`.

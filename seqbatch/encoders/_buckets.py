@@ -12,17 +12,17 @@ from seqbatch._plans import Plan, undo
 from seqbatch.batch import SequenceBatch
 from seqbatch.layouts import rearrange
 
-# Pairs of steps that take as long as one step more does outside them.
+# The cost of one step outside of attention, in pairs of steps.
 STEP = 32
 
 
 class Buckets(NamedTuple):
-    """The buckets of a batch: their rows one after another, each sequence by sequence, the longest sequences first.
+    """The buckets of a batch: their rows end to end, sequence by sequence, the longest sequences first.
 
     Args:
         shapes: sequences and steps of each bucket.
-        enter: flat values to rows; None if they are the same.
-        masks: what is added to the scores of each bucket, see `_mask_of`; None where there is no padding to hide.
+        enter: the plan from flat values to rows; None if they are equal.
+        masks: the mask that is added to the scores of each bucket, see `_mask_of`; None without padding.
     """
 
     shapes: list[tuple[int, int]]
@@ -35,7 +35,7 @@ class Buckets(NamedTuple):
         return type(self)(self.shapes, None if self.enter is None else self.enter.to(device), masks)
 
     def fill(self, values: Tensor) -> Tensor:
-        """Turn flat values into the rows of all buckets, zeros for padding."""
+        """Convert flat values to the rows of all buckets, zeros for padding."""
         return values if self.enter is None else rearrange(values, self.enter)
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
@@ -43,20 +43,20 @@ class Buckets(NamedTuple):
         return torch.split(rows, [number * steps for number, steps in self.shapes])
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """Turn the rows of each bucket into flat values; those of padding are never read."""
+        """Convert the rows of each bucket to flat values; those of padding are never read."""
         rows = parts[0] if len(parts) == 1 else torch.cat(parts)
         return rows if self.enter is None else rearrange(rows, self.enter.inverse)
 
 
 def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype: torch.dtype) -> Buckets:
-    """Cut a batch into buckets for attention; no length may be 0.
+    """Split a batch into buckets for attention; no length may be 0.
 
     Args:
         lengths: the lengths.
-        overhead: how many pairs of steps take as long as one bucket more; 0 for equal lengths in each.
-        causal: whether a step attends to none that comes after it, and so to no padding.
-        extra: keys that stand before the steps of each sequence, which every step attends to.
-        dtype: that of the masks.
+        overhead: the cost of one extra bucket, in pairs of steps; 0 for equal lengths in each.
+        causal: True if steps do not attend to later ones, and so not to padding.
+        extra: the number of keys before the steps of each sequence, which every step attends to.
+        dtype: the dtype of the masks.
     """
     order, counts = lengths.order, lengths.tensor.index_select(0, lengths.order)
     shapes = cut(counts.tolist(), overhead)
@@ -66,7 +66,7 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
         *(one.split([number for number, _ in shapes]) for one in (counts, firsts)), shapes, strict=True
     ):
         steps = torch.arange(longest, device="cpu")
-        # Of padding the row of a step after the last of all, which there is none of.
+        # Padding takes the row after the last, which `Plan` fills.
         takes.append(torch.where(steps < part[:, None], steps + first[:, None], lengths.total).flatten())
         masks.append(None if causal else _mask_of(part, extra, dtype))
     take = torch.cat(takes)
@@ -77,16 +77,16 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
 
 
 def cut(counts: list[int], overhead: int) -> list[tuple[int, int]]:
-    """Put sequences into buckets: a bucket is full when its padding would take longer than one bucket more.
+    """Assign sequences to buckets: a bucket is full when its padding would cost more than another bucket.
 
-    So padding never takes longer than the buckets do, and there are few of them, however skewed the lengths are.
+    So padding never costs more than the buckets do, and there are few buckets, however skewed the lengths are.
 
     Args:
         counts: the steps of each sequence, the longest first.
-        overhead: what a bucket costs beside its steps, in pairs of steps.
+        overhead: the cost of a bucket beside its steps, in pairs of steps.
 
     Returns:
-        for each bucket its sequences, and the steps of the longest.
+        for each bucket the number of its sequences, and the steps of the longest.
     """
     shapes: list[tuple[int, int]] = []
     number, longest, padding = 0, 0, 0
@@ -103,12 +103,12 @@ def cut(counts: list[int], overhead: int) -> list[tuple[int, int]]:
 
 
 def _cost(steps: int) -> int:
-    """How long a sequence takes, in pairs of steps."""
+    """Return the cost of a sequence, in pairs of steps."""
     return steps * (steps + STEP)
 
 
 def _mask_of(counts: Tensor, extra: int, dtype: torch.dtype) -> Tensor | None:
-    """Give what is added to the scores of a bucket: -inf where a key is padding.
+    """Build the mask that is added to the scores of a bucket: -inf where a key is padding.
 
     Args:
         counts: `(number,)`, the steps of each sequence in it, the longest first.
@@ -116,8 +116,8 @@ def _mask_of(counts: Tensor, extra: int, dtype: torch.dtype) -> Tensor | None:
         dtype: as for `buckets_of`.
 
     Returns:
-        `(number, 1, 1, extra + steps)`; None where there is no padding. There is no row without any key to attend to:
-        the first step of a sequence is always one.
+        `(number, 1, 1, extra + steps)`; None without padding. Every row has a key to attend to, because the
+        first step of a sequence is never padding.
     """
     longest = int(counts[0])
     if counts[-1] == longest:
@@ -127,16 +127,16 @@ def _mask_of(counts: Tensor, extra: int, dtype: torch.dtype) -> Tensor | None:
 
 
 def run_one_by_one(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> SequenceBatch:
-    """Run something on each sequence alone, in the terms of `run_in_groups`."""
+    """Call a function on each sequence alone; arguments are as for `run_in_groups`."""
     return batch.with_values(torch.cat([call(one[None])[0] for one in batch if len(one)]))
 
 
 def run_in_groups(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> SequenceBatch:
-    """Run something on all sequences of a length at once, with nothing between them: no padding and no mask.
+    """Call a function once for each length, on all sequences of that length, without padding or mask.
 
     Args:
         call: from `(number, steps, *features)` to the same number of sequences and steps.
-        batch: a batch of one step at least.
+        batch: a batch of at least one step.
     """
     lengths: Any = batch._lengths.running
     groups = lengths.plan(buckets_of, 0, False, 0, torch.float32, device=batch.device)

@@ -1,4 +1,4 @@
-"""Why a layer stays out of graphs that hold others of its type, and what to do about it."""
+"""Why a layer cannot be traced although others of its type can, and what to do about it."""
 
 from torch import nn
 from torch.nn.utils.prune import BasePruningMethod
@@ -9,7 +9,7 @@ from seqbatch._hooks import has_hooks
 from seqbatch.encoders._layers import QUANTIZED
 from seqbatch.engines import takes_packed
 
-# What `torch.compile` says of all of them: it shows one text for a function, whatever layer that is called with.
+# One text for all causes, because `torch.compile` shows one for a function, whatever layer it is called with.
 WHY_OUTSIDE_GRAPHS = (
     "this layer has hooks, is quantized, or has a forward of its own. Remove the hooks: those of pruning by "
     "torch.nn.utils.prune.remove; in place of torch.nn.utils.weight_norm and spectral_norm use those of "
@@ -18,7 +18,7 @@ WHY_OUTSIDE_GRAPHS = (
 
 
 def cause_of(layer: nn.Module) -> tuple[str, str]:
-    """Return what a layer is that no graph holds, and the remedy."""
+    """Return why a layer cannot be traced, as a phrase, and the remedy."""
     found = f"a layer of type {type(layer).__name__}"
     if isinstance(layer, QUANTIZED):
         return f"a quantized {found[2:]}", "Export the model before it is quantized."

@@ -1,4 +1,4 @@
-"""Recurrent layers in graphs: an operator for each type, `seqbatch::lstm`, `seqbatch::gru` and `seqbatch::rnn`."""
+"""Recurrent layers while tracing: an operator for each type, `seqbatch::lstm`, `seqbatch::gru` and `seqbatch::rnn`."""
 
 import threading
 from collections.abc import Sequence
@@ -22,8 +22,8 @@ from seqbatch.state import LSTMState, RNNState
 def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: Form) -> tuple[Tensor, Hidden]:
     """Run a layer as `run_by_engine`, by operators.
 
-    One operator runs all layers of a stack, unless the kernels can run them, which take one at a time, or there is
-    dropout between them, which is PyTorch's own, in the graph.
+    One operator runs all layers of a stack, with two exceptions. The kernels run one layer at a time, and dropout
+    between layers is traced as PyTorch's own.
     """
     if is_nothing(batch) or not is_plain(layer):
         outside: tuple[Tensor, Hidden] = _run_outside(layer, batch, hidden, form)
@@ -43,8 +43,8 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
             values = nn.functional.dropout(values, layer.dropout)
         now = slice(first, first + together)
         others = [*(part[now] for part in hidden), *chain.from_iterable(weights[now])]
-        # An exported program serves inference; gradients through it are those of another run. For each tensor, because
-        # PyTorch merges calls with equal arguments, also if one of them is detached.
+        # Not while exporting, because an exported program is for inference. One flag for each tensor, because PyTorch
+        # merges calls with equal arguments, even if one of them is detached.
         is_trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
         differentiable = [is_trained and part.requires_grad for part in (values, *others)]
         shape = together // form.num_directions, layer.bidirectional
@@ -62,7 +62,7 @@ _run_outside: Any = outside_graphs(run_by_engine, WHY_OUTSIDE_GRAPHS, cause_of)
 
 
 class _Bearer(nn.Module):
-    """Lends a layer without weights those that the operator is given."""
+    """A layer without weights, which is called with the weights that the operator gets."""
 
     def __init__(self, layer: nn.RNNBase, state_type: StateType) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class _Bearer(nn.Module):
 
 
 class _Bearers(threading.local):
-    """Those of a thread, by what the layers are: no other may lend its weights meanwhile."""
+    """The bearers of a thread, by the options of their layers; per thread, because a call replaces their weights."""
 
     def __init__(self) -> None:
         self.known: dict[tuple[object, ...], _Bearer] = {}
@@ -85,7 +85,7 @@ _bearers = _Bearers()
 
 
 class _Call(NamedTuple):
-    """The arguments of an operator, but for values and lengths.
+    """The arguments of an operator, without values and lengths.
 
     Args:
         mode: as `nn.RNNBase.mode`.
@@ -93,7 +93,7 @@ class _Call(NamedTuple):
         weights: those of the first layer and direction first.
         num_layers: 1 where the kernels run.
         directions: 1 or 2.
-        keeps: True if what the kernels save is kept for a backward pass.
+        keeps: True if the kernels save tensors for a backward pass.
     """
 
     mode: str
@@ -109,7 +109,7 @@ class _Call(NamedTuple):
         return self.start[0].shape[2]
 
     def shapes_of_saved(self, steps: int) -> list[tuple[int, ...]]:
-        """Return the shapes of what the backward pass reads: outputs and gates."""
+        """Return the shapes of the tensors saved for the backward pass: outputs and gates."""
         kept = steps if self.keeps else 0
         return [(kept, self.directions * self.size), (self.directions, kept, native.SAVED[self.mode] * self.size)]
 
@@ -125,7 +125,7 @@ class _Kind:
         self.operator = Operator(name, arguments, 1 + self.states, self.run, self.fake, 2, self.backward)
 
     def run(self, values: Tensor, lengths: Lengths, *arguments: Any) -> Tensors:
-        """Return outputs, final states, and what `backward` reads, which is all zeros where the kernels do not run."""
+        """Return outputs, final states, and the tensors that `backward` reads, zeros if the kernels do not run."""
         call = self._parse(values, *arguments)
         if not torch.is_grad_enabled() and self._is_for_kernels(call, values, lengths):
             start = _of_running(call.start, lengths)
@@ -142,7 +142,7 @@ class _Kind:
         return output, *final, *map(values.new_zeros, call.shapes_of_saved(len(values)))
 
     def fake(self, values: Tensor, lengths: Tensor, *arguments: Any) -> Tensors:
-        """Return tensors of the sizes and dtypes of what `run` returns."""
+        """Return empty tensors of the sizes and dtypes that `run` returns."""
         call, steps = self._parse(values, *arguments), values.shape[0]
         output = values.new_empty(steps, call.directions * call.size)
         return output, *map(torch.empty_like, call.start), *map(values.new_empty, call.shapes_of_saved(steps))
@@ -238,14 +238,14 @@ def _of_running(parts: Sequence[Any], lengths: Lengths) -> list[Any]:
 
 
 def _of_all(parts: Sequence[Any], others: Sequence[Tensor], lengths: Lengths) -> list[Any]:
-    """Put what `_of_running` selected back, and take from others what is there for empty sequences."""
+    """Undo `_of_running`, with the parts of `others` for empty sequences."""
     if lengths.running is lengths:
         return [*parts]
     return [other.index_copy(1, lengths.not_empty, part) for part, other in zip(parts, others, strict=True)]
 
 
 _LSTM, _GRU, _RNN = _Kind(nn.LSTM, LSTMState), _Kind(nn.GRU, RNNState), _Kind(nn.RNN, RNNState, ", str nonlinearity")
-# By the mode of a layer, with what its sizes do not say.
+# By the mode of a layer, with the option that its sizes do not imply.
 _OPERATORS: dict[str, tuple[Any, ...]] = {
     "LSTM": (_LSTM.operator,),
     "GRU": (_GRU.operator,),

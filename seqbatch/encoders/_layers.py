@@ -1,4 +1,4 @@
-"""What encoders ask about a layer: whether it is what its class says, and what it takes."""
+"""What encoders check of a layer: whether it is stock, and which features, dtype and device it takes."""
 
 import importlib
 import sys
@@ -23,7 +23,7 @@ Encoder = TypeVar("Encoder", bound=Callable[..., Any])
 
 
 def keeps_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Tell whether a layer has the `forward` of the class that an encoder is registered for, and not its own."""
+    """Return True if a layer has the `forward` of the class that an encoder is registered for."""
     return type(layer).forward is kind.forward and "forward" not in vars(layer)
 
 
@@ -36,15 +36,15 @@ def outside_graphs(
     because: str = "this layer runs by their numbers",
     cause: Callable[[nn.Module], tuple[str, str]] = _by_type,
 ) -> Encoder:
-    """Keep an encoder that runs by the numbers of the lengths, or calls hooks, out of every graph.
+    """Keep an encoder that reads the values of the lengths, or calls hooks, out of every graph.
 
-    `torch.compile` breaks its graph there, and says why if it must not; `torch.export` raises. As
-    `torch.compiler.disable`, but that would import PyTorch's whole compiler with seqbatch.
+    `torch.compile` has a graph break there, and `torch.export` raises. This is `torch.compiler.disable` without
+    importing PyTorch's compiler together with seqbatch.
 
     Args:
-        encoder: takes a layer, and whatever else.
-        because: why, for `torch.compile`.
-        cause: returns what a layer is that no graph holds, and the remedy, for `torch.export`.
+        encoder: a function of a layer and any other arguments.
+        because: the reason that `torch.compile` shows for the graph break.
+        cause: returns why a layer cannot be traced, and the remedy, for the error of `torch.export`.
     """
     disabled: Callable[[], Any] = cache(lambda: torch.compiler.disable(encoder))
 
@@ -53,38 +53,38 @@ def outside_graphs(
             raise not_in_a_graph(*cause(layer))
         return (disabled() if "torch._dynamo" in sys.modules else encoder)(layer, *arguments)
 
-    # What `torch.compiler.disable` sets; without it the graph would break at the error above.
+    # As `torch.compiler.disable` sets them, because `torch.compile` would otherwise trace the error above.
     reason = f"seqbatch: a graph must serve all lengths, and {because}"
     vars(run).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
     return cast("Encoder", run)
 
 
 def takes_its_weights_dtype(layer: nn.Module) -> bool:
-    """Tell whether nothing stands between the input and the weights as they are kept that may change the dtype.
+    """Return True if nothing between the input and the stored weights may change the dtype.
 
-    A library that shards or quantizes a layer puts a hook before it, and a parametrization computes other weights.
+    A library that shards or quantizes a layer registers a hook before it, and a parametrization computes new weights.
     """
     return not has_hooks_before(layer) and not is_parametrized(layer)
 
 
 def is_lazy(layer: nn.Module) -> bool:
-    """Tell whether a layer has yet to take its sizes from what it is first called with."""
+    """Return True if a lazy layer is not initialized yet: its first input sets its sizes."""
     return isinstance(layer, LazyModuleMixin) and hasattr(layer, "_initialize_hook")
 
 
 def has_hooks_before(layer: nn.Module) -> bool:
-    """Tell whether hooks are called before a layer, other than the one by which a lazy layer takes its sizes."""
+    """Return True if a layer has forward pre-hooks, other than the one that initializes a lazy layer."""
     return len(layer._forward_pre_hooks) > is_lazy(layer)
 
 
 def is_lack_of_memory(error: Exception) -> bool:
-    """Tell whether an error is that of an allocator; on the CPU it is of no class of its own."""
+    """Return True if an allocator raised the error; on the CPU it does not have a class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 @contextmanager
 def refusals_of(layer: nn.Module, batch: SequenceBatch) -> Iterator[None]:
-    """Name the layer, and what it was given, where PyTorch refuses it; what comes of hooks or lack of memory stays."""
+    """Name the layer and its input in errors of PyTorch; errors of hooks or lack of memory pass through."""
     try:
         yield
     except (ArithmeticError, IndexError, RuntimeError) as error:
@@ -100,7 +100,7 @@ def require_features(
 ) -> None:
     """Raise unless the features of the batch end with the expected ones, or are exactly these.
 
-    A lazy layer takes any number of features: it has no size yet.
+    A lazy layer takes any number of features, because its size is not set yet.
     """
     found, shown = tuple(batch.feature_shape), str(expected)
     if is_lazy(layer):
@@ -114,16 +114,16 @@ def require_features(
 def first_weight(layer: nn.Module) -> Tensor | None:
     """Return the first parameter of a layer, or None if it has none.
 
-    Not `layer.weight`, which a parametrization would compute anew, with its side effects.
+    It does not read `layer.weight`, because a parametrization would compute that again, with side effects.
     """
-    for weight in layer._parameters.values():  # faster than `parameters`, which looks for shared ones
+    for weight in layer._parameters.values():  # not `parameters`, because that looks for shared ones, which is slow
         if weight is not None:
             return weight
     return next(layer.parameters(), None)
 
 
 def require_dtype(batch: SequenceBatch, layer: nn.Module) -> None:
-    """Raise unless the batch has the dtype of the layer's weights, or one that autocast turns into another."""
+    """Raise unless the batch has the dtype of the layer's weights, or one that autocast converts."""
     weight = first_weight(layer)
     if weight is None or batch.dtype is weight.dtype or not takes_its_weights_dtype(layer):
         return
@@ -142,7 +142,7 @@ def require_device(batch: SequenceBatch, layer: nn.Module) -> None:
 
 
 def quantized_layers(*names: str) -> list[type[nn.Module]]:
-    """Give PyTorch's dynamically quantized layers of these names, as long as it has them: it means to drop them."""
+    """Return PyTorch's dynamically quantized layers of these names; none once it has removed them, as announced."""
     try:
         module = importlib.import_module("torch.ao.nn.quantized.dynamic")
     except ImportError:
@@ -152,17 +152,17 @@ def quantized_layers(*names: str) -> list[type[nn.Module]]:
 
 _LINEAR = tuple(quantized_layers("Linear"))
 _RECURRENT = tuple(quantized_layers("LSTM", "GRU"))
-# Each step of a sequence is given to them alone, also where their weights are of float16: to see that these would have
-# to be unpacked, which takes as long as many steps.
+# They are called on each step of a sequence alone, even if their weights are float16, because finding that out would
+# unpack the weights, which takes as long as many steps.
 QUANTIZED_CELLS = tuple(quantized_layers("LSTMCell", "GRUCell", "RNNCell"))
 QUANTIZED = (*_LINEAR, *_RECURRENT, *QUANTIZED_CELLS)
 
 
 def rounds_by_range(layer: Any) -> bool:
-    """Return True if a layer is quantized and rounds all steps that it is given by the range of all of them.
+    """Return True if a layer is quantized and rounds its input by the range of the whole input.
 
-    Each sequence must then be given alone. With weights of float16 nothing else is rounded. This looks at the weights
-    themselves, because loading a state of other weights leaves the `dtype` of a recurrent layer as it was.
+    It must then be called on each sequence alone. With weights of float16 the input is not rounded. This reads the
+    weights, because loading a state dict of other weights does not update the `dtype` of a recurrent layer.
     """
     if isinstance(layer, _RECURRENT):
         held: Any = layer._all_weight_values
@@ -179,12 +179,12 @@ def autocasts(device: torch.device) -> bool:
 def register_features(
     kind: type[nn.Module], features: Callable[[Any], tuple[int, ...] | None], dtype: torch.dtype | None = None
 ) -> None:
-    """Register the features that a layer takes, by which a batch made of an empty list gets outputs of its size.
+    """Register the features that a layer takes, so that a batch made of an empty list gets outputs of the right size.
 
     Args:
         kind: the type of layer.
-        features: from the layer to the features of a step; None if it does not say.
-        dtype: the dtype that it takes, if that is not the one of its weights.
+        features: from the layer to the features of a step; None if they are unknown.
+        dtype: the dtype that it takes, if that is not the dtype of its weights.
     """
 
     def make(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
@@ -199,9 +199,9 @@ def register_features(
 
 
 def run_on_nothing(layer: nn.Module, result: Tensor, batch: SequenceBatch) -> Tensor:
-    """Let a result for a batch without any step hang on the layer's weights and on the batch.
+    """Connect the result for a batch without steps to the layer's weights and to the batch in the autograd graph.
 
-    Their gradients are then zeros and not missing: distributed training waits for the gradient of every weight.
+    Their gradients are then zeros and not missing, because distributed training needs a gradient of every weight.
     """
     sources = [source for source in (batch.values, *layer.parameters()) if source.requires_grad]
     return result + 0 * sum(source.sum() for source in sources) if sources else result

@@ -1,4 +1,4 @@
-"""Options of layers over steps: the windows or the border that each has, and which there are none of."""
+"""Options of layers over steps: the windows or the border of each, and which are invalid."""
 
 from numbers import Integral
 from typing import Any
@@ -12,7 +12,7 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
 def windows_of_convolution(layer: Any) -> Windows:
-    """Give the windows of an `nn.Conv1d`."""
+    """Return the windows of an `nn.Conv1d`."""
     kernel, stride, dilation = (_one(layer, size) for size in (layer.kernel_size, layer.stride, layer.dilation))
     if isinstance(layer.padding, str):
         both = dilation * (kernel - 1) if layer.padding == "same" else 0
@@ -24,7 +24,7 @@ def windows_of_convolution(layer: Any) -> Windows:
 
 
 def windows_of_maximum(layer: nn.MaxPool1d) -> Windows:
-    """Give the windows of an `nn.MaxPool1d`."""
+    """Return the windows of an `nn.MaxPool1d`."""
     kernel, stride, dilation = (_one(layer, size) for size in (layer.kernel_size, layer.stride, layer.dilation))
     padding = _one(layer, layer.padding)
     border = Border("maximum" if padding else "constant", padding, padding)
@@ -32,7 +32,7 @@ def windows_of_maximum(layer: nn.MaxPool1d) -> Windows:
 
 
 def windows_of_mean(layer: nn.AvgPool1d) -> Windows:
-    """Give the windows of an `nn.AvgPool1d`."""
+    """Return the windows of an `nn.AvgPool1d`."""
     padding = _one(layer, layer.padding)
     divides_by: str | None = "padded" if layer.count_include_pad else "real"
     if not layer.ceil_mode and (layer.count_include_pad or not padding):
@@ -42,18 +42,18 @@ def windows_of_mean(layer: nn.AvgPool1d) -> Windows:
 
 
 def windows_of_power_mean(layer: nn.LPPool1d) -> Windows:
-    """Give the windows of an `nn.LPPool1d`."""
+    """Return the windows of an `nn.LPPool1d`."""
     stride = layer.kernel_size if layer.stride is None else layer.stride
     return Windows(_one(layer, layer.kernel_size), _one(layer, stride), ceil=layer.ceil_mode)
 
 
 def border_of(mode: str, layer: Any) -> Border:
-    """Give the border of a layer that pads."""
+    """Return the border of a layer that pads."""
     return Border(mode, *(_one(layer, size) for size in layer.padding))
 
 
 def _one(layer: nn.Module, size: Any) -> int:
-    """Give a size that a layer keeps as it was given: a number, or one in a tuple or list."""
+    """Return a size of a layer as an int; PyTorch stores it as passed, as a number or in a tuple or list."""
     number: object = size[0] if isinstance(size, (tuple, list)) else size
     if not isinstance(number, Integral):
         raise complaint(SeqbatchTypeError, "layer", "have sizes and padding that are integers", describe(layer))
@@ -61,7 +61,7 @@ def _one(layer: nn.Module, size: Any) -> int:
 
 
 def require_options(layer: nn.Module, windows: Windows) -> None:
-    """Raise if there are no such windows; PyTorch looks at them as late as in the call."""
+    """Raise if the options are invalid, because PyTorch checks them only when the layer is called."""
     must, padding = "", (windows.border.left, windows.border.right)
     if min(windows.kernel, windows.stride, windows.dilation) < 1 or min(padding) < 0:
         must = "have a kernel, a stride and a dilation of 1 at least, and padding of 0 at least"

@@ -1,4 +1,4 @@
-"""Whether a layer with others inside is no more than their weights and options, so that none need be called itself."""
+"""Whether a layer and all layers in it are stock and without hooks, so that bypassing them cannot be observed."""
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,7 @@ _METHODS: dict[type[nn.Module], tuple[str, ...]] = {
 
 
 def is_untouched(module: nn.Module) -> bool:
-    """Tell whether a module, those in it aside, has no hooks and no weights but its own, as they are kept."""
+    """Return True if a module itself, without its submodules, has no hooks and no parametrized or replaced weights."""
     return _is_untouched(module) and not has_global_hooks()
 
 
@@ -33,7 +33,7 @@ def _is_untouched(module: nn.Module) -> bool:
 
 
 def is_plain(layer: nn.Module) -> bool:
-    """Tell whether a layer of attention, and all in it, is what its class says, and per step but for the attention."""
+    """Return True if an attention layer is stock, and all modules in it are stock and work on each step alone."""
     return not has_global_hooks() and all(_is_untouched(module) and _is_known(module) for module in layer.modules())
 
 
@@ -49,7 +49,7 @@ def _is_known(module: nn.Module) -> bool:
 
 
 def _holds_what_it_should(module: nn.Module) -> bool:
-    """Tell whether there is nothing in a layer that it is not made with, as far as attention goes."""
+    """Return True if a layer holds submodules and an activation of the types that it is built with."""
     if isinstance(module, nn.TransformerEncoder):
         return all(isinstance(layer, nn.TransformerEncoderLayer) for layer in module.layers)
     if isinstance(module, nn.TransformerEncoderLayer):

@@ -1,4 +1,4 @@
-"""What encoders of recurrent layers have in common: checks of input and state, and sequences of no steps."""
+"""Shared by encoders of recurrent layers: checks of input and state, and empty sequences."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -25,19 +25,19 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.state import LSTMState, RNNState
 
 StateType = type[LSTMState] | type[RNNState]
-# What an engine does, of one layer: from flat values, lengths of which none is 0, and the state of these sequences.
+# An engine with its layer bound: from flat values, lengths without zeros, and their initial state.
 Run = Callable[[Tensor, Lengths, Hidden | None], tuple[Tensor, Hidden]]
 
 
-class Form(NamedTuple):  # and no attrs class, of which torch.compile does not understand how they are made
-    """What the state of a layer looks like.
+class Form(NamedTuple):  # not an attrs class, because torch.compile cannot trace the __init__ of one
+    """The form of a layer's state.
 
     Args:
         state_type: its class.
         num_layers: its first axis.
         num_directions: its second axis.
-        remedy: what to write for a state of PyTorch's layout.
-        sizes: the last axis of each tensor, which for the first is also the size of one direction's output.
+        remedy: how to convert a state of PyTorch's layout, for errors.
+        sizes: the last axis of each tensor; that of the first is also the size of one direction's output.
     """
 
     state_type: StateType
@@ -49,7 +49,7 @@ class Form(NamedTuple):  # and no attrs class, of which torch.compile does not u
 
 def sizes_of(layer: Any, state_type: StateType) -> list[int]:
     """Return the last axis of each tensor of the state of a layer or cell of PyTorch."""
-    # Not by `getattr` with a default: a module looks long for what it does not have, and PyTorch's cells do not.
+    # Not by `getattr` with a default, because a missing attribute of a module is slow to look up, as in cells.
     projects = ("proj_size" in vars(layer) or hasattr(type(layer), "proj_size")) and layer.proj_size
     size = layer.proj_size if projects else layer.hidden_size
     return [size, layer.hidden_size] if state_type is LSTMState else [size]
@@ -58,7 +58,7 @@ def sizes_of(layer: Any, state_type: StateType) -> list[int]:
 def require_input(batch: SequenceBatch, layer: Any) -> None:
     """Raise unless the batch has the features, dtype and device that the layer takes, or comes from an empty list."""
     values, weight = batch.values, first_weight(layer)
-    # Fast path, because one step of one sequence takes less time than the checks that find what is wrong.
+    # Fast path, because the full checks take longer than one step of one sequence.
     is_alike = weight is not None and values.dtype is weight.dtype and values.device == weight.device
     if is_alike and values.shape[1:] == (layer.input_size,):
         return
@@ -69,7 +69,7 @@ def require_input(batch: SequenceBatch, layer: Any) -> None:
 
 
 def require_state(state: object, form: Form, layer: nn.Module, batch: SequenceBatch) -> Hidden | None:
-    """Return a state of this layer for this batch as engines take it, else raise; None stays None."""
+    """Return a state as engines take it if it fits the layer and the batch, else raise; None stays None."""
     if state is None:
         return None
     if not isinstance(state, form.state_type):
@@ -78,7 +78,7 @@ def require_state(state: object, form: Form, layer: nn.Module, batch: SequenceBa
         if isinstance(state, ContainerState):
             remedy = "Take that of the layer, state.states[i]."
         elif isinstance(state, (LSTMState, RNNState)):
-            remedy = "It is that of another kind of layer."
+            remedy = "It is that of another type of layer."
         must = f"be an {name}, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy)
     values, rows = batch.values, (form.num_layers, form.num_directions, batch.batch_size)
@@ -113,8 +113,8 @@ def run_where_steps_are(
         layer: the layer.
         batch: the batch, checked.
         hidden: the initial state in PyTorch's layout, checked; None for zeros.
-        form: what its state looks like.
-        run: runs it.
+        form: the form of its state.
+        run: the function that runs it.
 
     Returns:
         the outputs `(total_steps, size)`, and the final state in PyTorch's layout.
@@ -123,13 +123,13 @@ def run_where_steps_are(
     running = lengths.running
     if running is lengths and lengths.total:
         return run(batch.values, lengths, hidden)
-    # A batch of none may come from an empty list, whose dtype and device say nothing.
+    # The layer's dtype and device for a batch made of an empty list, because that has none of its own.
     like = next(layer.parameters(), batch.values) if is_nothing(batch) else batch.values
     rows = form.num_layers * form.num_directions
     start = hidden or tuple(like.new_zeros(rows, batch.batch_size, size) for size in form.sizes)
     if not lengths.total:
         nothing = like.new_zeros(0, form.sizes[0] * form.num_directions)
-        # Copies, for who writes to the new state must not change the caller's.
+        # Copies, because modifying the new state must not change the caller's.
         ends = start if hidden is None else tuple(part.clone() for part in hidden)
         return run_on_nothing(layer, nothing, batch), tuple(run_on_nothing(layer, part, batch) for part in ends)
     alive = to_device(lengths.not_empty, batch.device)
@@ -140,7 +140,7 @@ def run_where_steps_are(
 
 
 def run_by_engine(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: Form) -> tuple[Tensor, Hidden]:
-    """Run a layer as `run_where_steps_are`, by the engine that suits it."""
+    """Run a layer as `run_where_steps_are`, by the engine chosen for it."""
 
     def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         engine = alone.run if rounds_by_range(layer) else engines.choose(layer, values, lengths)
@@ -150,5 +150,5 @@ def run_by_engine(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form:
 
 
 def _cast_alike(state: Tensor, batch: SequenceBatch) -> bool:
-    """Tell whether autocast gives a state and a batch of other dtypes the same one."""
+    """Return True if autocast converts a state and a batch of other dtypes to the same dtype."""
     return autocasts(batch.device) and torch.float64 not in (state.dtype, batch.dtype)

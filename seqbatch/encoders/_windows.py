@@ -1,4 +1,4 @@
-"""Windows over steps: how many there are, and how sequences lie end to end so that no window of one reads another."""
+"""Windows over steps: their number, and a layout of sequences end to end so that no window of one reads another."""
 
 from itertools import accumulate
 from typing import NamedTuple, Self
@@ -15,12 +15,12 @@ class Windows(NamedTuple):
     """The windows of a layer: where they start, what they read and how many a sequence has.
 
     Args:
-        kernel: how many steps one reads.
-        stride: steps from the start of one window to that of the next.
-        dilation: steps from one that a window reads to the next.
-        border: the padding, of no negative number of steps.
-        ceil: whether the last window may end behind the padding, as with `ceil_mode`.
-        divides_by: for a mean, what PyTorch divides by: the steps that are "real" or those "padded" too; else None.
+        kernel: the number of steps that a window reads.
+        stride: the distance between the starts of two windows.
+        dilation: the distance of the steps that a window reads.
+        border: the padding, which must not be negative.
+        ceil: True if the last window may end after the padding, as with `ceil_mode`.
+        divides_by: for a mean, what PyTorch divides by: the "real" steps, or the "padded" ones too; else None.
     """
 
     kernel: int
@@ -32,30 +32,30 @@ class Windows(NamedTuple):
 
     @property
     def span(self) -> int:
-        """Steps from the first that a window reads to behind the last."""
+        """The steps from the first that a window reads to after the last."""
         return self.dilation * (self.kernel - 1) + 1
 
     @property
     def least(self) -> int:
-        """The fewest steps of a sequence that fill a window."""
+        """The smallest length that fills a window."""
         spare = self.stride - 1 if self.ceil else 0
         return max(self.span - self.border.left - self.border.right - spare, 1)
 
     def may_read_nothing(self, length: int) -> bool:
-        """Tell whether all that a window of so many steps reads may be padding, where PyTorch writes out of bounds."""
+        """Return True if a window may read only padding, for this length; PyTorch would write out of bounds."""
         return self.border.mode == "maximum" and self.border.left > 0 and length < self.dilation
 
     def are_dense(self, numbers: tuple[int, ...]) -> bool:
-        """Tell whether so many windows of each sequence surely read all that is between the first and the last."""
+        """Return True if the windows of each sequence, by their numbers, are known to read every step between them."""
         if self.dilation == 1:
             return self.stride <= self.kernel
         return self.stride == 1 and min(numbers, default=self.dilation) >= self.dilation
 
     def number(self, length: int) -> int:
-        """Give how many windows a sequence has, which are the steps of its output, as PyTorch counts them.
+        """Return the number of windows of a sequence, which is the length of its output, as in PyTorch.
 
-        That is `(length + left + right - span) / stride + 1`, rounded down, or with `ceil` up, but then no window
-        starts behind the last step; and none in a sequence of no steps.
+        That is `(length + left + right - span) / stride + 1`, rounded down. With `ceil` it is rounded up, but no window
+        starts after the last step. An empty sequence has none.
         """
         if not length:
             return 0
@@ -66,11 +66,11 @@ class Windows(NamedTuple):
         return min(-(-room // self.stride) + 1, that_start_before_its_end)
 
     def reach(self, number: int) -> int:
-        """Give the steps from where the first of so many windows starts to where the last ends."""
+        """Return the steps from the start of the first to the end of the last of a number of windows."""
         return (number - 1) * self.stride + self.span if number else 0
 
     def corrections(self, lengths: Lengths, numbers: Lengths) -> Tensor:
-        """Give what the mean of each window is to be multiplied by if it was divided by the kernel: `(windows,)`."""
+        """Compute the factor of each window's mean that corrects its division by the kernel size: `(windows,)`."""
         number = numbers.total
         counts = repeated(lengths.tensor, numbers.tensor, number)
         start = runs(numbers.tensor * 0, numbers.tensor, number) * self.stride - self.border.left
@@ -82,13 +82,13 @@ class Windows(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How the steps of all sequences lie in one long sequence, and which of its windows are theirs.
+    """All sequences in one long sequence, and which of its windows belong to a sequence.
 
     Args:
-        lay: flat values to the long sequence; None where sequences of equal length need none, but are a batch.
-        pick: the windows of the long sequence to the flat values of the outputs; None as before.
-        lengths: those of the outputs; None if they are those of the sequences.
-        corrections: `(windows,)`, float64: what the windows of the long sequence are to be multiplied by; None for 1.
+        lay: the plan from flat values to the long sequence; None if equal lengths allow a dense batch.
+        pick: the plan from the windows of the long sequence to the flat outputs; None in the same case.
+        lengths: the lengths of the outputs; None if they are those of the sequences.
+        corrections: `(windows,)`, float64: the factors of the windows of the long sequence; None for 1.
     """
 
     lay: Plan | None
@@ -104,7 +104,7 @@ class Layout(NamedTuple):
 
 
 def border_layout(lengths: Lengths, border: Border) -> Layout:
-    """Each sequence with its border; a layout of which nothing need be picked."""
+    """Lay out each sequence with its border; nothing is picked."""
     wide = torch.where(lengths.tensor > 0, lengths.tensor + (border.left + border.right), 0)
     take = border.rows(lengths, wide)
     give = undo(take, lengths.total + 1)[: lengths.total] if border.mode == "constant" else None
@@ -113,13 +113,13 @@ def border_layout(lengths: Lengths, border: Border) -> Layout:
 
 
 def window_layout(lengths: Lengths, windows: Windows) -> Layout:
-    """All sequences in one long one, which the layer pads once more, at the two ends, where no window of theirs is.
+    """Lay out all sequences in one long sequence, which the layer itself pads at its two ends.
 
-    They stand so far apart that no window of one reads a step of another, each where a stride puts its first window.
-    Windows in between are computed and not picked. What no window of theirs reads is left out, for the gradient of a
-    weight is a sum over all windows, where even 0 times NaN counts.
+    The sequences are so far apart that no window of one reads a step of another, and each starts at a multiple of the
+    stride. Windows in between are computed and not picked. Steps that no picked window reads are left out, because the
+    gradient of a weight is a sum over all windows, where even 0 times NaN counts.
     """
-    # Of each length once, for a tensor of a few numbers takes longer to work with than the numbers do.
+    # In Python, once per length, because for so few integers that is faster than calling torch.
     numbers_of = {length: windows.number(length) for length in {*lengths.counts}}
     numbers = Lengths(tuple(numbers_of[length] for length in lengths.counts))
     changed = None if numbers.counts == lengths.counts else numbers
@@ -147,23 +147,23 @@ def window_layout(lengths: Lengths, windows: Windows) -> Layout:
 
 
 def _spread(lengths: Lengths, numbers_of: dict[int, int], windows: Windows) -> tuple[Tensor, int]:
-    """Set the sequences one behind another.
+    """Compute where each sequence starts in the long one.
 
     Args:
         lengths: the lengths.
-        numbers_of: how many windows a sequence of each length has.
+        numbers_of: the number of windows of a sequence, by its length.
         windows: the windows.
 
     Returns:
-        `(batch,)`, int64: the first window of each sequence, counted in the long one; and the steps of the long one
-        with the layer's own padding before it.
+        `(batch,)`, int64: the index of each sequence's first window in the long one; and the steps of the long one with
+        the layer's own padding before it.
     """
     stride, left = windows.stride, windows.border.left
     advance = {}
     for length, number in numbers_of.items():
         taken = windows.reach(number)
         if windows.border.mode == "constant":
-            # The next sequence may start where the last window still reads, as long as it finds nothing but padding.
+            # The next sequence may start within the reach of the last window, as long as that reads padding only.
             taken = max(taken - left, min(taken, length + left))
         advance[length] = max(-(-taken // stride), number)
     *firsts, end = accumulate((advance[length] for length in lengths.counts), initial=-(-left // stride))
@@ -171,13 +171,13 @@ def _spread(lengths: Lengths, numbers_of: dict[int, int], windows: Windows) -> t
 
 
 def _rounded(steps: int) -> int:
-    """Round up by 3 % at most: kernels are made for each number of steps anew, which takes longer than these few."""
+    """Round up by 3 % at most, because kernels are prepared for each size, which costs more than the extra steps."""
     unit = 1 << max(steps.bit_length() - 6, 0)
     return -(-steps // unit) * unit
 
 
 def _lay(lengths: Lengths, numbers_of: dict[int, int], windows: Windows, starts: Tensor, long: int) -> Plan:
-    """Plan the long sequence of `long` steps, in which the first windows start at `starts`, counted as in `_spread`."""
+    """Compute the plan of the long sequence of `long` steps, with first windows at `starts`, as in `_spread`."""
     border = windows.border
     if border.mode != "constant":
         both = border.left + border.right
@@ -198,5 +198,5 @@ def _lay(lengths: Lengths, numbers_of: dict[int, int], windows: Windows, starts:
 
 
 def _each(lengths: Lengths, values: dict[int, int]) -> Tensor:
-    """Give the value of each sequence by its length: `(batch,)`, int64."""
+    """Look up the value of each sequence by its length: `(batch,)`, int64."""
     return torch.tensor([values[length] for length in lengths.counts], dtype=torch.int64, device="cpu")

@@ -1,14 +1,14 @@
-"""Encoders of nn.MultiheadAttention, nn.TransformerEncoderLayer and nn.TransformerEncoder: each sequence to itself.
+"""Encoders of nn.MultiheadAttention, nn.TransformerEncoderLayer and nn.TransformerEncoder: self-attention.
 
-A sequence is query, key and value, and gives what it attends to, without the weights; no step attends to one of another
-sequence. A causal mask is that of `seqbatch.layers.Causal`.
+A sequence is query, key and value; the output does not include the attention weights. No step attends to one of another
+sequence. For a causal mask use `seqbatch.layers.Causal`.
 
-A layer with hooks, with weights of another kind or with a `forward` of its own, and one that holds such a layer, is
-called as itself: once for each length, on all sequences of that length, without padding or mask. So its hooks run once
-for each length too. Any other runs on the flat values, and its attention on sequences of similar lengths side by side.
+A layer with hooks, with parametrized weights or with its own `forward`, or one that holds such a layer, is called as
+itself: once for each length, on all sequences of that length, without padding or mask. So its hooks run once for each
+length too. Any other layer runs on the flat values, and its attention on buckets of similar lengths.
 
-Derivatives of second order, both backward, need `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own
-layers; forward mode and `vmap` get it here.
+Second-order gradients need `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own layers. For forward
+mode and `vmap` it is chosen here.
 """
 
 from collections.abc import Callable
@@ -38,8 +38,8 @@ from seqbatch.encoders._layers import (
 from seqbatch.encoders._plain import is_plain
 from seqbatch.errors import SeqbatchValueError
 
-# Steps that are fed forward at once where nothing has to be kept for a backward pass. On the CPU it takes up to a fifth
-# less time than all at once, for what is between the two products is still in the cache; 512 take longer, as do 4,096.
+# The number of steps per call of the feed-forward part, when no gradients are recorded. On the CPU this takes up to a
+# fifth less time than one call, because the hidden values stay in the cache; 512 and 4,096 are slower.
 AT_ONCE = 1024
 
 KINDS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
@@ -58,7 +58,7 @@ def _register(kind: type[nn.Module]) -> None:
 
 
 def features_of(layer: nn.Module) -> tuple[int, ...] | None:
-    """Return the features that a layer of one of the `KINDS` takes; None if there is no attention in it."""
+    """Return the features that a layer of one of the `KINDS` takes; None if it holds no attention."""
     attentions = (module for module in layer.modules() if isinstance(module, nn.MultiheadAttention))
     return next(((attention.embed_dim,) for attention in attentions), None)
 
@@ -69,7 +69,7 @@ for _kind in KINDS:
 
 
 def require_input(layer: nn.Module, batch: SequenceBatch, plain: bool) -> None:
-    """Raise unless a layer of one of the `KINDS` takes a batch; one with a `forward` of its own may take anything."""
+    """Raise unless a layer of one of the `KINDS` takes a batch; one with its own `forward` may take anything."""
     kind = next(kind for kind in KINDS if isinstance(layer, kind))
     attentions = [module for module in layer.modules() if isinstance(module, nn.MultiheadAttention)]
     if not keeps_forward(layer, kind) or not attentions:
@@ -77,7 +77,7 @@ def require_input(layer: nn.Module, batch: SequenceBatch, plain: bool) -> None:
     for attention in attentions:
         sizes = attention.embed_dim, attention.kdim, attention.vdim
         if len({*sizes}) > 1:
-            must = f"have kdim and vdim {sizes[0]}, as its embed_dim, for each sequence attends to itself"
+            must = f"have kdim and vdim {sizes[0]}, as its embed_dim, because each sequence attends to itself"
             raise complaint(SeqbatchValueError, "layer", must, f"kdim {sizes[1]} and vdim {sizes[2]}")
     require_features(batch, (attentions[0].embed_dim,), layer, exactly=True)
     if plain or all(takes_its_weights_dtype(module) for module in layer.modules()):
@@ -93,12 +93,12 @@ def run(
     Args:
         layer: the layer.
         batch: the batch.
-        call: calls the layer itself on a Tensor of three dimensions, sequences or steps first as the layer asks for.
-        plain: whether it need not be called itself; then all but the attention runs on the flat values.
-        causal: whether a step attends to none that comes after it; `call` must see to it too.
+        call: calls the layer itself on a Tensor of three dimensions, in the order of the layer's `batch_first`.
+        plain: True if the layer is stock; then all but the attention runs on the flat values.
+        causal: True if steps do not attend to later ones; `call` must do the same.
     """
     if not batch.total_steps:
-        # By the same products, of no rows, for `torch.autocast` may change the dtype.
+        # The same operations on no rows, because `torch.autocast` may change the dtype.
         nothing = _run_plain(layer, batch.values, batch._lengths.running, causal) if plain else batch.values
         return batch.with_values(run_on_nothing(layer, nothing, batch))
     if not plain:
@@ -108,7 +108,7 @@ def run(
 
 
 def _run_plain(layer: Any, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
-    """Do on flat values what the `forward` of the layer does, but for the attention."""
+    """Compute what the layer's `forward` does, on flat values, with attention in buckets."""
     if isinstance(layer, nn.MultiheadAttention):
         return attend(layer, values, lengths, causal)
     if isinstance(layer, nn.TransformerEncoder):
@@ -136,7 +136,7 @@ def _feed(layer: Any, values: Tensor) -> Tensor:
 
 
 def is_batch_first(layer: Any) -> bool:
-    """Tell whether a layer takes sequences before steps, by what PyTorch itself looks at."""
+    """Return True if a layer is batch-first, by the attribute that PyTorch itself reads."""
     inner = layer.layers[0] if isinstance(layer, nn.TransformerEncoder) else layer
     holder = inner if isinstance(inner, nn.MultiheadAttention) else getattr(inner, "self_attn", inner)
     if not isinstance(getattr(holder, "batch_first", None), bool):
@@ -145,7 +145,7 @@ def is_batch_first(layer: Any) -> bool:
 
 
 def _batch_first(layer: nn.Module, call: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
-    """Make a call one from sequences before steps to the same, without the weights of the attention."""
+    """Wrap a call to be batch-first, and to drop the attention weights."""
     first = is_batch_first(layer)
 
     def call_batch_first(group: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encoders of nn.LSTMCell, nn.GRUCell and nn.RNNCell: a cell is called at each step on the sequences that have it."""
+"""Encoders of nn.LSTMCell, nn.GRUCell and nn.RNNCell: a cell runs at each step on the sequences that have that step."""
 
 import copy
 from collections.abc import Callable, Iterator
@@ -31,21 +31,21 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layouts import rearrange
 from seqbatch.state import LSTMState, RNNState
 
-# Modules and not RNNCellBase: the quantized cells, which PyTorch means to drop some day, are no subclasses of it.
+# Modules and not RNNCellBase, because the quantized cells are not subclasses of it.
 _Cell = Any
-# From the rows of one step, and the state of these sequences, nothing where they start from none, to their next state.
+# From the rows of one step and the state of these sequences, empty for the initial step, to their next state.
 _Step = Callable[[Tensor, Hidden], Hidden]
 
-# Steps that are cut at a time: one by one would take longer, and all at once memory for the views of a long sequence.
+# Steps that are split at a time, because one by one is slower, and all views of a long sequence take memory.
 _CUT = 256
-# Steps that take less time by calling the cell than by setting up an engine, measured for sizes of 16 to 512.
+# Up to this many steps, calling the cell is faster than setting up an engine; measured for sizes of 16 to 512.
 _FEW = 4
 
 
 def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
     """Register the encoder of a type of cell, which has `input_size` and `hidden_size`, and checks both.
 
-    A subclass with a `forward` of its own may take other features, so nothing is checked of its input.
+    The input of a subclass with its own `forward` is not checked, because it may take other features.
     """
 
     register_rows(cell_type)
@@ -67,11 +67,11 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
 
 def _remedy(state_type: StateType) -> str:
     parts = "hidden[None, None], cell[None, None]" if state_type is LSTMState else "hidden[None, None]"
-    return f"For what a cell of PyTorch takes give {state_type.__name__}({parts})."
+    return f"For the state of a cell of PyTorch pass {state_type.__name__}({parts})."
 
 
 def _run_of(cell: _Cell, form: Form) -> Run:
-    """Return the function that runs a cell: by the kernels, by another engine if there are many steps, or itself."""
+    """Return the function that runs a cell: by the kernels, by another engine for many steps, or step by step."""
 
     def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
         is_open = _is_open(cell)
@@ -89,7 +89,7 @@ def _run_of(cell: _Cell, form: Form) -> Run:
 
 
 def _run_alone(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run one sequence after another, because a quantized cell rounds by the range of all that it is given."""
+    """Run one sequence after another, because a quantized cell rounds by the range of its whole input."""
     outputs: list[Tensor] = []
     finals: list[Hidden] = []
     for i, sequence in enumerate(values.split(lengths.counts)):
@@ -102,7 +102,7 @@ def _run_alone(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | N
 
 
 def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run step by step as an engine does, in packed order, where those that have the next step stand first."""
+    """Run step by step in packed order, so that the sequences that have the next step come first."""
     plan = lengths.plan(packed_plan, device=values.device)
     order, rank = (lengths.on(name, values.device) for name in ("order", "rank"))
     state: Hidden = () if hidden is None else tuple(part[0].index_select(0, order) for part in hidden)
@@ -120,20 +120,20 @@ def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | N
 
 
 def _cut(rows: Tensor, sizes: list[int]) -> Iterator[Tensor]:
-    """Give the rows of each step, as views."""
+    """Yield the rows of each step, as views."""
     chunks = [sizes[i : i + _CUT] for i in range(0, len(sizes), _CUT)]
     for part, chunk in zip(rows.split([sum(chunk) for chunk in chunks]), chunks, strict=True):
         yield from part.split(chunk)
 
 
 def _step_of(cell: _Cell, form: Form) -> _Step:
-    """Give the function that calls the cell itself, and checks what it gives."""
+    """Return the function that calls the cell itself, and checks its result."""
     one = len(form.sizes) == 1
-    must = "give a hidden state" if one else "give a pair (hidden, cell)"
+    must = "return a hidden state" if one else "return a pair (hidden, cell)"
     remedy = f"Register an encoder for {type(cell).__name__}."
 
     def step(rows: Tensor, state: Hidden) -> Hidden:
-        # Where no state is given none is passed, for a cell may have one of its own to start from.
+        # Without a state none is passed, because a cell may have its own initial state.
         result = cell(rows, state[0] if one else state) if state else cell(rows)
         parts = (result,) if one else result
         is_state = isinstance(parts, (tuple, list)) and len(parts) == len(form.sizes)
@@ -148,7 +148,7 @@ def _step_of(cell: _Cell, form: Form) -> _Step:
     return step
 
 
-# PyTorch's cells, the layer that does the same, and the names of their weights.
+# PyTorch's cells, the layer that computes the same, and the names of their weights.
 _LAYERS: dict[type[nn.Module], Any] = {nn.LSTMCell: nn.LSTM, nn.GRUCell: nn.GRU, nn.RNNCell: nn.RNN}
 _FORWARDS = tuple(kind.forward for kind in _LAYERS)
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
@@ -158,7 +158,7 @@ def _is_open(cell: _Cell) -> bool:
     """Return True if a cell has a stock `forward` and no hooks: bypassing it cannot be observed."""
     held = cell._parameters
     return (
-        min(cell.input_size, cell.hidden_size) > 0  # as PyTorch asks of layers, and not of cells
+        min(cell.input_size, cell.hidden_size) > 0  # because PyTorch's layers need it, and its cells do not
         and type(cell).forward in _FORWARDS
         and "forward" not in vars(cell)
         and vars(cell).get("nonlinearity", "tanh") in ("tanh", "relu")
@@ -177,14 +177,14 @@ def _weights_of(cell: _Cell) -> list[Tensor]:
 
 
 def _mode_of(cell: _Cell) -> str:
-    """Return what `nn.RNNBase.mode` is for the layer that does the same."""
+    """Return the `nn.RNNBase.mode` of the layer that computes the same."""
     if isinstance(cell, nn.RNNCell):
         return "RNN_TANH" if cell.nonlinearity == "tanh" else "RNN_RELU"
     return "LSTM" if isinstance(cell, nn.LSTMCell) else "GRU"
 
 
 def _is_for_an_engine(values: Tensor) -> bool:
-    """Tell whether what transforms a cell is more than gradients: PyTorch has no `vmap` of nn.LSTMCell."""
+    """Return True if transforms other than reverse mode are active, because PyTorch has no `vmap` of nn.LSTMCell."""
     return not takes_gradients_only() and not autocasts(values.device)
 
 
@@ -193,19 +193,19 @@ def _pays(values: Tensor, lengths: Lengths) -> bool:
 
 
 def _rounds_alike(values: Tensor) -> bool:
-    """Tell whether a layer gives what its cell does, but for the last bits; in half precision each rounds elsewhere.
+    """Return True if a layer equals its cell up to the last bits; in half precision each rounds at other places.
 
-    On CUDA a layer would move the weights, which are the caller's, to a place that cuDNN likes.
+    On CUDA a layer would move the caller's weights to one buffer for cuDNN.
     """
     return values.is_cpu and values.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
 
 def _as_layer(cell: _Cell) -> nn.RNNBase:
-    """Give the layer that runs the cell over sequences, with the cell's own weights."""
+    """Build the layer that runs the cell over sequences, with the cell's own weights."""
     layer_type = next(layer for kind, layer in _LAYERS.items() if isinstance(cell, kind))
     nonlinearity = getattr(cell, "nonlinearity", None)
     layer = copy.copy(_blank_layer(layer_type, cell.input_size, cell.hidden_size, bool(cell.bias), nonlinearity))
-    # Not set as attributes: what stands in for a parameter, as in `torch.func.functional_call`, may be none itself.
+    # Not set as attributes, because in `torch.func.functional_call` a weight may not be an `nn.Parameter`.
     layer._parameters = {f"{name}_l0": getattr(cell, name) for name in _names(cell)}
     return layer
 
@@ -214,9 +214,9 @@ def _as_layer(cell: _Cell) -> nn.RNNBase:
 def _blank_layer(
     layer_type: Any, input_size: int, hidden_size: int, bias: bool, nonlinearity: str | None
 ) -> nn.RNNBase:
-    """Make a layer without memory for weights; that takes as long as two or three steps, so it is kept."""
+    """Build a layer without memory for weights; cached, because that takes as long as two or three steps."""
     options: dict[str, Any] = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
-    # One that sets no weights: `vmap` takes the random numbers for those of the model, and refuses them.
+    # Without initializing weights, because `vmap` refuses their random numbers.
     kind: Any = type(layer_type.__name__, (layer_type,), {"reset_parameters": lambda layer: None})
     layer: nn.RNNBase = kind(input_size, hidden_size, bias=bias, device="meta", **options)
     return layer

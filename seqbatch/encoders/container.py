@@ -1,6 +1,6 @@
-"""Encoders of containers: each layer in them by its own encoder, in order, with the states of those that keep one.
+"""Encoders of containers: each layer in them by its own encoder, in order, with the states of recurrent ones.
 
-An `nn.ModuleList`, which PyTorch cannot call, is run as an `nn.Sequential` is.
+An `nn.ModuleList`, which PyTorch cannot call, is run like an `nn.Sequential`.
 """
 
 from collections import OrderedDict
@@ -27,7 +27,7 @@ from seqbatch.encoders._causes import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch.encoders._layers import keeps_forward, outside_graphs
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
-# From the number of a layer in another, that layer, and what it is given, to what it gives.
+# From the index of a layer in its container, that layer, and its input, to its output.
 RunChild = Callable[[int, nn.Module, SequenceBatch], SequenceBatch]
 _Container = nn.Sequential | nn.ModuleList
 _KINDS: tuple[type[Any], ...] = (nn.Sequential, nn.ModuleList)
@@ -38,26 +38,26 @@ def _holds_state(layer: _Container) -> bool:
 
 
 def _recurrent(layer: _Container) -> list[bool]:
-    """Tell of each layer in a container whether it keeps a state; raise, before any work, if one has no encoder."""
+    """Return for each layer in a container whether it keeps a state; raise if one has no encoder."""
     _refuse_own_forward(layer)
     return [is_recurrent(child) for child in layer]
 
 
 def _refuse_own_forward(layer: _Container) -> None:
-    """Raise if the layer has a `forward` of its own, which may do anything with the layers in it."""
+    """Raise if the layer has its own `forward`, because that may do anything with the layers in it."""
     if not any(isinstance(layer, kind) and keeps_forward(layer, kind) for kind in _KINDS):
         raise unsupported(layer, reason="it has a forward of its own")
 
 
 def _run(layer: _Container, batch: SequenceBatch, state: ContainerState | None) -> tuple[SequenceBatch, ContainerState]:
-    """Run the layers in a container one after another, from their states to their states."""
+    """Run the layers in a container one after another, from their initial states to the final ones."""
     recurrent = _recurrent(layer)
     states = states_of(layer, state, recurrent, batch.batch_size)
     return _run_in_order(layer, batch, run_from(states, recurrent)), ContainerState(tuple(states))
 
 
 def run_from(states: list[Any], recurrent: list[bool]) -> RunChild:
-    """Give what runs each layer from its state, in place of which its state after that is put; others have none."""
+    """Return the function that runs a layer from its state in `states`, and replaces that by its final state."""
 
     def run_child(i: int, child: nn.Module, current: SequenceBatch) -> SequenceBatch:
         if not recurrent[i]:
@@ -69,7 +69,7 @@ def run_from(states: list[Any], recurrent: list[bool]) -> RunChild:
 
 
 def _run_outputs(layer: _Container, batch: SequenceBatch) -> SequenceBatch:
-    """Run the layers as `_run` from no state, where nobody asks for the states after it."""
+    """Run the layers as `_run` from the initial states, when only the outputs are needed."""
     _recurrent(layer)
     return _run_in_order(layer, batch, lambda i, child, current: encode(child, current))
 
@@ -90,12 +90,12 @@ def _run_in_order(layer: _Container, batch: SequenceBatch, run_child: RunChild) 
 
 for _kind in _KINDS:
     register_recurrent(_kind, when=_holds_state, outputs=_run_outputs)(_run)
-    register_empty_input(_kind, lambda layer, batch: batch)  # which it hands to the layers in it
+    register_empty_input(_kind, lambda layer, batch: batch)  # because the layers in it handle it
     register_rows_of_children(_kind)
 
 
 def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size: int) -> list[object]:
-    """Give the state of each layer in the container, or raise."""
+    """Return the state of each layer in the container, or raise."""
     if state is None:
         return [None] * len(recurrent)
     if not isinstance(state, ContainerState):
@@ -113,10 +113,10 @@ def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size
 
 
 def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    """Call a layer with another `forward`, so that its hooks and those of all modules run on the flat values.
+    """Call a layer with another `forward`, so that its hooks and the global hooks run on the flat values.
 
-    The caller's layer is not touched: a shallow copy is called, which shares parameters and layers, and whose hooks are
-    given the layer itself. Without hooks a graph needs no more than `forward`.
+    The caller's layer is not modified: a shallow copy is called, which shares parameters and layers, and whose hooks
+    get the layer itself. While tracing, a layer without hooks needs only `forward`.
     """
     if in_a_graph() and not has_hooks(layer):
         return forward(values)
@@ -125,9 +125,9 @@ def call_as_itself(layer: nn.Module, forward: Callable[[Tensor], Tensor], values
 
 
 def _call_shell(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
-    # Not `copy.copy`, which fails on a layer with a parametrization and copies the weights of a quantized one, nor the
-    # `__new__` of a layer that `fully_shard` has sharded, which makes another layer. What `layer.compile` has made is
-    # the layer's own, and would not call this forward.
+    # Not `copy.copy`, because it fails on a parametrized layer and copies the weights of a quantized one. Not the
+    # `__new__` of the class, because that of a layer sharded by `fully_shard` creates another layer. Without the result
+    # of `layer.compile`, because that would not call this forward.
     shell = object.__new__(type(layer))
     vars(shell).update(vars(layer), forward=forward, _compiled_call_impl=None)
     for kind in HOOKS:
@@ -141,5 +141,5 @@ _call_shell_outside: Any = outside_graphs(_call_shell, WHY_OUTSIDE_GRAPHS, cause
 
 
 def _call_hook(hook: Callable[..., Any], layer: nn.Module, shell: nn.Module, copied: nn.Module, *rest: Any) -> Any:
-    """Let a hook see the layer and not its copy, which lives as long as its hooks do: until the backward pass."""
+    """Call a hook with the layer in place of its copy; `shell` is bound so that the copy lives as long as its hooks."""
     return hook(layer, *rest)

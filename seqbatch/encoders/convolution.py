@@ -1,21 +1,21 @@
-"""Encoders of layers whose windows read several steps: convolution, pooling; and of those that pad each sequence.
+"""Encoders of layers whose windows read several steps, convolution and pooling, and of layers that pad each sequence.
 
-A sequence `(steps, channels)` gets what it would get alone, `layer(sequence.T[None])[0].T`, and by the layer's own rule
-another number of steps:
+A sequence `(steps, channels)` gets what it would get alone, `layer(sequence.T[None])[0].T`. Its length changes by the
+layer's own rule:
 
-- `nn.Conv1d`, `nn.MaxPool1d`, `nn.AvgPool1d` and `nn.LPPool1d` give `(steps + left + right - span) / stride + 1`,
-  rounded down, where `span` is `dilation * (kernel_size - 1) + 1`, and `left` and `right` are the padding; with
-  `ceil_mode` rounded up, but no window starts behind the last step. A sequence too short for one window is refused.
-- Layers that pad give `steps + left + right`.
-- A sequence of no steps gives none, whatever it would be padded with.
+- `nn.Conv1d`, `nn.MaxPool1d`, `nn.AvgPool1d` and `nn.LPPool1d` return `(steps + left + right - span) / stride + 1`
+  steps, rounded down. Here `span` is `dilation * (kernel_size - 1) + 1`, and `left` and `right` are the padding. With
+  `ceil_mode` it is rounded up, but no window starts after the last step. A sequence too short for one window raises.
+- Layers that pad return `steps + left + right` steps.
+- An empty sequence stays empty, whatever the padding.
 
-No window reads a step of another sequence. NaN or infinity in a sequence reaches the gradient of the weights where it
-does alone, through a window that reads it; but then it may reach it at other places of the kernel too, for windows that
-are not picked count there with 0 times NaN.
+No window reads a step of another sequence. NaN or infinity in a sequence reaches the gradient of the weights as it does
+alone, through a window that reads it. Then it may reach other elements of the kernel's gradient too, because windows
+that are not picked count there with 0 times NaN.
 
-A layer with hooks is called as itself, once: they see all steps end to end, `(1, channels, total_steps)`. One with a
-`forward` of its own runs it once for each length, on all sequences of that length, so it gives what it does alone,
-whatever it does with the steps.
+A layer with hooks is called as itself, once: the hooks see all steps end to end, `(1, channels, total_steps)`. One with
+its own `forward` is called once for each length, on all sequences of that length. So the result equals that of each
+sequence alone, whatever the `forward` does with the steps.
 """
 
 from collections.abc import Callable
@@ -61,13 +61,13 @@ _Start = Callable[[nn.Module, SequenceBatch], _Run]
 
 
 def _register(kind: type[nn.Module], rule: Callable[[Any], Windows | Border], start: _Start | None = None) -> None:
-    """Register the encoder of a layer, from what tells its windows or its border; `start` if these are not laid out."""
+    """Register the encoder of a layer, by the `rule` of its windows or border; `start` replaces the long sequence."""
 
     @register_encoder(kind)
     @outside_graphs
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
         if getattr(layer, "return_indices", False):
-            must = "give no indices, which would count steps of another sequence than the caller's"
+            must = "return no indices, because they would count the steps of the whole batch"
             raise complaint(SeqbatchValueError, "layer", must, f"{type(layer).__name__}(..., return_indices=True)")
         plain = keeps_forward(layer, kind)
         _require_channels(layer, batch, plain)
@@ -87,7 +87,7 @@ def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
 
     def forward(steps: Tensor) -> Tensor:
         if steps.shape[-1] != batch.total_steps:
-            must = f"be given all {counted(batch.total_steps, 'step')} by the hooks before it"
+            must = f"get all {counted(batch.total_steps, 'step')} from the hooks before it"
             raise complaint(SeqbatchValueError, "layer", must, steps.shape[-1])
         result, lengths = run(steps)
         changed.append(lengths)
@@ -98,7 +98,7 @@ def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
 
 
 def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
-    """Run a layer on all sequences in one long one, or side by side if their lengths are equal."""
+    """Run a layer on all sequences in one long sequence, or as a dense batch if their lengths are equal."""
     layout = batch._lengths.plan(window_layout, windows, device=batch.device)
     fill = _fill_of(layer)
 
@@ -116,18 +116,18 @@ def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
 
 
 def _fill_of(layer: nn.Module) -> float:
-    """What stands between sequences, where a last window of `ceil_mode` may read it."""
+    """Return the value between sequences, which the last window may read with `ceil_mode`."""
     return float("-inf") if isinstance(layer, nn.MaxPool1d) else 0
 
 
 def _channels_first(layer: nn.Module, steps: Tensor) -> Tensor:
-    """Turn `(batch, steps, channels)` into `(batch, channels, steps)`, a view where PyTorch is faster with that."""
+    """Convert `(batch, steps, channels)` to `(batch, channels, steps)`, a view if PyTorch is faster with one."""
     viewed = isinstance(layer, nn.AvgPool1d) or (isinstance(layer, nn.MaxPool1d) and steps.requires_grad)
     return steps.mT if viewed else steps.mT.contiguous()
 
 
 def _in_borders(layer: Any, batch: SequenceBatch, border: Border) -> _Run:
-    """Pad each sequence, by one gather; the layer itself only says with what."""
+    """Pad each sequence by one gather, with the value of the layer."""
     layout = batch._lengths.plan(border_layout, border, device=batch.device)
     plan, fill = layout.lay, getattr(layer, "value", 0)
     assert plan is not None, "a border is always laid out"
@@ -147,12 +147,12 @@ def _by_length(layer: nn.Module, batch: SequenceBatch) -> _Run:
 
 
 def _one_by_one(layer: nn.Module, batch: SequenceBatch) -> _Run:
-    """Run a layer that treats other sequences of its batch as one with this, as those do that quantize their input."""
+    """Run a layer on each sequence alone, because one that quantizes its input mixes the sequences of a batch."""
     return _in_groups(layer, batch, [[i] for i in range(len(batch._lengths.running))])
 
 
 def _in_groups(layer: nn.Module, batch: SequenceBatch, groups: list[list[int]]) -> _Run:
-    """Run a layer on groups of sequences of equal length, and take what number of steps it gives."""
+    """Run a layer on groups of sequences of equal length, whatever number of steps it returns."""
     counts = batch._lengths.running.counts
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths | None]:
@@ -161,7 +161,7 @@ def _in_groups(layer: nn.Module, batch: SequenceBatch, groups: list[list[int]]) 
             return run_on_nothing(layer, nothing, batch.with_values(steps[0].T)), None
         parts, results = steps.split(counts, -1), [steps] * len(counts)
         for chosen in groups:
-            # A copy, even of one, for a layer with a `forward` of its own may write to it.
+            # A copy, even of one, because a layer's own `forward` may modify it in place.
             result = require_tensor("layer(sequence)", layer.forward(torch.cat([parts[i] for i in chosen])))
             for i, one in zip(chosen, result.split(1), strict=True):
                 results[i] = one
@@ -173,7 +173,7 @@ def _in_groups(layer: nn.Module, batch: SequenceBatch, groups: list[list[int]]) 
 
 
 def _require_channels(layer: Any, batch: SequenceBatch, plain: bool) -> None:
-    """Raise unless each step is the channels that the layer takes, of a dtype and on a device that it takes."""
+    """Raise unless the batch has the channels, the dtype and the device that the layer takes."""
     if plain and hasattr(layer, "in_channels"):
         require_features(batch, (layer.in_channels,), layer, exactly=True)
         require_dtype(batch, layer)
@@ -182,14 +182,14 @@ def _require_channels(layer: Any, batch: SequenceBatch, plain: bool) -> None:
         must = f"have features (channels,), for {describe(layer)}"
         remedy = "For a padded Tensor call SequenceBatch.from_padded."
         if not batch.feature_shape:
-            remedy = "Give x.unsqueeze(-1) for one channel."
+            remedy = "Pass x.unsqueeze(-1) for one channel."
         raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape), remedy)
     if plain and isinstance(layer, _POOLS) and not (batch.dtype.is_floating_point or has_hooks_before(layer)):
         raise complaint(SeqbatchValueError, "sequences", f"be floating, for {describe(layer)}", batch.dtype)
 
 
 def _require_lengths(layer: nn.Module, rule: Windows | Border, batch: SequenceBatch) -> None:
-    """Raise if a sequence is too short to be padded or for one window."""
+    """Raise if a sequence is too short to be padded or to fill one window."""
     border = rule.border if isinstance(rule, Windows) else rule
     least, what, remedy = border.least, "be padded", "Leave it out"
     if isinstance(rule, Windows) and rule.least > least:
@@ -209,7 +209,7 @@ for _kind in quantized_layers("Conv1d"):
     register_features(_kind, lambda layer: (layer.in_channels,))
 _register(nn.MaxPool1d, windows_of_maximum)
 _register(nn.AvgPool1d, windows_of_mean)
-# By length, for behind a window that is not picked its gradient would be 0 times NaN, and reach other sequences.
+# By length, because the gradient of a window that is not picked would be 0 times NaN, and reach other sequences.
 _register(nn.LPPool1d, windows_of_power_mean, _by_length)
 _register(nn.CircularPad1d, partial(border_of, "circular"))
 _register(nn.ConstantPad1d, partial(border_of, "constant"))

@@ -1,12 +1,12 @@
 """Encoders of layers that normalize by statistics of real steps; nn.LayerNorm and nn.RMSNorm are in `pointwise`.
 
-- `nn.BatchNorm1d` and `nn.SyncBatchNorm` in training take their statistics over all steps of the batch, each counted
-  once, and update those they keep once. So what a sequence gets depends on the others, by the nature of the layer: it
-  is what the layer gives for the flat values. In evaluation each sequence gets what it would get alone, unless the
-  layer keeps no statistics: then it takes them over all steps there too.
-- `nn.GroupNorm` normalizes each step by itself, over groups of its channels: a step stands where PyTorch has a sample.
-- `nn.InstanceNorm1d` normalizes each sequence by itself, over its steps. What it keeps is the mean of the statistics of
-  the sequences, as for the samples of a batch in PyTorch.
+- `nn.BatchNorm1d` and `nn.SyncBatchNorm` in training compute statistics over all steps of the batch, each counted once,
+  and update the running statistics once. So the output of a sequence depends on the others, as it does in PyTorch: it
+  is the output for the flat values. In evaluation each sequence gets what it would get alone. A layer without running
+  statistics computes them over all steps in evaluation too.
+- `nn.GroupNorm` normalizes each step by itself, over groups of its channels: each step is a sample in PyTorch's terms.
+- `nn.InstanceNorm1d` normalizes each sequence by itself, over its steps. Its running statistics are updated by the mean
+  of those of the sequences, as for the samples of a batch in PyTorch.
 """
 
 from functools import partial
@@ -43,9 +43,9 @@ def _check_batch_norm(layer: Any, batch: SequenceBatch) -> None:
     if isinstance(layer, (nn.BatchNorm1d, nn.LazyBatchNorm1d)) and len(batch.feature_shape) > 2:
         must = f"have features of 1 or 2 dimensions, for {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape))
-    # What a graph knows comes first, for in evaluation it need not know the rest.
+    # Options first, because in evaluation the sizes need not be compared, which would specialize a graph.
     if _takes_statistics(layer) and not _synchronizes(layer) and batch.values.numel() == batch.feature_shape[0]:
-        must = f"have 2 steps or more together, for {describe(layer)} takes statistics over them"
+        must = f"have 2 steps or more together, because {describe(layer)} computes statistics over them"
         raise complaint(SeqbatchValueError, "sequences", must, 1)
 
 
@@ -60,14 +60,14 @@ def _check_instance_norm(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> None
     require_features(batch, (layer.num_features,), layer, exactly=True)
     _require_kind(batch, layer)
     if _takes_statistics(layer) and 1 in batch.lengths:
-        must = f"have 2 steps or more, or none, for {describe(layer)} takes statistics over them"
+        must = f"have 2 steps or more, or none, because {describe(layer)} computes statistics over them"
         raise complaint(SeqbatchValueError, f"sequences[{batch.lengths.index(1)}]", must, 1)
 
 
 def _require_channels(batch: SequenceBatch, channels: int, layer: nn.Module) -> None:
-    """Raise unless the first feature is the channels, as in PyTorch."""
+    """Raise unless the first feature axis has the size of the channels, as in PyTorch."""
     found = tuple(batch.feature_shape)
-    # A lazy layer is of size 0 at first, and stays so if it has neither weights nor statistics.
+    # 0 channels match any, because a lazy layer has 0 before its first call, and 0 for ever without weights.
     if not found or found[0] != (channels or found[0]):
         remedy = "For a padded Tensor call SequenceBatch.from_padded." if found[-1:] == (channels,) else ""
         must = f"have features that begin with ({channels or 'any'},), for {describe(layer)}"
@@ -76,7 +76,7 @@ def _require_channels(batch: SequenceBatch, channels: int, layer: nn.Module) -> 
 
 
 def _require_kind(batch: SequenceBatch, layer: nn.Module) -> None:
-    """Raise unless a batch has dtype and device of what a norm holds; half precision goes with whole weights too."""
+    """Raise unless a batch has the dtype and device of a norm's tensors; half precision may have float32 weights."""
     if not batch.dtype.is_floating_point:
         raise complaint(SeqbatchTypeError, "sequences", f"have a floating dtype, for {describe(layer)}", batch.dtype)
     require_device(batch, layer)
@@ -88,33 +88,33 @@ def _require_kind(batch: SequenceBatch, layer: nn.Module) -> None:
 
 
 def _takes_statistics(layer: Any) -> bool:
-    """Tell whether a norm uses the statistics of its input, and not those it has kept."""
+    """Return True if a norm uses the statistics of its input, and not its running statistics."""
     return bool(layer.training) or layer.running_mean is None
 
 
 def _synchronizes(layer: nn.Module) -> bool:
-    """Tell whether a norm adds the statistics of other processes, which may have more steps."""
+    """Return True if a norm adds the statistics of other processes, which may have more steps."""
     spread = torch.distributed.is_available() and torch.distributed.is_initialized()
     return spread and isinstance(layer, nn.SyncBatchNorm)
 
 
 def _features_of(layer: Any) -> tuple[int, ...] | None:
-    # 0 of a lazy layer that has neither weights nor statistics, and takes any number.
+    # None for size 0, because a lazy layer without weights and statistics takes any number.
     return (layer.num_features,) if layer.num_features else None
 
 
 def _call_batch_norm(layer: Any, batch: SequenceBatch) -> SequenceBatch:
-    """Call a batch norm, or do in a graph what it does in evaluation.
+    """Call a batch norm, or compute while tracing what it does in evaluation.
 
-    PyTorch's function compares the number of values with 0, which a graph cannot where it is not known before it runs,
-    as of what is read out of padding.
+    PyTorch's function compares the number of values with 0. While tracing, that number may be unknown, as for steps
+    that are read from a padded tensor.
     """
     if in_a_graph():
         computes = not (is_lazy(layer) or has_hooks(layer) or _takes_statistics(layer))
         return batch.map(partial(_by_kept_statistics, layer) if computes else layer)
     if batch.batch_size or not layer.training or layer.num_batches_tracked is None or _synchronizes(layer):
         return batch.map(layer)
-    # PyTorch would count a batch without sequences, which changes the mean that momentum=None keeps.
+    # Restore the count, because PyTorch would count an empty batch, which changes the mean with momentum=None.
     count = layer.num_batches_tracked.clone()
     outputs = batch.map(layer)
     layer.num_batches_tracked.copy_(count)
@@ -122,7 +122,7 @@ def _call_batch_norm(layer: Any, batch: SequenceBatch) -> SequenceBatch:
 
 
 def _by_kept_statistics(layer: Any, values: Tensor) -> Tensor:
-    # Half precision is computed in single precision, as PyTorch does.
+    # In single precision for half precision, as PyTorch computes it.
     wide = values.float() if values.dtype in _HALF else values
     channels = (-1, *(1 for _ in values.shape[2:]))
 
@@ -155,13 +155,13 @@ def _(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> SequenceBatch:
         return _normalize(layer, batch)
     groups = {*batch.lengths} - {0}
     if layer.training and layer.running_mean is not None and len(groups) > 1:
-        must = "have no hooks and no forward of its own, for it is called once for each length and keeps statistics"
+        must = "have no hooks and no forward of its own, because it keeps statistics and is called once for each length"
         raise complaint(SeqbatchValueError, "layer", must, f"{describe(layer)} and {counted(len(groups), 'length')}")
     return run_in_groups(lambda group: layer(group.mT).mT, batch) if groups else batch
 
 
 def _normalize(layer: Any, batch: SequenceBatch) -> SequenceBatch:
-    """Do what the layer does for one sequence, its steps as the last axis, for all of them."""
+    """Compute for all sequences what the layer does for one."""
     if not _takes_statistics(layer):
         kept = layer.running_mean, layer.running_var, layer.weight, layer.bias
         return batch.map(lambda values: functional.batch_norm(values, *kept, eps=layer.eps))
@@ -182,7 +182,7 @@ def _normalize(layer: Any, batch: SequenceBatch) -> SequenceBatch:
 
 @torch.no_grad()
 def _keep(layer: Any, batch: SequenceBatch, means: Tensor, variances: Tensor) -> None:
-    """Update the statistics that the layer keeps by those of the sequences, each sequence counted once."""
+    """Update the running statistics of the layer by those of the sequences, each sequence counted once."""
     counts = batch._lengths.on("tensor", batch.device)[:, None]
     there = counts > 0
     unbiased = variances * counts / (counts - 1).clamp(min=1)

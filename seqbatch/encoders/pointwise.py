@@ -55,9 +55,10 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
     nn.Threshold,
 )
 _ALONG_AN_AXIS: tuple[type[nn.Module], ...] = (nn.GLU, nn.LogSoftmax, nn.Softmax, nn.Softmin)
-# What to call on a batch for what a layer would do along the steps of each sequence.
+# The call that does along the steps of each sequence what a layer does along an axis.
 _OVER_STEPS: dict[type[nn.Module], str] = {
-    nn.LogSoftmax: "SequenceBatch.from_sequences([x.log_softmax(0) for x in batch])",  # of softmax the log may be -inf
+    # Not the log of a softmax, because that may be -inf.
+    nn.LogSoftmax: "SequenceBatch.from_sequences([x.log_softmax(0) for x in batch])",
     nn.Softmax: "batch.softmax()",
     nn.Softmin: "batch.map(torch.neg).softmax()",
 }
@@ -73,9 +74,9 @@ def register_stepwise(
     check: Callable[[Any, SequenceBatch], None],
     call: Callable[[Any, SequenceBatch], SequenceBatch] | None = None,
 ) -> None:
-    """Register the encoder of a layer that is called as itself on the flat values, once they are checked.
+    """Register the encoder of a layer that is called as itself on the flat values, after `check`.
 
-    `call` may do it in another way, where the `forward` of the layer is that of its class.
+    `call` replaces the call of a layer with a stock `forward`.
     """
 
     @register_encoder(kind)
@@ -83,14 +84,14 @@ def register_stepwise(
         plain = keeps_forward(layer, kind)
         if plain:
             check(layer, batch)
-        # A layer that works in place, or may, gets a copy, for the values are the caller's.
+        # A copy for a layer that may work in place, because the values are the caller's.
         given = batch.clone() if not plain or getattr(layer, "inplace", False) else batch
         with refusals_of(layer, batch) if plain else nullcontext():
             return call(layer, given) if call and plain else given.map(layer)
 
 
 def _check_nothing(layer: nn.Module, batch: SequenceBatch) -> None:
-    """Leave it to PyTorch to refuse what an activation does not take; it has many rules and changes nothing before."""
+    """Check nothing, because PyTorch checks the input of an activation before it modifies anything."""
 
 
 def _features_of(layer: nn.Module) -> tuple[int, ...]:
@@ -102,7 +103,7 @@ def _check_features(layer: nn.Module, batch: SequenceBatch) -> None:
     require_features(batch, _features_of(layer), layer)
     require_device(batch, layer)
     if isinstance(layer, nn.Linear) or batch.dtype not in (torch.bfloat16, torch.float16):
-        require_dtype(batch, layer)  # norms take half precision with whole weights too
+        require_dtype(batch, layer)  # because norms take half precision with float32 weights too
 
 
 def _check_tokens(layer: nn.Embedding, batch: SequenceBatch) -> None:
@@ -110,7 +111,7 @@ def _check_tokens(layer: nn.Embedding, batch: SequenceBatch) -> None:
         must = f"have dtype torch.int32 or torch.int64, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "sequences", must, batch.dtype)
     require_device(batch, layer)
-    # On another device the look would wait for it, and in a graph there is none: PyTorch itself refuses such ids there.
+    # On the CPU only, because reading values on a GPU would synchronize. While tracing, values are unknown.
     looks = batch.device.type == "cpu" and not in_a_graph()
     if looks and not layer._forward_pre_hooks:
         wrong = (batch.values < 0) | (batch.values >= layer.num_embeddings)
@@ -123,10 +124,10 @@ def _check_tokens(layer: nn.Embedding, batch: SequenceBatch) -> None:
 
 
 def _check_axis(layer: Any, batch: SequenceBatch) -> None:
-    """Refuse a layer that works along an axis if that is the steps."""
+    """Raise if the axis that a layer works along is the steps."""
     axes = 1 + len(batch.feature_shape)
     if layer.dim is None or layer.dim in (0, -axes):
-        remedy = "Give dim=-1 for the last feature" if axes > 1 else "Such a sequence has no features"
+        remedy = "Pass dim=-1 for the last feature" if axes > 1 else "Such a sequence has no features"
         over_steps = next((call for kind, call in _OVER_STEPS.items() if isinstance(layer, kind)), None)
         remedy += f"; over the steps call {over_steps}." if over_steps else "."
         must = f"work along a feature, not along the steps of a sequence of {counted(axes, 'dimension')}"
@@ -134,7 +135,7 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
 
 
 def _register_quantized(kind: type[nn.Module]) -> None:
-    """Register the encoder of a quantized `nn.Linear`, whose hooks run once, also where each sequence runs alone."""
+    """Register the encoder of a quantized `nn.Linear`, whose hooks run once, even if each sequence runs alone."""
 
     def run(layer: Any, batch: SequenceBatch) -> SequenceBatch:
         plain = keeps_forward(layer, kind)
@@ -146,7 +147,7 @@ def _register_quantized(kind: type[nn.Module]) -> None:
             results = [layer.forward(part) for part in parts]
             return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features)
 
-        # One with a `forward` of its own may work in place, and the values are the caller's.
+        # A copy for a layer with its own `forward`, because that may modify the caller's values in place.
         given = batch.values if plain else batch.values.clone()
         with refusals_of(layer, batch) if plain else nullcontext():
             return batch.with_values(call_as_itself(layer, forward, given))

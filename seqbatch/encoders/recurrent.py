@@ -1,4 +1,4 @@
-"""Encoders of nn.LSTM, nn.GRU and nn.RNN: what they mean, whatever engine runs them."""
+"""Encoders of nn.LSTM, nn.GRU and nn.RNN, whatever engine runs them."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ from seqbatch.encoders._recurrent import (
 )
 from seqbatch.state import LSTMState, RNNState
 
-# Modules and not RNNBase: the quantized layers, which PyTorch means to drop some day, are no subclasses of it.
+# Modules and not RNNBase, because the quantized layers are not subclasses of it.
 _Recurrent = Any
 
 
@@ -44,9 +44,9 @@ def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
 
 
 def _as_alone(layer: _Recurrent, result: Tensor, start: torch.dtype) -> Tensor:
-    """Give a result the dtype that autocast gives one sequence alone; on the CPU packed ones may have another.
+    """Convert a result to the dtype that one sequence alone has under autocast; on the CPU packed ones may differ.
 
-    There PyTorch rounds what an LSTM and an RNN give, and adds what a GRU computes to the state it starts from.
+    There PyTorch rounds the results of an LSTM and an RNN, and adds those of a GRU to its initial state.
     """
     if not result.is_cpu or result.dtype is torch.float64 or not isinstance(layer, nn.RNNBase):
         return result

@@ -1,4 +1,4 @@
-"""Encoders of nn.Flatten and nn.Unflatten, of features and never of steps; and why there is none of nn.EmbeddingBag."""
+"""Encoders of nn.Flatten and nn.Unflatten, of features and never of steps; and the error for nn.EmbeddingBag."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ from seqbatch.errors import SeqbatchValueError, UnsupportedLayerError
 
 
 def _check_axes(layer: Any, batch: SequenceBatch) -> None:
-    """Refuse a layer that changes the axis of the steps, which stand where PyTorch has samples: at 0."""
+    """Raise if a layer changes axis 0, which is the steps here and the samples in PyTorch."""
     name = "start_dim" if isinstance(layer, nn.Flatten) else "dim"
     axes = 1 + len(batch.feature_shape)
     if getattr(layer, name) in (0, -axes):
         must = f"change features, and not the steps of a sequence of {counted(axes, 'dimension')}"
-        raise complaint(SeqbatchValueError, "layer", must, describe(layer), f"Give {name}=1 for the first feature.")
+        raise complaint(SeqbatchValueError, "layer", must, describe(layer), f"Pass {name}=1 for the first feature.")
 
 
 register_stepwise(nn.Flatten, _check_axes)
@@ -29,5 +29,6 @@ def _(layer: nn.EmbeddingBag, batch: SequenceBatch) -> SequenceBatch:
     remedy = f"Encode by nn.Embedding, and call {layer.mode}() on the SequenceBatch."
     if layer.padding_idx is not None:
         remedy = f"Leave out the steps of padding_idx, which are in no {layer.mode}. {remedy}"
-    must = "give one step for each step of a sequence"
-    raise complaint(UnsupportedLayerError, "layer", must, f"{describe(layer)}, which gives one vector for all", remedy)
+    must = "return one step for each step of a sequence"
+    found = f"{describe(layer)}, which returns one vector for all"
+    raise complaint(UnsupportedLayerError, "layer", must, found, remedy)

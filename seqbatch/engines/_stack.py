@@ -16,7 +16,7 @@ class RunLayer(Protocol):
 
     Args:
         mode: as `nn.RNNBase.mode`.
-        lengths: one sequence at least, and none that is empty.
+        lengths: of at least one sequence, none of them empty.
         directions: 1 or 2.
         inputs: `(total_steps, input_size)`.
         weights: those of the first direction, then those of the second: input, hidden, biases, projection.
@@ -40,7 +40,7 @@ class RunLayer(Protocol):
 def run_layers(
     layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None, run_layer: RunLayer
 ) -> tuple[Tensor, Hidden]:
-    """Run all layers of a layer one after the other, as `Engine` says, given a function that runs one of them."""
+    """Run the layers of a recurrent layer in order, as `Engine` says, by a function that runs one of them."""
     directions = 2 if layer.bidirectional else 1
     rows, finals = values, []
     for i in range(layer.num_layers):
@@ -58,7 +58,7 @@ def weights_of(layer: nn.RNNBase, index: int) -> tuple[Tensor, ...]:
     held: dict[str, Any] = layer._parameters
     try:
         return tuple([held[name] for name in names])
-    except KeyError:  # as where something else stands in for a parameter
+    except KeyError:  # because something else may replace a parameter, as a parametrization does
         return tuple(getattr(layer, name) for name in names)
 
 

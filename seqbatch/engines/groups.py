@@ -1,7 +1,7 @@
 """The group engine: the layer itself on all sequences of a length at once, as tensors without padding; slow, and exact.
 
-For layers with a `forward` of their own, which may not take a PackedSequence. And for hooks of the backward pass, which
-PyTorch registers on the Tensors that a layer takes and returns, and not on a PackedSequence.
+It is for layers with their own `forward`, which may not take a PackedSequence. It is also for hooks of the backward
+pass, which PyTorch registers on the Tensors that a layer takes and returns, and not on a PackedSequence.
 """
 
 from collections import defaultdict
@@ -17,7 +17,7 @@ from seqbatch.engines._forward import takes_packed
 from seqbatch.engines._interface import Hidden, own_encoder, require_shapes
 from seqbatch.errors import SeqbatchTypeError
 
-_WHY = "The layer was given a Tensor, and no PackedSequence, because {}."
+_WHY = "The layer was called on a Tensor, not on a PackedSequence, because {}."
 _HOOKS, _FORWARD = (
     _WHY.format(cause) for cause in ("hooks of the backward pass are registered", "its forward is its own")
 )
@@ -32,7 +32,7 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
         groups[count].append(i)
     sequences = values.split(lengths.counts)
     outputs, finals = [], []
-    # Hooks of a stock layer may change its outputs, as they may in every engine.
+    # Not for a stock layer, because its hooks may change the outputs, as in every engine.
     check = None if takes_packed(layer) else require_shapes
     for count, places in groups.items():
         chosen = to_device(ints(places), values.device)
@@ -56,9 +56,9 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
 
 
 def _is_of_forward(error: Exception, layer: nn.Module) -> bool:
-    """Return True if a layer's own `forward`, and not a hook, raises as one does that takes something else.
+    """Return True if a layer's own `forward`, and not a hook, raised an error typical of an unsupported input type.
 
-    Other errors, and subclasses of these, may be what the user meant to raise.
+    Other errors, and subclasses of these, may be raised by the user on purpose.
     """
     own = not takes_packed(layer) and not has_hooks(layer)
     return own and type(error) in _OF_OTHER_INPUT and "DefaultCPUAllocator" not in str(error)

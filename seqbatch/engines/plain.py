@@ -1,4 +1,4 @@
-"""The plain engine: step by step, by functions of PyTorch that each of its transforms knows; slow, and exact."""
+"""The plain engine: step by step, by functions of PyTorch that every transform supports; slow, and exact."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,7 @@ from seqbatch.layouts import rearrange
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run the layer as `Engine` says; for layers without hooks or a `forward` of their own."""
+    """Run the layer as `Engine` says; for layers without hooks and with a stock `forward`."""
     return run_layers(layer, values, lengths, hidden, run_layer)
 
 
@@ -45,7 +45,7 @@ def run_layer(
 def _run_direction(
     mode: str, lengths: Lengths, rows: Tensor, weights: list[Tensor], start: Hidden
 ) -> tuple[Tensor, Hidden]:
-    """Run one layer in one direction, on rows in packed order; its output, and its state in the caller's order."""
+    """Run one layer in one direction, on rows in packed order; return its output, and its state in caller's order."""
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = rest[:2] if len(rest) > 1 else (None, None)
     project = rest[-1] if len(rest) % 2 else None
@@ -66,7 +66,7 @@ def _run_direction(
 
 
 def _next(mode: str, given: Tensor, recalled: Tensor, state: Hidden) -> Hidden:
-    """Give the state after a step, from what the input and the hidden state add to the gates."""
+    """Compute the state after a step, from what the input and the hidden state add to the gates."""
     if mode == "LSTM":
         i, f, g, o = (given + recalled).chunk(4, 1)
         cell = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()

@@ -1,4 +1,4 @@
-"""What these layers have in common: that they have no `forward` of their own, and what is asked of probabilities."""
+"""Checks shared by these layers: of overridden `forward`, arguments and dtypes."""
 
 from torch import Tensor, nn
 
@@ -10,13 +10,13 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
 def refuse_own_forward(layer: nn.Module, kind: type[nn.Module]) -> None:
-    """Raise if a subclass has a `forward` of its own, which takes one sequence and may do anything with it."""
+    """Raise if a subclass has its own `forward`, because that takes one sequence and may do anything with it."""
     if not keeps_forward(layer, kind):
         raise unsupported(layer, reason="it has a forward of its own")
 
 
 def as_batch(sequence: object) -> SequenceBatch:
-    """Give what a layer is called with, one sequence `(steps, *features)`, as a batch of one, or raise."""
+    """Convert the argument of a layer, one sequence `(steps, *features)`, to a batch of one, or raise."""
     values = require_steps("sequence", sequence)
     return SequenceBatch(values, [len(values)])
 
@@ -24,13 +24,13 @@ def as_batch(sequence: object) -> SequenceBatch:
 def module(subject: str, value: object) -> nn.Module:
     """Return the value if it is a layer, else raise."""
     if not isinstance(value, nn.Module):
-        remedy = "Give a layer, not its class." if isinstance(value, type) else ""
+        remedy = "Pass a layer, not its class." if isinstance(value, type) else ""
         raise complaint(SeqbatchTypeError, subject, "be an nn.Module", type_name(value), remedy)
     return value
 
 
 def size(subject: str, value: object) -> int:
-    """Return the value if it is an integer of 0 at least, else raise."""
+    """Return the value if it is an integer of at least 0, else raise."""
     number = integer(subject, value)
     if number < 0:
         raise complaint(SeqbatchValueError, subject, "be at least 0", number)

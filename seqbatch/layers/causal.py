@@ -1,4 +1,4 @@
-"""Causal: a layer of attention in which no step attends to one that comes after it."""
+"""Causal: runs attention layers with a causal mask."""
 
 import torch
 from torch import Tensor, nn
@@ -13,18 +13,17 @@ from seqbatch.errors import SeqbatchTypeError
 
 
 class Causal(nn.Module):
-    """Runs a layer of attention with a causal mask: each step attends to itself and to those before it.
+    """Runs an attention layer with a causal mask: each step attends to itself and to those before it.
 
-    PyTorch's layers take such a mask anew at every call, of the size of the sequence. For one that is trained to tell
-    the next step from those before, wrap it once. What `add_bias_kv` and `add_zero_attn` add is attended to by every
-    step.
+    PyTorch's layers need such a mask, of the size of the sequence, at every call. Wrap a layer that predicts the next
+    step once instead. Every step also attends to what `add_bias_kv` and `add_zero_attn` add.
 
     Args:
-        layer: an `nn.MultiheadAttention`, each sequence to itself, an `nn.TransformerEncoderLayer` or an
+        layer: an `nn.MultiheadAttention`, used as self-attention, an `nn.TransformerEncoderLayer` or an
             `nn.TransformerEncoder`.
 
     Raises:
-        SeqbatchTypeError: the layer is no such layer.
+        SeqbatchTypeError: the layer is of another type.
 
     >>> from seqbatch.layers import Causal
     >>> layer = Causal(nn.TransformerEncoderLayer(8, 2, dropout=0.0))
@@ -47,10 +46,10 @@ class Causal(nn.Module):
             sequence: `(steps, features)`, or of three dimensions in the order that the layer's `batch_first` says.
 
         Returns:
-            the output, of the same shape, and no weights; gradients flow.
+            the output, of the same shape, without attention weights; gradients flow.
 
         Raises:
-            SeqbatchTypeError: it is no Tensor.
+            SeqbatchTypeError: it is not a Tensor.
         """
         several = require_steps("sequence", sequence).dim() == 3 and is_batch_first(self.layer)
         steps = sequence.shape[1 if several else 0]
@@ -58,7 +57,7 @@ class Causal(nn.Module):
         if isinstance(self.layer, nn.MultiheadAttention):
             output: Tensor = self.layer(sequence, sequence, sequence, attn_mask=hidden, need_weights=False)[0]
             return output
-        # Of `is_causal` PyTorch makes another mask, which hides what `add_bias_kv` and `add_zero_attn` add.
+        # Not by `is_causal`, because PyTorch's mask for it hides what `add_bias_kv` and `add_zero_attn` add.
         result: Tensor = self.layer(sequence, hidden, is_causal=False)
         return result
 

@@ -1,4 +1,4 @@
-"""LockedDropout and WordDropout: dropout that keeps to sequences and to steps."""
+"""LockedDropout and WordDropout: dropout by one mask per sequence, and dropout of whole steps."""
 
 import torch
 from torch import Tensor, nn
@@ -12,16 +12,16 @@ from seqbatch.layers._layers import probability, refuse_own_forward, require_flo
 
 
 class LockedDropout(nn.Module):
-    """Variational dropout: what is dropped of one step of a sequence is dropped of all its steps.
+    """Variational dropout: one mask per sequence, shared by all its steps.
 
-    While training, each feature of each sequence is set to zeros with probability `p`, by a mask that is drawn once for
-    the sequence, and what is left is divided by `1 - p`, as in `nn.Dropout`. In evaluation mode the input is returned.
+    While training, each feature of each sequence is set to zeros with probability `p`, by a mask drawn once for the
+    sequence. The others are divided by `1 - p`, as in `nn.Dropout`. In evaluation mode the input is returned.
 
     Args:
-        p: how likely a feature is dropped, from 0 to 1.
+        p: the probability that a feature is dropped, from 0 to 1.
 
     Raises:
-        SeqbatchTypeError: it is no number.
+        SeqbatchTypeError: it is not a number.
         SeqbatchValueError: it is not from 0 to 1.
 
     Source: Gal and Ghahramani, 2016, A Theoretically Grounded Application of Dropout in Recurrent Neural Networks.
@@ -42,10 +42,10 @@ class LockedDropout(nn.Module):
             sequence: `(steps, *features)`, floating or complex.
 
         Returns:
-            `(steps, *features)`, through which gradients flow; the very input where nothing is dropped.
+            `(steps, *features)`, through which gradients flow; the input itself if nothing is dropped.
 
         Raises:
-            SeqbatchTypeError: it is no Tensor, or of another dtype.
+            SeqbatchTypeError: it is not a Tensor, or of another dtype.
             SeqbatchValueError: it has no dimension of steps.
         """
         values = require_steps("sequence", sequence)
@@ -57,7 +57,7 @@ class LockedDropout(nn.Module):
         return f"p={self.p}"
 
     def _mask(self, number: int, values: Tensor) -> Tensor | None:
-        """Draw the factor of each feature for a number of sequences; None if nothing is dropped."""
+        """Draw the mask of each of a number of sequences; None if nothing is dropped."""
         if not self.training or self.p == 0:
             return None
         dtype = values.dtype.to_real() if values.is_complex() else values.dtype
@@ -78,18 +78,18 @@ def _(layer: LockedDropout, batch: SequenceBatch) -> SequenceBatch:
 
 
 class WordDropout(nn.Module):
-    """Drops whole steps: words of a sentence.
+    """Drops whole steps, such as words of a sentence.
 
-    While training, each step is dropped with probability `p`: all its features become 0, and nothing else is changed
-    to make up for it. With a `token` the sequences are ids, and those of a dropped step become the token, such as that
-    of an unknown word. The number of steps stays. In evaluation mode the input is returned.
+    While training, each step is dropped with probability `p`: all its features become 0, and the others are not
+    rescaled. With a `token` the sequences are ids, and the id of a dropped step becomes the token, such as that of an
+    unknown word. Lengths stay the same. In evaluation mode the input is returned.
 
     Args:
-        p: how likely a step is dropped, from 0 to 1.
+        p: the probability that a step is dropped, from 0 to 1.
         token: the id that stands for a dropped word; None for sequences of features.
 
     Raises:
-        SeqbatchTypeError: `p` is no number, or the token no integer.
+        SeqbatchTypeError: `p` is not a number, or the token is not an integer.
         SeqbatchValueError: `p` is not from 0 to 1.
 
     Source: Iyyer et al., 2015, Deep Unordered Composition Rivals Syntactic Methods for Text Classification; with a
@@ -111,17 +111,18 @@ class WordDropout(nn.Module):
             sequence: `(steps, *features)`, floating or complex, or integers if there is a token.
 
         Returns:
-            `(steps, *features)`, through which gradients flow but for what is dropped; the very input where nothing is.
+            `(steps, *features)`, through which gradients flow, except to dropped steps; the input itself if nothing
+            is dropped.
 
         Raises:
-            SeqbatchTypeError: it is no Tensor, or of another dtype.
+            SeqbatchTypeError: it is not a Tensor, or of another dtype.
             SeqbatchValueError: it has no dimension of steps, or the token is out of the range of its dtype.
         """
         values = require_steps("sequence", sequence)
         self._require_dtype("sequence", values)
         if not self.training or self.p == 0:
             return values
-        # Not by a draw in place, which `vmap` refuses if it is to differ.
+        # Not by an in-place draw, because `vmap` with randomness="different" refuses that.
         dropped = torch.rand(len(values), dtype=torch.float32, device=values.device) < self.p
         return values.masked_fill(dropped.view(-1, *(1 for _ in values.shape[1:])), self.token or 0)
 
@@ -130,12 +131,12 @@ class WordDropout(nn.Module):
 
     def _require_dtype(self, subject: str, values: Tensor) -> None:
         if self.token is None:
-            # Without the number, of which a graph makes no text.
-            remedy = "For ids give the one that stands for a dropped word: WordDropout(p, token=unknown)."
+            # Without the value of `p`, because a SymFloat cannot be formatted while tracing.
+            remedy = "For ids pass the one that replaces a dropped word: WordDropout(p, token=unknown)."
             require_floating(subject, values, self, remedy)
         elif values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:
             must = f"have an integer dtype, for {describe(self)}"
-            raise complaint(SeqbatchTypeError, subject, must, values.dtype, "For features give no token.")
+            raise complaint(SeqbatchTypeError, subject, must, values.dtype, "For features pass no token.")
         else:
             span = torch.iinfo(values.dtype)
             if not span.min <= self.token <= span.max:

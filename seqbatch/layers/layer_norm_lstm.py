@@ -1,4 +1,4 @@
-"""LayerNormLSTM: an LSTM with layer normalization, as an example of a recurrent layer of one's own."""
+"""LayerNormLSTM: an LSTM with layer normalization, as an example of a custom recurrent layer."""
 
 from typing import Any
 
@@ -22,17 +22,17 @@ Pair = tuple[Tensor, Tensor]
 class LayerNormLSTMCell(nn.LSTMCell):
     """An `nn.LSTMCell` whose gates and cell are normalized.
 
-    What input and hidden state add to the gates is normalized each by itself, and so is the cell before its tanh. The
-    bias of `norm_input` is that of the gates.
+    The contributions of the input and of the hidden state to the gates are each normalized, and so is the cell before
+    its tanh. The bias of `norm_input` is that of the gates.
 
     Args:
         input_size: the features of the input.
         hidden_size: the features of hidden state and cell.
         device: the device of the weights, as for layers of PyTorch.
-        dtype: their dtype, in the same way.
+        dtype: the dtype of the weights, as for layers of PyTorch.
 
     Raises:
-        SeqbatchTypeError: a size is no integer.
+        SeqbatchTypeError: a size is not an integer.
         SeqbatchValueError: a size is negative.
 
     Source: Ba, Kiros and Hinton, 2016, Layer Normalization, equations 20 to 22.
@@ -57,14 +57,14 @@ class LayerNormLSTMCell(nn.LSTMCell):
         self.norm_cell: nn.LayerNorm = nn.LayerNorm(hidden_size, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
-        """Set weights anew, at random as those of `nn.LSTMCell`, and the norms to ones and zeros."""
+        """Initialize the weights, at random as those of `nn.LSTMCell`, and the norms to ones and zeros."""
         super().reset_parameters()
-        for norm in self.children():  # of which there are none yet when `nn.LSTMCell` is made
+        for norm in self.children():  # not by name, because `nn.LSTMCell.__init__` calls this before they exist
             if isinstance(norm, nn.LayerNorm):
                 norm.reset_parameters()
 
     def forward(self, input: Tensor, hx: Pair | None = None) -> Pair:  # noqa: A002  # as its base
-        """Go one step.
+        """Run one step.
 
         Args:
             input: `(batch, input_size)` or `(input_size,)`.
@@ -90,16 +90,16 @@ register_cell(LayerNormLSTMCell, LSTMState)
 class LayerNormLSTM(nn.Module):
     """An LSTM with layer normalization, of one layer and one direction, whose state is an LSTMState.
 
-    `TwoWay` of two gives both directions, and `nn.Sequential` of several gives layers.
+    For both directions use `TwoWay`, and for several layers `nn.Sequential`.
 
     Args:
         input_size: the features of the input.
         hidden_size: the features of the output.
         device: the device of the weights, as for layers of PyTorch.
-        dtype: their dtype, in the same way.
+        dtype: the dtype of the weights, as for layers of PyTorch.
 
     Raises:
-        SeqbatchTypeError: a size is no integer.
+        SeqbatchTypeError: a size is not an integer.
         SeqbatchValueError: a size is negative.
 
     Source: Ba, Kiros and Hinton, 2016, Layer Normalization.
@@ -133,7 +133,7 @@ class LayerNormLSTM(nn.Module):
             the outputs `(steps, hidden_size)`, and hidden state and cell after the last step; gradients flow.
 
         Raises:
-            SeqbatchTypeError: the sequence is no Tensor.
+            SeqbatchTypeError: the sequence is not a Tensor.
             SeqbatchValueError: it has no dimension of steps.
         """
         values = require_steps("sequence", sequence)
@@ -159,7 +159,7 @@ def _(layer: LayerNormLSTM, batch: SequenceBatch, state: LSTMState | None) -> tu
         outputs, end = encode_with_state(layer.cell, batch.with_values(values), state)
         return outputs.values, (end.hidden[0, 0], end.cell[0, 0])
 
-    # Hooks of the layer are given what its own `forward` gives, but of flat values.
+    # Hooks of the layer see the result in the form that its own `forward` returns, but of flat values.
     result: Any = call_as_itself(layer, forward, batch.values)
     values, (hidden, cell) = result
     return batch.with_values(values), LSTMState(hidden[None, None], cell[None, None])

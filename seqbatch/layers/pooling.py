@@ -1,4 +1,4 @@
-"""Pools: layers that make of each sequence a sequence of one step, and of one without steps one without steps."""
+"""Pools: layers that reduce each sequence to one step; an empty sequence stays empty."""
 
 from abc import abstractmethod
 
@@ -14,7 +14,7 @@ from seqbatch.layers._layers import as_batch, refuse_own_forward, size
 
 
 class _Pool(nn.Module):
-    """What makes of each sequence one step."""
+    """The base class of layers that reduce each sequence to one step."""
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Run on one sequence.
@@ -23,23 +23,23 @@ class _Pool(nn.Module):
             sequence: `(steps, *features)`.
 
         Returns:
-            `(1, *features)`, or `(0, *features)` for a sequence of no steps; gradients flow.
+            `(1, *features)`, or `(0, *features)` for an empty sequence; gradients flow.
 
         Raises:
-            SeqbatchTypeError: it is no Tensor, or of a dtype that the pool does not take.
+            SeqbatchTypeError: it is not a Tensor, or of a dtype that the pool does not take.
             SeqbatchValueError: it has no dimension of steps.
         """
         return self._pool(as_batch(sequence))
 
     def _check(self, batch: SequenceBatch) -> None:
-        """Raise unless a batch is what the pool takes."""
+        """Raise unless the pool takes this batch."""
 
     @abstractmethod
     def _reduce(self, batch: SequenceBatch) -> Tensor:
-        """Give `(batch, *features)`, anything for a sequence of no steps."""
+        """Compute `(batch, *features)`; the rows of empty sequences are unused."""
 
     def _pool(self, batch: SequenceBatch) -> Tensor:
-        """Give the one step of each sequence that has any, end to end."""
+        """Compute the one step of each sequence that is not empty, end to end."""
         reduced = self._reduce(batch)
         if in_a_graph():
             return reduced[(batch._lengths.tensor > 0).to(batch.device)]
@@ -48,7 +48,7 @@ class _Pool(nn.Module):
         return reduced.index_select(0, batch._lengths.on("not_empty", batch.device))
 
 
-@register_encoder(_Pool)  # type: ignore[type-abstract]  # for those made of it
+@register_encoder(_Pool)  # type: ignore[type-abstract]  # for its subclasses
 def _(layer: _Pool, batch: SequenceBatch) -> SequenceBatch:
     refuse_own_forward(layer, _Pool)
     layer._check(batch)
@@ -57,10 +57,9 @@ def _(layer: _Pool, batch: SequenceBatch) -> SequenceBatch:
 
 
 class SumPool(_Pool):
-    """Adds up the steps of each sequence, as `SequenceBatch.sum`.
+    """Sums the steps of each sequence, as `SequenceBatch.sum`.
 
-    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps. Integers and bools give
-    int64.
+    A sequence becomes one of one step, `(1, *features)`; an empty one stays empty. Integers and bools become int64.
 
     >>> encode(SumPool(), [torch.tensor([1, 2]), torch.tensor([3])])
     [tensor([3]), tensor([3])]
@@ -73,7 +72,7 @@ class SumPool(_Pool):
 class MeanPool(_Pool):
     """Averages the steps of each sequence, as `SequenceBatch.mean`; the dtype must be floating or complex.
 
-    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps.
+    A sequence becomes one of one step, `(1, *features)`; an empty one stays empty.
 
     >>> encode(MeanPool(), [torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
     [tensor([1.5000]), tensor([3.])]
@@ -86,7 +85,7 @@ class MeanPool(_Pool):
 class MaxPool(_Pool):
     """Takes the largest step of each sequence, feature by feature, as `SequenceBatch.max`; complex has no largest.
 
-    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps. Steps that are equally
+    A sequence becomes one of one step, `(1, *features)`; an empty one stays empty. Steps that are equally
     large share the gradient.
 
     >>> encode(MaxPool(), [torch.tensor([1, 2]), torch.tensor([3])])
@@ -100,7 +99,7 @@ class MaxPool(_Pool):
 class MinPool(_Pool):
     """Takes the smallest step of each sequence, feature by feature, as `SequenceBatch.min`; complex has no smallest.
 
-    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps. Steps that are equally
+    A sequence becomes one of one step, `(1, *features)`; an empty one stays empty. Steps that are equally
     small share the gradient.
 
     >>> encode(MinPool(), [torch.tensor([1, 2]), torch.tensor([3])])
@@ -114,7 +113,7 @@ class MinPool(_Pool):
 class FirstStep(_Pool):
     """Takes the first step of each sequence, as `SequenceBatch.first`.
 
-    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps.
+    A sequence becomes one of one step, `(1, *features)`; an empty one stays empty.
 
     >>> encode(FirstStep(), [torch.tensor([1, 2]), torch.tensor([3])])
     [tensor([1]), tensor([3])]
@@ -127,8 +126,8 @@ class FirstStep(_Pool):
 class LastStep(_Pool):
     """Takes the last real step of each sequence, as `SequenceBatch.last`.
 
-    A sequence becomes one of one step, `(1, *features)`; one of no steps stays one of no steps. Of a two-way layer the
-    backward half has seen one step there.
+    A sequence becomes one of one step, `(1, *features)`; an empty one stays empty. In the outputs of a bidirectional
+    layer, the backward half has seen only one step there.
 
     >>> encode(LastStep(), [torch.tensor([1, 2]), torch.tensor([3])])
     [tensor([2]), tensor([3])]
@@ -139,23 +138,23 @@ class LastStep(_Pool):
 
 
 class AttentionPool(_Pool):
-    """Averages the steps of each sequence by shares that it learns.
+    """Averages the steps of each sequence by learned weights.
 
-    The share of a step is the softmax, over the steps of its sequence, of its product with `query`, a parameter. That
-    begins as zeros, so that all steps have equal shares until something is learned. A sequence becomes one of one step,
-    `(1, features)`; one of no steps stays one of no steps.
+    The weight of a step is the softmax, over the steps of its sequence, of its product with `query`, a parameter. That
+    is initialized to zeros, so that all steps have equal weights before training. A sequence becomes one of one step,
+    `(1, features)`; an empty one stays empty.
 
     Args:
         features: the size of a step.
         device: the device of the query, as for layers of PyTorch.
-        dtype: its dtype, in the same way.
+        dtype: the dtype of the query, as for layers of PyTorch.
 
     Raises:
-        SeqbatchTypeError: `features` is no integer.
+        SeqbatchTypeError: `features` is not an integer.
         SeqbatchValueError: it is negative.
 
-    Source: Yang et al., 2016, Hierarchical Attention Networks for Document Classification, of which it leaves out the
-    layer before the product: that is an `nn.Sequential(nn.Linear(...), nn.Tanh(), AttentionPool(...))`.
+    Source: Yang et al., 2016, Hierarchical Attention Networks for Document Classification, without the layer before the
+    product. The full form is `nn.Sequential(nn.Linear(...), nn.Tanh(), AttentionPool(...))`.
 
     >>> xs, ys = encode(AttentionPool(5), [torch.randn(10, 5), torch.randn(7, 5)])
     >>> xs.shape, ys.shape

@@ -1,4 +1,4 @@
-"""Residual: adds what goes into a layer to what comes out of it."""
+"""Residual: adds the input of a layer to its output."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,16 +15,16 @@ from seqbatch.layers._layers import as_batch, module, refuse_own_forward
 
 
 class Residual(nn.Module):
-    """Adds what goes into a layer to what comes out of it: `x + encode(layer, x)`.
+    """Adds the input of a layer to its output: `x + encode(layer, x)`.
 
-    The layer must keep lengths and features. If it keeps a state, so does this: `encode_with_state` takes and gives
-    that of the layer.
+    The layer must keep lengths and features. If it keeps a state, so does this: `encode_with_state` takes and returns
+    the state of the layer.
 
     Args:
         layer: any layer that has an encoder.
 
     Raises:
-        SeqbatchTypeError: it is no `nn.Module`.
+        SeqbatchTypeError: `layer` is not an `nn.Module`.
 
     Source: He et al., 2016, Deep Residual Learning for Image Recognition.
 
@@ -48,15 +48,15 @@ class Residual(nn.Module):
             `(steps, *features)`, through which gradients flow.
 
         Raises:
-            SeqbatchTypeError: it is no Tensor, or of a dtype that the layer does not take.
-            SeqbatchValueError: it is nothing that the layer takes, or the layer changes lengths or features.
+            SeqbatchTypeError: it is not a Tensor, or of a dtype that the layer does not take.
+            SeqbatchValueError: the layer does not take it, or changes lengths or features.
             UnsupportedLayerError: no encoder handles the layer.
         """
         batch = as_batch(sequence)
         return self._add(batch, encode(self.layer, batch))
 
     def _add(self, batch: SequenceBatch, outputs: SequenceBatch) -> Tensor:
-        """Add what comes out of the layer to what goes in, or raise."""
+        """Add the output of the layer to its input, or raise."""
         if is_nothing(batch):
             return outputs.values
         features = tuple(outputs.feature_shape), tuple(batch.feature_shape)
@@ -86,7 +86,7 @@ def _run(layer: Residual, batch: SequenceBatch, state: Any) -> tuple[SequenceBat
 
 
 def _run_outputs(layer: Residual, batch: SequenceBatch) -> SequenceBatch:
-    """Run the layer as `_run` from no state, where nobody asks for the state after it; also one that keeps none."""
+    """Run the layer as `_run` from the initial state, when only the outputs are needed; it need not keep a state."""
     return _run_as_itself(layer, batch, lambda given: encode(layer.layer, given))
 
 

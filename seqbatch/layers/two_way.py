@@ -16,19 +16,19 @@ from seqbatch.layers._layers import as_batch, module, refuse_own_forward
 
 
 class TwoWay(nn.Module):
-    """Runs one layer on the sequences and another on the reversed sequences, and joins what both give.
+    """Runs one layer on the sequences and another on the reversed sequences, and joins the outputs.
 
-    What the second layer gives is reversed in turn, and both are joined along the last feature: at each step stands
-    what the first has made of all steps up to it, beside what the second has made of all steps from the end to it.
-    Lengths are those that both layers give, which must be equal. If a layer keeps a state, so does this: a
-    ContainerState of both, None for one that keeps none.
+    The output of the second layer is reversed back, and both are joined along the last feature. So each step holds what
+    the first layer computed from all steps up to it, and what the second computed from all steps from the end to it.
+    Both layers must return equal lengths. If a layer keeps a state, so does this: a ContainerState of both, with None
+    for a layer without a state.
 
     Args:
-        forward_layer: any layer that has an encoder; if recurrent, one of one direction.
-        backward_layer: the layer for the reversed sequences, of which the same holds.
+        forward_layer: any layer that has an encoder; if recurrent, of one direction.
+        backward_layer: the layer for the reversed sequences, under the same conditions.
 
     Raises:
-        SeqbatchTypeError: one of them is no `nn.Module`.
+        SeqbatchTypeError: one of them is not an `nn.Module`.
         SeqbatchValueError: one of them, or a layer in it, is bidirectional.
 
     Source: Schuster and Paliwal, 1997, Bidirectional Recurrent Neural Networks.
@@ -54,8 +54,8 @@ class TwoWay(nn.Module):
             `(steps, *features)` of both layers, joined along the last axis; gradients flow.
 
         Raises:
-            SeqbatchTypeError: it is no Tensor, or of a dtype that a layer does not take.
-            SeqbatchValueError: it is nothing that both layers take, or what they give cannot be joined.
+            SeqbatchTypeError: it is not a Tensor, or of a dtype that a layer does not take.
+            SeqbatchValueError: a layer does not take it, or the outputs cannot be joined.
             UnsupportedLayerError: no encoder handles a layer.
         """
         return self._run(as_batch(sequence), lambda i, layer, given: encode(layer, given)).values
@@ -64,7 +64,7 @@ class TwoWay(nn.Module):
         return [is_recurrent(self.forward_layer), is_recurrent(self.backward_layer)]
 
     def _run(self, batch: SequenceBatch, run_layer: RunChild) -> SequenceBatch:
-        """Run both layers by a function, and join what they give."""
+        """Run both layers by a function, and join their outputs."""
         results = [run_layer(0, self.forward_layer, batch), run_layer(1, self.backward_layer, batch.reverse())]
         if any(map(is_nothing, results)):
             return batch
@@ -77,15 +77,15 @@ def _one_way(subject: str, value: object) -> nn.Module:
     layer = module(subject, value)
     for part in layer.modules():
         if getattr(part, "bidirectional", False):
-            remedy = "It would run both ways on both; give two layers of one direction."
+            remedy = "It would run in both directions; pass two layers of one direction."
             raise complaint(SeqbatchValueError, subject, "be of one direction", describe(part), remedy)
     return layer
 
 
 def _require_alike(forward: SequenceBatch, backward: SequenceBatch) -> None:
-    """Raise unless what both layers give can be joined along the last feature."""
+    """Raise unless the outputs of both layers can be joined along the last feature."""
     if not forward.feature_shape:
-        must = "give steps of at least one feature dimension, along which they are joined"
+        must = "return steps of at least one feature dimension, along which they are joined"
         raise complaint(SeqbatchValueError, "layer.forward_layer", must, "features ()")
     if backward._lengths is not forward._lengths and backward.lengths != forward.lengths:
         raise _unlike("lengths", backward.lengths, forward.lengths)
@@ -95,7 +95,7 @@ def _require_alike(forward: SequenceBatch, backward: SequenceBatch) -> None:
 
 
 def _unlike(what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> SeqbatchValueError:
-    must = f"give the {what} that `layer.forward_layer` gives"
+    must = f"return the {what} that `layer.forward_layer` returns"
     return complaint(SeqbatchValueError, "layer.backward_layer", must, f"{found}, and there {wanted}")
 
 
@@ -112,7 +112,7 @@ def _run(layer: TwoWay, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch
 
 
 def _run_outputs(layer: TwoWay, batch: SequenceBatch) -> SequenceBatch:
-    """Run the layers as `_run` from no state, where nobody asks for the states after them."""
+    """Run the layers as `_run` from the initial states, when only the outputs are needed."""
     refuse_own_forward(layer, TwoWay)
     return _run_as_itself(layer, batch, lambda i, layer, given: encode(layer, given))
 

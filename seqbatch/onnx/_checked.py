@@ -1,4 +1,4 @@
-"""What a file checks when it runs: that lengths fit what is padded. An operator that is there for ONNX only."""
+"""The check of an exported file at run time that lengths fit the padded sequences, as an operator for ONNX only."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from seqbatch.onnx._layout import integer, integers, op
 
 
 def checked_lengths(lengths: Tensor, padded: Tensor, batch_first: bool) -> Tensor:
-    """Give the lengths; one below 0 or beyond what is padded, or another number of them, stops the run of the file."""
+    """Return the lengths; the run of the file stops if one is negative or too large, or if their number is wrong."""
     checked: Tensor = _operator(lengths, padded, batch_first)
     return checked
 
@@ -23,11 +23,11 @@ _operator.register_fake(_copy)
 
 
 def in_onnx(lengths: Any, padded: Any, batch_first: bool) -> Any:
-    """Run `seqbatch::checked_lengths`. ONNX has no errors of one's own, but that of Gather where no row is."""
+    """Translate `seqbatch::checked_lengths`, by Gather out of range, because ONNX has no custom errors."""
     number, time = (op.Shape(padded, start=axis, end=axis + 1) for axis in ((0, 1) if batch_first else (1, 0)))
     beyond = op.Add(time, integers(1))
     possible = op.Range(integer(0), op.Squeeze(beyond), integer(1))
-    # To Gather a negative number is a row from the end.
+    # Negative numbers are replaced, because to Gather they are rows from the end.
     found = op.Gather(possible, op.Where(op.Less(lengths, integer(0)), beyond, lengths))
     is_one_each = op.Equal(op.Shape(lengths), number)
     return op.Add(found, op.Gather(integers(0), op.Where(is_one_each, integers(0), integers(1))))

@@ -18,12 +18,12 @@ from seqbatch.onnx._layers import embedding, group_norm
 from seqbatch.onnx._recurrent import gru, lstm, rnn
 from seqbatch.onnx._reduce import reduce
 
-# Those in which ONNX Runtime runs the nodes for recurrent layers; ONNX itself has float64 too.
+# The dtypes in which ONNX Runtime runs the nodes for recurrent layers; ONNX itself has float64 too.
 _DTYPES = (torch.float16, torch.float32)
 
 
 class _FromPadded(nn.Module):
-    """A model from padded sequences and their lengths to tensors, by their names."""
+    """A model from padded sequences and their lengths to a dict of tensors."""
 
     def __init__(self, model: nn.Module, batch_first: bool) -> None:
         super().__init__()
@@ -39,20 +39,20 @@ class _FromPadded(nn.Module):
 
 
 def _named(results: Any) -> dict[str, SequenceBatch | Tensor]:
-    """Give each batch and tensor in what a model gives the name of its place there, else raise."""
+    """Return the batches and tensors in the result of a model by name, else raise."""
     found: dict[str, SequenceBatch | Tensor] = {}
     places, _ = _pytree.tree_flatten_with_path(results, is_leaf=lambda one: isinstance(one, SequenceBatch))
     for path, leaf in places:
         if leaf is None:
             continue
         if not isinstance(leaf, (SequenceBatch, Tensor)):
-            raise complaint(SeqbatchTypeError, "model", "give SequenceBatches, states and Tensors", type_name(leaf))
+            raise complaint(SeqbatchTypeError, "model", "return SequenceBatches, states and Tensors", type_name(leaf))
         name = "_".join(["output", *re.findall(r"\w+", _pytree.keystr(path), re.ASCII)])
         if name in found:
-            raise complaint(SeqbatchValueError, "model", "give results whose names differ", f"{name} twice")
+            raise complaint(SeqbatchValueError, "model", "return results whose names differ", f"{name} twice")
         found[name] = leaf
     if not found:
-        raise complaint(SeqbatchTypeError, "model", "give SequenceBatches, states and Tensors", "nothing")
+        raise complaint(SeqbatchTypeError, "model", "return SequenceBatches, states and Tensors", "nothing")
     return found
 
 
@@ -61,33 +61,33 @@ def export(
 ) -> "torch.onnx.ONNXProgram":
     """Export a model that takes a SequenceBatch to ONNX, where its recurrent layers are nodes LSTM, GRU and RNN.
 
-    What is exported takes `padded`, `(batch, time, *features)` or `(time, batch, *features)`, and `lengths`, `(batch,)`
-    int64; of any number of sequences and steps, 0 included. What stands in padding reaches no result. A length below 0
-    or beyond `padded`, and another number of them, stop the run.
+    The program takes `padded`, `(batch, time, *features)` or `(time, batch, *features)`, and `lengths`, `(batch,)`
+    int64, of any batch size and number of steps, 0 included. Padding reaches no result. If a length is negative or
+    greater than the time axis, or if the number of lengths is wrong, the run stops.
 
-    It gives what the model gives, one after another: a SequenceBatch padded with zeros, of a state its tensors in the
-    layout of RNNState and LSTMState, and Tensors as they are. The names are `output`, or of several `output_0`,
-    `output_1` and so on, with the key instead of the number of what a dict holds, and with `_hidden` and `_cell` of a
-    state. A None is left out, and the names of the others stay.
+    It returns the results of the model in order: a SequenceBatch padded with zeros, a state as its tensors in the
+    layout of RNNState and LSTMState, and Tensors as they are. One result is named `output`; several are named
+    `output_0`, `output_1` and so on. In a dict the key replaces the number. The names of a state's tensors end with
+    `_hidden` and `_cell`. A None is left out, and the names of the others stay.
 
     Args:
-        model: in evaluation mode; its `forward` takes a SequenceBatch. It holds what graphs hold: see the page on
-            deployment.
-        example: a batch of at least 2 sequences of 2 steps and more, of the features and dtype that the model takes.
+        model: in evaluation mode; its `forward` takes a SequenceBatch. The page on deployment lists what can be
+            exported.
+        example: a batch of at least 2 sequences, with at least 2 steps in one, of the model's features and dtype.
         path: where to write the file; None to write none.
-        batch_first: which of the first two axes of what is padded is the batch.
+        batch_first: which of the first two axes of the padded sequences is the batch.
 
     Returns:
         the program, whose `save` writes it to other files.
 
     Raises:
-        SeqbatchTypeError: the model is no `nn.Module`, the example no SequenceBatch, or what the model gives holds
-            something that is no SequenceBatch, state or Tensor, or nothing.
-        SeqbatchValueError: the model, or a module in it, is in training mode, the example is too small, or names of
-            results do not differ.
+        SeqbatchTypeError: the model is not an `nn.Module`, the example is not a SequenceBatch, or the model returns
+            nothing, or something that is not a SequenceBatch, state or Tensor.
+        SeqbatchValueError: the model, or a module in it, is in training mode, the example is too small, or two results
+            have the same name.
         UnsupportedLayerError: a recurrent layer has `proj_size`, or computes in another dtype than float32 and float16.
-        SeqbatchError: the model runs by the numbers of lengths somewhere, or holds a recurrent layer with hooks.
-        torch.onnx.OnnxExporterError: the model calls a function of PyTorch that ONNX has not; PyTorch names it.
+        SeqbatchError: the model reads the values of the lengths somewhere, or holds a recurrent layer with hooks.
+        torch.onnx.OnnxExporterError: the model calls a function of PyTorch that ONNX lacks; PyTorch names it.
 
     Source: `torch.onnx.export`, and the nodes of ONNX's operator set 18.
 
@@ -107,7 +107,7 @@ def export(
     if not isinstance(example, SequenceBatch):
         raise complaint(SeqbatchTypeError, "example", "be a SequenceBatch", type_name(example))
     if example.batch_size < 2 or example.max_length < 2:
-        must = "have 2 sequences and 2 steps at least, for PyTorch takes 0 and 1 for sizes that stay"
+        must = "have at least 2 sequences and 2 steps, because PyTorch specializes sizes of 0 and 1"
         raise complaint(SeqbatchValueError, "example", must, repr(example))
     number, time = Dim("batch", min=0), Dim("time", min=0)
     given = example.to_padded(batch_first=batch_first), torch.tensor(example.lengths)
@@ -155,7 +155,7 @@ def _require_nodes(program: ExportedProgram) -> None:
     """Raise unless ONNX has nodes for the recurrent layers of a program."""
     operators: Any = torch.ops.seqbatch
     kinds = {operators.lstm.default: "nn.LSTM", operators.gru.default: "nn.GRU", operators.rnn.default: "nn.RNN"}
-    # What runs without gradients, or under autocast, is a graph of its own in that of the program.
+    # In all graphs of the program, because code without gradients or under autocast has its own.
     graphs = (one.graph for one in program.graph_module.modules() if isinstance(one, fx.GraphModule))
     for node in chain.from_iterable(graph.nodes for graph in graphs):
         if (kind := kinds.get(node.target)) is None:
@@ -172,5 +172,5 @@ def _require_nodes(program: ExportedProgram) -> None:
 
 
 def _lacking(found: str, remedy: str = "") -> Exception:
-    """Make the error for a layer that is not in ONNX."""
+    """Build the error for a layer that is not in ONNX."""
     return complaint(UnsupportedLayerError, "model", "have layers that ONNX has", f"an {found}", remedy)

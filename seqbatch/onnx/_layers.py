@@ -1,4 +1,4 @@
-"""Functions of nn.Embedding and nn.GroupNorm in ONNX, where PyTorch's exporter writes what does other than PyTorch."""
+"""Functions of nn.Embedding and nn.GroupNorm in ONNX, because those of PyTorch's exporter differ from PyTorch."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ from seqbatch.onnx._layout import integer, integers, number, op, widen
 
 
 def embedding(weight: Any, ids: Any, *_: Any) -> Any:
-    """Run `aten::embedding`; an id out of range stops the run of the file, as one below 0 does in PyTorch."""
+    """Translate `aten::embedding`; an id out of range stops the run of the file, as a negative one does in PyTorch."""
     rows = op.CastLike(op.Shape(weight, start=0, end=1), ids)
     # To Gather a negative number is a row from the end.
     return op.Gather(weight, op.Where(op.Less(ids, op.CastLike(integer(0), ids)), rows, ids))
@@ -15,7 +15,7 @@ def embedding(weight: Any, ids: Any, *_: Any) -> Any:
 def group_norm(
     values: Any, groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5, cudnn_enabled: bool = True
 ) -> Any:
-    """Run `aten::group_norm`, also where there is no step, which what PyTorch's exporter writes for it does not."""
+    """Translate `aten::group_norm`; unlike that of PyTorch's exporter, it also runs if all sequences are empty."""
     wide = widen(values)
     size = 1
     for axis in values.shape[1:]:
@@ -34,6 +34,6 @@ def group_norm(
 
 
 def _per_channel(weight: Any, like: Any, dimensions: int) -> Any:
-    """Give a weight for each channel the dtype and the dimensions of `(total_steps, channels, *features)`."""
+    """Convert a weight per channel to the dtype and the dimensions of `(total_steps, channels, *features)`."""
     axes = range(1, dimensions - 1)
     return op.CastLike(op.Unsqueeze(weight, integers(*axes)) if axes else weight, like)

@@ -6,12 +6,12 @@ from seqbatch.onnx._layout import Layout, from_padded, integer, integers, layout
 
 
 def lstm(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, differentiable: Any) -> Any:
-    """Run `seqbatch::lstm`; ONNX has the gates i, o, f, c."""
+    """Translate `seqbatch::lstm`; ONNX orders the gates i, o, f, c."""
     return _run(_Layer("LSTM", [0, 3, 1, 2], 2, bidirectional), values, lengths, others, num_layers)
 
 
 def gru(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, differentiable: Any) -> Any:
-    """Run `seqbatch::gru`; ONNX has the gates z, r, h, and PyTorch's form of the last is `linear_before_reset`."""
+    """Translate `seqbatch::gru`; ONNX orders the gates z, r, h, and has PyTorch's form by `linear_before_reset`."""
     layer = _Layer("GRU", [1, 0, 2], 1, bidirectional, linear_before_reset=1)
     return _run(layer, values, lengths, others, num_layers)
 
@@ -19,14 +19,14 @@ def gru(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: 
 def rnn(
     values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, differentiable: Any, nonlinearity: str
 ) -> Any:
-    """Run `seqbatch::rnn`."""
+    """Translate `seqbatch::rnn`."""
     activations = [nonlinearity.capitalize()] * (2 if bidirectional else 1)
     layer = _Layer("RNN", [0], 1, bidirectional, activations=activations)
     return _run(layer, values, lengths, others, num_layers)
 
 
 class _Layer:
-    """What is the same in all layers: the node, the order of its gates, the parts of its state, and its attributes."""
+    """What all layers of a stack share: the node, the order of its gates, the parts of its state, its attributes."""
 
     def __init__(self, node: str, gates: list[int], parts: int, bidirectional: bool, **attributes: Any) -> None:
         self.node, self.gates, self.parts = node, gates, parts
@@ -34,7 +34,7 @@ class _Layer:
         self.attributes = {"direction": "bidirectional" if bidirectional else "forward", **attributes}
 
     def run(self, rows: Any, weights: list[Any], lengths: Any, start: list[Any]) -> tuple[Any, list[Any]]:
-        """Run one layer on `(time, batch, features)`; its output in the same way, and its state at each end."""
+        """Run one layer on `(time, batch, features)`; return its output in this layout, and its final state."""
         each = len(weights) // self.directions
         ways = [weights[way * each : (way + 1) * each] for way in range(self.directions)]
         kinds = [self._stack([way[kind] for way in ways]) for kind in range(each)]
@@ -49,7 +49,7 @@ class _Layer:
         return op.Concat(*(op.Unsqueeze(self._in_order(weight), integers(0)) for weight in weights), axis=0)
 
     def _in_order(self, weight: Any) -> Any:
-        """Bring the gates of a weight into the order of ONNX."""
+        """Reorder the gates of a weight for ONNX."""
         if len(self.gates) == 1:
             return weight
         size = int(weight.shape[0]) // len(self.gates)
@@ -58,15 +58,15 @@ class _Layer:
 
 
 def _run(layer: _Layer, values: Any, lengths: Any, others: Any, num_layers: int) -> Any:
-    """Run layer upon layer, and give what the operator gives."""
+    """Run the layers in order, and return the results of the operator."""
     number = op.Shape(lengths)
-    # ONNX Runtime does not survive an LSTM of no sequences: it gets one of no steps, and what comes of it is dropped.
+    # ONNX Runtime crashes on an LSTM of batch size 0: one empty sequence is added, and its result is dropped.
     at_least_one = integers(0), op.Max(number, integers(1))
     layout = layout_of(op.Slice(op.Pad(lengths, integers(0, 1)), *at_least_one, integers(0)))
     more = (op.Pad(part, integers(0, 0, 0, 0, 1, 0)) for part in others[: layer.parts])
     hidden = [op.Slice(part, *at_least_one, integers(1)) for part in more]
     weights = others[layer.parts :]
-    # A node takes no sequence of no steps: it gets one step of zeros, and what comes of it is dropped.
+    # A node does not take empty sequences: each gets one step of zeros, and its result is dropped.
     counts = op.Cast(op.Max(layout.lengths, integers(1)), to=6)
     rows = op.Transpose(to_padded(values, layout, integer(0)), perm=[1, 0, 2])
     each, finals = len(weights) // num_layers, []
@@ -78,7 +78,7 @@ def _run(layer: _Layer, values: Any, lengths: Any, others: Any, num_layers: int)
     ends = [
         op.Slice(op.Concat(*parts, axis=0), integers(0), number, integers(1)) for parts in zip(*finals, strict=True)
     ]
-    # What the operator keeps for a backward pass has no elements here, and is not read.
+    # Empty, because the tensors that the operator saves for a backward pass are never read here.
     unused = [op.Slice(values, integers(0), integers(0), integers(0))] * 2
     return from_padded(op.Transpose(rows, perm=[1, 0, 2]), layout), *ends, *unused
 

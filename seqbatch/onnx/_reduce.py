@@ -1,4 +1,4 @@
-"""The operator of reductions in ONNX: each on padded values, or by rows."""
+"""The operator of reductions in ONNX: each on padded values, or by a gather of rows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +23,7 @@ _FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorP
 
 
 def reduce(values: Any, lengths: Any, how: str) -> Any:
-    """Run `seqbatch::reduce`."""
+    """Translate `seqbatch::reduce`."""
     return _FUNCTIONS[how](values, layout_of(lengths))
 
 
@@ -51,7 +51,7 @@ def _extreme(node: str, sign: int) -> Callable[[Any, Layout], Any]:
             fill = integer(-(2**63) if sign < 0 else 2**63 - 1)
             padded = to_padded(op.Cast(values, to=TensorProto.INT64), layout, fill)
         found = getattr(op, node)(padded, integers(1), keepdims=0)
-        if _is_floating(values):  # ONNX Runtime loses a NaN to greater and lesser numbers
+        if _is_floating(values):  # because ONNX Runtime does not propagate NaN
             lost = op.ReduceMax(op.Cast(op.IsNaN(padded), to=TensorProto.INT32), integers(1), keepdims=0)
             found = op.Where(op.Cast(lost, to=TensorProto.BOOL), op.CastLike(number(float("nan")), found), found)
         empty = per_sequence(op.Equal(layout.lengths, integer(0)), values)

@@ -1,4 +1,4 @@
-"""The oracle: what a layer gives for one sequence alone, and results of a batch set beside those of runs alone."""
+"""The oracle: the result of a layer for one sequence alone, and results of a batch paired with those of runs alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from seqbatch.state import LSTMState, RNNState
 from seqbatch.testing._tensors import select, tensors_of
 
 Sequences = list[Tensor]
-# From a layer, one sequence and the state of it alone, or None, to its output, and for a recurrent layer its state too.
+# From a layer, one sequence and its state, or None, to its output, or for a recurrent layer to its output and state.
 Alone = Callable[[nn.Module, Tensor, Any], Any]
 
 # These take `(batch, channels, steps)`.
@@ -31,9 +31,9 @@ _CHANNELS_FIRST = (
 
 
 def call_alone(layer: nn.Module, sequence: Tensor, state: Any) -> Any:
-    """Call the layer on one sequence, with its state if there is one: the oracle where none is given.
+    """Call the layer on one sequence, with its state if there is one: the default oracle.
 
-    Layers of PyTorch are called as they ask for: with a batch of one, with channels before steps, step by step for a
+    Layers of PyTorch are called in their own form: on a batch of one, with channels before steps, step by step for a
     cell, with the sequence as query, key and value for attention, and with a state in PyTorch's layout.
     """
     if isinstance(layer, nn.RNNBase):
@@ -69,17 +69,17 @@ def _call_cell(cell: nn.RNNCellBase, sequence: Tensor, state: Any) -> tuple[Tens
 def beside_alone(
     layer: nn.Module, results: tuple[Any, Any], sequences: Sequences, state: Any, alone: Alone
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Give the outputs and states of the sequences that have a step, and those of runs of each alone.
+    """Return the outputs and states of the sequences that are not empty, and those of runs of each alone.
 
-    Where the results have no state, as those of `encode`, only outputs.
+    If the results have no state, as those of `encode`, return only outputs.
     """
     outputs, final = results
     found, wanted = [], []
     for i, sequence in enumerate(sequences):
         if not len(sequence):
-            assert not len(outputs[i]), "a sequence of no steps gives an output of some"
+            assert not len(outputs[i]), "the output of an empty sequence is not empty"
             continue
-        result = alone(layer, sequence.clone(), select(state, [i]))  # it may write to what it is given
+        result = alone(layer, sequence.clone(), select(state, [i]))  # a copy, because the layer may work in place
         output, end = _pair(result) if is_recurrent(layer) else (result, None)
         found += [outputs[i], *tensors_of(select(final, [i]))]
         wanted += [output, *(tensors_of(end) if final is not None else [])]
@@ -87,9 +87,9 @@ def beside_alone(
 
 
 def _pair(result: Any) -> tuple[Any, Any]:
-    """Return what the oracle gave for a recurrent layer if it is a pair, else raise."""
+    """Return the oracle's result for a recurrent layer if it is a pair, else raise."""
     if not (isinstance(result, tuple) and len(result) == 2):
-        must = "give a pair (output, state), for the layer is registered as recurrent"
-        remedy = "Give another oracle: alone=lambda layer, sequence, state: ..."
+        must = "return a pair (output, state), because the layer is registered as recurrent"
+        remedy = "Pass another oracle: alone=lambda layer, sequence, state: ..."
         raise complaint(SeqbatchTypeError, "alone(layer, sequence, state)", must, type_name(result), remedy)
     return result

@@ -155,7 +155,7 @@ def _gradients(results: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
 
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
-    """Let PyTorch use this many threads, and then as many as before."""
+    """Set PyTorch's number of threads, and restore it afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(number)
     try:

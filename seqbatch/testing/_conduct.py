@@ -1,4 +1,4 @@
-"""The laws of conduct: a layer is called as itself, nothing of the caller's changes, and bad input is refused."""
+"""The laws No surprise and Errors: a layer is called as itself, nothing is modified, and bad input raises."""
 
 import copy
 import re
@@ -31,9 +31,9 @@ from seqbatch.testing._tensors import (
 def check_called_as_itself(
     layer: nn.Module, sequences: Sequences, state: Any = None, *, alone: Alone = call_alone
 ) -> None:
-    """Law No surprise: a layer is called as itself, and those in it: hooks run, and what they return counts.
+    """Law No surprise: a layer and its submodules are called as themselves, so that their hooks take effect.
 
-    They run once at least, and what they return counts for every sequence. How often is the encoder's affair: once, or
+    Hooks run at least once, and their results apply to every sequence. The encoder decides how often they run: once, or
     once for each length, each sequence or each step.
 
     Args:
@@ -59,7 +59,7 @@ def check_called_as_itself(
 
 
 def _check_hooks(layer: nn.Module, run: Run, sequences: Sequences, state: Any, alone: Alone) -> None:
-    """Check that hooks before and after the layer run and what they return counts, and that those in it are called."""
+    """Check that forward hooks of the layer run and take effect, and that its submodules are called."""
     watched = copied(layer)
     (plain, _), called = _called(watched, lambda: run(watched, sequences, state))
     entered, left = [], []
@@ -83,7 +83,7 @@ def _check_hooks(layer: nn.Module, run: Run, sequences: Sequences, state: Any, a
 
 
 def _check_backward_hooks(layer: nn.Module, run: Run, sequences: Sequences, state: Any, alone: Alone) -> None:
-    """Check that a hook of the backward pass runs and what it returns counts, if so it is for a sequence alone."""
+    """Check that a backward hook runs and takes effect, if it does for a sequence alone."""
     watched = copied(layer)
     ran: list[nn.Module] = []
 
@@ -103,22 +103,22 @@ def _check_backward_hooks(layer: nn.Module, run: Run, sequences: Sequences, stat
     try:
         wanted = gradients_of(run_alone, sequences[:1])
     except RuntimeError as error:
-        if "modified inplace" in str(error):  # PyTorch has no such hooks for a layer that works in place
+        if "modified inplace" in str(error):  # because PyTorch refuses such hooks on a layer that works in place
             return
         raise
     if ran and not any(gradient.any() for gradient in wanted):
         ran.clear()
         found = gradients_of(lambda sequences: run(watched, sequences, state)[0], sequences)
-        remedy = "PyTorch hangs such hooks on the Tensors that a layer takes and gives: call it on Tensors"
+        remedy = "PyTorch registers such hooks on the Tensors that a layer takes and returns: call it on Tensors"
         assert ran, f"a hook of the backward pass must run, once at least; {remedy}"
         told = f"what a hook of the backward pass returns must count for every sequence; {remedy}"
         assert not any(gradient.any() for gradient in found), told
 
 
 def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) -> None:
-    """Law Errors: nothing of the caller's is modified: not the sequences, the list, the state, the batch, or the layer.
+    """Law Errors: the caller's sequences, list, batch, state and layer are not modified.
 
-    Of the layer and those in it that is all: weights, buffers, hooks, attributes, and whether it is in training.
+    For the layer and its submodules this covers weights, buffers, hooks, attributes and training mode.
 
     Args:
         layer: as for `check_alone`.
@@ -135,7 +135,7 @@ def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) 
     run(layer, sequences, state)
     encode(layer, batch)
     for sequence in sequences[:1]:
-        encode(layer, SequenceBatch(sequence, [len(sequence)]))  # over the caller's memory, as one Tensor is
+        encode(layer, SequenceBatch(sequence, [len(sequence)]))  # without a copy, as for one Tensor
     check()
 
 
@@ -144,7 +144,7 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
 
     Args:
         layer: as for `check_alone`.
-        sequences: what is wrong, or what `state` is wrong for.
+        sequences: the bad input, or input for which `state` is wrong.
         kind: the class of the error.
         message: a regular expression that its message must match.
         state: the state to start from, of a recurrent layer.
@@ -166,7 +166,7 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
             refused = error
         finally:
             hook.remove()
-        assert isinstance(refused, kind), f"{refused!r} is no {kind.__name__}"
+        assert isinstance(refused, kind), f"{refused!r} is not a {kind.__name__}"
         assert re.search(message, str(refused)), f"{refused} does not match {message}"
         assert not [module for module in entered if not [*module.children()]], "a layer ran"
         check_same()
@@ -177,17 +177,17 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
 
 
 def copied(layer: nn.Module) -> nn.Module:
-    """Copy a layer with all that it holds, or raise what says that it cannot be copied."""
+    """Copy a layer deeply, or raise if it cannot be copied."""
     try:
         return copy.deepcopy(layer)
     except Exception as error:
-        must = "be one that copy.deepcopy can copy, for it is checked on copies"
+        must = "be one that copy.deepcopy can copy, because copies of it are checked"
         remedy = f"Copying says: {type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise complaint(SeqbatchTypeError, "layer", must, describe(layer), remedy) from error
 
 
 def _sevens(output: Any) -> Any:
-    """Give an output of which every value is 7: what comes of it shows even where it is fed back into the layer."""
+    """Return an output of sevens, whose effect shows even if it is fed back into the layer."""
     if isinstance(output, PackedSequence):
         return PackedSequence(_sevens(output.data), *output[1:])
     if isinstance(output, tuple):
@@ -196,7 +196,7 @@ def _sevens(output: Any) -> Any:
 
 
 def _called(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, set[str]]:
-    """Call something, and also give the names of the layers in a layer that were called."""
+    """Call a function, and return its result and the names of the submodules that were called."""
     names = {module: name for name, module in layer.named_modules() if name}
     called: set[str] = set()
     hook = register_module_forward_hook(
@@ -209,7 +209,7 @@ def _called(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, set[str]]:
 
 
 def _watch(layer: nn.Module, sequences: Any, state: Any, *others: Tensor) -> Callable[[], None]:
-    """Give a function that checks that sequences, what holds them, a state and a layer are what they are now."""
+    """Return a function that raises if sequences, their list, a state or a layer differ from what they are now."""
 
     def listed() -> list[Any]:
         return [*(sequences if isinstance(sequences, list) else []), *tensors_of(state)]
@@ -237,7 +237,7 @@ def _watch(layer: nn.Module, sequences: Any, state: Any, *others: Tensor) -> Cal
 
 
 def _attributes(layer: nn.Module) -> dict[tuple[Any, ...], Any]:
-    """Give all that a layer and those in it hold, also their parameters and hooks one by one."""
+    """Return all attributes of a layer and its submodules, with parameters and hooks one by one."""
     return {
         (name, attribute, key): held
         for name, module in layer.named_modules()

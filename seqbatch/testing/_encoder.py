@@ -1,4 +1,4 @@
-"""check_encoder: one layer on the laws, by lengths that Hypothesis draws and makes as small as can be."""
+"""check_encoder: all laws for one layer, on lengths that Hypothesis draws and shrinks."""
 
 from collections.abc import Callable
 from itertools import product
@@ -18,7 +18,7 @@ from seqbatch.testing._strategies import PATTERNS, lengths, make_all, maker
 
 _Law = Callable[[nn.Module, Sequences, Any], None]
 
-# More than one chunk of steps, of which the sequences end in different ones; from these no smaller case is sought.
+# Several chunks of steps, with sequences that end in different ones; not shrunk.
 _LONG = [70, 0, 33, 1]
 
 
@@ -37,33 +37,33 @@ def check_encoder(
 ) -> None:
     """Check that the encoder of a layer obeys the laws, on lengths of each of six patterns, and once on long ones.
 
-    Each time it is checked on a new copy of the layer, so that what an encoder changes shows in each law.
+    Each check runs on a new copy of the layer, so that a change by an encoder shows in each law.
 
-    Give it a layer in double precision, or results of single precision must agree to its own tolerance; and one that
-    draws no random numbers: `layer.eval()`, or dropout of 0.
+    Pass a layer in double precision, because results in single precision must agree to its own tolerance. It must not
+    draw random numbers: call `layer.eval()`, or set dropout to 0.
 
     Args:
         layer: the layer; its encoder must be registered, and `copy.deepcopy` must be able to copy it.
         features: the shape of one step.
         make: from a number of steps to a Tensor `(steps, *features)`, of random numbers of PyTorch's default generator,
-            which is seeded before; by default values of the dtype of the layer's weights, which require gradients. For
-            token ids give your own.
-        make_state: from a number of sequences to a state to start from, for a recurrent layer; by default its laws are
-            checked from no state only.
+            which is seeded before. By default, values of the dtype of the layer's weights, which require gradients.
+            For token ids pass your own.
+        make_state: from a number of sequences to an initial state, for a recurrent layer; by default its laws are
+            checked without a state.
         alone: the oracle, `(layer, sequence, state) -> output`, or `(output, state)` for a recurrent layer; by default
-            it calls the layer, and one of PyTorch as that asks for.
-        rule: from the steps of a sequence, 1 at least, to those of its output.
-        times: how many times the memory that one sequence of 512 steps takes by itself, by the step, may be in use at
-            the peak of forward and backward, for 511 sequences of one step beside it: about 1 for most layers, 256 for
-            an encoder that pads; None to leave that law out, as for values without gradients.
-        least: how many steps a sequence must have, for a layer that takes none shorter. With 1 or more the law Empty is
-            not checked; for that of memory all steps are multiplied by it.
-        examples: how many lists of lengths are drawn for each law and pattern.
-        bits: whether the law Bits is checked, by `check_bits`; most layers of PyTorch break it.
+            it calls the layer, and one of PyTorch in its own form.
+        rule: from the steps of a sequence, at least 1, to those of its output.
+        times: the limit of the law Memory, as for `check_memory`: the peak memory per step of 511 sequences of one step
+            with one of 512, relative to that of the long one alone. It is about 1 for most layers and 256 for an
+            encoder that pads. None skips that law, as for values without gradients.
+        least: the fewest steps that the layer takes. With 1 or more the law Empty is not checked, and all steps of the
+            law Memory are multiplied by it.
+        examples: the number of lists of lengths that are drawn for each law and pattern.
+        bits: whether to check the law Bits, by `check_bits`; most layers of PyTorch break it.
 
     Raises:
-        AssertionError: a law is broken, or something is raised where it is checked; it says which law, the smallest
-            lengths found that show it, and what differs or was raised, which is its cause.
+        AssertionError: a law is broken, or its check raised. The message names the law, the smallest lengths found, and
+            the difference; an error that was raised is the cause.
         SeqbatchTypeError: the layer cannot be copied.
 
     Source: Hypothesis, `hypothesis.given`.
@@ -76,7 +76,7 @@ def check_encoder(
     make = make or maker(features, dtype)
     has_gradients = make(1).requires_grad
     if any(is_lazy(module) for module in layer.modules()):
-        alone(layer, make(max(least, 1)), None)  # or its copies would take their sizes, which changes them
+        alone(layer, make(max(least, 1)), None)  # because a lazy copy would be modified by its first call
     states = [None] if make_state is None or not is_recurrent(layer) else [None, make_state]
     for name, law in _laws_of(alone, rule, has_gradients, least, bits).items():
         drawn = [lengths(pattern, least=least) for pattern in PATTERNS]
@@ -92,7 +92,7 @@ def check_encoder(
 
 
 def _laws_of(alone: Alone, rule: Callable[[int], int], has_gradients: bool, least: int, bits: bool) -> dict[str, _Law]:
-    """Give the laws by their names, each a function of a layer, sequences and a state."""
+    """Return the laws by name, each a function of a layer, sequences and a state."""
     found: dict[str, _Law] = {
         "Alone": lambda layer, xs, state: _laws.check_alone(layer, xs, state, alone=alone),
         "Order": lambda layer, xs, state: _laws.check_order(layer, xs, [*reversed(range(len(xs)))], state),
@@ -104,7 +104,7 @@ def _laws_of(alone: Alone, rule: Callable[[int], int], has_gradients: bool, leas
     }
     if bits:
         found["Bits"] = _bits.check_bits
-    if not has_gradients:  # there is no poison that is a token id
+    if not has_gradients:  # because token ids cannot be NaN
         del found["Padding"]
     if least:
         del found["Empty"]
@@ -120,14 +120,14 @@ def _check(
     make_state: Callable[[int], Any] | None,
     examples: int,
 ) -> None:
-    """Check one law on lengths drawn; Hypothesis runs the smallest case that fails last, so its error is raised."""
+    """Check one law on drawn lengths; Hypothesis runs the smallest failing case last, so its error is raised."""
 
     @settings(
         max_examples=examples,
         deadline=None,
         database=None,
         derandomize=True,
-        report_multiple_bugs=False,  # or two would come out as a group, which is no AssertionError
+        report_multiple_bugs=False,  # because a group of errors is not an AssertionError
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.nested_given],
     )
     @given(drawn)
@@ -143,6 +143,6 @@ def _check(
 
 
 def _broken(layer: nn.Module, law: str, where: str, error: Exception) -> AssertionError:
-    """Make the error that says which law is broken and where; one that no law raised is named by its type too."""
+    """Build the error that names the broken law and where it broke; for other errors it includes their type."""
     told = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
     return AssertionError(f"{describe(layer)} breaks the law {law}{where}: {told}")

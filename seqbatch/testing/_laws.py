@@ -15,18 +15,18 @@ from seqbatch.testing._tensors import Run, assert_alike, by_each_way, gradients,
 def check_alone(layer: nn.Module, sequences: Sequences, state: Any = None, *, alone: Alone = call_alone) -> None:
     """Law Alone: each output, state and gradient equals that of the sequence run alone through the plain layer.
 
-    Of a sequence of no steps only the number of steps is checked; `check_empty` checks the rest.
+    For an empty sequence, only the length of the output is checked; `check_empty` checks the rest.
 
     Args:
         layer: a layer that has an encoder, in a mode in which it draws no random numbers.
         sequences: Tensors `(steps, *features)`, those that require gradients as leaves.
         state: the state to start from, of a recurrent layer. A state needs `select`, which takes a list of indices.
         alone: the oracle, `(layer, sequence, state) -> output`, or `(output, state)` for a recurrent layer; by default
-            it calls the layer, and one of PyTorch as that asks for.
+            it calls the layer, and one of PyTorch in its own form.
 
     Raises:
         AssertionError: the law is broken.
-        SeqbatchTypeError: a state has no `select`, or the oracle gives no pair for a recurrent layer.
+        SeqbatchTypeError: a state has no `select`, or the oracle does not return a pair for a recurrent layer.
 
     >>> check_alone(nn.Linear(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
     """
@@ -40,8 +40,8 @@ def check_alone(layer: nn.Module, sequences: Sequences, state: Any = None, *, al
 
 
 def _check_outputs(layer: nn.Module, sequences: Sequences, wanted: list[Tensor]) -> None:
-    """Check that `encode` gives the outputs of `encode_with_state`, and their gradients."""
-    told = "encode gives other outputs than encode_with_state"
+    """Check that `encode` returns the outputs of `encode_with_state`, with their gradients."""
+    told = "encode returns other outputs than encode_with_state"
     found = encode(layer, sequences)
     assert_alike(found, wanted, told)
     sources = [*sequences, *layer.parameters()]
@@ -74,12 +74,12 @@ def check_order(layer: nn.Module, sequences: Sequences, order: list[int], state:
 
 
 def check_lengths(layer: nn.Module, sequences: Sequences, *, rule: Callable[[int], int] = int) -> None:
-    """Law Lengths: outputs have their input's lengths, or those that the layer's rule gives.
+    """Law Lengths: outputs have their input's lengths, or those that the layer's rule returns.
 
     Args:
         layer: as for `check_alone`.
         sequences: Tensors `(steps, *features)`.
-        rule: from the steps of a sequence, 1 at least, to those of its output.
+        rule: from the steps of a sequence, at least 1, to those of its output.
 
     Raises:
         AssertionError: the law is broken.
@@ -96,15 +96,15 @@ def check_lengths(layer: nn.Module, sequences: Sequences, *, rule: Callable[[int
 
 
 def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> None:
-    """Law Empty: a sequence of no steps gives none, and its state is the initial one; others do not see it.
+    """Law Empty: an empty sequence has an empty output, its state is the initial one, and others do not see it.
 
-    The initial state is the one that `state` holds; without it, the one from which the layer gives what it gives from
-    none, be it zeros or learned. Where all sequences are of no steps, and where there is none, outputs and states have
-    features and dtype as ever.
+    The initial state is the one in `state`. Without that, it is the one from which the layer returns what it returns
+    without a state, zeros or learned. If all sequences are empty, or the batch is, outputs and states have their usual
+    features and dtype.
 
     Args:
         layer: as for `check_alone`.
-        sequences: Tensors `(steps, *features)`, one at least; those of no steps are set between them.
+        sequences: Tensors `(steps, *features)`, at least one; empty ones are inserted between them.
         state: as for `check_alone`.
 
     Raises:
@@ -118,10 +118,10 @@ def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> No
 
 
 def _check_empty(layer: nn.Module, run: Run, sequences: Sequences, state: Any) -> None:
-    """Check the law for one way to run the layer."""
+    """Check the law for one function that runs the layer."""
     there = [*range(len(sequences))]
     middle = len(there) // 2
-    # At the front, in the middle and at the end, for an index that runs off the values does so at the end only.
+    # At the front, in the middle and at the end, because an index out of range shows only at the end.
     places: list[int | None] = [None, *there[:middle], None, *there[middle:], None]
     empty = [i for i, place in enumerate(places) if place is None]
     full = [i for i, place in enumerate(places) if place is not None]
@@ -129,7 +129,7 @@ def _check_empty(layer: nn.Module, run: Run, sequences: Sequences, state: Any) -
     nothing = sequences[0][:0]
     outputs, final = run(layer, [nothing if place is None else sequences[place] for place in places], start)
     assert len(outputs) == len(places), "another number of sequences"
-    assert [len(outputs[i]) for i in empty] == [0, 0, 0], "a sequence of no steps gives an output of some"
+    assert [len(outputs[i]) for i in empty] == [0, 0, 0], "the output of an empty sequence is not empty"
     without, without_final = run(layer, sequences, state)
     assert_alike([outputs[i] for i in full], without)
     assert_alike(tensors_of(select(final, full)), tensors_of(without_final))
@@ -141,8 +141,8 @@ def _check_empty(layer: nn.Module, run: Run, sequences: Sequences, state: Any) -
 def _check_initial(
     layer: nn.Module, sequences: Sequences, wanted: tuple[list[Tensor], Any], left: Any, start: Any
 ) -> None:
-    """Check that three sequences of no steps left the state they had, or one from which it goes as from none."""
-    told = "the state of a sequence of no steps is not the initial one"
+    """Check that the states of three empty sequences are the given ones, or equivalent to no state."""
+    told = "the state of an empty sequence is not the initial one"
     if start is not None:
         assert_alike(tensors_of(left), tensors_of(start), told)
     elif left is not None:
@@ -152,12 +152,12 @@ def _check_initial(
 
 
 def _check_nothing(layer: nn.Module, run: Run, nothing: Tensor, output: Tensor, left: Any, start: Any) -> None:
-    """Check what comes of three sequences of no steps and of no sequences, by one output and the states of three."""
+    """Check the results of three empty sequences and of an empty batch, by one output and the states of three."""
     for count in (3, 0):
         chosen = [*range(count)]
         found, final = run(layer, SequenceBatch(nothing, [0] * count), select(start, chosen))
-        what = f"{count} sequences of no steps"
-        assert found.lengths == (0,) * count, f"{what} give outputs of some"
+        what = f"{count} empty sequences"
+        assert found.lengths == (0,) * count, f"the outputs of {what} are not empty"
         kinds = [(tuple(one.shape[1:]), one.dtype) for one in (found.values, output)]
         assert kinds[0] == kinds[1], f"the outputs of {what} must have features and dtype {kinds[1]}; got {kinds[0]}"
         assert_alike(tensors_of(final), tensors_of(select(left, chosen)), f"the state of {what}")

@@ -1,4 +1,4 @@
-"""The law Memory: a batch takes what its steps take, and not what it would take padded."""
+"""The law Memory: memory grows with the steps of a batch, not with its padded size."""
 
 from collections.abc import Callable
 from itertools import accumulate
@@ -22,17 +22,17 @@ def check_memory(
 ) -> None:
     """Law Memory: forward and backward memory grows with the steps, not with batch x longest.
 
-    The peak for many sequences of one step beside a long one is measured against the peak for the long one by itself,
-    both by the step. So how wide the layer is does not count: a right encoder takes about as much, or a few times as
-    much where every sequence gets a border, as in a convolution; one that pads takes 256 times as much.
+    The peak for many sequences of one step beside a long one is compared with the peak for the long one alone, both per
+    step. So the size of the layer does not matter. A right encoder takes about as much. It takes a few times as much if
+    every sequence gets a border, as in a convolution. One that pads takes 256 times as much.
 
     Args:
         layer: as for `check_alone`.
         make: from a number of steps to a Tensor `(steps, *features)`.
-        times: how many times the memory of the long sequence by itself, by the step, may be in use at the peak.
-        ones: how many sequences of one step there are.
-        longest: the steps of the one beside them.
-        least: how many steps a sequence must have; by this number all steps are multiplied.
+        times: the limit of the peak per step, relative to that of the long sequence alone.
+        ones: the number of sequences of one step.
+        longest: the steps of the long sequence.
+        least: the fewest steps that the layer takes; all steps are multiplied by it.
 
     Raises:
         AssertionError: the law is broken.
@@ -51,10 +51,10 @@ def check_memory(
 
 
 def peak_by_step(layer: nn.Module, batch: SequenceBatch, run: Run) -> float:
-    """Give the bytes in use at the peak of forward and backward, for each step of the batch."""
+    """Measure the bytes in use at the peak of forward and backward, per step of the batch."""
     with torch.profiler.profile(profile_memory=True) as profile:
         as_real(run(layer, batch)[0].values).sum().backward()
-    # Not `profile.events()`, which leaves out what an operator allocates and counts it to the operator.
+    # Not `profile.events()`, because it attributes allocations to operators and drops their events.
     recorded: Any = profile.profiler
     events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
     peak: int = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))

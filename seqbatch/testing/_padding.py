@@ -1,4 +1,4 @@
-"""The law Padding: a sequence sees neither what pads it nor what stands in another one."""
+"""The law Padding: neither padding nor another sequence affects a sequence."""
 
 from typing import Any, Literal
 
@@ -19,15 +19,15 @@ def check_padding(
     batch_first: bool = True,
     alone: Alone = call_alone,
 ) -> None:
-    """Law Padding: what stands in padding reaches no result and no gradient, nor what stands in another sequence.
+    """Law Padding: neither padding nor another sequence reaches a result or a gradient.
 
-    Each sequence in turn is NaN and then infinity throughout, and the results and gradients of the others must be what
-    they are without; but not the gradients of the weights, where 0 times NaN is right.
+    Each sequence in turn is filled with NaN and then with infinity. The results and gradients of the others must stay
+    the same. Gradients of the weights are not compared, because there 0 times NaN is right.
 
     Args:
         layer: as for `check_alone`.
         sequences: Tensors `(steps, *features)` of a floating or complex dtype, leaves that require gradients.
-        poison: what stands in the padding that they are read out of.
+        poison: the value of the padding that they are read from.
         side: the side of the padding.
         batch_first: which axis of the padded tensor is the batch.
         alone: as for `check_alone`.
@@ -49,7 +49,7 @@ def check_padding(
 def _check_read(
     layer: nn.Module, run: Run, sequences: Sequences, poison: float, options: dict[str, Any], alone: Alone
 ) -> None:
-    """Read the sequences out of a poisoned padded tensor, and check results and gradients."""
+    """Read the sequences from a poisoned padded tensor, and check results and gradients."""
     batch = SequenceBatch.from_sequences(sequences).detach()
     total = batch.max_length + 2
     padded = batch.to_padded(padding_value=poison, total_length=total, **options).requires_grad_()
@@ -65,7 +65,7 @@ def _check_read(
 
 
 def _check_neighbours(layer: nn.Module, run: Run, sequences: Sequences) -> None:
-    """Fill each sequence in turn with what spreads, and check that the others get what they get without."""
+    """Fill each sequence in turn with NaN and infinity, and check that the results of the others stay the same."""
     outputs, final, back = _run_there_and_back(layer, run, sequences)
     for poisoned in [i for i, sequence in enumerate(sequences) if len(sequence)]:
         others = [i for i in range(len(sequences)) if i != poisoned]
@@ -81,6 +81,6 @@ def _check_neighbours(layer: nn.Module, run: Run, sequences: Sequences) -> None:
 
 
 def _run_there_and_back(layer: nn.Module, run: Run, sequences: Sequences) -> tuple[list[Tensor], Any, list[Tensor]]:
-    """Give the outputs and the state, and the gradients of them all."""
+    """Return the outputs and the state, and their gradients."""
     outputs, final = run(layer, sequences)
     return outputs, final, gradients([*outputs, *tensors_of(final)], sequences)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 _ragged = st.lists(st.integers(1, 7), min_size=2, max_size=6)
 
-# On CPU PyTorch takes other kernels for equal lengths than for ragged ones, so that one hides the other's faults.
+# Both, because on CPU PyTorch has other kernels for equal lengths than for ragged ones.
 PATTERNS: dict[str, st.SearchStrategy[list[int]]] = {
     "equal": st.builds(lambda length, number: [length] * number, st.integers(1, 6), st.integers(1, 5)),
     "sorted": _ragged.map(lambda lengths: sorted(lengths, reverse=True)),
@@ -20,30 +20,29 @@ PATTERNS: dict[str, st.SearchStrategy[list[int]]] = {
 
 
 def lengths(*patterns: str, least: int = 0) -> st.SearchStrategy[list[int]]:
-    """Give a strategy for the lengths of a batch.
+    """Return a strategy for the lengths of a batch.
 
     Args:
-        patterns: names, of "equal", "sorted", "unsorted", "with zeros", "with ones" and "all zero"; all of them if none
-            is given.
-        least: how many steps a sequence must have; the lengths begin there, where without it they begin with 0 and 1.
+        patterns: names out of "equal", "sorted", "unsorted", "with zeros", "with ones" and "all zero"; by default all.
+        least: the fewest steps of a sequence; lengths of 0 and 1 become this number.
 
     Returns:
         lists of integers, in steps.
 
     Raises:
-        KeyError: there is no such pattern.
+        KeyError: a pattern does not exist.
 
     >>> from hypothesis import find
     >>> find(lengths("with ones"), lambda drawn: len(drawn) == 4)
     [1, 1, 1, 1]
     """
     drawn = st.one_of([PATTERNS[name] for name in patterns or PATTERNS])
-    # Which leaves ragged lengths ragged.
+    # Shifted, because `max` with `least` would make ragged lengths equal.
     return drawn.map(lambda counts: [max(count - 1, 0) + least for count in counts]) if least else drawn
 
 
 def maker(features: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Callable[[int], Tensor]:
-    """Give a function that makes sequences of random values.
+    """Return a function that makes sequences of random values.
 
     Args:
         features: the shape of one step.
@@ -65,10 +64,10 @@ def maker(features: tuple[int, ...], dtype: torch.dtype = torch.float64) -> Call
 def sequences(
     make: Callable[[int], Tensor], drawn: st.SearchStrategy[list[int]] | None = None
 ) -> st.SearchStrategy[list[Tensor]]:
-    """Give a strategy for lists of sequences.
+    """Return a strategy for lists of sequences.
 
     Args:
-        make: from a number of steps to a Tensor `(steps, *features)`, as `maker` gives it.
+        make: from a number of steps to a Tensor `(steps, *features)`, as `maker` returns.
         drawn: a strategy for their lengths; by default `lengths()`.
 
     Returns:
@@ -82,7 +81,7 @@ def sequences(
 
 
 def make_all(make: Callable[[int], Tensor], counts: list[int]) -> list[Tensor]:
-    """Make sequences of the lengths given, from the same random numbers each time, which no one else's depend on."""
+    """Make sequences of the given lengths from a fixed seed, without changing the state of the global generator."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return [make(count) for count in counts]

@@ -1,4 +1,4 @@
-"""What the laws compare: the tensors of a state, gradients, and bits."""
+"""Tools of the laws: run a layer, and compare the tensors of a state, gradients, and bits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,19 +18,19 @@ Run = Callable[..., tuple[Any, Any]]
 
 
 def run(layer: nn.Module, sequences: Any, state: Any = None) -> tuple[Any, Any]:
-    """Encode, and give the state too, None for a layer that keeps none."""
+    """Run `encode_with_state`, or `encode` with None for the state if the layer keeps none."""
     if is_recurrent(layer):
         return encode_with_state(layer, sequences, state)
     return encode(layer, sequences), None
 
 
 def run_for_outputs(layer: nn.Module, sequences: Any, state: None = None) -> tuple[Any, None]:
-    """Encode as where nobody asks for the state, which a recurrent layer may have another way for."""
+    """Run `encode`, when only the outputs are needed; a recurrent layer may use other code for that."""
     return encode(layer, sequences), None
 
 
 def by_each_way(layer: nn.Module, check: Callable[[Run], None], state: Any = None) -> None:
-    """Check a layer as `run` runs it and, if it keeps a state and starts from none, as `encode` does, too."""
+    """Check a layer by `run` and, if it keeps a state and none is given, by `encode` too."""
     if not is_recurrent(layer):
         check(run)
         return
@@ -45,7 +45,7 @@ def by_each_way(layer: nn.Module, check: Callable[[Run], None], state: Any = Non
 
 
 def tensors_of(state: Any) -> list[Tensor]:
-    """Give the tensors of a state: of a Tensor, of a tuple or list, or of the attributes of an attrs class."""
+    """Return the tensors in a state: a Tensor, a tuple or list, or the attributes of an attrs class."""
     if state is None:
         return []
     if isinstance(state, Tensor):
@@ -58,10 +58,10 @@ def tensors_of(state: Any) -> list[Tensor]:
 
 
 def select(state: Any, indices: list[int]) -> Any:
-    """Take the states of some sequences out of a state; of None nothing."""
+    """Select the states of some sequences; None stays None."""
     if state is None:
         return None
-    if isinstance(state, Tensor) or not hasattr(state, "select"):  # that of a Tensor is another one
+    if isinstance(state, Tensor) or not hasattr(state, "select"):  # because `Tensor.select` does something else
         must = "have a method select, from a list of indices to the state of those sequences, as RNNState"
         raise complaint(SeqbatchTypeError, "state", must, type_name(state), "Make it an attrs class that has one.")
     return state.select(indices)
@@ -73,7 +73,7 @@ def as_real(tensor: Tensor) -> Tensor:
 
 
 def gradients(results: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
-    """Give the gradients of a sum weighted differently from element to element; zeros where there are none."""
+    """Compute the gradients of a sum with a different weight for each element; zeros for unused sources."""
     wanted = [source for source in sources if source.requires_grad]
     flat = torch.cat([torch.zeros(0), *(as_real(result).flatten().cpu() for result in results)])
     loss = (flat * torch.arange(1, 1 + len(flat)).cos()).sum()
@@ -87,12 +87,12 @@ def gradients(results: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
 
 
 def assert_alike(found: Any, wanted: Any, told: str = "") -> None:
-    """Compare at the dtype's default tolerance, NaN with NaN too, and say of what the difference is."""
+    """Compare at the dtype's default tolerance, where NaN equals NaN; prefix the message."""
     assert_close(found, wanted, equal_nan=True, msg=lambda difference: f"{told}: {difference}" if told else difference)
 
 
 def assert_same_bits(found: Tensor, wanted: Tensor, message: str = "other values") -> None:
-    """Compare bit by bit, also in dtypes that PyTorch cannot compare."""
+    """Compare bit by bit, even in dtypes that PyTorch cannot compare."""
     assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape), message
     found, wanted = (as_real(one).reshape(-1).view(torch.uint8) for one in (found, wanted))
     assert torch.equal(found, wanted), message

@@ -1,4 +1,4 @@
-"""What is told of the results: tables of ratios with geometric means, who is faster than seqbatch, and a picture."""
+"""Reports of the results: tables of ratios with geometric means, the cases where seqbatch is slower, and a picture."""
 
 import statistics
 from pathlib import Path
@@ -63,7 +63,7 @@ def faster(section: str, results: Results) -> str:
         told = ", ".join(f"{name} {beaten[name]:.2f}" for name in sorted(beaten, key=beaten.__getitem__))
         if told:
             lines.append(f"- {result[TASKS[section]]}, {_mode(result['training'])}, {result['workload']}: {told}")
-    return "\n".join(["Faster than seqbatch:", "", *(lines or ["- nobody"])])
+    return "\n".join(["Faster than seqbatch:", "", *(lines or ["- none"])])
 
 
 def draw(results: Results, path: Path) -> None:

@@ -21,7 +21,7 @@ from seqbatch.data._buckets import BucketBatchSampler
         (
             {"max_steps": 3},
             ValueError,
-            "`lengths[1]` must be at most max_steps, 3; got 4. Give a larger max_steps, or leave the sequence out.",
+            "`lengths[1]` must be at most max_steps, 3; got 4. Pass a larger max_steps, or leave the sequence out.",
         ),
         ({"batch_size": 2, "pool": 0}, ValueError, "`pool` must be at least 1; got 0."),
         ({"batch_size": 2, "seed": None}, TypeError, "`seed` must be an integer; got None."),
@@ -39,7 +39,7 @@ from seqbatch.data._buckets import BucketBatchSampler
             {"batch_size": 1, "rank": 0, "world_size": 2},
             ValueError,
             "`lengths` must fit into as many batches, none empty, for each of 2 processes; got 3 sequences, "
-            "nearly each a batch by itself. Give a larger batch_size or max_steps.",
+            "nearly each a batch by itself. Pass a larger batch_size or max_steps.",
         ),
     ],
 )

@@ -298,7 +298,7 @@ def test_processes_that_do_not_begin_the_same_pass_are_refused(
     own = sampler.track(sampler).state_dict()[name]
     message = (
         f"`sampler` must have the same {name} in every process; got {value!r} in process 0 and {own!r} in process 1. "
-        "Give every process the lengths of the whole data set: the sampler shards it."
+        "Pass the lengths of the whole data set in every process: the sampler shards it."
     )
     for _ in range(2):  # what is refused begins no pass
         with pytest.raises(SeqbatchError, match=f"^{re.escape(message)}$"):
@@ -333,7 +333,7 @@ def test_several_processes_are_refused_where_batches_may_be_sharded_again(
     message = (
         "`sampler` must be iterated over by sampler.track(loader), because there are 2 processes; got a pass over the "
         "sampler itself. The sampler shards the data itself, and a library that shards its batches again would drop "
-        "most of them: give it sampler.track(loader), which it leaves as it is."
+        "most of them: pass it sampler.track(loader), which it leaves as it is."
     )
     data: Any = range(9)
     loaders: list[Any] = [sampler, DataLoader(data, batch_sampler=sampler)]

@@ -72,7 +72,7 @@ def test_a_plug_in_is_taken_at_its_word() -> None:
 def test_a_state_without_detach_goes_without_gradients_only(layer: nn.Module, kind: str) -> None:
     results = encode_chunks(layer, [torch.zeros(2), torch.zeros(1)])
     assert_close(next(results)[0], torch.tensor([1, 2]))
-    must = "must have detach, as RNNState, for gradients stop between chunks"
+    must = "must have detach, as RNNState, because gradients stop between chunks"
     with pytest.raises(SeqbatchTypeError, match=re.escape(f"`state` {must}; got {kind}. Call it under torch.no_grad.")):
         next(results)
 
@@ -81,7 +81,7 @@ def attention() -> nn.Module:
     return nn.TransformerEncoderLayer(4, 2)
 
 
-BACKWARD = "be of one direction, for one that reads backward needs the last chunk first"
+BACKWARD = "be of one direction, because one that reads backward needs the last chunk first"
 UNKNOWN = "keep a state, or be known to treat every step by itself, so that chunks make no difference"
 
 
@@ -115,7 +115,7 @@ def test_what_would_differ_at_the_borders_of_chunks_is_refused(
 @pytest.mark.parametrize("kind", ["GRU", "LSTM", "Linear"])
 def test_what_rounds_by_the_range_of_a_chunk_is_refused(kind: str) -> None:
     layer = nn.Sequential(nn.GRU(4, 4), getattr(quantized, kind)(4, 4))
-    must = "`layer[1]` must not be quantized to int8, because it rounds what it is given by the range of all of it"
+    must = "`layer[1]` must not be quantized to int8, because it rounds its input by the range of the whole input"
     with pytest.raises(UnsupportedLayerError, match=re.escape(must)):
         encode_chunks(layer, [])
 
@@ -124,7 +124,7 @@ def test_what_rounds_by_the_range_of_a_chunk_is_refused(kind: str) -> None:
 def test_a_norm_by_the_statistics_of_a_chunk_is_refused(kind: Any) -> None:
     layer = nn.Sequential(nn.GRU(4, 4), kind(4, track_running_stats=False)).eval()
     with pytest.raises(
-        UnsupportedLayerError, match=r"`layer\[1\]` must have statistics of its own, for those of a chunk"
+        UnsupportedLayerError, match=r"`layer\[1\]` must have running statistics, because those of a chunk"
     ):
         encode_chunks(layer, [])
 
@@ -196,9 +196,9 @@ def test_what_is_no_layer_is_refused() -> None:
     ("chunks", "found"),
     [
         (torch.zeros(6, 5), "a torch.Tensor. Cut it by chunks.split(1000)."),
-        (SequenceBatch(torch.zeros(6, 5), [6]), "a seqbatch.batch.SequenceBatch. For one chunk give [chunk]."),
-        (pack_sequence([torch.zeros(6, 5)]), "a torch.nn.utils.rnn.PackedSequence. For one chunk give [chunk]."),
-        (5, "an int. For one chunk give [chunk]."),
+        (SequenceBatch(torch.zeros(6, 5), [6]), "a seqbatch.batch.SequenceBatch. For one chunk pass [chunk]."),
+        (pack_sequence([torch.zeros(6, 5)]), "a torch.nn.utils.rnn.PackedSequence. For one chunk pass [chunk]."),
+        (5, "an int. For one chunk pass [chunk]."),
     ],
 )
 def test_chunks_are_several(chunks: Any, found: str) -> None:
@@ -210,7 +210,7 @@ def test_chunks_have_equally_many_sequences() -> None:
     x = torch.zeros(6, 5)
     results = encode_chunks(nn.LSTM(5, 3), [[x, x], [x[:0], x], [x]])
     assert len(next(results)[0]) == len(next(results)[0]) == 2
-    must = "`chunks[2]` must be of 2 sequences, as chunks[0]; got 1. A sequence that has ended has no steps."
+    must = "`chunks[2]` must be of 2 sequences, as chunks[0]; got 1. Pass an empty sequence for one that has ended."
     with pytest.raises(SeqbatchValueError, match=re.escape(must)):
         next(results)
 

@@ -47,7 +47,7 @@ def refused(message: str, kind: type[SeqbatchError], samples: Any, sequences: An
     ],
 )
 def test_samples_that_are_no_list(samples: Any, found: str) -> None:
-    remedy = r"A DataLoader with batch_size=None gives one sample and not a list\."
+    remedy = r"A DataLoader with batch_size=None passes one sample and not a list\."
     refused(rf"`samples` must be a list of samples; got {found}\. {remedy}", SeqbatchTypeError, samples)
 
 
@@ -271,7 +271,7 @@ def test_what_is_said_to_be_a_sequence_and_has_no_steps() -> None:
 @pytest.mark.parametrize(
     ("sequences", "found"),
     [
-        ("signal", r"'signal'\. Give \['signal'\] for one field\."),
+        ("signal", r"'signal'\. Pass \['signal'\] for one field\."),
         (b"signal", r"a bytes\."),
         (1, r"an int\."),
         (iter(["signal"]), r"a list_iterator\."),

@@ -190,7 +190,7 @@ def test_a_chunk_can_be_made_by_hand() -> None:
             {},
             SeqbatchTypeError,
             "`lengths` must be integers; got sequences. "
-            "Give [len(x) for x in sequences], and the sequences to chunk.cut.",
+            "Pass [len(x) for x in sequences], and the sequences to chunk.cut.",
         ),
         (SequenceBatch(torch.zeros(3), [1, 2]), {}, SeqbatchTypeError, "`lengths` must be integers; got sequences."),
     ],

@@ -119,7 +119,7 @@ def test_a_graph_and_a_transform(count: Any) -> None:
             None,
             SeqbatchValueError,
             r"^`losses` must have a dimension, the loss of each item, or be given with their count; "
-            r'got a Tensor of no dimension\. Give the loss function reduction="none"\.$',
+            r'got a Tensor of no dimension\. Pass reduction="none" to the loss function\.$',
         ),
         (torch.ones(2), -1, SeqbatchValueError, r"^`count` must be at least 0, and less than 2\*\*63; got -1\.$"),
         (torch.ones(2), 2**63, SeqbatchValueError, rf"^`count` must be at least 0, and less than .*; got {2**63}\.$"),

@@ -261,7 +261,7 @@ def test_loaders_that_it_refuses(times: int | None, found: str) -> None:
     sampler = make()
     loader: Iterable[Any] = [[1], [2]] if times is None else [] if times == 7 else Changed(loader_of(sampler), times)
     message = f"`loader` must return one batch for each that this sampler draws; got {found}. "
-    with pytest.raises(SeqbatchError, match=f"^{message}Give the DataLoader whose batch_sampler is this sampler.$"):
+    with pytest.raises(SeqbatchError, match=f"^{message}Pass the DataLoader whose batch_sampler is this sampler.$"):
         list(sampler.track(loader))
 
 

@@ -50,7 +50,7 @@ def test_a_padded_tensor(layer: nn.Module) -> None:
 def test_keys_and_values_of_other_sizes(sizes: dict[str, Any]) -> None:
     found = {"kdim": 4, "vdim": 4, **sizes}
     message = (
-        r"`layer` must have kdim and vdim 4, as its embed_dim, for each sequence attends to itself; "
+        r"`layer` must have kdim and vdim 4, as its embed_dim, because each sequence attends to itself; "
         rf"got kdim {found['kdim']} and vdim {found['vdim']}\."
     )
     attention = nn.MultiheadAttention(4, 2, **sizes)

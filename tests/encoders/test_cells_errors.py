@@ -33,24 +33,24 @@ def gives_pair(result: Any) -> nn.LSTMCell:
         (
             gives(lambda h: (h, h)),
             SeqbatchTypeError,
-            r"`layer` must give a hidden state, as its base does; got a tuple\. Register an encoder for Odd\.",
+            r"`layer` must return a hidden state, as its base does; got a tuple\. Register an encoder for Odd\.",
         ),
         (
             gives(lambda h: h[:, :2]),
             SeqbatchValueError,
-            r"`layer` must give a hidden state of shape \(2, 3\) for 2 sequences; got \(2, 2\)\. Register an encoder",
+            r"`layer` must return a hidden state of shape \(2, 3\) for 2 sequences; got \(2, 2\)\. Register an encoder",
         ),
         (
             gives_pair(lambda h, c: h),
             SeqbatchTypeError,
-            r"`layer` must give a pair \(hidden, cell\), as its base does; got a torch\.Tensor\. Register an encoder",
+            r"`layer` must return a pair \(hidden, cell\), as its base does; got a torch\.Tensor\. Register an encoder",
         ),
-        (gives_pair(lambda h, c: (h,)), SeqbatchTypeError, r"give a pair \(hidden, cell\), as its base does; got a tu"),
+        (gives_pair(lambda h, c: (h,)), SeqbatchTypeError, r"return a pair \(hidden, cell\), as its base does; got a "),
         (gives_pair(lambda h, c: (h, None)), SeqbatchTypeError, r"a pair \(hidden, cell\), as its base does; got a tu"),
         (
             gives_pair(lambda h, c: (h, c[:1])),
             SeqbatchValueError,
-            r"`layer` must give a pair \(hidden, cell\) of shape \(2, 3\) for 2 sequences; got \(1, 3\)\. Register an",
+            r"`layer` must return a pair \(hidden, cell\) of shape \(2, 3\) for 2 sequences; got \(1, 3\)\. Register",
         ),
     ],
 )
@@ -103,15 +103,15 @@ def test_wrong_sequences(lengths: list[int], cell: nn.Module, features: tuple[in
             LSTM,
             (zeros(2, 3), zeros(2, 3)),
             SeqbatchTypeError,
-            r"`state` must be an LSTMState, for LSTMCell\(2, 3\); got a tuple\. For what a cell of PyTorch takes give "
-            r"LSTMState\(hidden\[None, None\], cell\[None, None\]\)\.",
+            r"`state` must be an LSTMState, for LSTMCell\(2, 3\); got a tuple\. For the state of a cell of PyTorch "
+            r"pass LSTMState\(hidden\[None, None\], cell\[None, None\]\)\.",
         ),
-        (GRU, zeros(2, 3), SeqbatchTypeError, r"`state` must be an RNNState, .* give RNNState\(hidden\[None, None\]\)"),
+        (GRU, zeros(2, 3), SeqbatchTypeError, r"`state` must be an RNNState, .* pass RNNState\(hidden\[None, None\]\)"),
         (
             GRU,
             LSTMState(zeros(1, 1, 2, 3), zeros(1, 1, 2, 3)),
             SeqbatchTypeError,
-            r"It is that of another kind of laye",
+            r"It is that of another type of laye",
         ),
         (GRU, ContainerState((RNNState(zeros(1, 1, 2, 3)),)), SeqbatchTypeError, r"Take that of the layer, state\.sta"),
         (

@@ -66,7 +66,7 @@ both_lengths = pytest.mark.parametrize("lengths", [[3, 3], [3, 0, 5]], ids=["equ
 @pytest.mark.parametrize("layer", LAYERS[1:], ids=str)
 def test_steps_that_are_no_channels(layer: nn.Module, lengths: list[int]) -> None:
     must = r"`sequences` must have features \(channels,\), for \w+\(.*\); got "
-    message = must + r"\(\)\. Give x\.unsqueeze\(-1\) for one channel\."
+    message = must + r"\(\)\. Pass x\.unsqueeze\(-1\) for one channel\."
     laws.check_refused(layer, zeros(lengths), SeqbatchValueError, message)
     message = must + r"\(2, 4\)\. For a padded Tensor call SequenceBatch\.from_padded\."
     laws.check_refused(layer, zeros(lengths, 2, 4), SeqbatchValueError, message)
@@ -114,7 +114,7 @@ def test_indices_of_maxima(lengths: list[int]) -> None:
 
     for kind in (nn.MaxPool1d, Own):
         message = (
-            r"`layer` must give no indices, which would count steps of another sequence than the caller's; "
+            r"`layer` must return no indices, because they would count the steps of the whole batch; "
             rf"got {kind.__name__}\(\.\.\., return_indices=True\)\."
         )
         laws.check_refused(kind(2, return_indices=True), zeros(lengths, 2), SeqbatchValueError, message)
@@ -208,7 +208,7 @@ def test_hooks_must_not_change_the_steps(lengths: list[int], own: bool) -> None:
         layer.forward = layer.forward  # type: ignore[method-assign]  # which makes it one of its own
     before = layer.register_forward_pre_hook(lambda module, args: (args[0][..., 1:],))
     total = sum(lengths)
-    message = rf"`layer` must be given all {total} steps by the hooks before it; got {total - 1}\."
+    message = rf"`layer` must get all {total} steps from the hooks before it; got {total - 1}\."
     with pytest.raises(SeqbatchValueError, match=message):
         encode(layer, zeros(lengths, 2))
     before.remove()

@@ -111,7 +111,7 @@ def test_in_other_layers() -> None:
 
 
 def test_a_lazy_norm_of_one_step() -> None:
-    message = r"`sequences` must have 2 steps or more together, for LazyBatchNorm1d\(.*\) takes statistics over them"
+    message = r"`sequences` must have 2 steps or more together, because LazyBatchNorm1d\(.*\) computes statistics over "
     with pytest.raises(SeqbatchValueError, match=message):
         encode(nn.LazyBatchNorm1d(), sequences(1, 0))
 

@@ -59,7 +59,7 @@ def test_a_hook_before_may_change_the_dtype() -> None:
 @pytest.mark.parametrize("layer", [BATCH, SYNC, nn.BatchNorm1d(4, track_running_stats=False).eval()], ids=str)
 def test_batch_norm_of_one_step(layer: nn.Module) -> None:
     name = type(layer).__name__
-    message = rf"`sequences` must have 2 steps or more together, for {name}\(4, .*\) takes statistics over th"
+    message = rf"`sequences` must have 2 steps or more together, because {name}\(4, .*\) computes statistics over th"
     refused(layer, [torch.zeros(0, 4), torch.zeros(1, 4)], message)
     assert encode(layer, [torch.zeros(1, 4, 3)])[0].shape == (1, 4, 3)
     assert encode(nn.BatchNorm1d(4).eval(), [torch.zeros(1, 4)])[0].shape == (1, 4)
@@ -69,7 +69,7 @@ def test_synchronized_batch_norm_leaves_it_to_the_other_processes(monkeypatch: p
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
         encode(nn.SyncBatchNorm(4), [torch.zeros(1, 4)])
-    refused(BATCH, [torch.zeros(1, 4)], r"must have 2 steps or more together, for BatchNorm1d")
+    refused(BATCH, [torch.zeros(1, 4)], r"must have 2 steps or more together, because BatchNorm1d")
 
 
 def test_group_norm_of_one_value_a_group() -> None:
@@ -81,7 +81,7 @@ def test_group_norm_of_one_value_a_group() -> None:
 
 
 def test_instance_norm_of_one_step() -> None:
-    message = r"`sequences\[2\]` must have 2 steps or more, or none, for InstanceNorm1d\(4, .* over them; got 1\."
+    message = r"`sequences\[2\]` must have 2 steps or more, or none, because InstanceNorm1d\(4, .* over them; got 1\."
     refused(INSTANCE, [torch.zeros(n, 4) for n in (3, 0, 1, 1)], message)
     layer = nn.InstanceNorm1d(4, track_running_stats=True).eval()
     assert encode(layer, [torch.zeros(1, 4)])[0].shape == (1, 4)
@@ -91,7 +91,7 @@ def test_instance_norm_with_hooks_that_keeps_statistics_of_several_lengths() -> 
     layer = nn.InstanceNorm1d(4, track_running_stats=True)
     layer.register_forward_hook(lambda module, args, output: None)
     message = (
-        r"`layer` must have no hooks and no forward of its own, for it is called once for each length and keeps "
-        r"statistics; got InstanceNorm1d\(4, .*\) and 2 lengths\."
+        r"`layer` must have no hooks and no forward of its own, because it keeps statistics and is called once for "
+        r"each length; got InstanceNorm1d\(4, .*\) and 2 lengths\."
     )
     refused(layer, [torch.zeros(n, 4) for n in (3, 0, 2)], message)

@@ -130,7 +130,7 @@ class OneOfTwo(nn.LSTM):
 
 
 REGISTER = r" Register an encoder for {0}, by @register_recurrent\({0}\)\."
-WHY = "The layer was given a Tensor, and no PackedSequence, because its forward is its own."
+WHY = "The layer was called on a Tensor, not on a PackedSequence, because its forward is its own."
 
 
 @pytest.mark.parametrize("lengths", [[3, 3], [3, 1, 0]], ids=str)
@@ -145,19 +145,19 @@ WHY = "The layer was given a Tensor, and no PackedSequence, because its forward 
         (
             GivesLastStep,
             SeqbatchValueError,
-            r"give an output and a state of shapes \[\(3, .*; got \[\(\d, 4\), \(1, .*\]\.",
+            r"return an output and a state of shapes \[\(3, .*; got \[\(\d, 4\), \(1, .*\]\.",
         ),
         (
             Projects,
             SeqbatchValueError,
-            r"give an output and a state of shapes \[\(3, \d, 4\), .*; got \[\(3, \d, 1\), .*\]\.",
+            r"return an output and a state of shapes \[\(3, \d, 4\), .*; got \[\(3, \d, 1\), .*\]\.",
         ),
         (
             DropsState,
             SeqbatchValueError,
-            r"give an output and a state of shapes .*, as its base does; got \[.*'None'\]\.",
+            r"return an output and a state of shapes .*, as its base does; got \[.*'None'\]\.",
         ),
-        (OneOfTwo, SeqbatchValueError, r"give an output and a state of shapes .*, as its base does; got \[.*\]\."),
+        (OneOfTwo, SeqbatchValueError, r"return an output and a state of shapes .*, as its base does; got \[.*\]\."),
     ],
 )
 def test_what_such_a_forward_does_otherwise_is_an_error_of_ours(

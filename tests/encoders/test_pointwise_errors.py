@@ -16,7 +16,7 @@ from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError, Seque
 def test_softmax_along_the_steps_is_refused(kind: Any, dim: int | None) -> None:
     message = (
         r"`layer` must work along a feature, not along the steps of a sequence of 3 dimensions; got \w+\(dim=.*\). "
-        r"Give dim=-1 for the last feature; over the steps call "
+        r"Pass dim=-1 for the last feature; over the steps call "
     )
     with pytest.raises(SeqbatchValueError, match=message):
         encode(kind(dim), [torch.zeros(3, 2, 4)])
@@ -68,7 +68,7 @@ def test_a_layer_that_mixes_steps_is_found_out_when_it_changes_their_number() ->
 def test_glu_along_the_steps_is_refused() -> None:
     message = (
         r"`layer` must work along a feature, not along the steps of a sequence of 2 dimensions; got GLU\(dim=0\)\. "
-        r"Give dim=-1 for the last feature\.\n"
+        r"Pass dim=-1 for the last feature\.\n"
     )
     with pytest.raises(SeqbatchValueError, match=message):
         encode(nn.GLU(0), [torch.zeros(4, 2)])

@@ -64,7 +64,7 @@ def test_subclass_that_gives_something_else_is_refused() -> None:
         def forward(self, input: Any, hx: Any = None) -> Any:
             return super().forward(input, hx)[1][0]
 
-    message = r"`layer` must give a Tensor and a state .*; got a torch.Tensor. Register an encoder for Last, by @reg"
+    message = r"`layer` must return a Tensor and a state .*; got a torch.Tensor. Register an encoder for Last, by @reg"
     with pytest.raises(TypeError, match=message):
         encode(Last(5, 3), [torch.zeros(2, 5)])
 

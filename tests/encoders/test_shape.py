@@ -59,7 +59,7 @@ def test_they_keep_any_dtype() -> None:
 def test_steps_are_not_flattened(layer: nn.Module) -> None:
     message = (
         r"`layer` must change features, and not the steps of a sequence of 3 dimensions; got Flatten\(start_dim=.*, "
-        r"end_dim=.*\)\. Give start_dim=1 for the first feature\."
+        r"end_dim=.*\)\. Pass start_dim=1 for the first feature\."
     )
     laws.check_refused(layer, [torch.zeros(4, 2, 3), torch.zeros(2, 2, 3)], SeqbatchValueError, message)
 
@@ -68,7 +68,7 @@ def test_steps_are_not_flattened(layer: nn.Module) -> None:
 def test_steps_are_not_unflattened(layer: nn.Module) -> None:
     message = (
         r"`layer` must change features, and not the steps of a sequence of 1 dimension; got Unflatten\(dim=(0|-1), "
-        r"unflattened_size=.*\)\. Give dim=1 for the first feature\."
+        r"unflattened_size=.*\)\. Pass dim=1 for the first feature\."
     )
     laws.check_refused(layer, [torch.zeros(4)], SeqbatchValueError, message)
 
@@ -92,7 +92,7 @@ def test_what_pytorch_refuses(layer: nn.Module, words: str) -> None:
 @pytest.mark.parametrize("mode", ["mean", "sum", "max"])
 def test_embedding_bag_has_no_encoder(mode: str) -> None:
     message = (
-        rf"`layer` must give one step for each step of a sequence; got EmbeddingBag\(9, 4, mode='{mode}'\), which "
-        rf"gives one vector for all\. Encode by nn.Embedding, and call {mode}\(\) on the SequenceBatch\."
+        rf"`layer` must return one step for each step of a sequence; got EmbeddingBag\(9, 4, mode='{mode}'\), which "
+        rf"returns one vector for all\. Encode by nn.Embedding, and call {mode}\(\) on the SequenceBatch\."
     )
     laws.check_refused(nn.EmbeddingBag(9, 4, mode=mode), [torch.tensor([1, 2])], UnsupportedLayerError, message)

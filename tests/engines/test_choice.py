@@ -200,7 +200,7 @@ def test_a_layer_that_gives_no_state_is_told_of_with_such_hooks_too() -> None:
 
     layer = OutputsOnly(2, 3)
     for _ in range(2):
-        with pytest.raises(SeqbatchTypeError, match="`layer` must give a Tensor and a state for a Tensor, as its "):
+        with pytest.raises(SeqbatchTypeError, match="`layer` must return a Tensor and a state for a Tensor, as its "):
             encode(layer, [FLOAT, FLOAT[:1]])
         layer.register_full_backward_hook(lambda *arguments: None)
 
@@ -219,7 +219,7 @@ def test_a_hook_that_takes_packed_sequences_only_is_told_why_it_is_given_a_tenso
         layer.register_full_backward_hook(lambda *arguments: None)
     with pytest.raises(AttributeError, match="batch_sizes") as raised:
         encode(layer, xs)
-    assert f"The layer was given a Tensor, and no PackedSequence, because {why}." in raised.value.__notes__
+    assert f"The layer was called on a Tensor, not on a PackedSequence, because {why}." in raised.value.__notes__
 
 
 @pytest.mark.parametrize("number", range(len(HOOKS)))

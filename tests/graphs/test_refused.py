@@ -111,7 +111,7 @@ def test_what_no_graph_does_for_the_host() -> None:
 
 
 def test_a_layer_that_gives_no_steps_is_named_by_its_type() -> None:
-    said = "`layer` must give one step for each step of a sequence; got EmbeddingBag, which gives one vector for all."
+    said = "`layer` must return one step for each step of a sequence; got EmbeddingBag, which returns one vector"
     with pytest.raises(Unsupported, match=re.escape(said)):
         compiled(encoding(nn.EmbeddingBag(9, 2)))(tokens([4, 3]))
 
@@ -131,9 +131,9 @@ class Model(nn.Module):
 @pytest.mark.parametrize(
     ("token", "dtype", "said"),
     [
-        (None, torch.int64, "a floating or complex dtype, for WordDropout; got torch.int64. For ids give the one"),
+        (None, torch.int64, "a floating or complex dtype, for WordDropout; got torch.int64. For ids pass the one"),
         (None, torch.bool, "a floating or complex dtype, for WordDropout; got torch.bool."),
-        (3, torch.float32, "an integer dtype, for WordDropout; got torch.float32. For features give no token."),
+        (3, torch.float32, "an integer dtype, for WordDropout; got torch.float32. For features pass no token."),
         (300, torch.uint8, "`token` must be from 0 to 255, for torch.uint8 of `sequences`; got 300."),
     ],
 )

@@ -145,7 +145,7 @@ def test_a_model_of_both() -> None:
             WordDropout(0.5),
             torch.int64,
             r"`sequences` must have a floating or complex dtype, for WordDropout\(p=0\.5\); got torch\.int64\. For ids "
-            r"give the one that stands for a dropped word: WordDropout\(p, token=unknown\)\.",
+            r"pass the one that replaces a dropped word: WordDropout\(p, token=unknown\)\.",
         ),
         (
             WordDropout(0.5, token=3),

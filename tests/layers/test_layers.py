@@ -194,7 +194,7 @@ def test_sizes_that_are_no_integers() -> None:
 def test_what_is_no_layer(make: Any, subject: str) -> None:
     with pytest.raises(SeqbatchTypeError, match=rf"`{subject}` must be an nn\.Module; got None\.$"):
         make(None)
-    message = rf"`{subject}` must be an nn\.Module; got a type\. Give a layer, not its class\."
+    message = rf"`{subject}` must be an nn\.Module; got a type\. Pass a layer, not its class\."
     with pytest.raises(SeqbatchTypeError, match=message):
         make(nn.GRU)
 

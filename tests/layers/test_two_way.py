@@ -130,19 +130,19 @@ def _(layer: Flat, batch: SequenceBatch) -> SequenceBatch:
         (
             TwoWay(nn.Identity(), FirstStep()),
             (2,),
-            r"`layer\.backward_layer` must give the lengths that `layer\.forward_layer` gives; got \(1, 1\), and there "
-            r"\(3, 1\)\.",
+            r"`layer\.backward_layer` must return the lengths that `layer\.forward_layer` returns; "
+            r"got \(1, 1\), and there \(3, 1\)\.",
         ),
         (
             TwoWay(nn.Identity(), nn.Tanh()),
             (),
-            r"`layer\.forward_layer` must give steps of at least one feature dimension, along which they are joined; g",
+            r"`layer\.forward_layer` must return steps of at least one feature dimension, along which they are joined",
         ),
         (
             TwoWay(nn.Identity(), Flat()),
             (2, 3, 4),
-            r"`layer\.backward_layer` must give the features, but for the last, that `layer\.forward_layer` gives; got "
-            r"\(2, 12\), and there \(2, 3, 4\)\.",
+            r"`layer\.backward_layer` must return the features, but for the last, that `layer\.forward_layer` returns; "
+            r"got \(2, 12\), and there \(2, 3, 4\)\.",
         ),
         (TwoWay(nn.Identity(), nn.Linear(2, 3)), (2,), ""),
     ],
@@ -161,7 +161,7 @@ def test_layers_of_two_directions(layer: nn.Module) -> None:
     for given in (layer, Residual(layer)):
         for subject, ways in (("forward_layer", (given, nn.Tanh())), ("backward_layer", (nn.Tanh(), given))):
             found = rf"{type(layer).__name__}\(2, \d, bidirectional=True\)"
-            message = rf"`{subject}` must be of one direction; got {found}\. It would run both ways on both; give two"
+            message = rf"`{subject}` must be of one direction; got {found}\. It would run in both directions; pass two"
             with pytest.raises(SeqbatchValueError, match=message):
                 TwoWay(*ways)
 

@@ -220,7 +220,7 @@ def part_of_a_part() -> None:
     """A data set that was sharded before, as by a DistributedSampler, is not sharded again."""
     parts: Any = DistributedSampler(range(len(LENGTHS)), shuffle=False)  # type: ignore[arg-type]  # a range is data
     sampler = BucketBatchSampler([LENGTHS[i] for i in parts], batch_size=2)
-    with pytest.raises(SeqbatchError, match="Give every process the lengths of the whole data set"):
+    with pytest.raises(SeqbatchError, match="Pass the lengths of the whole data set in every process"):
         next(iter(sampler.track(DataLoader(Subset(DATA, [*parts]), batch_sampler=sampler))))
     # Wrapped by what draws its batches, as a DistributedSampler over batches would.
     whole = BucketBatchSampler(LENGTHS, batch_size=2)

@@ -130,7 +130,7 @@ def test_an_initial_state_that_is_learned() -> None:
         outputs, final = run(layer, batch, state)
         return outputs, final.reset([not length and state is None for length in batch.lengths])
 
-    with pytest.raises(AssertionError, match="the state of a sequence of no steps is not the initial one"):
+    with pytest.raises(AssertionError, match="the state of an empty sequence is not the initial one"):
         check_empty(Learned(), sequences([3, 1], (2,)))
 
 
@@ -175,7 +175,7 @@ def test_an_oracle_that_gives_no_state_is_refused() -> None:
     def _(layer: Plain, batch: SequenceBatch, state: RNNState | None) -> tuple[SequenceBatch, RNNState]:
         return batch.map(layer), make_state(len(batch))
 
-    message = r"`alone\(layer, sequence, state\)` must give a pair \(output, state\), .*; got a torch.Tensor\. Give"
+    message = r"`alone\(layer, sequence, state\)` must return a pair \(output, state\), .*; got a torch.Tensor\. Pass"
     with pytest.raises(SeqbatchTypeError, match=message):
         check_alone(Plain(), sequences([2], (2,)))
 
