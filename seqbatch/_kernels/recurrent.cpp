@@ -108,6 +108,10 @@ struct Buffer {
 
 // ---------------------------------------------------------------------------------------------------- laid out weights
 
+// Numbers of a block that stand before its weights.
+template <typename T>
+constexpr int64_t BEFORE_WEIGHTS = 2 * GATES * width<T>;
+
 // How the units of a layer are cut into blocks. An LSTM and a GRU have all gates of `width` units in a block; an RNN,
 // which has one gate, has up to four vectors of units in their place, about as many in each block.
 template <typename T>
@@ -123,8 +127,9 @@ struct Blocks {
     per_block = call.kind == LSTM || call.kind == GRU ? W : int64_t{W} * gates;
     count = divide_up(hidden, per_block);
   }
-  // Numbers of one block: its biases, then for each input and each hidden unit the weights to its gates.
-  int64_t block_size() const { return GATES * width<T> + (input + hidden) * gates * width<T>; }
+  // Numbers of one block: its biases, what hidden zeros add to them, then for each input and each hidden unit the weights to
+  // its gates.
+  int64_t block_size() const { return BEFORE_WEIGHTS<T> + (input + hidden) * gates * width<T>; }
 };
 
 template <typename T>
@@ -145,6 +150,32 @@ void transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int64_t s
     for (int lane = 0; lane < width<T>; lane++) to[k * stride + lane] = row(lane)[k];
 }
 
+// Calls f(std::integral_constant<int, gates>).
+template <typename F>
+inline void with_gates(int gates, F f) {
+  switch (gates) {
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 3: return f(std::integral_constant<int, 3>{});
+    default: return f(std::integral_constant<int, 4>{});
+  }
+}
+
+// What a hidden state of zeros adds to the gates of one block: NaN where one of the hidden weights is NaN or infinite, as in
+// PyTorch; elsewhere -0, because adding it changes no number, not even -0.
+template <typename T>
+void multiply_zeros(const Blocks<T>& blocks, bool is_gru, const T* weights, T* to) {
+  constexpr int W = width<T>;
+  std::fill_n(to, GATES * W, -T(0));
+  with_gates(blocks.gates, [&](auto gates) {
+    constexpr int G = decltype(gates)::value;
+    Vector<T> sums[G] = {};
+    for (int64_t k = 0; k < blocks.hidden; k++)
+      for (int g = 0; g < G; g++) sums[g] = fused(load(weights + (k * G + g) * W), Vector<T>{}, sums[g]);
+    for (int g = 0; g < G; g++) store(to + (is_gru && g == 2 ? 3 : g) * W, sums[g] == 0 ? all(-T(0)) : sums[g]);
+  });
+}
+
 template <typename T>
 void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blocks<T>& blocks, int64_t block, T* to) {
   constexpr int W = width<T>;
@@ -163,7 +194,8 @@ void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blo
     for (int lane = 0; lane < W; lane++)
       to[g * W + lane] = unit(g) + lane < H ? value_or_0(one, from + lane) + value_or_0(other, from + lane) : T(0);
   }
-  to += GATES * W;
+  T *const zeros = to + GATES * W, *const first_weights = to + BEFORE_WEIGHTS<T>;
+  to = first_weights;
   for (const auto& [weights, size] : {std::pair{direction.weight_ih, blocks.input}, std::pair{direction.weight_hh, H}}) {
     for (int g = 0; g < blocks.gates; g++) {
       const int64_t lanes = H - unit(g);
@@ -174,6 +206,7 @@ void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blo
     }
     to += size * stride;
   }
+  if (!direction.hidden) multiply_zeros(blocks, call.kind == GRU, first_weights + blocks.input * stride, zeros);
 }
 
 // ---------------------------------------------------------------------------------------------------------- sequences
@@ -235,7 +268,8 @@ inline void multiply(Vector<T> (&acc)[R][GATES], const T* weights, const Step<T>
   constexpr int W = width<T>;
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GATES; g++) acc[r][g] = load(s.sums + r * s.sums_stride + g * W);
-  weights += GATES * W;
+  const T* zeros = weights + GATES * W;
+  weights += BEFORE_WEIGHTS<T>;
   const T* rows[R];
   if (s.adds_input) {
     for (int r = 0; r < R; r++) rows[r] = s.rows[r].x;
@@ -244,6 +278,9 @@ inline void multiply(Vector<T> (&acc)[R][GATES], const T* weights, const Step<T>
   if (s.rows[0].hidden) {
     for (int r = 0; r < R; r++) rows[r] = s.rows[r].hidden;
     multiply<T, R, G, LAST>(acc, rows, s.size, weights + s.input * G * W);
+  } else {
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < GATES; g++) acc[r][g] += load(zeros + g * W);
   }
 }
 
@@ -296,17 +333,6 @@ inline void rnn_block(const T* weights, const Step<T>& s, bool is_relu) {
     }
 }
 
-// Calls f(std::integral_constant<int, gates>).
-template <typename F>
-inline void with_gates(int gates, F f) {
-  switch (gates) {
-    case 1: return f(std::integral_constant<int, 1>{});
-    case 2: return f(std::integral_constant<int, 2>{});
-    case 3: return f(std::integral_constant<int, 3>{});
-    default: return f(std::integral_constant<int, 4>{});
-  }
-}
-
 template <typename T, int R>
 inline void run_block(int32_t kind, int gates, const T* weights, const Step<T>& step) {
   if (kind == LSTM) return lstm_block<T, R>(weights, step);
@@ -321,7 +347,7 @@ inline void sum_inputs(const T* weights, const T* const* x, int64_t input, T* to
   Vector<T> acc[R][GATES];
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GATES; g++) acc[r][g] = load(weights + g * W);
-  multiply<T, R, G, G - 1>(acc, x, input, weights + GATES * W);
+  multiply<T, R, G, G - 1>(acc, x, input, weights + BEFORE_WEIGHTS<T>);
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GATES; g++) store(to + (r * GATES + g) * W, acc[r][g]);
 }
