@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <numeric>
 #include <optional>
@@ -138,42 +139,27 @@ T value_or_0(const T* values, int64_t i) {
 }
 
 // to[k * stride + lane] = from[lane * size + k], for the `lanes` rows that are there and at most a vector of them. The lanes
-// of the others get the numbers of the first row, because what they hold is never read.
+// of the others get the numbers of the first row, because what they hold is never read. Returns the sum of 0 * from[lane * size
+// + k] over all k: 0, or NaN in the lanes that have NaN or infinity.
 template <typename T, bool IS_FULL>
-void transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int64_t stride) {
+Vector<T> transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int64_t stride) {
   constexpr int64_t AT_ONCE = 16 / sizeof(T);
+  Vector<T> sums[AT_ONCE] = {};
   auto row = [&](int64_t lane) { return from + (IS_FULL || lane < lanes ? lane : 0) * size; };
   int64_t k = 0;
   for (; k + AT_ONCE <= size; k += AT_ONCE)
-    transpose([&](int64_t lane) { return row(lane) + k; }, to + k * stride, stride);
-  for (; k < size; k++)
-    for (int lane = 0; lane < width<T>; lane++) to[k * stride + lane] = row(lane)[k];
-}
-
-// Calls f(std::integral_constant<int, gates>).
-template <typename F>
-inline void with_gates(int gates, F f) {
-  switch (gates) {
-    case 1: return f(std::integral_constant<int, 1>{});
-    case 2: return f(std::integral_constant<int, 2>{});
-    case 3: return f(std::integral_constant<int, 3>{});
-    default: return f(std::integral_constant<int, 4>{});
+    transpose([&](int64_t lane) { return row(lane) + k; }, [&](int64_t i, Vector<T> v) {
+      store(to + (k + i) * stride, v);
+      sums[i] = fused(v, Vector<T>{}, sums[i]);
+    }, from);
+  for (; k < size; k++) {
+    T numbers[width<T>];
+    for (int lane = 0; lane < width<T>; lane++) numbers[lane] = row(lane)[k];
+    store(to + k * stride, load(numbers));
+    sums[0] = fused(load(numbers), Vector<T>{}, sums[0]);
   }
-}
-
-// What a hidden state of zeros adds to the gates of one block: NaN where one of the hidden weights is NaN or infinite, as in
-// PyTorch; elsewhere -0, because adding it changes no number, not even -0.
-template <typename T>
-void multiply_zeros(const Blocks<T>& blocks, bool is_gru, const T* weights, T* to) {
-  constexpr int W = width<T>;
-  std::fill_n(to, GATES * W, -T(0));
-  with_gates(blocks.gates, [&](auto gates) {
-    constexpr int G = decltype(gates)::value;
-    Vector<T> sums[G] = {};
-    for (int64_t k = 0; k < blocks.hidden; k++)
-      for (int g = 0; g < G; g++) sums[g] = fused(load(weights + (k * G + g) * W), Vector<T>{}, sums[g]);
-    for (int g = 0; g < G; g++) store(to + (is_gru && g == 2 ? 3 : g) * W, sums[g] == 0 ? all(-T(0)) : sums[g]);
-  });
+  for (int64_t i = 1; i < AT_ONCE; i++) sums[0] += sums[i];
+  return sums[0];
 }
 
 template <typename T>
@@ -194,19 +180,20 @@ void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blo
     for (int lane = 0; lane < W; lane++)
       to[g * W + lane] = unit(g) + lane < H ? value_or_0(one, from + lane) + value_or_0(other, from + lane) : T(0);
   }
-  T *const zeros = to + GATES * W, *const first_weights = to + BEFORE_WEIGHTS<T>;
-  to = first_weights;
+  T* const of_zeros = to + GATES * W;
+  std::fill_n(of_zeros, GATES * W, -T(0));
+  to += BEFORE_WEIGHTS<T>;
   for (const auto& [weights, size] : {std::pair{direction.weight_ih, blocks.input}, std::pair{direction.weight_hh, H}}) {
     for (int g = 0; g < blocks.gates; g++) {
       const int64_t lanes = H - unit(g);
-      if (lanes >= W)
-        transpose_rows<T, true>(weights + row(g) * size, size, lanes, to + g * W, stride);
-      else  // an RNN may have no unit in its last vectors
-        transpose_rows<T, false>(weights + (lanes > 0 ? row(g) : 0) * size, size, lanes, to + g * W, stride);
+      const T* rows = weights + (lanes > 0 ? row(g) : 0) * size;  // an RNN may have no unit in its last vectors
+      const Vector<T> sum = lanes >= W ? transpose_rows<T, true>(rows, size, lanes, to + g * W, stride)
+                                       : transpose_rows<T, false>(rows, size, lanes, to + g * W, stride);
+      // -0 in place of 0, because adding it changes no number, not even -0.
+      if (weights == direction.weight_hh) store(of_zeros + (call.kind == GRU && g == 2 ? 3 : g) * W, sum == 0 ? all(-T(0)) : sum);
     }
     to += size * stride;
   }
-  if (!direction.hidden) multiply_zeros(blocks, call.kind == GRU, first_weights + blocks.input * stride, zeros);
 }
 
 // ---------------------------------------------------------------------------------------------------------- sequences
@@ -331,6 +318,17 @@ inline void rnn_block(const T* weights, const Step<T>& s, bool is_relu) {
       // As torch.relu, which keeps NaN.
       store(s.rows[r].out + s.unit + g * W, is_relu ? (a < 0 ? Vector<T>{} : a) : hyperbolic_tangent(a), valid);
     }
+}
+
+// Calls f(std::integral_constant<int, gates>).
+template <typename F>
+inline void with_gates(int gates, F f) {
+  switch (gates) {
+    case 1: return f(std::integral_constant<int, 1>{});
+    case 2: return f(std::integral_constant<int, 2>{});
+    case 3: return f(std::integral_constant<int, 3>{});
+    default: return f(std::integral_constant<int, 4>{});
+  }
 }
 
 template <typename T, int R>
