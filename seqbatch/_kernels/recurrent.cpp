@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdlib>
+#include <limits>
 #include <new>
 #include <numeric>
 #include <optional>
@@ -46,6 +47,23 @@ inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t s
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GATES; g++) acc[r][g] = sums[r][g];
 }
+
+// Allocates for vectors, as std::allocator does. Its type is one of this file, and so is each vector of it. Without it the
+// linker would merge functions of vectors that this file defines for several instruction sets, and could keep one that
+// older processors cannot run.
+template <typename T>
+struct Allocator {
+  using value_type = T;
+  Allocator() = default;
+  template <typename U>
+  Allocator(const Allocator<U>&) {}
+  T* allocate(size_t count) { return static_cast<T*>(::operator new(count * sizeof(T))); }
+  void deallocate(T* data, size_t) { ::operator delete(data); }
+  friend bool operator==(const Allocator&, const Allocator&) { return true; }
+  friend bool operator!=(const Allocator&, const Allocator&) { return false; }
+};
+template <typename T>
+using List = std::vector<T, Allocator<T>>;
 
 // Calls f(first, std::integral_constant<int, R>) for blocks of at most ROWS rows.
 template <int R = ROWS, typename F>
@@ -108,6 +126,10 @@ struct Buffer {
 
 // ---------------------------------------------------------------------------------------------------- laid out weights
 
+// Numbers of a block that stand before its weights.
+template <typename T>
+constexpr int64_t BEFORE_WEIGHTS = 2 * GATES * width<T>;
+
 // How the units of a layer are cut into blocks. An LSTM and a GRU have all gates of `width` units in a block; an RNN,
 // which has one gate, has up to four vectors of units in their place, about as many in each block.
 template <typename T>
@@ -123,8 +145,9 @@ struct Blocks {
     per_block = call.kind == LSTM || call.kind == GRU ? W : int64_t{W} * gates;
     count = divide_up(hidden, per_block);
   }
-  // Numbers of one block: its biases, then for each input and each hidden unit the weights to its gates.
-  int64_t block_size() const { return GATES * width<T> + (input + hidden) * gates * width<T>; }
+  // Numbers of one block: its biases, what hidden zeros add to them, then for each input and each hidden unit the weights to
+  // its gates.
+  int64_t block_size() const { return BEFORE_WEIGHTS<T> + (input + hidden) * gates * width<T>; }
 };
 
 template <typename T>
@@ -133,16 +156,27 @@ T value_or_0(const T* values, int64_t i) {
 }
 
 // to[k * stride + lane] = from[lane * size + k], for the `lanes` rows that are there and at most a vector of them. The lanes
-// of the others get the numbers of the first row, because what they hold is never read.
+// of the others get the numbers of the first row, because what they hold is never read. Returns the sum of 0 * from[lane * size
+// + k] over all k: 0, or NaN in the lanes that have NaN or infinity.
 template <typename T, bool IS_FULL>
-void transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int64_t stride) {
+Vector<T> transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int64_t stride) {
   constexpr int64_t AT_ONCE = 16 / sizeof(T);
+  Vector<T> sums[AT_ONCE] = {};
   auto row = [&](int64_t lane) { return from + (IS_FULL || lane < lanes ? lane : 0) * size; };
   int64_t k = 0;
   for (; k + AT_ONCE <= size; k += AT_ONCE)
-    transpose([&](int64_t lane) { return row(lane) + k; }, to + k * stride, stride);
-  for (; k < size; k++)
-    for (int lane = 0; lane < width<T>; lane++) to[k * stride + lane] = row(lane)[k];
+    transpose([&](int64_t lane) { return row(lane) + k; }, [&](int64_t i, Vector<T> v) {
+      store(to + (k + i) * stride, v);
+      sums[i] = fused(v, Vector<T>{}, sums[i]);
+    }, from);
+  for (; k < size; k++) {
+    T numbers[width<T>];
+    for (int lane = 0; lane < width<T>; lane++) numbers[lane] = row(lane)[k];
+    store(to + k * stride, load(numbers));
+    sums[0] = fused(load(numbers), Vector<T>{}, sums[0]);
+  }
+  for (int64_t i = 1; i < AT_ONCE; i++) sums[0] += sums[i];
+  return sums[0];
 }
 
 template <typename T>
@@ -163,14 +197,17 @@ void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blo
     for (int lane = 0; lane < W; lane++)
       to[g * W + lane] = unit(g) + lane < H ? value_or_0(one, from + lane) + value_or_0(other, from + lane) : T(0);
   }
-  to += GATES * W;
+  T* const of_zeros = to + GATES * W;
+  std::fill_n(of_zeros, GATES * W, -T(0));
+  to += BEFORE_WEIGHTS<T>;
   for (const auto& [weights, size] : {std::pair{direction.weight_ih, blocks.input}, std::pair{direction.weight_hh, H}}) {
     for (int g = 0; g < blocks.gates; g++) {
       const int64_t lanes = H - unit(g);
-      if (lanes >= W)
-        transpose_rows<T, true>(weights + row(g) * size, size, lanes, to + g * W, stride);
-      else  // an RNN may have no unit in its last vectors
-        transpose_rows<T, false>(weights + (lanes > 0 ? row(g) : 0) * size, size, lanes, to + g * W, stride);
+      const T* rows = weights + (lanes > 0 ? row(g) : 0) * size;  // an RNN may have no unit in its last vectors
+      const Vector<T> sum = lanes >= W ? transpose_rows<T, true>(rows, size, lanes, to + g * W, stride)
+                                       : transpose_rows<T, false>(rows, size, lanes, to + g * W, stride);
+      // -0 in place of 0, because adding it changes no number, not even -0.
+      if (weights == direction.weight_hh) store(of_zeros + (call.kind == GRU && g == 2 ? 3 : g) * W, sum == 0 ? all(-T(0)) : sum);
     }
     to += size * stride;
   }
@@ -178,28 +215,24 @@ void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blo
 
 // ---------------------------------------------------------------------------------------------------------- sequences
 
-// The sequences of one direction that a thread runs, the longest first.
-struct Share {
-  std::vector<int64_t> sequences;
-};
-
-// Deals the sequences of all directions to threads in turn, forward and back, so that each has about as many steps.
+// The sequences of one direction that a thread runs, the longest first. Those of all directions are dealt to threads in turn,
+// forward and back, so that each thread has about as many steps.
 template <typename T>
-Share share_of(const Call<T>& call, int direction, int thread, int threads) {
-  Share share;
+List<int64_t> sequences_of(const Call<T>& call, int direction, int thread, int threads) {
+  List<int64_t> sequences;
   const int64_t items = call.sequences * call.directions;
   for (int64_t round = 0; round * threads < items; round++) {
     int64_t item = round * threads + (round % 2 ? threads - 1 - thread : thread);
-    if (item < items && item % call.directions == direction) share.sequences.push_back(item / call.directions);
+    if (item < items && item % call.directions == direction) sequences.push_back(item / call.directions);
   }
-  return share;
+  return sequences;
 }
 
 template <typename T>
-Share all_of(const Call<T>& call) {
-  Share share{std::vector<int64_t>(call.sequences)};
-  std::iota(share.sequences.begin(), share.sequences.end(), 0);
-  return share;
+List<int64_t> all_sequences(const Call<T>& call) {
+  List<int64_t> sequences(call.sequences);
+  std::iota(sequences.begin(), sequences.end(), 0);
+  return sequences;
 }
 
 template <typename T>
@@ -235,7 +268,8 @@ inline void multiply(Vector<T> (&acc)[R][GATES], const T* weights, const Step<T>
   constexpr int W = width<T>;
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GATES; g++) acc[r][g] = load(s.sums + r * s.sums_stride + g * W);
-  weights += GATES * W;
+  const T* zeros = weights + GATES * W;
+  weights += BEFORE_WEIGHTS<T>;
   const T* rows[R];
   if (s.adds_input) {
     for (int r = 0; r < R; r++) rows[r] = s.rows[r].x;
@@ -244,6 +278,9 @@ inline void multiply(Vector<T> (&acc)[R][GATES], const T* weights, const Step<T>
   if (s.rows[0].hidden) {
     for (int r = 0; r < R; r++) rows[r] = s.rows[r].hidden;
     multiply<T, R, G, LAST>(acc, rows, s.size, weights + s.input * G * W);
+  } else {
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < GATES; g++) acc[r][g] += load(zeros + g * W);
   }
 }
 
@@ -321,7 +358,7 @@ inline void sum_inputs(const T* weights, const T* const* x, int64_t input, T* to
   Vector<T> acc[R][GATES];
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GATES; g++) acc[r][g] = load(weights + g * W);
-  multiply<T, R, G, G - 1>(acc, x, input, weights + GATES * W);
+  multiply<T, R, G, G - 1>(acc, x, input, weights + BEFORE_WEIGHTS<T>);
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GATES; g++) store(to + (r * GATES + g) * W, acc[r][g]);
 }
@@ -338,9 +375,9 @@ struct LaidOut {
 template <typename T>
 class Walk {
  public:
-  Walk(const Call<T>& call, int d, const Blocks<T>& blocks, int64_t begin, int64_t end, Share given, LaidOut<T> weights)
+  Walk(const Call<T>& call, int d, const Blocks<T>& blocks, int64_t begin, int64_t end, List<int64_t> sequences, LaidOut<T> weights)
       : call_(call), direction_(call.direction[d]), blocks_(blocks), d_(d), begin_(begin), end_(end), weights_(weights),
-        sequences_(std::move(given.sequences)), rows_(sequences_.size()), alive_(sequences_.size()), ahead_x_(ahead_rows()),
+        sequences_(std::move(sequences)), rows_(sequences_.size()), alive_(sequences_.size()), ahead_x_(ahead_rows()),
         ahead_sums_(ahead_x_.size() * (end - begin) * SUMS) {
     if (!ahead_sums_.data) throw std::bad_alloc();
     const int64_t count = sequences_.size(), H = blocks.hidden;
@@ -349,7 +386,7 @@ class Walk {
     // A cell is written at each step, so that threads must not share a line of the cache; but not if there is one step.
     const int64_t padded = divide_up(units_, width<T>) * width<T>;
     const bool in_place = steps() == 1 && direction_.final_cell;
-    cells_ = std::vector<T>(call.kind == LSTM && !in_place ? count * padded : 0);
+    cells_ = List<T>(call.kind == LSTM && !in_place ? count * padded : 0);
     for (int64_t a = 0; a < count; a++) {
       const int64_t row = row_of(call, d, sequences_[a], 0), place = call.index[sequences_[a]];
       Row<T>& to = rows_[a];
@@ -440,12 +477,12 @@ class Walk {
   int d_;
   int64_t begin_, end_;
   LaidOut<T> weights_;
-  std::vector<int64_t> sequences_;  // the longest first
-  std::vector<Row<T>> rows_;
+  List<int64_t> sequences_;  // the longest first
+  List<Row<T>> rows_;
   int64_t alive_, first_unit_, units_, t_ = 0;
-  std::vector<const T*> ahead_x_;
+  List<const T*> ahead_x_;
   Buffer<T> ahead_sums_;  // of each block, each row, each gate
-  std::vector<T> cells_;
+  List<T> cells_;
   int64_t ahead_until_ = 0, ahead_rows_ = 0, ahead_place_ = 0;
 };
 
@@ -526,13 +563,13 @@ int run_forward(const Call<T>& call) {
       for (int d = 0; d < call.directions; d++) {
         const LaidOut<T> all{weights.data + d * blocks.count * size, size, sharing.by_units};
         if (!sharing.by_units) {
-          walks[d].emplace(call, d, blocks, 0, blocks.count, share_of(call, d, thread, threads), all);
+          walks[d].emplace(call, d, blocks, 0, blocks.count, sequences_of(call, d, thread, threads), all);
           continue;
         }
         auto end = [&](int64_t i) { return std::clamp<int64_t>(all_blocks * i / threads - d * blocks.count, 0, blocks.count); };
         const LaidOut<T> one{weights.data + thread * size, 0, true};
         if (end(thread) < end(thread + 1))
-          walks[d].emplace(call, d, blocks, end(thread), end(thread + 1), all_of(call), needs_all ? all : one);
+          walks[d].emplace(call, d, blocks, end(thread), end(thread + 1), all_sequences(call), needs_all ? all : one);
       }
     } catch (const std::bad_alloc&) {
 #pragma omp atomic write
@@ -582,7 +619,6 @@ struct Columns {
   bool in_place;  // whole blocks are read where they stand, because they are used too seldom to be laid out
   T* laid_out;
 
-  int64_t count() const { return divide_up(columns, WIDE); }
   bool is_in_place(int64_t block) const { return in_place && (block + 1) * WIDE <= columns; }
   const T* block(int64_t i) const { return is_in_place(i) ? weight + i * WIDE : laid_out + i * rows * WIDE; }
   int64_t stride(int64_t i) const { return is_in_place(i) ? columns : WIDE; }
@@ -598,9 +634,9 @@ struct Columns {
   }
 };
 
-// to[r][first...] = add[r][first...] + rows[r] @ weights, of one block of columns.
+// to[r][first...] = acc[r], of one block of columns.
 template <typename T, int R>
-inline void multiply_back(Vector<T> (&acc)[R][GATES], T* const* to, int64_t first, int64_t columns) {
+inline void store_block(const Vector<T> (&acc)[R][GATES], T* const* to, int64_t first, int64_t columns) {
   constexpr int W = width<T>;
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GATES; g++) {
@@ -666,11 +702,11 @@ class WalkBack {
  public:
   // `hidden` and `cells` are (sequences, hidden) and hold what goes back from step to step; `before` gets for each step the
   // hidden state before it, or null.
-  WalkBack(const Call<T>& call, int d, const Columns<T>& weights, int64_t begin, int64_t end, Share given, T* hidden, T* cells,
+  WalkBack(const Call<T>& call, int d, const Columns<T>& weights, int64_t begin, int64_t end, List<int64_t> sequences, T* hidden, T* cells,
            const T** before)
       : call_(call), direction_(call.direction[d]), d_(d), weights_(weights), begin_(begin), end_(end),
         first_unit_(begin * weights.WIDE), end_unit_(std::min(call.hidden_size, end * weights.WIDE)),
-        sequences_(std::move(given.sequences)), gates_(sequences_.size()), carry_(sequences_.size()), hidden_(sequences_.size()),
+        sequences_(std::move(sequences)), gates_(sequences_.size()), carry_(sequences_.size()), hidden_(sequences_.size()),
         before_(before) {
     const int64_t H = call.hidden_size;
     for (size_t a = 0; a < sequences_.size(); a++) {
@@ -721,7 +757,7 @@ class WalkBack {
             acc[n][g] = unit < H ? load(hidden_[i + n] + unit, H - unit) : Vector<T>{};
           }
         multiply<T, R, 4, 3>(acc, &gates_[i], weights_.rows, weights_.block(block), weights_.stride(block));
-        multiply_back<T, R>(acc, &hidden_[i], first, H);
+        store_block<T, R>(acc, &hidden_[i], first, H);
       });
   }
 
@@ -746,10 +782,10 @@ class WalkBack {
   int d_;
   const Columns<T>& weights_;
   int64_t begin_, end_, first_unit_, end_unit_;
-  std::vector<int64_t> sequences_;
-  std::vector<const T*> gates_;
-  std::vector<Carry<T>> carry_;
-  std::vector<T*> hidden_;
+  List<int64_t> sequences_;
+  List<const T*> gates_;
+  List<Carry<T>> carry_;
+  List<T*> hidden_;
   const T** before_;
   int64_t alive_ = 0;
 };
@@ -768,7 +804,7 @@ void input_gradients(const Call<T>& call, const Columns<T>* weights, int64_t blo
       multiply<T, R, 4, 3>(acc, gates, weights[d].rows, weights[d].block(block), weights[d].stride(block));
     }
     for (int n = 0; n < R; n++) to[n] = call.grad_x + (begin + i + n) * call.input_size;
-    multiply_back<T, R>(acc, to, block * weights[0].WIDE, call.input_size);
+    store_block<T, R>(acc, to, block * weights[0].WIDE, call.input_size);
   });
 }
 
@@ -797,7 +833,7 @@ struct Gates {
 
 // The gradients of a GRU's gates stand in the order n, r, z and the hidden part of n; its weights in the order r, z, n.
 template <typename T>
-std::vector<Gates> gates_of_weights(const Call<T>& call) {
+List<Gates> gates_of_weights(const Call<T>& call) {
   const int64_t H = call.hidden_size;
   if (call.kind != GRU) return {{0, weight_rows(call), {0, 0}}};
   return {{0, H, {2 * H, -1}}, {H, 2 * H, {0, 0}}, {3 * H, H, {-1, 2 * H}}};
@@ -906,7 +942,7 @@ int run_backward(const Call<T>& call) {
     weights[d][1] = {before.data + d * call.steps, H, to.grad_weight_hh, to.grad_bias_hh};
     blocks = std::max(blocks, (to.grad_weight_ih ? divide_up(I, WIDE) : 0) + (to.grad_weight_hh ? divide_up(H, WIDE) : 0));
   }
-  const std::vector<Gates> all_gates = gates_of_weights(call);
+  const List<Gates> all_gates = gates_of_weights(call);
   // So many rows of gradients of gates as stay in the cache while the weights of one block go by.
   const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (stride * sizeof(T)));
   // One thread walks through a sequence that is alone; but all share the gradients of inputs and weights.
@@ -925,7 +961,7 @@ int run_backward(const Call<T>& call) {
         const int64_t from = sharing.by_units ? end(thread) : 0, to = sharing.by_units ? end(thread + 1) : count;
         if (from == to) continue;
         T *of_hidden = carried.data + d * states, *of_cells = call.kind == LSTM ? of_hidden + call.directions * states : nullptr;
-        walks[d].emplace(call, d, hidden[d], from, to, sharing.by_units ? all_of(call) : share_of(call, d, thread, threads),
+        walks[d].emplace(call, d, hidden[d], from, to, sharing.by_units ? all_sequences(call) : sequences_of(call, d, thread, threads),
                          of_hidden, of_cells, before.data + d * call.steps);
       }
     } catch (const std::bad_alloc&) {

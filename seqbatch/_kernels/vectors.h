@@ -97,7 +97,7 @@ static inline void pause() {
 #endif
 }
 
-// to[k * stride + lane] = row(lane)[k], for the numbers k of 16 bytes and all lanes. Only moves numbers: no bit changes.
+// Calls write(k, v) with v[lane] = row(lane)[k], for the numbers k of 16 bytes. Only moves numbers: no bit changes.
 #if defined(__x86_64__)
 #if SEQBATCH_BYTES == 64
 #define SEQBATCH_X86(name) _mm512_##name
@@ -121,35 +121,35 @@ static inline __m128 load_quarters(Row row) {
   return _mm_loadu_ps(row(0));
 }
 #endif
-template <typename Row>
-static inline void transpose(Row row, float* to, int64_t stride) {
+template <typename Row, typename Write>
+static inline void transpose(Row row, Write write, const float*) {
   auto rows = [&](int i) { return load_quarters([&](int quarter) { return row(4 * quarter + i); }); };
   auto pairs = [](auto a, auto b) { return SEQBATCH_X86(castps_pd)(SEQBATCH_X86(unpacklo_ps)(a, b)); };
   auto later_pairs = [](auto a, auto b) { return SEQBATCH_X86(castps_pd)(SEQBATCH_X86(unpackhi_ps)(a, b)); };
-  auto write = [&](int k, auto v) { store<float>(to + k * stride, SEQBATCH_X86(castpd_ps)(v)); };
+  auto write_pairs = [&](int k, auto v) { write(k, SEQBATCH_X86(castpd_ps)(v)); };
   auto a = rows(0), b = rows(1), c = rows(2), d = rows(3);
-  write(0, SEQBATCH_X86(unpacklo_pd)(pairs(a, b), pairs(c, d)));
-  write(1, SEQBATCH_X86(unpackhi_pd)(pairs(a, b), pairs(c, d)));
-  write(2, SEQBATCH_X86(unpacklo_pd)(later_pairs(a, b), later_pairs(c, d)));
-  write(3, SEQBATCH_X86(unpackhi_pd)(later_pairs(a, b), later_pairs(c, d)));
+  write_pairs(0, SEQBATCH_X86(unpacklo_pd)(pairs(a, b), pairs(c, d)));
+  write_pairs(1, SEQBATCH_X86(unpackhi_pd)(pairs(a, b), pairs(c, d)));
+  write_pairs(2, SEQBATCH_X86(unpacklo_pd)(later_pairs(a, b), later_pairs(c, d)));
+  write_pairs(3, SEQBATCH_X86(unpackhi_pd)(later_pairs(a, b), later_pairs(c, d)));
 }
-template <typename Row>
-static inline void transpose(Row row, double* to, int64_t stride) {
+template <typename Row, typename Write>
+static inline void transpose(Row row, Write write, const double*) {
   auto rows = [&](int i) {
     return SEQBATCH_X86(castps_pd)(load_quarters([&](int quarter) { return reinterpret_cast<const float*>(row(2 * quarter + i)); }));
   };
   auto a = rows(0), b = rows(1);
-  store<double>(to, SEQBATCH_X86(unpacklo_pd)(a, b));
-  store<double>(to + stride, SEQBATCH_X86(unpackhi_pd)(a, b));
+  write(0, SEQBATCH_X86(unpacklo_pd)(a, b));
+  write(1, SEQBATCH_X86(unpackhi_pd)(a, b));
 }
 #undef SEQBATCH_X86
 #else
-template <typename T, typename Row>
-static inline void transpose(Row row, T* to, int64_t stride) {
+template <typename Row, typename Write, typename T>
+static inline void transpose(Row row, Write write, const T*) {
   for (int64_t k = 0; k < static_cast<int64_t>(16 / sizeof(T)); k++) {
     T lanes[width<T>];
     for (int lane = 0; lane < width<T>; lane++) lanes[lane] = row(lane)[k];
-    store(to + k * stride, load(lanes));
+    write(k, load(lanes));
   }
 }
 #endif
