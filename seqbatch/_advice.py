@@ -8,7 +8,7 @@ _WRAP = (
 _PREPARE = (
     "Prepare a module whose `forward` takes a SequenceBatch and calls encode on the layer, and call what you get."
 )
-_ORIGINAL = "Give the layer that it was made from."
+_ORIGINAL = "Pass the layer that it was made from."
 # By module and name of a class, so that none of them need be imported.
 _WRAPPERS: dict[str, str] = {
     "lightning.fabric.wrappers._FabricModule": _WRAP,
@@ -23,7 +23,7 @@ _WRAPPERS: dict[str, str] = {
     # It would give each device a copy of the whole batch.
     "torch.nn.parallel.data_parallel.DataParallel": f"Use DistributedDataParallel, which does not cut batches. {_WRAP}",
     "torch.nn.parallel.distributed.DistributedDataParallel": _WRAP,
-    "torch.optim.swa_utils.AveragedModel": "Give the averaged layer itself, layer.module.",
+    "torch.optim.swa_utils.AveragedModel": "Pass the averaged layer itself, layer.module.",
 }
 
 

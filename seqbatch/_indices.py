@@ -35,7 +35,7 @@ def as_index(subject: str, value: Any) -> Any:
 
 
 def is_one_index(value: object) -> bool:
-    """Tell whether an index names one sequence (an integer) and not several."""
+    """Return True if an index names one sequence (an integer) and not several."""
     if isinstance(value, Tensor):
         return value.dim() == 0
     return not isinstance(value, (slice, list))
@@ -78,7 +78,7 @@ def positions(subject: str, value: Any, size: int) -> list[int]:
 
 
 def refuse_bytes(subject: str, value: object) -> None:
-    """Raise if an index is a Tensor of uint8, which to torch is a mask, and to everybody else a list of indices."""
+    """Raise if an index is a Tensor of uint8, because torch takes it for a mask, and NumPy for indices."""
     if isinstance(value, Tensor) and value.dtype is torch.uint8:
         remedy = "Call .bool() for a mask, .long() for indices."
         raise complaint(SeqbatchTypeError, subject, "say whether it is a mask", "torch.uint8", remedy)

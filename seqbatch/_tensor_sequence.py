@@ -21,7 +21,7 @@ class TensorSequence(Sequence[Tensor]):
         """Count the sequences that equal a Tensor, as `torch.equal`.
 
         Args:
-            sequence: `(steps, *features)`; what is no Tensor equals none, nor does one of another dtype or device.
+            sequence: `(steps, *features)`; only a Tensor of the same dtype and device can be equal.
 
         >>> SequenceBatch(torch.tensor([1, 2, 1]), [1, 1, 1]).count(torch.tensor([1]))
         2
@@ -29,10 +29,10 @@ class TensorSequence(Sequence[Tensor]):
         return sum(_equal(one, sequence) for one in self)
 
     def index(self, sequence: object, start: int = 0, stop: int | None = None) -> int:
-        """Give the position of the first sequence that equals a Tensor, as `torch.equal`.
+        """Return the position of the first sequence that equals a Tensor, as `torch.equal`.
 
         Args:
-            sequence: `(steps, *features)`; what is no Tensor equals none, nor does one of another dtype or device.
+            sequence: `(steps, *features)`; only a Tensor of the same dtype and device can be equal.
             start: the first position to look at; a negative one counts from the end, as in a slice.
             stop: the position before which to stop, in the same way; None to look at all.
 
@@ -49,7 +49,7 @@ class TensorSequence(Sequence[Tensor]):
 
 
 def _equal(one: Tensor, other: object) -> bool:
-    """Tell whether something is a Tensor like another, with the same values."""
+    """Return True if an object is a Tensor with the same shape, dtype, device and values as another."""
     if not isinstance(other, Tensor) or other.is_nested or other.layout is not torch.strided:
         return False
     return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device) and torch.equal(one, other)

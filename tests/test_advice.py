@@ -141,7 +141,7 @@ def test_an_averaged_model() -> None:
         r"^`layer` must be a layer itself, and not a wrapper of one; got a torch\.optim\.swa_utils\.AveragedModel: none"
     )
     assert re.match(found, message)
-    (advised,) = re.findall(r"Give the averaged layer itself, (.*)\.$", message)
+    (advised,) = re.findall(r"Pass the averaged layer itself, (.*)\.$", message)
     wanted = [averaged(x)[0] for x in XS if len(x)]
     assert_close([one for one in encode(eval(advised, {"layer": averaged}), XS) if len(one)], wanted)
 
@@ -174,7 +174,7 @@ def test_what_was_made_of_a_layer() -> None:
     for made in (torch.jit.script(layer), torch.fx.symbolic_trace(layer)):
         message = refusal(made)
         assert message.startswith("`layer` must be a layer itself, and not a wrapper of one; got a torch.")
-        assert message.endswith("Give the layer that it was made from.")
+        assert message.endswith("Pass the layer that it was made from.")
 
 
 @pytest.mark.parametrize("kind", [nn.LogSoftmax, nn.Softmax, nn.Softmin])
