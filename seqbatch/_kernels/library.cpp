@@ -2,6 +2,7 @@
 #include <pthread.h>
 
 #include <atomic>
+#include <new>
 
 #include "recurrent.h"
 #include "rows.h"
@@ -14,8 +15,7 @@ enum Isa : int32_t { BASELINE = 0, AVX2 = 1, AVX512 = 2 };
 std::atomic<bool> is_forked{false};
 
 template <typename T>
-int run(seqbatch::Call<T> call, bool is_forward) {
-  if (is_forked) call.threads = 1;
+int run_by_isa(const seqbatch::Call<T>& call, bool is_forward) {
 #ifdef SEQBATCH_HAS_AVX512
   if (call.isa == AVX512) return is_forward ? seqbatch::avx512::forward(call) : seqbatch::avx512::backward(call);
 #endif
@@ -23,6 +23,16 @@ int run(seqbatch::Call<T> call, bool is_forward) {
   if (call.isa == AVX2) return is_forward ? seqbatch::avx2::forward(call) : seqbatch::avx2::backward(call);
 #endif
   return is_forward ? seqbatch::baseline::forward(call) : seqbatch::baseline::backward(call);
+}
+
+template <typename T>
+int run(seqbatch::Call<T> call, bool is_forward) {
+  if (is_forked) call.threads = 1;
+  try {
+    return run_by_isa(call, is_forward);
+  } catch (const std::bad_alloc&) {  // which must not reach Python
+    return 1;
+  }
 }
 
 __attribute__((constructor)) void watch_forks() {

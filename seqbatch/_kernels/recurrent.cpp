@@ -24,14 +24,21 @@ namespace {
 
 constexpr int ROWS = SEQBATCH_ROWS;
 constexpr int GATES = 4;  // accumulators of one row
+#ifdef SEQBATCH_TEST  // so that small tests reach every branch
+constexpr int64_t SMALL_WORK = 0, LONG_STEP = 0;
+constexpr size_t MOST_KEPT = size_t{1} << 20;
+#else
+constexpr int64_t SMALL_WORK = int64_t{1} << 19, LONG_STEP = int64_t{1} << 17;  // in multiplications
+constexpr size_t MOST_KEPT = size_t{1} << 28;                                   // in bytes
+#endif
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// acc[r][to(g)] += rows[r][k] * weights[k][g], for all k in order.
+// acc[r][g] += rows[r][k] * weights[k][g], for all k in order; but the last gate of the weights is added to acc[r][LAST].
 template <typename T, int R, int G, int LAST>
 inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t size, const T* weights, int64_t stride = G * width<T>) {
   constexpr int W = width<T>;
-  // A copy, because `rows` may point to `acc` for all that the compiler knows, which would store it after each product.
+  // A copy, because the compiler cannot know that `rows` does not point to `acc`, and would store `acc` after each product.
   Vector<T> sums[R][GATES];
   for (int r = 0; r < R; r++)
     for (int g = 0; g < GATES; g++) sums[r][g] = acc[r][g];
@@ -48,9 +55,8 @@ inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t s
     for (int g = 0; g < GATES; g++) acc[r][g] = sums[r][g];
 }
 
-// Allocates for vectors, as std::allocator does. Its type is one of this file, and so is each vector of it. Without it the
-// linker would merge functions of vectors that this file defines for several instruction sets, and could keep one that
-// older processors cannot run.
+// Allocates as std::allocator does. Because its type is local to this file, the functions of a List are local too. Those of
+// a std::vector are not: the linker would keep one copy for all instruction sets, which older processors may be unable to run.
 template <typename T>
 struct Allocator {
   using value_type = T;
@@ -75,17 +81,21 @@ inline void in_blocks(int64_t rows, F f) {
   }
 }
 
-// Memory that a thread keeps until it ends, because new pages at each call may cost more than to fill and read them.
+// Memory that a thread keeps for its next calls, until it ends: up to four blocks, and MOST_KEPT in all. The first use of a
+// new page takes longer than laying out weights in it: if nothing were kept, 2 steps of an LSTM with 2048 units, whose weights
+// take 128 MiB, would take 1.7 times as long.
 class Kept {
  public:
-  ~Kept() {
-    for (auto& block : blocks_) std::free(block.data);
-  }
   struct Block {
     void* data;
     size_t size;
   };
-  // Null data if there is not enough memory.
+
+  ~Kept() {
+    for (auto& block : blocks_) std::free(block.data);
+  }
+
+  // An empty block if there is not enough memory.
   Block take(size_t size) {
     Block *best = nullptr, *largest = &blocks_[0];
     for (auto& block : blocks_) {
@@ -95,31 +105,38 @@ class Kept {
     if (best) return std::exchange(*best, {});
     std::free(std::exchange(*largest, {}).data);
     size = (size / 64 + 1) * 64;
-    return {std::aligned_alloc(64, size), size};
+    void* data = std::aligned_alloc(64, size);
+    return {data, data ? size : 0};
   }
-  void put_back(Block given) {
-    Block* least = &blocks_[0];
-    for (auto& block : blocks_)
-      if (block.size < least->size) least = &block;
-    if (least->size < given.size) std::swap(*least, given);
-    std::free(given.data);
+
+  // Keeps the block in place of the smallest one, or frees it.
+  void put_back(Block block) {
+    Block* smallest = &blocks_[0];
+    size_t size = block.size;
+    for (auto& other : blocks_) {
+      if (other.size < smallest->size) smallest = &other;
+      size += other.size;
+    }
+    if (smallest->size < block.size && size - smallest->size <= MOST_KEPT) std::swap(*smallest, block);
+    std::free(block.data);
   }
 
  private:
   Block blocks_[4] = {};
 };
 
-// Memory for laid out weights; null where there is not enough.
+Kept& kept_by_this_thread() {
+  static thread_local Kept kept;
+  return kept;
+}
+
+// Memory for some numbers, which may hold anything; null where there is not enough.
 template <typename T>
 struct Buffer {
-  explicit Buffer(int64_t size) : block(kept().take(size * sizeof(T))), data(static_cast<T*>(block.data)) {}
-  ~Buffer() { kept().put_back(block); }
+  explicit Buffer(int64_t size) : block(kept_by_this_thread().take(size * sizeof(T))), data(static_cast<T*>(block.data)) {}
+  ~Buffer() { kept_by_this_thread().put_back(block); }
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
-  static Kept& kept() {
-    static thread_local Kept kept;
-    return kept;
-  }
   Kept::Block block;
   T* data;
 };
@@ -155,9 +172,9 @@ T value_or_0(const T* values, int64_t i) {
   return values == nullptr ? T(0) : values[i];
 }
 
-// to[k * stride + lane] = from[lane * size + k], for the `lanes` rows that are there and at most a vector of them. The lanes
-// of the others get the numbers of the first row, because what they hold is never read. Returns the sum of 0 * from[lane * size
-// + k] over all k: 0, or NaN in the lanes that have NaN or infinity.
+// to[k * stride + lane] = from[lane * size + k], for the `lanes` rows that exist and at most a vector of them. All other
+// lanes get the numbers of the first row, because they are never read. Returns the sum of 0 * from[lane * size + k] over all
+// k: 0, or NaN in lanes that have NaN or infinity.
 template <typename T, bool IS_FULL>
 Vector<T> transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int64_t stride) {
   constexpr int64_t AT_ONCE = 16 / sizeof(T);
@@ -179,12 +196,14 @@ Vector<T> transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int6
   return sums[0];
 }
 
+// Writes one block, in the order that block_size describes. Hidden zeros add NaN where a hidden weight is NaN or infinite, as
+// in PyTorch, which multiplies the zeros of a missing state.
 template <typename T>
 void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blocks<T>& blocks, int64_t block, T* to) {
   constexpr int W = width<T>;
   const int64_t H = blocks.hidden, stride = blocks.gates * W;
   const bool is_rnn = call.kind == RNN_TANH || call.kind == RNN_RELU;
-  // Where the units of a vector of weights begin, and where its rows.
+  // The first unit of a vector of weights, and its row.
   auto unit = [&](int g) { return block * blocks.per_block + (is_rnn ? g * W : 0); };
   auto row = [&](int g) { return is_rnn ? unit(g) : g * H + unit(g); };
   for (int g = 0; g < GATES; g++) {
@@ -206,8 +225,9 @@ void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blo
       const T* rows = weights + (lanes > 0 ? row(g) : 0) * size;  // an RNN may have no unit in its last vectors
       const Vector<T> sum = lanes >= W ? transpose_rows<T, true>(rows, size, lanes, to + g * W, stride)
                                        : transpose_rows<T, false>(rows, size, lanes, to + g * W, stride);
+      if (weights != direction.weight_hh) continue;
       // -0 in place of 0, because adding it changes no number, not even -0.
-      if (weights == direction.weight_hh) store(of_zeros + (call.kind == GRU && g == 2 ? 3 : g) * W, sum == 0 ? all(-T(0)) : sum);
+      store(of_zeros + (call.kind == GRU && g == 2 ? 3 : g) * W, sum == 0 ? all(-T(0)) : sum);
     }
     to += size * stride;
   }
@@ -215,8 +235,8 @@ void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blo
 
 // ---------------------------------------------------------------------------------------------------------- sequences
 
-// The sequences of one direction that a thread runs, the longest first. Those of all directions are dealt to threads in turn,
-// forward and back, so that each thread has about as many steps.
+// The sequences that a thread runs in one direction, the longest first. Sequences of all directions are dealt to the threads
+// from the first to the last and back again, so that all threads have about the same number of steps.
 template <typename T>
 List<int64_t> sequences_of(const Call<T>& call, int direction, int thread, int threads) {
   List<int64_t> sequences;
@@ -246,7 +266,7 @@ int64_t row_of(const Call<T>& call, int direction, int64_t sequence, int64_t ste
 template <typename T>
 struct Row {
   const T* x;
-  const T* hidden;  // null in the first step from no state
+  const T* hidden;  // null in the first step without an initial state
   T* cell;          // of the units of this thread
   T* out;
   T* saved;  // null if backward needs nothing
@@ -262,7 +282,7 @@ struct Step {
   int64_t input, size, unit, cell_unit, valid;
 };
 
-// All products of one step, for G vectors of gates; those of the hidden state are added to the last in LAST.
+// All products of one step, for G vectors of gates. That of the hidden state with the last gate is added to acc[r][LAST].
 template <typename T, int R, int G, int LAST = G - 1>
 inline void multiply(Vector<T> (&acc)[R][GATES], const T* weights, const Step<T>& s) {
   constexpr int W = width<T>;
@@ -351,7 +371,7 @@ inline void run_block(int32_t kind, int gates, const T* weights, const Step<T>& 
   with_gates(gates, [&](auto g) { rnn_block<T, R, decltype(g)::value>(weights, step, kind == RNN_RELU); });
 }
 
-// The biases and the products of inputs with the weights of one block: where a step without `adds_input` goes on.
+// The biases and the products of inputs with the weights of one block, to which a step without `adds_input` adds the rest.
 template <typename T, int R, int G>
 inline void sum_inputs(const T* weights, const T* const* x, int64_t input, T* to) {
   constexpr int W = width<T>;
@@ -383,7 +403,8 @@ class Walk {
     const int64_t count = sequences_.size(), H = blocks.hidden;
     first_unit_ = begin * blocks.per_block;
     units_ = std::min(H, end * blocks.per_block) - first_unit_;
-    // A cell is written at each step, so that threads must not share a line of the cache; but not if there is one step.
+    // Cells are written at each step, so each thread has its own: two threads must not write to one line of the cache. One
+    // step writes them in place.
     const int64_t padded = divide_up(units_, width<T>) * width<T>;
     const bool in_place = steps() == 1 && direction_.final_cell;
     cells_ = List<T>(call.kind == LSTM && !in_place ? count * padded : 0);
@@ -453,13 +474,14 @@ class Walk {
 
   static constexpr int64_t AHEAD = 8 * ROWS, SUMS = GATES * width<T>;
 
-  // Few sequences do not fill the registers. Then the inputs of several steps are multiplied at once, ahead: of so many rows.
+  // Rows of inputs that are multiplied at once, ahead of their steps; 0 if there are always enough sequences to fill the
+  // registers.
   int64_t ahead_rows() const {
     const int64_t begin = alive_ < ROWS ? 0 : call_.lengths[sequences_[ROWS - 1]];
     return begin + 1 < steps() ? AHEAD : 0;
   }
 
-  // Collects the inputs of as many steps as there is place for.
+  // Collects the inputs of the next steps, as many as there is space for.
   void look_ahead() {
     ahead_rows_ = ahead_place_ = 0;
     ahead_until_ = t_;
@@ -486,12 +508,6 @@ class Walk {
   int64_t ahead_until_ = 0, ahead_rows_ = 0, ahead_place_ = 0;
 };
 
-#ifdef SEQBATCH_TEST
-constexpr int64_t SMALL_WORK = 0, LONG_STEP = 0;  // so that small tests run in all ways
-#else
-constexpr int64_t SMALL_WORK = int64_t{1} << 19, LONG_STEP = int64_t{1} << 17;  // in multiplications
-#endif
-
 // How threads share a call. By sequences: each runs some sequences through all units, and never waits for another. By
 // units: each runs all sequences through some units, reads only their weights, and waits for the others at each step.
 struct Sharing {
@@ -504,14 +520,14 @@ Sharing sharing_of(const Call<T>& call, const B& blocks) {
   const int64_t longest = call.lengths[0], threads = call.threads, all_blocks = call.directions * blocks.count;
   const int64_t numbers = blocks.count * blocks.block_size();                 // of weights, in one direction
   const int64_t rows = divide_up(call.directions * call.steps, longest);      // of an average step, in all directions
-  // To lay out a number takes as long as some 4 multiplications. Waking threads takes longer than work of this size.
+  // Laying out a number takes as long as some 4 multiplications. Waking threads takes longer than work of this size.
   const int64_t work = call.directions * numbers * (call.steps + 4);
   if (work < SMALL_WORK) return {longest == 1, 1};
   // The busiest thread runs at most 1.25 times as much as if sequences were shared.
   const bool is_balanced = 4 * divide_up(all_blocks, threads) * rows <= 5 * divide_up(rows, threads) * all_blocks;
   // Without a step to wait for, no thread needs the weights of another.
   if (longest == 1) return {is_balanced, call.threads};
-  // Threads with few rows do not fill their registers; weights beyond the cache take as long to read as many rows to run.
+  // Few rows do not fill the registers of a thread. Reading weights that do not fit in the cache takes as long as many rows.
   const int64_t few = static_cast<int64_t>(numbers * sizeof(T)) > int64_t{1} << 20 ? 2 * ROWS : ROWS / 2;
   const bool is_long_step = rows * numbers >= LONG_STEP;  // far longer than the wait at its end
   if (threads > 1 && is_balanced && is_long_step && rows < few * threads) return {true, call.threads};
@@ -519,7 +535,7 @@ Sharing sharing_of(const Call<T>& call, const B& blocks) {
 }
 
 // Waits for all threads of a team. It spins first, because a step is short, and then yields, because the thread that is
-// waited for may need this core. Unlike OpenMP's barrier it never sleeps: on a busy machine to be woken takes far longer.
+// waited for may need this core. Unlike OpenMP's barrier it never sleeps, because on a busy machine waking takes far longer.
 class Barrier {
  public:
   void wait(int threads) {
@@ -652,8 +668,8 @@ struct Carry {
   T* cell;
 };
 
-// From the gradient of one row of outputs to that of its gates, for units from `begin` to `end`; `carry` comes from the
-// step after, and is that for the step before, but for what goes through the hidden weights.
+// Computes the gradients of the gates of one row from that of its output, for units from `begin` to `end`. `carry` comes from
+// the step after it, and becomes that for the step before it, without the part that goes through the hidden weights.
 template <typename T>
 void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t row, const T* before, const T* cell_before,
                     Carry<T> carry, int64_t begin, int64_t end) {
@@ -700,8 +716,8 @@ void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t 
 template <typename T>
 class WalkBack {
  public:
-  // `hidden` and `cells` are (sequences, hidden) and hold what goes back from step to step; `before` gets for each step the
-  // hidden state before it, or null.
+  // `hidden` and `cells` are (sequences, hidden) and hold the gradients that go back from step to step. For each step, the
+  // address of the hidden state before it is written to `before`, or null.
   WalkBack(const Call<T>& call, int d, const Columns<T>& weights, int64_t begin, int64_t end, List<int64_t> sequences, T* hidden, T* cells,
            const T** before)
       : call_(call), direction_(call.direction[d]), d_(d), weights_(weights), begin_(begin), end_(end),
@@ -741,7 +757,7 @@ class WalkBack {
     }
   }
 
-  // What goes through the hidden weights to the step before. All units of all gates must have been computed.
+  // Adds the part of `carry` that goes through the hidden weights. The gradients of all gates must have been computed.
   void multiply_gates(int64_t t) {
     if (!t && !direction_.grad_hidden) return;
     constexpr int W = width<T>;
@@ -811,8 +827,8 @@ void input_gradients(const Call<T>& call, const Columns<T>* weights, int64_t blo
 // Gradients of weights and biases are sums over all steps in the order of the flat values, whatever the number of threads,
 // because these share rows and columns of the results.
 
-// Steps that are added up in registers before they are added to the sums in memory: so many that a block of columns of
-// each stays in the first cache. Short chains of sums also round less.
+// Steps that are added up in registers before they are added to the sums in memory. A block of columns of this many steps
+// fits in the first cache. Short chains of sums also round less.
 constexpr int64_t DEPTH = 96;
 // Rows, and blocks of columns, that a thread takes at once: they stay in the second cache.
 constexpr int64_t TALL = 48, BROAD = 8;
@@ -826,7 +842,7 @@ struct WeightGradient {
   T* bias;
 };
 
-// Gates that stand side by side, and the row of both weights that the first of them belongs to; -1 for none.
+// Gates that stand side by side, and the row of each weight that the first of them belongs to; -1 for none.
 struct Gates {
   int64_t first, count, row[2];
 };
@@ -860,8 +876,8 @@ void add_products(const T* gates, const T* block, int64_t steps, T* to, int64_t 
   }
 }
 
-// Some rows of the gradients of both weights of a direction, in some blocks of columns, counted through both weights; and
-// of the biases, with the first of these blocks. `gates` are those of the first step and row, `row` as in Gates.
+// Computes some rows of the gradients of both weights of a direction, in some blocks of columns, which are numbered through
+// both weights; and of the biases, with the first of these blocks. `gates` are those of the first step and row, `row` as in Gates.
 template <typename T>
 void weight_gradients(const WeightGradient<T> (&weights)[2], const T* gates, int64_t stride, int64_t steps, const int64_t (&row)[2],
                       int64_t count, int64_t first_block, int64_t end_block) {
@@ -909,7 +925,7 @@ void weight_gradients(const WeightGradient<T> (&weights)[2], const T* gates, int
   }
 }
 
-// What `sharing_of` reads: blocks of hidden units, and all weights of a direction.
+// Blocks of hidden units, and how many weights a direction has, for `sharing_of`.
 struct BackwardBlocks {
   int64_t count, numbers;
   int64_t block_size() const { return numbers / count; }
@@ -943,7 +959,7 @@ int run_backward(const Call<T>& call) {
     blocks = std::max(blocks, (to.grad_weight_ih ? divide_up(I, WIDE) : 0) + (to.grad_weight_hh ? divide_up(H, WIDE) : 0));
   }
   const List<Gates> all_gates = gates_of_weights(call);
-  // So many rows of gradients of gates as stay in the cache while the weights of one block go by.
+  // Rows of gradients of gates that stay in the cache while the weights of one block are read.
   const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (stride * sizeof(T)));
   // One thread walks through a sequence that is alone; but all share the gradients of inputs and weights.
   const bool is_small = call.directions * rows * (H + I) * call.steps < SMALL_WORK;
@@ -976,7 +992,7 @@ int run_backward(const Call<T>& call) {
         else if (!is_one_step || call.direction[d].grad_hidden)
           hidden[d].lay_out(block);
       }
-    // All threads read the same here, because the loop above ended with a barrier and nothing writes it after that.
+    // All threads read the same value of `failed`, because the loop above ends with a barrier, and nothing writes it later.
     if (!failed) {
       if (sharing.by_units) {
         for (int64_t t = call.lengths[0] - 1; t >= 0; t--) {

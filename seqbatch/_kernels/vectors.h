@@ -179,8 +179,8 @@ static inline Vector<double> fused(Vector<double> a, Vector<double> b, Vector<do
 #endif
 }
 
-// Within its life a thread rounds as another one does: torch.set_flush_denormal sets this for the calling thread only, and
-// the bits must not depend on the thread that computes them.
+// While it exists, this thread rounds as another one does: torch.set_flush_denormal acts on the calling thread only, and the
+// bits must not depend on the thread that computes them.
 class RoundsAs {
  public:
 #if defined(__x86_64__)

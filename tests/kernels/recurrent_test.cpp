@@ -4,11 +4,13 @@
 // weights, which are sums over all sequences, and are compared bit for bit at other numbers of threads. All buffers have
 // the exact size, so that the address sanitizer finds an access one past their ends.
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <limits>
+#include <new>
 #include <numeric>
 #include <random>
 #include <vector>
@@ -24,14 +26,41 @@ int seqbatch_forward_float(const seqbatch::Call<float>*);
 int seqbatch_forward_double(const seqbatch::Call<double>*);
 int seqbatch_backward_float(const seqbatch::Call<float>*);
 int seqbatch_backward_double(const seqbatch::Call<double>*);
+size_t __sanitizer_get_current_allocated_bytes();  // of <sanitizer/allocator_interface.h>, which not all compilers bring
 }
+
+// How many allocations succeed before one fails; negative where none does.
+std::atomic<int64_t> successes{-1};
+
+void* operator new(size_t size) {
+  if (successes >= 0 && !successes--) throw std::bad_alloc();
+  return std::malloc(size);
+}
+void* operator new(size_t size, const std::nothrow_t&) noexcept { return std::malloc(size); }
+void operator delete(void* data) noexcept { std::free(data); }
+void operator delete(void* data, size_t) noexcept { std::free(data); }
 
 namespace {
 
-int forward(const seqbatch::Call<float>& call) { return seqbatch_forward_float(&call); }
-int forward(const seqbatch::Call<double>& call) { return seqbatch_forward_double(&call); }
-int backward(const seqbatch::Call<float>& call) { return seqbatch_backward_float(&call); }
-int backward(const seqbatch::Call<double>& call) { return seqbatch_backward_double(&call); }
+// Where it is set, a call is made again and again, so that each of its allocations fails in turn, before it succeeds.
+bool lacks_memory = false;
+
+template <typename T>
+int run(int (&kernel)(const seqbatch::Call<T>*), const seqbatch::Call<T>& call) {
+  for (int64_t before = 0; lacks_memory; before++) {
+    successes = before;
+    const int result = kernel(&call);
+    const bool has_failed = successes.exchange(-1) < 0;
+    if (result != has_failed) return 2;
+    if (!has_failed) return 0;
+  }
+  return kernel(&call);
+}
+
+int forward(const seqbatch::Call<float>& call) { return run(seqbatch_forward_float, call); }
+int forward(const seqbatch::Call<double>& call) { return run(seqbatch_forward_double, call); }
+int backward(const seqbatch::Call<float>& call) { return run(seqbatch_backward_float, call); }
+int backward(const seqbatch::Call<double>& call) { return run(seqbatch_backward_double, call); }
 
 template <typename T>
 using Numbers = std::vector<T>;
@@ -201,7 +230,7 @@ Results<T> run(const Batch<T>& batch, const Options& options) {
     direction.final_hidden = pointer(r.final_hidden[d]);
     direction.final_cell = pointer(r.final_cell[d]);
   }
-  if (forward(call)) fail(s, "forward", "returns 1", 0, 1, 0);
+  if (int result = forward(call)) fail(s, "forward", "returns the wrong number", 0, result, 0);
   if (options.is_training) {
     r.grad_x = unwritten<T>(options.has_grad_x ? steps * s.input : 0);
     call.grad_x = pointer(r.grad_x);
@@ -225,7 +254,7 @@ Results<T> run(const Batch<T>& batch, const Options& options) {
       direction.grad_bias_ih = pointer(grad.bias_ih);
       direction.grad_bias_hh = pointer(grad.bias_hh);
     }
-    if (backward(call)) fail(s, "backward", "returns 1", 0, 1, 0);
+    if (int result = backward(call)) fail(s, "backward", "returns the wrong number", 0, result, 0);
   }
   for (int64_t i = 0; i < steps; i++) {
     const T* from = &out[i * (row + options.gap)];
@@ -512,6 +541,56 @@ void test_functions(int32_t isa) {
   }
 }
 
+// A call returns 1 whichever of its allocations fails, and the next one has the right bits.
+template <typename T>
+void test_without_memory(const Sizes& s) {
+  const Batch<T> batch(s, {3, 2, 4, 4});
+  const Results<T> before = run(batch, {1, true});
+  for (int32_t threads : {1, 3}) {
+    lacks_memory = true;
+    const Results<T> after = run(batch, {threads, true});
+    lacks_memory = false;
+    require_same_bits(s, "differs after calls without memory", after, before, 0, 0);
+    require_same_weights(s, "differs after calls without memory", after, before);
+  }
+}
+
+// Weights, or steps, that take more memory than there is.
+template <typename T>
+void test_beyond_memory(int32_t isa) {
+  const Sizes many_units = {LSTM, 1, isa, 1, int64_t{1} << 22, false, false}, many_steps = {LSTM, 1, isa, 1, 1, false, false};
+  for (const Sizes& s : {many_units, many_steps}) {
+    const bool is_forward = s.hidden > 1;
+    const int64_t start = 0, length = is_forward ? 2 : int64_t{1} << 45;
+    seqbatch::Call<T> call = {};
+    call.kind = s.kind;
+    call.directions = s.directions;
+    call.threads = 1;
+    call.isa = isa;
+    call.sequences = 1;
+    call.steps = length;
+    call.input_size = s.input;
+    call.hidden_size = s.hidden;
+    call.starts = call.index = &start;
+    call.lengths = &length;
+    const int result = is_forward ? forward(call) : backward(call);
+    if (result != 1) fail(s, is_forward ? "forward" : "backward", "must return 1 without memory", 0, result, 1);
+  }
+}
+
+// A thread keeps some memory for its next call, but at most MOST_KEPT, which is 1 MiB in this program.
+template <typename T>
+void test_memory_that_is_kept(int32_t isa) {
+  const size_t before = __sanitizer_get_current_allocated_bytes();
+  for (int64_t hidden : {300, 20, 200, 160})
+    for (int32_t kind : {LSTM, GRU, RNN_TANH}) {
+      const Sizes s = {kind, 1, isa, 7, hidden, true, false};
+      run(Batch<T>(s, {2, 1}), {1, true});
+      const double kept = static_cast<double>(__sanitizer_get_current_allocated_bytes()) - before;
+      if (kept > 1 << 20) fail(s, "memory", "is kept", 0, kept, 1 << 20);
+    }
+}
+
 template <typename T>
 void test_all(int32_t isa) {
   const int64_t sizes[] = {1, 15, 16, 17, 33, 130};
@@ -536,12 +615,17 @@ void test_all(int32_t isa) {
       }
     }
   test_functions<T>(isa);
+  for (int32_t kind : {LSTM, GRU, RNN_TANH})
+    for (int64_t hidden : {5, 40}) test_without_memory<T>({kind, 2, isa, 3, hidden, true, true});
+  test_beyond_memory<T>(isa);
 }
 
 }  // namespace
 
 int main() {
   for (int32_t isa = 0; isa <= seqbatch_isa(); isa++) {
+    test_memory_that_is_kept<float>(isa);  // first, because it compares with what has been kept before
+    test_memory_that_is_kept<double>(isa);
     test_all<float>(isa);
     test_all<double>(isa);
     std::printf("instruction set %d is right\n", isa);
