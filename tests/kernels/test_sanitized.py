@@ -11,6 +11,6 @@ def test_kernels_equal_plain_loops_without_an_error_of_memory(tmp_path: Path) ->
     # Little optimization, because sanitizers make the compiler slow.
     build(tmp_path, *programs, SEQBATCH_TEST="ON", CMAKE_BUILD_TYPE="Test", CMAKE_CXX_FLAGS="-O1 -g1")
     for program in programs:
-        # The program leaves threads of OpenMP behind, whose memory is not a leak, and asks for more memory than there is.
+        # The memory of OpenMP threads that are left is not a leak. The program asks for more memory than there is.
         options = "detect_leaks=0:allocator_may_return_null=1"
         run(str(tmp_path / program), OMP_WAIT_POLICY="passive", ASAN_OPTIONS=options)
