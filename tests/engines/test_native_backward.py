@@ -35,7 +35,8 @@ def alone_in_chunks(layer: Any, xs: list[Tensor]) -> list[Tensor]:
 
 
 def _run_alone(layer: Any, x: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    state, outputs = None, []
+    state: Any = None
+    outputs = []
     for _ in range(2):
         if isinstance(layer, nn.RNNBase):
             output, state = layer(x[:, None], state)
