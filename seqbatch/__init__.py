@@ -2,14 +2,14 @@
 
 import torch
 
+import seqbatch._encoders  # registers the built-in encoders
 import seqbatch._pytrees  # registers batches and states
-import seqbatch.encoders  # registers the built-in encoders
 import seqbatch.layers  # noqa: F401  # and those of its own layers
-from seqbatch._lengths import Lengths as _Lengths
-from seqbatch._registry import is_recurrent, register_encoder, register_recurrent
-from seqbatch.batch import SequenceBatch
-from seqbatch.container_state import ContainerState
-from seqbatch.encode import encode, encode_with_state
+from seqbatch._batch import SequenceBatch
+from seqbatch._encode import encode, encode_with_state
+from seqbatch._encode.registry import is_recurrent, register_encoder, register_recurrent
+from seqbatch._state import ContainerState, LSTMState, RNNState
+from seqbatch._structure.lengths import Lengths as _Lengths
 from seqbatch.errors import (
     SeqbatchError,
     SeqbatchIndexError,
@@ -17,7 +17,6 @@ from seqbatch.errors import (
     SeqbatchValueError,
     UnsupportedLayerError,
 )
-from seqbatch.state import LSTMState, RNNState
 
 __all__ = [
     "ContainerState",

@@ -7,10 +7,9 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree
 
-from seqbatch._lengths import Lengths
-from seqbatch.batch import SequenceBatch
-from seqbatch.container_state import ContainerState
-from seqbatch.state import LSTMState, RNNState
+from seqbatch._batch import SequenceBatch
+from seqbatch._state import ContainerState, LSTMState, RNNState
+from seqbatch._structure.lengths import Lengths
 
 
 def _flatten_batch(batch: SequenceBatch) -> tuple[list[Any], None]:

@@ -11,8 +11,8 @@ from reference import run_alone
 from torch import Tensor, nn
 
 from seqbatch import SequenceBatch, is_recurrent, testing
-from seqbatch.testing._memory import peak_by_step
-from seqbatch.testing._tensors import Run, assert_same_bits, by_each_way, tensors_of
+from seqbatch.testing._comparison import Run, assert_same_bits, by_each_way, tensors_of
+from seqbatch.testing._memory_law import peak_by_step
 
 __all__ = ["assert_same_bits", "tensors_of"]
 

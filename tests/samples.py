@@ -11,7 +11,7 @@ from strategies import DTYPES, features, make
 from torch import Tensor
 
 from seqbatch import SequenceBatch
-from seqbatch.testing._tensors import assert_same_bits
+from seqbatch.testing._comparison import assert_same_bits
 
 
 class Named(NamedTuple):

@@ -18,12 +18,12 @@ from seqbatch import (
     SeqbatchValueError,
     SequenceBatch,
     UnsupportedLayerError,
-    _registry,
     encode,
     encode_with_state,
     is_recurrent,
     register_encoder,
 )
+from seqbatch._encode import registry
 from seqbatch.data import encode_chunks
 
 XS = [torch.randn(n, 4) for n in (5, 2, 0, 4)]
@@ -107,7 +107,7 @@ def test_a_container_with_a_forward_of_its_own_is_told_so_too() -> None:
 def test_the_plug_in_that_the_error_shows_does_nothing_until_it_is_written(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     layer = kind()
     *_, template = refusal(layer).partition("Register an encoder:\n\n")
     code, _, ending = template.partition("\n\nor ")
@@ -209,7 +209,7 @@ def test_chunks_of_a_layer_without_a_state() -> None:
 
 
 def test_an_encoder_that_returns_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     register_encoder(Positions)(lambda layer, batch: batch.values)  # type: ignore[arg-type, return-value]  # wrong
     message = r"must be a SequenceBatch; got a torch\.Tensor\. Return batch\.with_values\(values\), or SequenceBatch\("
     with pytest.raises(TypeError, match=message):

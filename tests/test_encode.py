@@ -13,13 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.testing import assert_close
 
-from seqbatch import (
-    SeqbatchTypeError,
-    SeqbatchValueError,
-    SequenceBatch,
-    encode,
-    encode_with_state,
-)
+from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, encode, encode_with_state
 
 MAKERS: dict[str, Callable[[bool], nn.Module]] = {
     "lstm": lambda first: nn.LSTM(3, 2, num_layers=2, bidirectional=True, batch_first=first),

@@ -10,21 +10,15 @@ import wrong_encoders as wrong
 from strategies import sequences, state_for
 from torch import Tensor, nn
 
-from seqbatch import (
-    SeqbatchValueError,
-    SequenceBatch,
-    _registry,
-    register_encoder,
-    register_recurrent,
-    testing,
-)
+from seqbatch import SeqbatchValueError, SequenceBatch, register_encoder, register_recurrent, testing
+from seqbatch._encode import registry
 from seqbatch.testing import maker
 
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test register in a copy."""
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 LENGTHS = [3, 0, 3, 1, 4]

@@ -13,8 +13,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.testing import assert_close
 
-from seqbatch import ContainerState, LSTMState, RNNState, SequenceBatch, _kernels, _rows, encode, encode_with_state
-from seqbatch._lengths import KEPT_PLANS
+from seqbatch import ContainerState, LSTMState, RNNState, SequenceBatch, _kernels, encode, encode_with_state
+from seqbatch._kernels import row_copies
+from seqbatch._structure.lengths import KEPT_PLANS
 
 LENGTHS = [3, 0, 2]
 HOST_MASK = SequenceBatch(torch.zeros(5), LENGTHS).mask(batch_first=True)
@@ -240,14 +241,14 @@ def test_plans_are_made_once_and_shared() -> None:
 
 def test_lengths_are_copied_before_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread may write to the caller's Tensor meanwhile."""
-    lengths, measure = torch.tensor([3, 2]), _rows.measure
+    lengths, measure = torch.tensor([3, 2]), row_copies.measure_lengths
 
     def measure_and_write(tensor: Tensor) -> list[int] | None:
         found = measure(tensor)
         lengths.fill_(1_000_000)
         return found
 
-    monkeypatch.setattr(_rows, "measure", measure_and_write)
+    monkeypatch.setattr(row_copies, "measure_lengths", measure_and_write)
     batch = SequenceBatch(torch.arange(5), lengths)
     assert batch.lengths == (3, 2)
     assert batch.to_packed().data.tolist() == [0, 3, 1, 4, 2]

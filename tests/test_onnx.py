@@ -14,12 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 import seqbatch.onnx
-from seqbatch import (
-    LSTMState,
-    RNNState,
-    SequenceBatch,
-    encode_with_state,
-)
+from seqbatch import LSTMState, RNNState, SequenceBatch, encode_with_state
 
 pytestmark = IGNORED
 SIZES = PATTERNS | SMALL

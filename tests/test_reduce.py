@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchTypeError, SequenceBatch
-from seqbatch import _reduce as reductions
-from seqbatch._lengths import CHUNK
+from seqbatch._ops import reductions as reductions
+from seqbatch._structure.lengths import CHUNK
 
 LOOP: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda x: x.sum(0),

@@ -20,22 +20,22 @@ from seqbatch import (
     SeqbatchTypeError,
     SequenceBatch,
     UnsupportedLayerError,
-    _registry,
     encode,
     encode_with_state,
     is_recurrent,
     register_encoder,
     register_recurrent,
 )
+from seqbatch._encode import registry
 
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let each test register in a copy, and look for plug-ins anew."""
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
-    _registry._load_plugins.cache_clear()
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    registry._load_plugins.cache_clear()
     yield
-    _registry._load_plugins.cache_clear()
+    registry._load_plugins.cache_clear()
     for name in ("doubling_layers", "doubling_encoders"):
         sys.modules.pop(name, None)
 

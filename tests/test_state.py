@@ -14,14 +14,7 @@ from strategies import for_all_lengths, recurrent_layers, sequences
 from torch import nn
 from torch.testing import assert_close
 
-from seqbatch import (
-    ContainerState,
-    LSTMState,
-    RNNState,
-    SeqbatchTypeError,
-    SeqbatchValueError,
-    encode_with_state,
-)
+from seqbatch import ContainerState, LSTMState, RNNState, SeqbatchTypeError, SeqbatchValueError, encode_with_state
 
 
 @every_state

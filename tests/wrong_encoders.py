@@ -6,8 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqbatch import RNNState, SeqbatchValueError, SequenceBatch, _registry
-from seqbatch._hooks import HOOKS
+from seqbatch import RNNState, SeqbatchValueError, SequenceBatch
+from seqbatch._encode import registry
+from seqbatch._torch import HOOKS
 
 
 class Scaled(nn.Module):
@@ -265,7 +266,7 @@ def refuses_with_another_message(layer: Any, batch: SequenceBatch) -> SequenceBa
 
 def run(layer: nn.Module, batch: SequenceBatch, state: RNNState | None) -> tuple[SequenceBatch, RNNState]:
     """Run the layer as the built-in encoder does."""
-    outputs, final = _registry._entries[nn.GRU].run(layer, batch, state)
+    outputs, final = registry._entries[nn.GRU].run(layer, batch, state)
     return outputs, final
 
 
@@ -330,7 +331,7 @@ def writes_to_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome
 
 def right_outputs(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
     """Run the layer as the built-in encoder does where nobody asks for the state."""
-    return _registry._entries[nn.GRU].outputs(layer, batch)
+    return registry._entries[nn.GRU].outputs(layer, batch)
 
 
 def _without_hooks(layer: Any) -> Any:

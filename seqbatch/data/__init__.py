@@ -1,9 +1,9 @@
 """Data for sequence models: collation and batches for a DataLoader, and long sequences read in chunks."""
 
-from seqbatch.data._buckets import BucketBatchSampler
-from seqbatch.data._chunks import encode_chunks
+from seqbatch.data._bucket_sampler import BucketBatchSampler
+from seqbatch.data._chunks_of import Chunk, chunks_of
 from seqbatch.data._collate import collate_sequences
-from seqbatch.data._lanes import Chunk, chunks_of
+from seqbatch.data._encode_chunks import encode_chunks
 from seqbatch.data._loss import mean_loss
 from seqbatch.data._tracked_loader import TrackedLoader
 

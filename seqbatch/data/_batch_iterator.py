@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from seqbatch._checks import complaint
+from seqbatch._checks.grammar import complaint
 from seqbatch.data._epochs import Epochs
 from seqbatch.data._passes import Position, require_one_process
 from seqbatch.errors import SeqbatchError

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
-from seqbatch._checks import complaint, counted, from_array, require_steps, require_tensor, same_kind, type_name
-from seqbatch.batch import SequenceBatch
-from seqbatch.data._containers import NUMBERS, Container, container_of, has_steps, is_kept, kind_of
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.arguments import from_array, require_steps, require_tensor, same_kind
+from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch.data._fields import NUMBERS, Container, container_of, has_steps, is_kept, kind_of
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 # As `torch.utils.data.default_collate`, but independent of the default dtype.

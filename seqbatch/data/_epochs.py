@@ -7,10 +7,11 @@ from typing import Any
 import attrs
 from torch import Tensor, distributed
 
-from seqbatch._checks import at_least, complaint, type_name
-from seqbatch.data._cuts import Plan, Rules, plan_epoch
+from seqbatch._checks.arguments import at_least
+from seqbatch._checks.grammar import complaint, type_name
+from seqbatch.data._epoch_plan import Plan, Rules, plan_epoch
 from seqbatch.data._passes import Passes, Position, TrackedPass
-from seqbatch.data._rules import batches_within, current_processes
+from seqbatch.data._sampler_arguments import batches_within, current_processes
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
 
 # To be changed with the plans, because a position in an old plan has no meaning in a new one.

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor, distributed
 
-from seqbatch._checks import complaint, integer, require_tensor
-from seqbatch._modes import is_transformed
-from seqbatch._tracing import in_a_graph
-from seqbatch.batch import SequenceBatch
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.arguments import integer, require_tensor
+from seqbatch._checks.grammar import complaint
+from seqbatch._torch import in_a_graph, is_transformed
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 

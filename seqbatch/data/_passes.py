@@ -2,7 +2,7 @@
 
 import attrs
 
-from seqbatch._checks import complaint
+from seqbatch._checks.grammar import complaint
 from seqbatch.errors import SeqbatchError, SeqbatchValueError
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
-from seqbatch._checks import complaint
+from seqbatch._checks.grammar import complaint
 from seqbatch.data._epochs import Epochs
 from seqbatch.data._passes import not_one_for_one
 from seqbatch.errors import SeqbatchError

@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from seqbatch._checks import complaint, require_steps, type_name
-from seqbatch._registry import register_encoder
-from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import keeps_forward, outside_graphs, register_features
-from seqbatch.encoders._plain import is_plain, is_untouched
-from seqbatch.encoders.attention import KINDS, features_of, is_batch_first, require_input, run
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.arguments import require_steps
+from seqbatch._checks.grammar import complaint, type_name
+from seqbatch._encode.registry import register_encoder
+from seqbatch._encoders._layer_checks import keeps_forward, outside_graphs, register_features
+from seqbatch._encoders._stock_layers import is_plain, is_untouched
+from seqbatch._encoders.attention import KINDS, features_of, is_batch_first, require_input, run
 from seqbatch.errors import SeqbatchTypeError
 
 

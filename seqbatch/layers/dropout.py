@@ -3,12 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from seqbatch._checks import complaint, describe, integer, require_steps
-from seqbatch._registry import register_encoder
-from seqbatch.batch import SequenceBatch
-from seqbatch.encoders.container import call_as_itself
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.arguments import integer, require_steps
+from seqbatch._checks.grammar import complaint, describe
+from seqbatch._encode.registry import register_encoder
+from seqbatch._encoders.containers import call_as_itself
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
-from seqbatch.layers._layers import probability, refuse_own_forward, require_floating
+from seqbatch.layers._argument_checks import probability, refuse_own_forward, require_floating
 
 
 class LockedDropout(nn.Module):
@@ -72,7 +73,7 @@ def _(layer: LockedDropout, batch: SequenceBatch) -> SequenceBatch:
 
     def forward(values: Tensor) -> Tensor:
         mask = layer._mask(batch.batch_size, values)
-        return values if mask is None else values * mask.index_select(0, batch._rows())
+        return values if mask is None else values * mask.index_select(0, batch.segment_ids)
 
     return batch.with_values(call_as_itself(layer, forward, batch.values))
 

@@ -5,16 +5,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqbatch._checks import require_steps
-from seqbatch._registry import register_recurrent
-from seqbatch.batch import SequenceBatch
-from seqbatch.encode import encode_with_state
-from seqbatch.encoders._layers import outside_graphs
-from seqbatch.encoders._recurrent import require_input
-from seqbatch.encoders.cells import register_cell
-from seqbatch.encoders.container import call_as_itself
-from seqbatch.layers._layers import refuse_own_forward, size
-from seqbatch.state import LSTMState
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.arguments import require_steps
+from seqbatch._encode import encode_with_state
+from seqbatch._encode.registry import register_recurrent
+from seqbatch._encoders._layer_checks import outside_graphs
+from seqbatch._encoders._recurrent_calls import require_input
+from seqbatch._encoders.cells import register_cell
+from seqbatch._encoders.containers import call_as_itself
+from seqbatch._state import LSTMState
+from seqbatch.layers._argument_checks import refuse_own_forward, size
 
 Pair = tuple[Tensor, Tensor]
 

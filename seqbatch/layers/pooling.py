@@ -5,12 +5,12 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
-from seqbatch._registry import register_encoder
-from seqbatch._tracing import in_a_graph
-from seqbatch.batch import SequenceBatch
-from seqbatch.encoders._layers import register_features, require_device, require_dtype, require_features
-from seqbatch.encoders.container import call_as_itself
-from seqbatch.layers._layers import as_batch, refuse_own_forward, size
+from seqbatch._batch import SequenceBatch
+from seqbatch._encode.registry import register_encoder
+from seqbatch._encoders._layer_checks import register_features, require_device, require_dtype, require_features
+from seqbatch._encoders.containers import call_as_itself
+from seqbatch._torch import in_a_graph
+from seqbatch.layers._argument_checks import as_batch, refuse_own_forward, size
 
 
 class _Pool(nn.Module):
@@ -45,7 +45,7 @@ class _Pool(nn.Module):
             return reduced[(batch._lengths.tensor > 0).to(batch.device)]
         if batch._lengths.running is batch._lengths:
             return reduced
-        return reduced.index_select(0, batch._lengths.on("not_empty", batch.device))
+        return reduced.index_select(0, batch._lengths.on(batch.device).not_empty)
 
 
 @register_encoder(_Pool)  # type: ignore[type-abstract]  # for its subclasses

@@ -5,13 +5,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seqbatch._checks import complaint, describe
-from seqbatch._registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
-from seqbatch.batch import SequenceBatch, is_nothing
-from seqbatch.encode import encode, encode_with_state
-from seqbatch.encoders.container import call_as_itself
+from seqbatch._batch import SequenceBatch, is_nothing
+from seqbatch._checks.grammar import complaint, describe
+from seqbatch._encode import encode, encode_with_state
+from seqbatch._encode.registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
+from seqbatch._encoders.containers import call_as_itself
 from seqbatch.errors import SeqbatchValueError
-from seqbatch.layers._layers import as_batch, module, refuse_own_forward
+from seqbatch.layers._argument_checks import as_batch, module, refuse_own_forward
 
 
 class Residual(nn.Module):

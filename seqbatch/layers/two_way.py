@@ -5,14 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from seqbatch._checks import complaint, describe
-from seqbatch._registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
-from seqbatch.batch import SequenceBatch, is_nothing
-from seqbatch.container_state import ContainerState
-from seqbatch.encode import encode
-from seqbatch.encoders.container import RunChild, call_as_itself, run_from, states_of
+from seqbatch._batch import SequenceBatch, is_nothing
+from seqbatch._checks.grammar import complaint, describe
+from seqbatch._encode import encode
+from seqbatch._encode.registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
+from seqbatch._encoders.containers import RunChild, call_as_itself, run_from, states_of
+from seqbatch._state import ContainerState
 from seqbatch.errors import SeqbatchValueError
-from seqbatch.layers._layers import as_batch, module, refuse_own_forward
+from seqbatch.layers._argument_checks import as_batch, module, refuse_own_forward
 
 
 class TwoWay(nn.Module):

@@ -10,13 +10,13 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree
 
-from seqbatch._checks import complaint, type_name
-from seqbatch.batch import SequenceBatch
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.grammar import complaint, type_name
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
-from seqbatch.onnx._checked import checked_lengths, in_onnx
-from seqbatch.onnx._layers import embedding, group_norm
-from seqbatch.onnx._recurrent import gru, lstm, rnn
-from seqbatch.onnx._reduce import reduce
+from seqbatch.onnx._length_check import checked_lengths, in_onnx
+from seqbatch.onnx._recurrent_nodes import gru, lstm, rnn
+from seqbatch.onnx._reduction_nodes import reduce
+from seqbatch.onnx._substitutes import embedding, group_norm
 
 # The dtypes in which ONNX Runtime runs the nodes for recurrent layers; ONNX itself has float64 too.
 _DTYPES = (torch.float16, torch.float32)

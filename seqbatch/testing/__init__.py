@@ -1,16 +1,11 @@
 """The laws as functions for authors of encoders, and Hypothesis strategies: `pip install seqbatch[testing]`."""
 
-from seqbatch.testing._bits import check_bits
-from seqbatch.testing._conduct import check_called_as_itself, check_refused, check_unmodified
-from seqbatch.testing._encoder import check_encoder
-from seqbatch.testing._laws import (
-    check_alone,
-    check_empty,
-    check_lengths,
-    check_order,
-)
-from seqbatch.testing._memory import check_memory
-from seqbatch.testing._padding import check_padding
+from seqbatch.testing._bits_law import check_bits
+from seqbatch.testing._check_encoder import check_encoder
+from seqbatch.testing._laws import check_alone, check_empty, check_lengths, check_order
+from seqbatch.testing._memory_law import check_memory
+from seqbatch.testing._padding_law import check_padding
+from seqbatch.testing._side_effects import check_called_as_itself, check_refused, check_unmodified
 from seqbatch.testing._strategies import lengths, maker, sequences
 
 __all__ = [

@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from seqbatch._registry import is_recurrent
-from seqbatch.batch import SequenceBatch
-from seqbatch.encode import encode
-from seqbatch.testing._alone import Alone, Sequences, beside_alone, call_alone
-from seqbatch.testing._tensors import Run, assert_alike, by_each_way, gradients, run, select, tensors_of
+from seqbatch._batch import SequenceBatch
+from seqbatch._encode import encode
+from seqbatch._encode.registry import is_recurrent
+from seqbatch.testing._comparison import Run, assert_alike, by_each_way, gradients, run, select, tensors_of
+from seqbatch.testing._oracle import Alone, Sequences, beside_alone, call_alone
 
 
 def check_alone(layer: nn.Module, sequences: Sequences, state: Any = None, *, alone: Alone = call_alone) -> None:

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
-from seqbatch.data._buckets import BucketBatchSampler
-from seqbatch.data._cuts import Plan
+from seqbatch.data._bucket_sampler import BucketBatchSampler
+from seqbatch.data._epoch_plan import Plan
 
 SEQUENCES, BATCH = 1_000_000, 32
 WORLD_SIZES = (8, 64, 512)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from seqbatch import SeqbatchTypeError, SeqbatchValueError
-from seqbatch.data._buckets import BucketBatchSampler
+from seqbatch.data._bucket_sampler import BucketBatchSampler
 
 
 @pytest.mark.parametrize(

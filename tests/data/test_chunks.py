@@ -16,13 +16,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.testing import assert_close
 
-from seqbatch import (
-    ContainerState,
-    LSTMState,
-    RNNState,
-    SequenceBatch,
-)
-from seqbatch.data._chunks import encode_chunks
+from seqbatch import ContainerState, LSTMState, RNNState, SequenceBatch
+from seqbatch.data._encode_chunks import encode_chunks
 from seqbatch.layers import LayerNormLSTM, Residual
 
 STACKS: dict[str, Callable[[], Any]] = {

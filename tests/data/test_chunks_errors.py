@@ -22,7 +22,7 @@ from seqbatch import (
     register_encoder,
     register_recurrent,
 )
-from seqbatch.data._chunks import encode_chunks
+from seqbatch.data._encode_chunks import encode_chunks
 from seqbatch.layers import Causal, LockedDropout, MeanPool, Residual, TwoWay, WordDropout
 
 

@@ -24,7 +24,7 @@ from torch.utils.data import default_collate
 
 from seqbatch import SequenceBatch
 from seqbatch.data import collate_sequences
-from seqbatch.testing._tensors import assert_same_bits
+from seqbatch.testing._comparison import assert_same_bits
 
 
 @dataclasses.dataclass

@@ -8,7 +8,7 @@ import torch
 
 from seqbatch import SequenceBatch
 from seqbatch.data import collate_sequences
-from seqbatch.testing._tensors import assert_same_bits
+from seqbatch.testing._comparison import assert_same_bits
 
 
 def array(dtype: Any = np.float32) -> Any:

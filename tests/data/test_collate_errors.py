@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
-from seqbatch.data import _containers, collate_sequences
+from seqbatch.data import _fields, collate_sequences
 
 
 class Pair(NamedTuple):
@@ -340,8 +340,8 @@ def test_a_sequence_behind_items_of_other_types_and_of_its_own(sequence: Any, fi
 
 
 def test_a_long_list_of_numbers_is_judged_by_the_types_in_it() -> None:
-    with patch.object(_containers, "kind_of", side_effect=_containers.kind_of) as mock:
-        assert not _containers.has_steps([*range(2000), *map(float, range(2000))])
+    with patch.object(_fields, "kind_of", side_effect=_fields.kind_of) as mock:
+        assert not _fields.has_steps([*range(2000), *map(float, range(2000))])
     assert mock.call_count == 3
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, encode, encode_with_state
-from seqbatch.data._lanes import Chunk, chunks_of
+from seqbatch.data._chunks_of import Chunk, chunks_of
 
 lengths_lists = st.lists(st.integers(0, 20), max_size=8)
 

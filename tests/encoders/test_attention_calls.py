@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
 from seqbatch import encode
-from seqbatch.encoders._plain import is_plain
+from seqbatch._encoders._stock_layers import is_plain
 from seqbatch.layers import Causal
 
 LENGTHS = [3, 0, 1, 5, 3, 1]

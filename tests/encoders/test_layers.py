@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchError, SeqbatchValueError, SequenceBatch, encode
-from seqbatch.encoders._layers import quantized_layers
+from seqbatch._encoders._layer_checks import quantized_layers
 
 EQUAL, RAGGED = [2, 2, 2], [1, 3, 2]  # which take other kernels in PyTorch, and not all of them see wrong features
 both_lengths = pytest.mark.parametrize("lengths", [EQUAL, RAGGED], ids=["equal", "ragged"])

@@ -10,14 +10,7 @@ from strategies import for_all_lengths, sequences, state_for
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from seqbatch import (
-    ContainerState,
-    SeqbatchTypeError,
-    UnsupportedLayerError,
-    encode,
-    encode_with_state,
-    is_recurrent,
-)
+from seqbatch import ContainerState, SeqbatchTypeError, UnsupportedLayerError, encode, encode_with_state, is_recurrent
 
 
 def models() -> st.SearchStrategy[nn.ModuleList]:

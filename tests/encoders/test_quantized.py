@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 import seqbatch.testing as laws
 from seqbatch import LSTMState, RNNState, SeqbatchValueError, encode, encode_with_state
-from seqbatch.testing._tensors import tensors_of
+from seqbatch.testing._comparison import tensors_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),

@@ -13,9 +13,9 @@ from torch.nn.modules import module
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import RNNState, SeqbatchTypeError, _kernels, encode, encode_with_state
-from seqbatch._hooks import HOOKS
-from seqbatch._lengths import Lengths
-from seqbatch.engines import choose, groups, native, packed, plain
+from seqbatch._engines import by_length, choose, native, packed, stepwise
+from seqbatch._structure.lengths import Lengths
+from seqbatch._torch import HOOKS
 
 FLOAT = torch.zeros(3, 2)
 RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
@@ -77,7 +77,7 @@ def test_a_weight_that_is_no_parameter() -> None:
 def test_values_that_a_kernel_must_not_read() -> None:
     with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
         fake = mode.from_tensor(FLOAT)
-    assert choose(nn.LSTM(2, 3), fake, RAGGED) is plain.run
+    assert choose(nn.LSTM(2, 3), fake, RAGGED) is stepwise.run
 
 
 def test_without_kernels() -> None:
@@ -145,12 +145,12 @@ def test_a_layer_that_is_more_than_its_weights_is_called(how: str) -> None:
 @pytest.mark.parametrize("how", ["own forward", "own call"])
 def test_a_layer_whose_forward_is_its_own_is_called_on_tensors(how: str) -> None:
     for lengths in (RAGGED, EQUAL):
-        assert choose(changed(how), FLOAT, lengths) is groups.run
+        assert choose(changed(how), FLOAT, lengths) is by_length.run
     layer: Any = nn.LSTM(2, 3)
     layer.forward = lambda *given: nn.LSTM.forward(layer, *given)  # which may do anything
-    assert choose(layer, FLOAT, RAGGED) is groups.run
+    assert choose(layer, FLOAT, RAGGED) is by_length.run
     with torch.no_grad():
-        assert choose(layer, FLOAT, RAGGED) is groups.run
+        assert choose(layer, FLOAT, RAGGED) is by_length.run
 
 
 def stop(module: nn.Module, given: Any, got: Any) -> Any:
@@ -160,7 +160,7 @@ def stop(module: nn.Module, given: Any, got: Any) -> Any:
 @pytest.mark.parametrize("how", ["backward hook", "backward pre-hook"])
 def test_hooks_of_the_backward_pass(how: str) -> None:
     layer = changed(how)
-    assert choose(layer, FLOAT, RAGGED) is groups.run
+    assert choose(layer, FLOAT, RAGGED) is by_length.run
     x = FLOAT.clone().requires_grad_()
     layer.register_full_backward_hook(stop)
     (found,) = torch.autograd.grad(torch.cat(encode(layer, [x, x[:1]])).sum(), x)
@@ -285,9 +285,9 @@ def test_under_a_transform_each_sequence_runs_alone() -> None:
     wanted, (end,) = packed.run(gru, FLOAT, RAGGED, (state,))
 
     def assert_choice(x: torch.Tensor) -> torch.Tensor:
-        assert choose(gru, x, RAGGED) is plain.run
-        assert choose(gru, x, EQUAL) is plain.run
-        outputs, (final,) = plain.run(gru, x, RAGGED, (state,))
+        assert choose(gru, x, RAGGED) is stepwise.run
+        assert choose(gru, x, EQUAL) is stepwise.run
+        outputs, (final,) = stepwise.run(gru, x, RAGGED, (state,))
         assert (outputs - wanted).abs().max() < 1e-6
         assert (final - end).abs().max() < 1e-6
         return outputs.sum()

@@ -17,22 +17,22 @@ from strategies import RECURRENT_KINDS, make, recurrent_layers, sequences, state
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from seqbatch import SequenceBatch, _kernels, encode, encode_with_state, engines
-from seqbatch.engines import Engine, direct, groups, native, packed, plain
+from seqbatch import SequenceBatch, _engines, _kernels, encode, encode_with_state
+from seqbatch._engines import Engine, by_length, equal_lengths, native, packed, stepwise
 
 
 @contextmanager
 def run_by(engine: Engine) -> Iterator[None]:
     """Run every recurrent layer by one engine."""
-    with patch.object(engines, "choose", lambda layer, values, lengths: engine):
+    with patch.object(_engines, "choose", lambda layer, values, lengths: engine):
         yield
 
 
 OPEN = [kind for kind in RECURRENT_KINDS if kind != "projected"]
 ENGINES: dict[str, tuple[Engine, Sequence[str], torch.dtype]] = {
     "packed": (packed.run, RECURRENT_KINDS, torch.float64),
-    "groups": (groups.run, RECURRENT_KINDS, torch.float64),
-    "plain": (plain.run, RECURRENT_KINDS, torch.float64),
+    "groups": (by_length.run, RECURRENT_KINDS, torch.float64),
+    "plain": (stepwise.run, RECURRENT_KINDS, torch.float64),
 }
 if _kernels.IS_THERE:
     ENGINES["native"] = (native.run, OPEN, torch.float64)
@@ -98,7 +98,7 @@ def test_alone_by_the_layer_itself_on_equal_lengths(
     layer: nn.RNNBase, length: int, number: int, stateful: bool
 ) -> None:
     xs = inputs(layer, [length] * number)
-    with run_by(direct.run):
+    with run_by(equal_lengths.run):
         laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
 
 
@@ -115,7 +115,7 @@ def test_other_laws_by_the_layer_itself_on_equal_lengths(
 ) -> None:
     xs = inputs(layer, [length] * number)
     state = state_for(layer, number)
-    with run_by(direct.run):
+    with run_by(equal_lengths.run):
         laws.check_order(layer, xs, [*reversed(range(number))], state)
         laws.check_padding(layer, xs, float("nan"), side, True)
         laws.check_lengths(layer, xs)

@@ -12,17 +12,18 @@ from strategies import features, for_all_lengths, make, sequences
 from torch import nn
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, _reduce, encode
+from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, encode
+from seqbatch._ops import reductions
 from seqbatch.layers import AttentionPool, FirstStep, LastStep, MaxPool, MeanPool, MinPool, SumPool
 
 POOLS: list[Any] = [FirstStep, LastStep, MaxPool, MeanPool, MinPool, SumPool]
 
 
-@pytest.fixture(scope="module", autouse=True, params=[_reduce.FEW, 0], ids=["one by one", "all at once"])
+@pytest.fixture(scope="module", autouse=True, params=[reductions.FEW, 0], ids=["one by one", "all at once"])
 def few(request: pytest.FixtureRequest) -> Iterator[None]:
     """Have both ways of unequal lengths tested, whatever the number of sequences."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_reduce, "FEW", request.param)
+        patch.setattr(reductions, "FEW", request.param)
         yield
 
 

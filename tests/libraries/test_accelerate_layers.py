@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.testing import assert_close
 
 from seqbatch import SequenceBatch, UnsupportedLayerError, encode, encode_with_state
-from seqbatch.engines import choose, packed
+from seqbatch._engines import choose, packed
 from seqbatch.layers import Residual
 
 XS = [torch.randn(n, 4) for n in (5, 2, 0, 5)]

@@ -25,7 +25,7 @@ from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
 from seqbatch import SequenceBatch, UnsupportedLayerError, encode, encode_with_state, register_encoder
-from seqbatch._hooks import has_global_hooks
+from seqbatch._torch import has_global_hooks
 from seqbatch.data import encode_chunks
 from seqbatch.layers import AttentionPool, Causal, LayerNormLSTM, Residual, TwoWay
 

@@ -11,9 +11,10 @@ from strategies import sequences, state_for
 from test_laws import LAWS
 from torch import Tensor, nn
 
-from seqbatch import SequenceBatch, _kernels, _registry, register_encoder, register_recurrent
+from seqbatch import SequenceBatch, _kernels, register_encoder, register_recurrent
+from seqbatch._encode import registry
 from seqbatch.layers import TwoWay
-from seqbatch.testing import _bits, check_bits, check_encoder
+from seqbatch.testing import _bits_law, check_bits, check_encoder
 
 LENGTHS = [3, 0, 3, 1, 4]
 
@@ -21,7 +22,7 @@ LENGTHS = [3, 0, 3, 1, 4]
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test register in a copy."""
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 def xs() -> list[Tensor]:
@@ -129,7 +130,7 @@ def test_a_batch_that_differs_from_a_list_is_caught(monkeypatch: pytest.MonkeyPa
         def from_sequences(sequences: list[Tensor]) -> SequenceBatch:
             return SequenceBatch.from_sequences([sequence * (1 + 2**-50) for sequence in sequences])
 
-    monkeypatch.setattr(_bits, "SequenceBatch", Rounded)
+    monkeypatch.setattr(_bits_law, "SequenceBatch", Rounded)
     with pytest.raises(AssertionError, match=r"^from a SequenceBatch, the output of sequence 0 must"):
         check_bits(nn.Identity(), xs())
 

@@ -11,15 +11,16 @@ from hypothesis import find
 from strategies import state_for
 from torch import Tensor, nn
 
-from seqbatch import SequenceBatch, _registry, register_encoder
+from seqbatch import SequenceBatch, register_encoder
+from seqbatch._encode import registry
 from seqbatch.testing import check_alone, check_encoder, check_lengths, lengths, maker, sequences
-from seqbatch.testing._tensors import tensors_of
+from seqbatch.testing._comparison import tensors_of
 
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test register in a copy."""
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 @pytest.mark.parametrize(

@@ -11,22 +11,15 @@ from hypothesis import find
 from strategies import sequences
 from torch import Tensor, nn
 
-from seqbatch import (
-    LSTMState,
-    RNNState,
-    SeqbatchTypeError,
-    SequenceBatch,
-    _registry,
-    register_encoder,
-    register_recurrent,
-)
+from seqbatch import LSTMState, RNNState, SeqbatchTypeError, SequenceBatch, register_encoder, register_recurrent
+from seqbatch._encode import registry
 from seqbatch.testing import check_alone, check_empty, check_encoder, check_memory, check_order, lengths
 
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test register in a copy."""
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 @pytest.mark.parametrize(

@@ -9,22 +9,16 @@ import torch
 import wrong_encoders as wrong
 from torch import Tensor, nn
 
-from seqbatch import (
-    SeqbatchTypeError,
-    SequenceBatch,
-    _registry,
-    encode_with_state,
-    register_encoder,
-    register_recurrent,
-)
-from seqbatch.encoders._layers import is_lazy
+from seqbatch import SeqbatchTypeError, SequenceBatch, encode_with_state, register_encoder, register_recurrent
+from seqbatch._encode import registry
+from seqbatch._encoders._layer_checks import is_lazy
 from seqbatch.testing import check_alone, check_called_as_itself, check_encoder, check_memory, maker
 
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each test register in a copy."""
-    monkeypatch.setattr(_registry, "_entries", dict(_registry._entries))
+    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,906 @@
+"""SequenceBatch: several sequences of unequal length as one tensor of flat values and their lengths."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Self, overload
+
+import attrs
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch import _ops
+from seqbatch._checks.arguments import require_steps, same_kind, sequences_of
+from seqbatch._checks.exporters import refuse_exporters
+from seqbatch._checks.gathering import require_gatherable
+from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._checks.indices import (
+    AnyScalar,
+    Array,
+    Index,
+    Scalar,
+    as_index,
+    is_one_index,
+    one_position,
+    several_positions,
+)
+from seqbatch._checks.layouts import PaddingSide, padded_shape, require_bool, require_side
+from seqbatch._checks.not_a_tensor import NotAnArray
+from seqbatch._checks.per_sample_gradients import require_no_samples, samples_refused
+from seqbatch._checks.stacked import remember_iterated, require_not_stacked
+from seqbatch._checks.tracing import refuse_in_a_graph
+from seqbatch._ops.layouts import rearrange
+from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.plans import select_plan
+from seqbatch._torch import in_a_graph
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+# How a Tensor of one row for each sequence becomes a batch.
+_SPREAD = "batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))"
+
+# PyTorch's error for Tensors of different numbers of rows.
+_MISMATCH = re.compile(
+    r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension 0"
+)
+
+
+@attrs.frozen(eq=False, repr=False, init=False)
+class SequenceBatch(NotAnArray, Sequence[Tensor]):
+    """Several sequences of unequal length, of equal feature shape, dtype and device.
+
+    It is a `collections.abc.Sequence[Tensor]`, is immutable, and is compared by identity. Arithmetic goes through
+    `map`: `batch.map(torch.add, other)`. A `DataLoader` builds batches with
+    `collate_fn=SequenceBatch.from_sequences`. For a data set of batches pass `batch_size=None` and
+    `collate_fn=lambda batch: batch`, which copies nothing. Lightning takes the steps of the first sequence for the
+    batch size, which makes means of an epoch wrong: log with `self.log(name, value, batch_size=len(batch))`.
+
+    Layers of PyTorch and functions of torch or NumPy raise if they are called with it, because they do not know the
+    lengths. The error says to call `encode(layer, batch)` or `batch.map(function)`. Two calls do not raise, because
+    PyTorch reads any Sequence of Tensors there: `tensor[batch]` and `torch.tensor([batch])`.
+
+    Args:
+        values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on. Without
+            lengths: several Tensors `(steps, *features)`, as for `from_sequences`. Libraries that rebuild a Sequence
+            from its elements, as Lightning does to convert dtypes, call it so. Where opacus computes gradients per
+            sample, do not call a layer on `batch.values`: each step would count as a sample, without an error.
+        lengths: `(batch,)`, integers, in steps; 0 is allowed. A Tensor on a device is copied to the host, which
+            synchronizes; later calls do not.
+
+    Raises:
+        SeqbatchTypeError: the values are not a Tensor, or the lengths not integers. Without lengths: the values are a
+            Tensor, or not several Tensors.
+        SeqbatchValueError: the values have no dimension of steps, or the lengths are negative or do not add up to them.
+            Without lengths: a sequence has no dimension of steps or differs from the first, or the values are the
+            sequences of several batches stacked, as by `torch.utils.data.default_collate`.
+        SeqbatchError: `torch.jit.trace` or `torch.onnx.export` runs the call.
+
+    >>> SequenceBatch(torch.zeros(17, 5), [10, 7])
+    SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
+    """
+
+    __module__ = "seqbatch"  # so that a pickle does not hold the layout of files
+    _instead = (
+        "Call encode(layer, batch) for a layer, batch.map(function) for a function that treats every step by itself."
+    )
+    _contents = "Its steps are batch.values, and padded batch.to_padded(batch_first=True)."
+    values: Tensor
+    _lengths: Lengths
+
+    @overload
+    def __init__(self, values: Tensor, lengths: Sequence[int] | Tensor | Lengths) -> None: ...
+    @overload
+    def __init__(self, values: Sequence[Tensor] | Iterator[Tensor], lengths: None = None) -> None: ...
+    def __init__(
+        self,
+        values: Tensor | Sequence[Tensor] | Iterator[Tensor],
+        lengths: Sequence[int] | Tensor | Lengths | None = None,
+    ) -> None:
+        if lengths is None:
+            self._rebuild(values)
+            return
+        flat = require_steps("values", values)
+        # A `Lengths` comes from pickled batches, and from encoders that change the lengths.
+        structure = lengths if isinstance(lengths, Lengths) else _ops.lengths_from("lengths", lengths)
+        _ops.require_total(structure, flat.shape[0])
+        self._set(flat, structure)
+
+    def _rebuild(self, sequences: Tensor | Sequence[Tensor] | Iterator[Tensor]) -> None:
+        """Set the values and lengths as `from_sequences` does, but refuse stacked sequences."""
+        if isinstance(sequences, Tensor):
+            remedy = "For one sequence call SequenceBatch.from_sequences([values])."
+            raise complaint(SeqbatchTypeError, "lengths", "be given with a Tensor of flat values", None, remedy)
+        if isinstance(sequences, list) and not in_a_graph():  # because the libraries that stack pass a list
+            require_not_stacked(sequences)
+        made = self.from_sequences(sequences_of("values", sequences))
+        self._set(made.values, made._lengths)
+
+    @classmethod
+    def _of(cls, values: Tensor, lengths: Lengths) -> Self:
+        batch = cls.__new__(cls)
+        batch._set(values, lengths)
+        return batch
+
+    def _set(self, values: Tensor, lengths: Lengths) -> None:
+        refuse_exporters()
+        # As attrs does it, but in a form that `torch.compile` can trace.
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "_lengths", lengths)
+
+    # ------------------------------------------------------------------------------------------------------- properties
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """`(batch,)`: the steps of each sequence, on the host."""
+        return self._lengths.counts
+
+    @property
+    def offsets(self) -> Tensor:
+        """`(batch + 1,)`, int64, on the device of the values: where each sequence starts in them; a copy."""
+        return _ops.offsets(self._lengths, self.device)
+
+    @property
+    def batch_size(self) -> int:
+        """The number of sequences."""
+        return self._lengths.tensor.shape[0]
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of all sequences together."""
+        return self.values.shape[0]
+
+    @property
+    def max_length(self) -> int:
+        """The steps of the longest sequence; 0 if there is none."""
+        return self._lengths.longest
+
+    @property
+    def feature_shape(self) -> torch.Size:
+        """The shape of one step."""
+        return self.values.shape[1:]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the values."""
+        return self.values.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the values."""
+        return self.values.device
+
+    @property
+    def segment_ids(self) -> Tensor:
+        """`(total_steps,)`, int64, on the device of the values: the sequence of each step; a copy.
+
+        >>> SequenceBatch(torch.zeros(5), [2, 0, 3]).segment_ids
+        tensor([0, 0, 2, 2, 2])
+        """
+        return _ops.segment_ids(self._lengths, self.total_steps, self.device)
+
+    @property
+    def positions(self) -> Tensor:
+        """`(total_steps,)`, int64, on the device of the values: the index of each step in its sequence; a copy.
+
+        >>> SequenceBatch(torch.zeros(5), [2, 0, 3]).positions
+        tensor([0, 1, 0, 1, 2])
+        """
+        return _ops.positions(self._lengths, self.total_steps, self.device)
+
+    # ----------------------------------------------------------------------------------------------- from other layouts
+
+    @classmethod
+    def from_sequences(cls, sequences: Iterable[Tensor]) -> Self:
+        """Join sequences of unequal length into a batch.
+
+        Args:
+            sequences: any iterable of Tensors `(steps, *features)` of equal features, dtype and device. If it is
+                empty, features and dtype are unknown. The batch then has size 0 and features `()`; every layer takes
+                it, and `concat` joins it to any other. `batch[[]]` keeps the features and dtype of a batch.
+
+        Returns:
+            a batch of copies, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: `sequences` is not an iterable of Tensors, or is a Tensor or a PackedSequence itself.
+            SeqbatchValueError: a sequence has no dimension of steps, or differs from the first.
+
+        >>> SequenceBatch.from_sequences([torch.zeros(10, 5), torch.zeros(7, 5)])
+        SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
+        """
+        tensors = sequences_of("sequences", sequences)
+        if not tensors:
+            return cls._of(torch.empty(0), Lengths(()))
+        return cls._of(torch.cat(tensors), _ops.lengths_of_sizes(tuple([tensor.shape[0] for tensor in tensors])))
+
+    @classmethod
+    def from_padded(
+        cls,
+        padded: Tensor,
+        lengths: Sequence[int] | Tensor,
+        *,
+        batch_first: bool,
+        padding_side: PaddingSide = "right",
+    ) -> Self:
+        """Read the real steps out of a padded tensor.
+
+        Args:
+            padded: `(batch, time, *features)` if batch_first, else `(time, batch, *features)`.
+            lengths: `(batch,)`, integers, in steps; a Tensor on a device is copied to the host, which synchronizes.
+            batch_first: which of the first two axes of `padded` is the batch.
+            padding_side: the side on which shorter sequences are padded.
+
+        Returns:
+            a batch of copies, through which gradients flow; those of padding are 0.
+
+        Raises:
+            SeqbatchTypeError: `padded` is not a Tensor, the lengths are not integers, or batch_first is not a bool.
+            SeqbatchValueError: `padded` has fewer than two axes, there are not as many lengths as sequences, a length
+                is negative or above the time axis, or padding_side is neither "right" nor "left".
+
+        Source: the inverse of `torch.nn.utils.rnn.pad_sequence`.
+
+        >>> batch = SequenceBatch.from_padded(torch.tensor([[1, 2], [3, 0]]), [2, 1], batch_first=True)
+        >>> batch.values
+        tensor([1, 2, 3])
+        """
+        padded_shape("padded", padded, batch_first)
+        side = require_side(padding_side)
+        structure = _ops.lengths_from("lengths", lengths)
+        return cls._of(_ops.from_padded(padded, structure, batch_first, side), structure)
+
+    @classmethod
+    def from_mask(cls, padded: Tensor, mask: Tensor, *, batch_first: bool) -> Self:
+        """Read the steps of a padded tensor where a mask is True; padding may be on the right, left or both sides.
+
+        Args:
+            padded: `(batch, time, *features)` if batch_first, else `(time, batch, *features)`.
+            mask: the first two axes of `padded`, bool, True on real steps; on a device it is copied to the host,
+                which synchronizes.
+            batch_first: which of the first two axes of `padded` and `mask` is the batch.
+
+        Returns:
+            a batch of copies, through which gradients flow; those of padding are 0.
+
+        Raises:
+            SeqbatchTypeError: `padded` is not a Tensor, the mask is not a bool Tensor, or batch_first is not a bool.
+            SeqbatchValueError: `padded` has fewer than two axes, the mask has another shape, or it has a hole: a False
+                between two True.
+
+        >>> mask = torch.tensor([[False, True], [True, True]])
+        >>> SequenceBatch.from_mask(torch.tensor([[0, 1], [2, 3]]), mask, batch_first=True).values
+        tensor([1, 2, 3])
+        """
+        padded_shape("padded", padded, batch_first)
+        return cls._of(*_ops.from_mask(padded, mask, batch_first))
+
+    @classmethod
+    def from_packed(cls, packed: PackedSequence) -> Self:
+        """Unpack PyTorch's packed form, into the order the sequences had before packing.
+
+        Args:
+            packed: its data `(total_steps, *features)`; indices on a device are copied to the host, which synchronizes.
+
+        Returns:
+            a batch of copies, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: this is not a PackedSequence, its data are not a Tensor, or its batch sizes or indices
+                are not integer Tensors of one axis.
+            SeqbatchValueError: its data have no dimension of steps; its batch sizes rise, are below 1, or do not add up
+                to its data; or its sorted and unsorted indices are not both there (or both None), do not name each
+                sequence once, or do not undo each other.
+
+        Source: the inverse of `torch.nn.utils.rnn.pack_sequence`.
+
+        >>> packed = nn.utils.rnn.pack_sequence([torch.tensor([1, 2]), torch.tensor([3])])
+        >>> SequenceBatch.from_packed(packed).values
+        tensor([1, 2, 3])
+        """
+        return cls._of(*_ops.from_packed(packed))
+
+    @classmethod
+    def from_nested(cls, nested: Tensor) -> Self:
+        """Convert a nested tensor of jagged layout.
+
+        Args:
+            nested: `(batch, steps, *features)`, whose second axis is ragged; offsets on a device are copied to the
+                host, which synchronizes.
+
+        Returns:
+            a batch that is a view of it (a copy if some of its values are in no sequence), through which gradients
+            flow.
+
+        Raises:
+            SeqbatchTypeError: this is not a nested Tensor of jagged layout.
+            SeqbatchValueError: its ragged axis is not the second.
+
+        Source: `torch.nested`.
+
+        >>> nested = torch.nested.nested_tensor([torch.zeros(2, 5), torch.zeros(3, 5)], layout=torch.jagged)
+        >>> SequenceBatch.from_nested(nested).lengths
+        (2, 3)
+        """
+        return cls._of(*_ops.from_nested(nested))
+
+    @classmethod
+    def from_offsets(cls, values: Tensor, offsets: Sequence[int] | Tensor) -> Self:
+        """Build a batch from flat values and the offset of each sequence, as ragged attention takes (`cu_seqlens`).
+
+        Args:
+            values: `(total_steps, *features)`.
+            offsets: `(batch + 1,)`, integers, in steps: non-decreasing, from 0 to total_steps; a Tensor on a device
+                is copied to the host, which synchronizes.
+
+        Returns:
+            a batch of these very values.
+
+        Raises:
+            SeqbatchTypeError: the values are not a Tensor, or the offsets are not integers.
+            SeqbatchValueError: the values have no dimension of steps, or the offsets do not start at 0, decrease
+                somewhere, or do not end at total_steps.
+
+        >>> SequenceBatch.from_offsets(torch.zeros(9, 5), [0, 2, 2, 9]).lengths
+        (2, 0, 7)
+        """
+        steps = require_steps("values", values).shape[0]
+        return cls._of(values, _ops.lengths_from_offsets("offsets", offsets, steps))
+
+    # ------------------------------------------------------------------------------------------------- to other layouts
+
+    def to_sequences(self) -> list[Tensor]:
+        """Return the sequences one by one.
+
+        Returns:
+            Tensors `(steps, *features)` in the caller's order, views of the values through which gradients flow.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_sequences()
+        [tensor([1, 2]), tensor([3])]
+        """
+        return list(torch.split(self.values, list(self._lengths.sizes or self._lengths.counts)))
+
+    def to_padded(
+        self,
+        *,
+        batch_first: bool,
+        padding_value: complex = 0.0,
+        padding_side: PaddingSide = "right",
+        total_length: int | None = None,
+    ) -> Tensor:
+        """Pad all sequences to one length.
+
+        Args:
+            batch_first: which of the first two axes of the result is the batch.
+            padding_value: the value of the padding, which the dtype must be able to represent.
+            padding_side: the side on which shorter sequences are padded.
+            total_length: steps to pad to, at least those of the longest sequence, which is the default.
+
+        Returns:
+            `(batch, time, *features)` if batch_first, else `(time, batch, *features)`, a copy through which
+            gradients flow.
+
+        Raises:
+            SeqbatchTypeError: batch_first is not a bool, padding_value is not a number, or total_length is not an
+                integer.
+            SeqbatchValueError: padding_value is not a value of the dtype, padding_side is neither "right" nor "left",
+                or total_length is too short.
+
+        Source: `torch.nn.utils.rnn.pad_sequence`.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_padded(batch_first=True)
+        tensor([[1, 2],
+                [3, 0]])
+        """
+        require_bool("batch_first", batch_first)
+        side = require_side(padding_side)
+        return _ops.to_padded(self.values, self._lengths, batch_first, side, total_length, padding_value)
+
+    def to_packed(self) -> PackedSequence:
+        """Pack the sequences as PyTorch's recurrent layers take them.
+
+        Returns:
+            a PackedSequence that remembers the caller's order, a copy through which gradients flow.
+
+        Raises:
+            SeqbatchValueError: a sequence is empty, which the packed form cannot hold.
+
+        Source: `torch.nn.utils.rnn.pack_sequence(..., enforce_sorted=False)`.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [1, 2]).to_packed().data
+        tensor([2, 1, 3])
+        """
+        return _ops.to_packed(self.values, self._lengths)
+
+    def to_nested(self) -> Tensor:
+        """Convert to a nested tensor of jagged layout.
+
+        Returns:
+            `(batch, steps, *features)`, whose second axis is ragged, a view of the values through which gradients
+            flow. Nested tensors of batches of the same structure can be added and multiplied.
+
+        Source: `torch.nested.nested_tensor_from_jagged`.
+
+        >>> SequenceBatch(torch.zeros(3, 5), [2, 1]).to_nested().is_nested
+        True
+        """
+        return _ops.to_nested(self.values, self._lengths)
+
+    def mask(
+        self, *, batch_first: bool, padding_side: PaddingSide = "right", total_length: int | None = None
+    ) -> Tensor:
+        """Compute the mask of real steps in what `to_padded` returns for the same arguments.
+
+        Args:
+            batch_first: which of the two axes of the result is the batch.
+            padding_side: the side on which shorter sequences are padded.
+            total_length: steps to pad to, at least those of the longest sequence, which is the default.
+
+        Returns:
+            `(batch, time)` if batch_first, else `(time, batch)`, bool, True on real steps; a new Tensor.
+
+        Raises:
+            SeqbatchTypeError: batch_first is not a bool, or total_length is not an integer.
+            SeqbatchValueError: padding_side is neither "right" nor "left", or total_length is too short.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).mask(batch_first=True)
+        tensor([[ True,  True],
+                [ True, False]])
+        """
+        require_bool("batch_first", batch_first)
+        return _ops.mask(self._lengths, batch_first, require_side(padding_side), total_length, self.device)
+
+    # -------------------------------------------------------------------------------------------- a Sequence of Tensors
+
+    def __repr__(self) -> str:
+        number, steps = counted(self.batch_size, "sequence"), counted(self.max_length, "step")
+        shortest = min(self.lengths, default=0)
+        span = "" if shortest == self.max_length else f"{shortest} to "
+        features = f"features {tuple(self.feature_shape)}"
+        return f"{type(self).__name__}({number} of {span}{steps}, {features}, {self.dtype}, {self.device})"
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Tensor, Lengths]]:
+        require_gatherable(self)
+        return type(self), (self.values, self._lengths)
+
+    def __len__(self) -> int:
+        return self.batch_size
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not in_a_graph():
+            remember_iterated(self)
+        return iter(self.to_sequences())
+
+    @overload
+    def __getitem__(self, index: int) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: slice | list[int] | list[bool] | list[AnyScalar] | Tensor | Array) -> Self: ...
+    @overload
+    def __getitem__(self, index: Scalar) -> Tensor: ...
+    def __getitem__(self, index: Index[Any]) -> Tensor | Self:
+        """Return one sequence for an integer (a view), or several for any other index (a batch of copies).
+
+        Gradients flow through both.
+
+        Args:
+            index: an integer, also as a Tensor or NumPy array of no dimension; or a slice, a list of integers or
+                bools, or an integer or bool Tensor or NumPy array `(number,)`. Negative integers count from the end.
+
+        Raises:
+            SeqbatchIndexError: an index is out of range, or a mask has another length.
+            SeqbatchTypeError: this is not an index.
+
+        >>> batch = SequenceBatch(torch.tensor([1, 2, 3]), [2, 1])
+        >>> batch[0], batch[[1, 0]].values
+        (tensor([1, 2]), tensor([3, 1, 2]))
+        """
+        refuse_in_a_graph("lengths")
+        index = as_index("index", index)
+        if is_one_index(index):
+            i = one_position("index", index, len(self))
+            start = int(self._lengths.offsets[i])
+            return self.values[start : start + self.lengths[i]]
+        chosen = several_positions("index", index, len(self))
+        lengths = Lengths(tuple(self.lengths[i] for i in chosen))
+        return self._of(rearrange(self.values, select_plan(self._lengths, chosen).to(self.device)), lengths)
+
+    def __contains__(self, sequence: object) -> bool:
+        return self.count(sequence) > 0
+
+    def count(self, sequence: object) -> int:
+        """Count the sequences that equal a Tensor, as `torch.equal`.
+
+        Args:
+            sequence: `(steps, *features)`; only a Tensor of the same dtype and device can be equal.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 1]), [1, 1, 1]).count(torch.tensor([1]))
+        2
+        """
+        return sum(_equal(one, sequence) for one in self)
+
+    def index(self, sequence: object, start: int = 0, stop: int | None = None) -> int:
+        """Return the position of the first sequence that equals a Tensor, as `torch.equal`.
+
+        Args:
+            sequence: `(steps, *features)`; only a Tensor of the same dtype and device can be equal.
+            start: the first position to look at; a negative one counts from the end, as in a slice.
+            stop: the position before which to stop, in the same way; None to look at all.
+
+        Raises:
+            SeqbatchValueError: no sequence from `start` on, before `stop`, does.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 1]), [1, 1, 1]).index(torch.tensor([1]), 1)
+        2
+        """
+        for i in range(len(self))[start:stop]:
+            if _equal(self[i], sequence):
+                return i
+        raise complaint(SeqbatchValueError, "sequence", "equal one of the batch", type_name(sequence))
+
+    @classmethod
+    def concat(cls, batches: "Iterable[SequenceBatch]") -> Self:
+        """Join batches into one batch of all their sequences.
+
+        Args:
+            batches: any iterable of batches of equal features, dtype and device.
+
+        Returns:
+            a batch of copies, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: this is not an iterable, or something in it is not a SequenceBatch.
+            SeqbatchValueError: a batch differs from the first in features, dtype or device. A batch made of an empty
+                list has no features of its own, so it may be joined to any other.
+
+        >>> SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), SequenceBatch(torch.zeros(3), [1, 2])]).lengths
+        (2, 1, 2)
+        """
+        if not isinstance(batches, Iterable):
+            raise complaint(SeqbatchTypeError, "batches", "be an iterable of batches", type_name(batches))
+        parts = list(batches)
+        for i, part in enumerate(parts):
+            if not isinstance(part, SequenceBatch):
+                raise complaint(SeqbatchTypeError, f"batches[{i}]", "be a SequenceBatch", type_name(part))
+        known = [(i, part) for i, part in enumerate(parts) if in_a_graph() or not is_nothing(part)]
+        for i, part in known:
+            same_kind(f"batches[{i}]", part.values, f"batches[{known[0][0]}]", known[0][1].values)
+        if not parts:
+            return cls.from_sequences([])
+        values = torch.cat([part.values for _, part in known or enumerate(parts)])
+        return cls._of(values, _ops.joined_lengths([part._lengths for part in parts]))
+
+    # ----------------------------------------------------------------------------------------------- functions of steps
+
+    def map(self, function: Callable[..., Tensor], *others: "SequenceBatch") -> Self:
+        """Apply a function that treats every step by itself.
+
+        The function sees the steps of all sequences, one after another. If it captures a Tensor of one row for each
+        sequence, that is paired with steps, not with sequences. Where the numbers agree, the result is wrong without
+        an error. Spread such a Tensor over the steps, and pass the batch: `batch.map(function, spread)`, where `spread`
+        is `batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))`.
+
+        Args:
+            function: from flat values `(total_steps, *features)`, one Tensor for this batch and each other, to flat
+                values of the same number of steps. It must not mix steps, because sequences are adjacent.
+            others: batches of the same lengths.
+
+        Returns:
+            a batch of the same structure, of the very Tensor that the function returns. A batch made of an empty list
+            has no features that a function could use. If the function raises an IndexError or a RuntimeError because
+            of that, the result is such a batch again.
+
+        Raises:
+            SeqbatchTypeError: another is not a SequenceBatch, or the function does not return a Tensor.
+            UnsupportedLayerError: the function is or calls a layer for which gradients per sample are computed, as by
+                opacus, which would take each step for a sample.
+            SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
+                of steps or drops their dimension.
+
+        >>> SequenceBatch(torch.tensor([1.0, -2.0]), [1, 1]).map(torch.relu).values
+        tensor([1., 0.])
+        """
+        require_no_samples("function", function)
+        for i, other in enumerate(others):
+            if not isinstance(other, SequenceBatch):
+                remedy = ""
+                if isinstance(other, Tensor):
+                    remedy = f"For a row for each step pass batch.with_values(tensor), for each sequence {_SPREAD}."
+                found = type_name(other)
+                raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", found, remedy)
+            _ops.require_same_lengths(f"others[{i}]", other._lengths, self._lengths)
+            if other.device != self.device:
+                raise complaint(SeqbatchValueError, f"others[{i}]", f"be on {self.device}, as this batch", other.device)
+        flat = [self.values, *(other.values for other in others)]
+        if in_a_graph():
+            return self._same_steps("function(values)", function(*flat))
+        batches: list[SequenceBatch] = [self, *others]
+        nothing = next((batch.values for batch in batches if is_nothing(batch)), None)
+        try:
+            with samples_refused("function"):
+                result = function(*flat)
+        except (IndexError, RuntimeError) as error:
+            # Exactly these two, because PyTorch raises them, and not a subclass, for a missing dimension.
+            if nothing is not None and type(error) in (IndexError, RuntimeError):
+                return self.with_values(nothing)
+            mismatch = _MISMATCH.match(str(error))
+            if mismatch and {*map(int, mismatch.groups())} == {self.total_steps, len(self)}:
+                error.add_note(
+                    "A Tensor of one row for each sequence must be spread over the steps, and passed as a batch: "
+                    f"batch.map(function, {_SPREAD})."
+                )
+            raise
+        if nothing is not None and isinstance(result, Tensor) and result.shape[:1] != nothing.shape:
+            return self.with_values(nothing)  # because the function took the steps for the last feature
+        return self._same_steps("function(values)", result)
+
+    def with_values(self, values: Tensor) -> Self:
+        """Build a batch of the same structure and other values.
+
+        Args:
+            values: `(total_steps, *features)`, any features, dtype and device.
+
+        Returns:
+            a batch of these very values.
+
+        Raises:
+            SeqbatchTypeError: the values are not a Tensor.
+            SeqbatchValueError: they have another number of steps, or no dimension of steps.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).with_values(torch.zeros(3, 8)).feature_shape
+        torch.Size([8])
+        """
+        return self._same_steps("values", values)
+
+    def _same_steps(self, subject: str, values: Tensor) -> Self:
+        steps = require_steps(subject, values).shape[0]
+        if steps != self.total_steps:
+            raise complaint(SeqbatchValueError, subject, f"have the {self.total_steps} steps of this batch", steps)
+        return self._of(values, self._lengths)
+
+    def reverse(self) -> Self:
+        """Reverse every sequence.
+
+        Returns:
+            a batch of copies, through which gradients flow.
+
+        >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).reverse().values
+        tensor([2, 1, 3])
+        """
+        return self.with_values(_ops.reduce(self.values, self._lengths, "reverse"))
+
+    # ------------------------------------------------------------------------------------------- functions of sequences
+
+    def sum(self) -> Tensor:
+        """Sum the steps of each sequence.
+
+        Returns:
+            `(batch, *features)`; int64 for integers and bools, as `torch.sum`.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).sum()
+        tensor([3, 3])
+        """
+        return _ops.reduce(self.values, self._lengths, "sum")
+
+    def mean(self) -> Tensor:
+        """Average the steps of each sequence, over its own length.
+
+        Returns:
+            `(batch, *features)`, the dtype of the values.
+
+        Raises:
+            SeqbatchTypeError: the dtype is neither floating nor complex.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([1.0, 2.0]), torch.tensor([3.0])]).mean()
+        tensor([1.5000, 3.0000])
+        """
+        if not (self.values.is_floating_point() or self.values.is_complex()):
+            raise _wrong_dtype("floating or complex to be averaged", self.values)
+        return _ops.reduce(self.values, self._lengths, "mean")
+
+    def max(self) -> Tensor:
+        """Return the largest step of each sequence, feature by feature, as `torch.amax`.
+
+        Returns:
+            `(batch, *features)`, the dtype of the values; steps that are equally large share the gradient.
+
+        Raises:
+            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no maximum.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).max()
+        tensor([2, 3])
+        """
+        _require_order(self.values)
+        return _ops.reduce(self.values, self._lengths, "max")
+
+    def min(self) -> Tensor:
+        """Return the smallest step of each sequence, feature by feature, as `torch.amin`.
+
+        Returns:
+            `(batch, *features)`, the dtype of the values; steps that are equally small share the gradient.
+
+        Raises:
+            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no minimum.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).min()
+        tensor([1, 3])
+        """
+        _require_order(self.values)
+        return _ops.reduce(self.values, self._lengths, "min")
+
+    def first(self) -> Tensor:
+        """Return the first step of each sequence.
+
+        Returns:
+            `(batch, *features)`, any dtype.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).first()
+        tensor([1, 3])
+        """
+        return _ops.reduce(self.values, self._lengths, "first")
+
+    def last(self) -> Tensor:
+        """Return the last real step of each sequence, which is not the last of a padded tensor.
+
+        In the outputs of a bidirectional layer, the backward half has seen only one step there. The summary of the
+        whole sequence is `state.last()`.
+
+        Returns:
+            `(batch, *features)`, any dtype.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).last()
+        tensor([2, 3])
+        """
+        return _ops.reduce(self.values, self._lengths, "last")
+
+    def softmax(self) -> Self:
+        """Normalize each sequence over its steps, feature by feature, as `torch.softmax` along the steps.
+
+        Returns:
+            a batch of the same structure and dtype; each sequence of one step or more adds up to 1.
+
+        Raises:
+            SeqbatchTypeError: the dtype is not floating.
+
+        >>> SequenceBatch.from_sequences([torch.zeros(2), torch.zeros(1)]).softmax().values
+        tensor([0.5000, 0.5000, 1.0000])
+        """
+        if not self.values.is_floating_point():
+            raise _wrong_dtype("floating for a softmax", self.values)
+        return self.with_values(_ops.reduce(self.values, self._lengths, "softmax"))
+
+    # --------------------------------------------------------------------------------------------------- as on a Tensor
+
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """Convert dtype or device, with the arguments of `torch.Tensor.to`; the lengths stay on the host.
+
+        Returns:
+            a batch of a copy, or of these very values where they are as asked; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).to(torch.float64).dtype
+        torch.float64
+        """
+        return self.with_values(self.values.to(*args, **kwargs))
+
+    def float(self) -> Self:
+        """Convert to float32, as `torch.Tensor.float`; integers too.
+
+        Returns:
+            a batch of a copy, or of these very values where they are float32; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3).double(), [2, 1]).float().dtype
+        torch.float32
+        """
+        return self.with_values(self.values.float())
+
+    def double(self) -> Self:
+        """Convert to float64, as `torch.Tensor.double`; integers too.
+
+        Returns:
+            a batch of a copy, or of these very values where they are float64; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).double().dtype
+        torch.float64
+        """
+        return self.with_values(self.values.double())
+
+    def half(self) -> Self:
+        """Convert to float16, as `torch.Tensor.half`; integers too.
+
+        Returns:
+            a batch of a copy, or of these very values where they are float16; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).half().dtype
+        torch.float16
+        """
+        return self.with_values(self.values.half())
+
+    def bfloat16(self) -> Self:
+        """Convert to bfloat16, as `torch.Tensor.bfloat16`; integers too.
+
+        Returns:
+            a batch of a copy, or of these very values where they are bfloat16; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).bfloat16().dtype
+        torch.bfloat16
+        """
+        return self.with_values(self.values.bfloat16())
+
+    def cpu(self) -> Self:
+        """Copy to the host, as `torch.Tensor.cpu`.
+
+        Returns:
+            a batch of a copy, or of these very values where they are there; gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3), [2, 1]).cpu().device
+        device(type='cpu')
+        """
+        return self.with_values(self.values.cpu())
+
+    def cuda(self, device: int | str | torch.device | None = None, *, non_blocking: bool = False) -> Self:
+        """Copy to a CUDA device, as `torch.Tensor.cuda`.
+
+        Args:
+            device: the device; None for the current one.
+            non_blocking: whether to copy asynchronously, which needs values in pinned memory.
+
+        Returns:
+            a batch of a copy, or of these very values where they are there; gradients flow.
+        """
+        return self.with_values(self.values.cuda(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Copy into page-locked memory, as `torch.Tensor.pin_memory`; `torch.utils.data.DataLoader` calls this.
+
+        Returns:
+            a batch of a copy, or of these very values where they are pinned.
+
+        >>> batch = SequenceBatch(torch.zeros(3), [2, 1])
+        >>> pinned = batch.pin_memory() if torch.cuda.is_available() else batch
+        >>> pinned.lengths
+        (2, 1)
+        """
+        refuse_in_a_graph("page-locked memory")
+        return self.with_values(self.values.pin_memory())
+
+    def detach(self) -> Self:
+        """Share the values without their gradient graph, as `torch.Tensor.detach`.
+
+        Returns:
+            a batch that is a view of this one, through which no gradients flow.
+
+        >>> SequenceBatch(torch.zeros(3, requires_grad=True), [2, 1]).detach().values.requires_grad
+        False
+        """
+        return self.with_values(self.values.detach())
+
+    def clone(self) -> Self:
+        """Copy the values, as `torch.Tensor.clone`.
+
+        Returns:
+            a batch of a copy, through which gradients flow.
+
+        >>> batch = SequenceBatch(torch.zeros(3), [2, 1])
+        >>> batch.clone().values.add_(1), batch.values
+        (tensor([1., 1., 1.]), tensor([0., 0., 0.]))
+        """
+        return self.with_values(self.values.clone())
+
+
+def is_nothing(batch: SequenceBatch) -> bool:
+    """Return True if a batch may come from an empty list, which has no features that a layer could take."""
+    # The batch size last, because it is not known while tracing.
+    return batch.values.dim() == 1 and batch.dtype.is_floating_point and batch.batch_size == 0
+
+
+def _equal(one: Tensor, other: object) -> bool:
+    """Return True if an object is a Tensor with the same shape, dtype, device and values as another."""
+    if not isinstance(other, Tensor) or other.is_nested or other.layout is not torch.strided:
+        return False
+    return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device) and torch.equal(one, other)
+
+
+def _require_order(values: Tensor) -> None:
+    if values.is_complex() or values.dtype is torch.uint64:
+        raise _wrong_dtype("of an order that PyTorch knows", values)
+
+
+def _wrong_dtype(must: str, values: Tensor) -> SeqbatchTypeError:
+    return complaint(SeqbatchTypeError, "values", f"have a dtype {must}", values.dtype)

@@ -1,0 +1,1 @@
+"""Checks of arguments, one subject a file, and the grammar of their messages."""

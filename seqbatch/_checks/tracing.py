@@ -1,0 +1,29 @@
+"""Refusals while `torch.compile` or `torch.export` traces, and checks that a graph makes at run time."""
+
+import torch
+from torch import Tensor
+
+from seqbatch._checks.grammar import complaint
+from seqbatch._torch import in_a_graph
+from seqbatch.errors import SeqbatchError
+
+
+def not_in_a_graph(what: str, remedy: str = "") -> SeqbatchError:
+    """Build the error for what would specialize a graph on its lengths; `remedy` says how to avoid that."""
+    disabled = "or in a function that torch.compiler.disable keeps out of the graph"
+    # An exported graph holds the whole call, so disabling a part of it is not a remedy.
+    outside = "Call it outside." if torch.compiler.is_exporting() else f"Call it outside, {disabled}."
+    must = "serve all lengths, so that nothing in it may depend on their numbers"
+    remedy = f"{remedy} Or call{outside[4:]}" if remedy else outside
+    return complaint(SeqbatchError, "graph of torch.compile or torch.export", must, what, remedy)
+
+
+def refuse_in_a_graph(what: str) -> None:
+    """Raise while `torch.compile` or `torch.export` traces."""
+    if in_a_graph():
+        raise not_in_a_graph(f"a call that needs {what}")
+
+
+def require_in_graph(holds: Tensor, message: str) -> None:
+    """Add a check to the graph, which raises at run time unless `holds` is True; it does not synchronize."""
+    torch.ops.aten._assert_async.msg(holds, message)

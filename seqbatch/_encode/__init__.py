@@ -1,0 +1,175 @@
+"""encode and encode_with_state: run a layer on sequences in any layout, and return the same layout."""
+
+# mypy: disable-error-code="overload-overlap"
+# Overloads overlap on purpose, and the first that matches is used. PackedSequence comes before tuple, because it is a
+# subclass. Layers of PyTorch come before other Modules, because the type of state is known for these only.
+
+from typing import Any, TypeVar, overload
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch._batch import SequenceBatch, is_nothing
+from seqbatch._checks.exporters import unscriptable
+from seqbatch._checks.grammar import complaint, describe, type_name
+from seqbatch._checks.per_sample_gradients import require_no_samples
+from seqbatch._encode.inputs import open_kind
+from seqbatch._encode.registry import empty_input, find
+from seqbatch._state import ContainerState, LSTMState, RNNState, State
+from seqbatch._torch import in_a_graph
+from seqbatch.errors import UnsupportedLayerError
+
+T = TypeVar("T", bound=Tensor)
+Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
+_OfLSTMState = nn.LSTM | nn.LSTMCell
+_OfRNNState = nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell
+_OfKnownState = _OfLSTMState | _OfRNNState | nn.Sequential
+
+
+class _NotTheStateOfThisLayer:
+    """The result type if the state has another type than the layer's, so that type checkers report any use of it.
+
+    Without it, the overload for any Module would match. It has no instances, because the call raises.
+    """
+
+
+@overload
+def encode(layer: nn.Module, sequences: Same) -> Same: ...
+@overload
+def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...]) -> list[Tensor]: ...
+@unscriptable
+def encode(layer: nn.Module, sequences: Any) -> Any:
+    """Run a layer on sequences of unequal length; each gets the result it would get alone.
+
+    A subclass is run as its base is, so one whose own `forward` mixes steps needs its own encoder. A subclass of
+    `nn.LSTM`, `nn.GRU` or `nn.RNN` may mix steps. It is called once for each length, on one Tensor of all sequences of
+    this length. The Tensor is `(steps, batch, features)`, or as its `batch_first` says, and the state, if given, is in
+    PyTorch's layout. It must treat each sequence by itself, and return the shapes that its base returns.
+
+    Args:
+        layer: a layer that has an encoder. Built in are `nn.LSTM`, `nn.GRU`, `nn.RNN` and their cells; convolution and
+            pooling over steps, which may change the lengths; self-attention and transformers; norms; layers that treat
+            every step by itself; those of `seqbatch.layers`; and `nn.Sequential` of these. `register_encoder` and
+            `register_recurrent` add others. Its own `batch_first` does not matter.
+        sequences: a list or tuple of Tensors `(steps, *features)`, one such Tensor, a SequenceBatch, a
+            PackedSequence, or a nested Tensor of jagged layout. One Tensor is one sequence. Cells, and containers of
+            them, do not take it, because PyTorch calls them on one step of each of many sequences: write `[x]` or
+            `SequenceBatch(x, [1] * len(x))`.
+
+    Returns:
+        the outputs, in the same order and the same layout (a list for a tuple); gradients flow. Those in a list are
+        views of one Tensor, as from `torch.split`: while gradients are recorded, modify a clone and not the view. A
+        layer that returns its input, as `nn.Identity`, returns the caller's memory.
+
+    Raises:
+        SeqbatchTypeError: the layer is not an `nn.Module`; the sequences are of another type, or are one Tensor for a
+            cell; ids for `nn.Embedding` are not int32 or int64; the encoder does not return a SequenceBatch; or the
+            layer's own `forward` does not take a Tensor.
+        SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
+            device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; the
+            encoder returns another batch size; or the layer's own `forward` returns other shapes.
+        UnsupportedLayerError: no encoder handles the layer, it is an `nn.Sequential` with its own `forward`, or
+            gradients per sample are computed for it, as by opacus, which would take each step for a sample.
+        SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
+
+    >>> xs, ys = torch.randn(10, 5), torch.randn(7, 5)
+    >>> hs_x, hs_y = encode(nn.LSTM(5, 3, num_layers=2, bidirectional=True), [xs, ys])
+    >>> hs_x.shape, hs_y.shape
+    (torch.Size([10, 6]), torch.Size([7, 6]))
+    """
+    require_no_samples("layer", layer)
+    entry = find(layer)
+    batch, close = open_kind(sequences, layer)
+    if is_nothing(batch) and not entry.keeps_state(layer):
+        taken = empty_input(layer, batch)
+        if taken is None:
+            return close(batch)
+        batch = taken
+    try:
+        return close(entry.outputs(layer, batch))
+    except Exception as error:
+        _add_context(error, layer, batch)
+        raise
+
+
+@overload
+def encode_with_state(
+    layer: _OfLSTMState, sequences: Same, state: LSTMState | None = None
+) -> tuple[Same, LSTMState]: ...
+@overload
+def encode_with_state(
+    layer: _OfLSTMState, sequences: list[T] | tuple[T, ...], state: LSTMState | None = None
+) -> tuple[list[Tensor], LSTMState]: ...
+@overload
+def encode_with_state(layer: _OfRNNState, sequences: Same, state: RNNState | None = None) -> tuple[Same, RNNState]: ...
+@overload
+def encode_with_state(
+    layer: _OfRNNState, sequences: list[T] | tuple[T, ...], state: RNNState | None = None
+) -> tuple[list[Tensor], RNNState]: ...
+@overload
+def encode_with_state(
+    layer: nn.Sequential, sequences: Same, state: ContainerState | None = None
+) -> tuple[Same, ContainerState]: ...
+@overload
+def encode_with_state(
+    layer: nn.Sequential, sequences: list[T] | tuple[T, ...], state: ContainerState | None = None
+) -> tuple[list[Tensor], ContainerState]: ...
+@overload
+def encode_with_state(  # pyright: ignore[reportOverlappingOverload]
+    layer: _OfKnownState, sequences: Same, state: State | Tensor | tuple[Any, ...]
+) -> _NotTheStateOfThisLayer: ...
+@overload
+def encode_with_state(  # pyright: ignore[reportOverlappingOverload]
+    layer: _OfKnownState, sequences: list[T] | tuple[T, ...], state: State | Tensor | tuple[Any, ...]
+) -> _NotTheStateOfThisLayer: ...
+@overload
+def encode_with_state(layer: nn.Module, sequences: Same, state: Any = None) -> tuple[Same, Any]: ...
+@overload
+def encode_with_state(
+    layer: nn.Module, sequences: list[T] | tuple[T, ...], state: Any = None
+) -> tuple[list[Tensor], Any]: ...
+@unscriptable
+def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> Any:
+    """Run a layer that carries a state on sequences of unequal length, from an initial state to the final one.
+
+    Args:
+        layer: as for `encode`, but one that keeps a state; `nn.Sequential` does if a layer in it does.
+        sequences: as for `encode`.
+        state: the initial state, each sequence at its index; zeros by default. For `nn.LSTM` and `nn.LSTMCell` it is
+            an LSTMState, for `nn.GRU`, `nn.RNN` and their cells an RNNState, for `nn.Sequential` a ContainerState.
+
+    Returns:
+        the outputs as from `encode`, and the state after the last step of each sequence, which may be passed in again.
+        The state of an empty sequence is its initial state.
+
+    Raises:
+        SeqbatchTypeError: as `encode`, or the state is of another type than the layer's.
+        SeqbatchValueError: as `encode`, or the state is of another shape, dtype or device than the layer and the
+            sequences need.
+        UnsupportedLayerError: as `encode`, or the layer keeps no state.
+        SeqbatchError: as `encode`.
+
+    >>> long = torch.randn(100, 5)
+    >>> gru = nn.GRU(5, 3)
+    >>> start, state = encode_with_state(gru, long[:60])
+    >>> end, state = encode_with_state(gru, long[60:], state)
+    >>> torch.testing.assert_close(torch.cat([start, end]), encode(gru, long))
+    """
+    require_no_samples("layer", layer)
+    entry = find(layer)
+    if not entry.keeps_state(layer):
+        remedy = "Call encode."
+        raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
+    batch, close = open_kind(sequences, layer)
+    try:
+        outputs, new_state = entry.run(layer, batch, state)
+        return close(outputs), new_state
+    except Exception as error:
+        _add_context(error, layer, batch)
+        raise
+
+
+def _add_context(error: Exception, layer: nn.Module, batch: SequenceBatch) -> None:
+    if in_a_graph():  # because PyTorch shows the line of the model, and lengths are unknown while tracing
+        return
+    error.add_note(f"while {describe(layer)} ran on {batch!r}")

@@ -1,0 +1,63 @@
+"""The types of input that `encode` takes, and how the output is converted back to each."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.arguments import require_steps
+from seqbatch._checks.exporters import refuse_exporters
+from seqbatch._checks.grammar import complaint, describe, type_name
+from seqbatch._encode.registry import takes_rows
+from seqbatch.errors import SeqbatchTypeError
+
+Opened = tuple[SequenceBatch, Callable[[SequenceBatch], Any]]
+
+
+def open_kind(sequences: object, layer: nn.Module) -> Opened:
+    """Convert any supported input to a batch, and return the function that converts a batch back to its type.
+
+    Raises:
+        SeqbatchTypeError: the type is not supported, or it is one Tensor for a cell.
+    """
+    refuse_exporters()
+    if isinstance(sequences, SequenceBatch):
+        return sequences, lambda batch: batch
+    if isinstance(sequences, PackedSequence):  # before tuple, because it is a subclass of that
+        return _open_packed(sequences)
+    if isinstance(sequences, Tensor):
+        return _open_nested(sequences) if sequences.is_nested else _open_tensor(sequences, layer)
+    if isinstance(sequences, (list, tuple)):
+        return SequenceBatch.from_sequences(sequences), SequenceBatch.to_sequences
+    must = "be a list or tuple of Tensors, a Tensor, a SequenceBatch, a PackedSequence or a nested Tensor"
+    raise complaint(SeqbatchTypeError, "sequences", must, type_name(sequences))
+
+
+def _open_tensor(sequence: Tensor, layer: nn.Module) -> Opened:
+    steps = len(require_steps("sequences", sequence))
+    if takes_rows(layer):
+        must = f"be a list or a SequenceBatch, for {describe(layer)}"
+        found = f"{type_name(sequence)}, which PyTorch's cells take for one step of each of many sequences"
+        many = "SequenceBatch(sequences, [1] * len(sequences)) for one step of each"
+        remedy = f"Write [sequences] for one sequence, or {many}."
+        raise complaint(SeqbatchTypeError, "sequences", must, found, remedy)
+    return SequenceBatch(sequence, [steps]), lambda batch: batch.values
+
+
+def _open_nested(nested: Tensor) -> Opened:
+    return SequenceBatch.from_nested(nested), SequenceBatch.to_nested
+
+
+def _open_packed(packed: PackedSequence) -> Opened:
+    opened = SequenceBatch.from_packed(packed)
+
+    def close(batch: SequenceBatch) -> PackedSequence:
+        repacked = batch.to_packed()
+        if batch.lengths != opened.lengths:
+            return repacked
+        # The order is the same, but the caller's indices may be None, for sequences that were sorted already.
+        return PackedSequence(repacked.data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+    return opened, close

@@ -1,0 +1,273 @@
+"""Which encoder handles which type of layer: registration, dispatch by type and bases, and entry points."""
+
+import functools
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, TypeVar
+
+import attrs
+from torch import nn
+
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.advice import advice_for
+from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._checks.tracing import not_in_a_graph
+from seqbatch._torch import in_a_graph
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
+
+ENTRY_POINTS = "seqbatch.encoders"
+
+Layer = TypeVar("Layer", bound=nn.Module)
+S = TypeVar("S")
+Encoder = Callable[[Layer, SequenceBatch], SequenceBatch]
+RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatch, S]]
+
+
+@attrs.frozen
+class _Entry:
+    """A registered encoder.
+
+    Args:
+        run: runs a layer on a batch and a state, and returns a batch and a state.
+        keeps_state: returns True if a layer keeps a state.
+        outputs: runs a layer on a batch from the initial state, when only the outputs are needed.
+    """
+
+    run: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any]]
+    keeps_state: Callable[[Any], bool]
+    outputs: Callable[[Any, SequenceBatch], SequenceBatch]
+
+
+def _never(layer: object) -> bool:
+    return False
+
+
+def _always(layer: object) -> bool:
+    return True
+
+
+# By type of layer.
+_entries: dict[type, _Entry] = {}
+_empty_inputs: dict[type, Callable[[Any, SequenceBatch], SequenceBatch | None]] = {}
+
+# By type of layer, whether PyTorch reads a Tensor of two axes as a batch of single steps, and not as one sequence.
+_takes_rows: dict[type, Callable[[Any], bool]] = {}
+
+
+def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Encoder[Layer]]:
+    """Register the function that runs a type of layer, and its subclasses, on a batch.
+
+    A later registration for the same type takes the place of an earlier one, also of a built-in one.
+
+    Args:
+        layer_type: a subclass of `nn.Module`.
+
+    Returns:
+        a decorator for a function `(layer, batch) -> batch`, which it returns as it is.
+
+    Raises:
+        SeqbatchTypeError: `layer_type` is not such a class, or the decorated object is not a function.
+
+    >>> class Double(nn.Module):
+    ...     def forward(self, x):
+    ...         return 2 * x
+    >>> @register_encoder(Double)
+    ... def _(layer: Double, batch: SequenceBatch) -> SequenceBatch:
+    ...     return batch.map(layer)
+    >>> encode(Double(), [torch.tensor([1, 2]), torch.tensor([3])])
+    [tensor([2, 4]), tensor([6])]
+    """
+    _require_layer_type(layer_type)
+
+    def register(function: Encoder[Layer]) -> Encoder[Layer]:
+        _require_function("encoder", function)
+
+        def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
+            return _checked(function(layer, batch), batch, "encoder(layer, batch)"), None
+
+        _entries[layer_type] = _Entry(run, _never, outputs=lambda layer, batch: run(layer, batch, None)[0])
+        return function
+
+    return register
+
+
+def register_recurrent(
+    layer_type: type[Layer], *, when: Callable[[Layer], bool] = _always, outputs: Encoder[Layer] | None = None
+) -> Callable[[RecurrentEncoder[Layer, S]], RecurrentEncoder[Layer, S]]:
+    """Register the function that runs a type of layer that carries a state, and its subclasses, on a batch.
+
+    A later registration for the same type takes the place of an earlier one, also of a built-in one. The state may be
+    anything; in the ContainerState of an `nn.Sequential`, `select`, `reset`, `detach` and `to` need its own.
+
+    Args:
+        layer_type: a subclass of `nn.Module`.
+        when: `(layer) -> bool`, True if a layer of the type keeps a state; a container may not.
+        outputs: `(layer, batch) -> batch`, for `encode`, if the outputs alone can be computed faster. By default
+            `encode` runs the decorated function and drops the state.
+
+    Returns:
+        a decorator for a function `(layer, batch, state or None) -> (batch, state)`, which it returns as it is.
+
+    Raises:
+        SeqbatchTypeError: `layer_type` is not such a class, or `when`, `outputs` or the decorated object is not a
+            function.
+
+    >>> class Running(nn.Module):
+    ...     "Returns the number of steps so far, at each step."
+    >>> @register_recurrent(Running)
+    ... def _(layer: Running, batch: SequenceBatch, state: torch.Tensor | None) -> tuple[SequenceBatch, torch.Tensor]:
+    ...     start = torch.zeros(batch.batch_size, dtype=torch.int64) if state is None else state
+    ...     parts = [torch.arange(len(x)) + 1 + n for x, n in zip(batch, start)]
+    ...     return batch.with_values(torch.cat(parts)), start + torch.tensor(batch.lengths)
+    >>> encode_with_state(Running(), [torch.zeros(2), torch.zeros(1)])
+    ([tensor([1, 2]), tensor([1])], tensor([2, 1]))
+    """
+    _require_layer_type(layer_type)
+    _require_function("when", when)
+    if outputs is not None:
+        _require_function("outputs", outputs)
+
+    def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
+        _require_function("encoder", function)
+
+        def run(layer: Layer, batch: SequenceBatch, state: S | None) -> tuple[SequenceBatch, S]:
+            result: object = function(layer, batch, state)
+            call = "encoder(layer, batch, state)"
+            if not (isinstance(result, tuple) and len(result) == 2):
+                must = "return a pair (batch, state)"
+                raise complaint(SeqbatchTypeError, call, must, type_name(result))
+            return _checked(result[0], batch, f"{call}[0]"), result[1]
+
+        def run_outputs(layer: Layer, batch: SequenceBatch) -> SequenceBatch:
+            if outputs is None:
+                return run(layer, batch, None)[0]
+            return _checked(outputs(layer, batch), batch, "outputs(layer, batch)")
+
+        _entries[layer_type] = _Entry(run, when, run_outputs)
+        return function
+
+    return register
+
+
+def register_empty_input(layer_type: type[Layer], make: Callable[[Layer, SequenceBatch], SequenceBatch | None]) -> None:
+    """Register the batch to run a type of layer on in place of one made of an empty list, which has no features.
+
+    Without it, or if `make` returns None, `encode` returns such a batch as it is, because the features of the
+    outputs are not known.
+    """
+    _empty_inputs[layer_type] = make
+
+
+def empty_input(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
+    """Return the batch to run a layer on in place of a batch without features; None if that is not known."""
+    # Not beyond the class whose encoder runs it, because a base of that class may take other inputs.
+    known = next(base for base in type(layer).__mro__ if base in _empty_inputs or base in _entries)
+    make = _empty_inputs.get(known)
+    return None if make is None else make(layer, batch)
+
+
+def is_recurrent(layer: nn.Module) -> bool:
+    """Return True if a layer keeps a state, so that `encode_with_state` takes it.
+
+    Args:
+        layer: any layer that has an encoder.
+
+    Raises:
+        SeqbatchTypeError: `layer` is not an `nn.Module`.
+        UnsupportedLayerError: no encoder handles it.
+
+    >>> is_recurrent(nn.LSTM(5, 3)), is_recurrent(nn.Linear(5, 3))
+    (True, False)
+    """
+    return find(layer).keeps_state(layer)
+
+
+def find(layer: object) -> _Entry:
+    """Return the encoder of a layer, by its type or the nearest base; import plug-ins if there is none."""
+    if not isinstance(layer, nn.Module):
+        remedy = "Pass a layer, not its class." if isinstance(layer, type) else ""
+        raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
+    entry = _dispatch(type(layer))
+    if entry is None:
+        if in_a_graph():
+            raise not_in_a_graph(f"a layer of type {type(layer).__name__}, of which no encoder is known yet")
+        _load_plugins()
+        entry = _dispatch(type(layer))
+    if entry is None:
+        raise unsupported(layer)
+    return entry
+
+
+def register_rows(layer_type: type[nn.Module], when: Callable[[Any], bool] = _always) -> None:
+    """Register a type of layer, and its subclasses, as one that PyTorch calls on a batch of single steps: a cell."""
+    _takes_rows[layer_type] = when
+
+
+def register_rows_of_children(layer_type: type[nn.Module]) -> None:
+    """Register a type of container, and its subclasses, as taking single steps if a layer in it does."""
+    register_rows(layer_type, lambda layer: any(takes_rows(child) for child in layer.children()))
+
+
+def takes_rows(layer: nn.Module) -> bool:
+    """Return True if PyTorch reads `(number, features)` as a batch of single steps, as for cells."""
+    for base in type(layer).__mro__:
+        if base in _takes_rows:
+            return _takes_rows[base](layer)
+    return False
+
+
+def _dispatch(layer_type: type) -> _Entry | None:
+    """Return the entry of a type or its nearest base.
+
+    Not by `functools.singledispatch`, because `torch.compile` cannot trace that.
+    """
+    for base in layer_type.__mro__:
+        if base in _entries:
+            return _entries[base]
+    return None
+
+
+def is_run_as(layer: object, *kinds: type[nn.Module]) -> bool:
+    """Return True if the encoder of one of these types runs the layer, and not one of its own."""
+    return find(layer) in [_dispatch(kind) for kind in kinds]
+
+
+def unsupported(layer: nn.Module, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:
+    """Build the error for a layer without an encoder, with advice on what to use instead."""
+    must, remedy = advice_for(layer)
+    failed = "".join(f"\nThe plug-in {plugin} could not be imported: {error!r}" for plugin, error in _load_plugins())
+    return complaint(UnsupportedLayerError, "layer", must, f"{type_name(layer)}: {reason}", f"{remedy}{failed}")
+
+
+@functools.cache
+def _load_plugins() -> tuple[tuple[str, Exception], ...]:
+    """Import the plug-ins of installed packages, once; return the names and errors of those that failed."""
+    failed = []
+    for plugin in entry_points(group=ENTRY_POINTS):
+        try:
+            plugin.load()
+        except Exception as error:  # whatever a plug-in raises must not keep the others from loading
+            failed.append((f"{plugin.name} = {plugin.value}", error))
+    return tuple(failed)
+
+
+def _checked(result: object, batch: SequenceBatch, subject: str) -> SequenceBatch:
+    """Return an encoder's result if it is a batch of the same batch size, else raise."""
+    if not isinstance(result, SequenceBatch):
+        remedy = "Return batch.with_values(values), or SequenceBatch(values, lengths) for other lengths."
+        raise complaint(SeqbatchTypeError, subject, "be a SequenceBatch", type_name(result), remedy)
+    if result.batch_size != batch.batch_size:
+        must = f"have {counted(batch.batch_size, 'sequence')}, as many as `batch`"
+        raise complaint(SeqbatchValueError, subject, must, result.batch_size)
+    return result
+
+
+def _require_layer_type(layer_type: object) -> None:
+    if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
+        found = repr(layer_type) if isinstance(layer_type, type) else type_name(layer_type)
+        raise complaint(SeqbatchTypeError, "layer_type", "be a subclass of nn.Module", found)
+
+
+def _require_function(subject: str, value: object) -> None:
+    if not callable(value):
+        raise complaint(SeqbatchTypeError, subject, "be a function", type_name(value))

@@ -1,0 +1,206 @@
+"""What encoders check of a layer: whether it is stock, and which features, dtype and device it takes."""
+
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.lazy import LazyModuleMixin
+
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.grammar import complaint, describe
+from seqbatch._checks.tracing import not_in_a_graph
+from seqbatch._encode.registry import register_empty_input
+from seqbatch._torch import in_a_graph, is_parametrized
+from seqbatch.errors import SeqbatchValueError
+
+Encoder = TypeVar("Encoder", bound=Callable[..., Any])
+
+
+def keeps_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Return True if a layer has the `forward` of the class that an encoder is registered for."""
+    return type(layer).forward is kind.forward and "forward" not in vars(layer)
+
+
+def _by_type(layer: nn.Module) -> tuple[str, str]:
+    return f"a layer of type {type(layer).__name__}", ""
+
+
+def outside_graphs(
+    encoder: Encoder,
+    because: str = "this layer runs by their numbers",
+    cause: Callable[[nn.Module], tuple[str, str]] = _by_type,
+) -> Encoder:
+    """Keep an encoder that reads the values of the lengths, or calls hooks, out of every graph.
+
+    `torch.compile` has a graph break there, and `torch.export` raises. This is `torch.compiler.disable` without
+    importing PyTorch's compiler together with seqbatch.
+
+    Args:
+        encoder: a function of a layer and any other arguments.
+        because: the reason that `torch.compile` shows for the graph break.
+        cause: returns why a layer cannot be traced, and the remedy, for the error of `torch.export`.
+    """
+    disabled: Callable[[], Any] = cache(lambda: torch.compiler.disable(encoder))
+
+    def run(layer: nn.Module, *arguments: Any) -> Any:
+        if in_a_graph():
+            raise not_in_a_graph(*cause(layer))
+        return (disabled() if "torch._dynamo" in sys.modules else encoder)(layer, *arguments)
+
+    # As `torch.compiler.disable` sets them, because `torch.compile` would otherwise trace the error above.
+    reason = f"seqbatch: a graph must serve all lengths, and {because}"
+    vars(run).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+    return cast("Encoder", run)
+
+
+def takes_its_weights_dtype(layer: nn.Module) -> bool:
+    """Return True if nothing between the input and the stored weights may change the dtype.
+
+    A library that shards or quantizes a layer registers a hook before it, and a parametrization computes new weights.
+    """
+    return not has_hooks_before(layer) and not is_parametrized(layer)
+
+
+def is_lazy(layer: nn.Module) -> bool:
+    """Return True if a lazy layer is not initialized yet: its first input sets its sizes."""
+    return isinstance(layer, LazyModuleMixin) and hasattr(layer, "_initialize_hook")
+
+
+def has_hooks_before(layer: nn.Module) -> bool:
+    """Return True if a layer has forward pre-hooks, other than the one that initializes a lazy layer."""
+    return len(layer._forward_pre_hooks) > is_lazy(layer)
+
+
+def is_lack_of_memory(error: Exception) -> bool:
+    """Return True if an allocator raised the error; on the CPU it does not have a class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+
+
+@contextmanager
+def refusals_of(layer: nn.Module, batch: SequenceBatch) -> Iterator[None]:
+    """Name the layer and its input in errors of PyTorch; errors of hooks or lack of memory pass through."""
+    try:
+        yield
+    except (ArithmeticError, IndexError, RuntimeError) as error:
+        if has_hooks_before(layer) or layer._forward_hooks or is_lack_of_memory(error):
+            raise
+        must = f"take features {tuple(batch.feature_shape)} and {batch.dtype}"
+        remedy = f"PyTorch says: {str(error).partition(chr(10))[0]}"
+        raise complaint(SeqbatchValueError, "layer", must, describe(layer), remedy) from error
+
+
+def require_features(
+    batch: SequenceBatch, expected: tuple[int, ...], layer: nn.Module, *, exactly: bool = False
+) -> None:
+    """Raise unless the features of the batch end with the expected ones, or are exactly these.
+
+    A lazy layer takes any number of features, because its size is not set yet.
+    """
+    found, shown = tuple(batch.feature_shape), str(expected)
+    if is_lazy(layer):
+        expected, shown = found[-1:] or (0,), "(any,)"
+    if found[max(len(found) - len(expected), 0) :] != expected or (exactly and found != expected):
+        remedy = "For a padded Tensor call SequenceBatch.from_padded." if len(found) > len(expected) else ""
+        must = f"have features {'' if exactly else 'that end with '}{shown}, for {describe(layer)}"
+        raise complaint(SeqbatchValueError, "sequences", must, found, remedy)
+
+
+def first_weight(layer: nn.Module) -> Tensor | None:
+    """Return the first parameter of a layer, or None if it has none.
+
+    It does not read `layer.weight`, because a parametrization would compute that again, with side effects.
+    """
+    for weight in layer._parameters.values():  # not `parameters`, because that looks for shared ones, which is slow
+        if weight is not None:
+            return weight
+    return next(layer.parameters(), None)
+
+
+def require_dtype(batch: SequenceBatch, layer: nn.Module) -> None:
+    """Raise unless the batch has the dtype of the layer's weights, or one that autocast converts."""
+    weight = first_weight(layer)
+    if weight is None or batch.dtype is weight.dtype or not takes_its_weights_dtype(layer):
+        return
+    if autocasts(batch.device) and batch.dtype in (torch.float32, torch.get_autocast_dtype(batch.device.type)):
+        return
+    must = f"have dtype {weight.dtype}, as the weights of {describe(layer)}"
+    raise complaint(SeqbatchValueError, "sequences", must, batch.dtype)
+
+
+def require_device(batch: SequenceBatch, layer: nn.Module) -> None:
+    """Raise unless the batch is on the device of the layer's weights; a hook before the layer may move either."""
+    weight = first_weight(layer)
+    if weight is not None and batch.device != weight.device and not has_hooks_before(layer):
+        must = f"be on {weight.device}, as the weights of {describe(layer)}"
+        raise complaint(SeqbatchValueError, "sequences", must, batch.device)
+
+
+def quantized_layers(*names: str) -> list[type[nn.Module]]:
+    """Return PyTorch's dynamically quantized layers of these names; none once it has removed them, as announced."""
+    try:
+        module = importlib.import_module("torch.ao.nn.quantized.dynamic")
+    except ImportError:
+        return []
+    return [getattr(module, name) for name in names]
+
+
+_LINEAR = tuple(quantized_layers("Linear"))
+_RECURRENT = tuple(quantized_layers("LSTM", "GRU"))
+# They are called on each step of a sequence alone, even if their weights are float16, because finding that out would
+# unpack the weights, which takes as long as many steps.
+QUANTIZED_CELLS = tuple(quantized_layers("LSTMCell", "GRUCell", "RNNCell"))
+QUANTIZED = (*_LINEAR, *_RECURRENT, *QUANTIZED_CELLS)
+
+
+def rounds_by_range(layer: Any) -> bool:
+    """Return True if a layer is quantized and rounds its input by the range of the whole input.
+
+    It must then be called on each sequence alone. With weights of float16 the input is not rounded. This reads the
+    weights, because loading a state dict of other weights does not update the `dtype` of a recurrent layer.
+    """
+    if isinstance(layer, _RECURRENT):
+        held: Any = layer._all_weight_values
+        return any(weights.param.__getstate__()[0][0] != "quantized_fp16" for weights in held)
+    return isinstance(layer, _LINEAR) and layer._packed_params.dtype is not torch.float16
+
+
+def autocasts(device: torch.device) -> bool:
+    """Return True if `torch.autocast` is on for a device."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
+def register_features(
+    kind: type[nn.Module], features: Callable[[Any], tuple[int, ...] | None], dtype: torch.dtype | None = None
+) -> None:
+    """Register the features that a layer takes, so that a batch made of an empty list gets outputs of the right size.
+
+    Args:
+        kind: the type of layer.
+        features: from the layer to the features of a step; None if they are unknown.
+        dtype: the dtype that it takes, if that is not the dtype of its weights.
+    """
+
+    def make(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
+        sizes = features(layer) if keeps_forward(layer, kind) and not is_lazy(layer) else None
+        if sizes is None:
+            return None
+        held = (*layer.parameters(), *layer.buffers())
+        like = next((tensor for tensor in held if tensor.is_floating_point() or tensor.is_complex()), batch.values)
+        return batch.with_values(torch.empty(0, *sizes, dtype=dtype or like.dtype, device=like.device))
+
+    register_empty_input(kind, make)
+
+
+def run_on_nothing(layer: nn.Module, result: Tensor, batch: SequenceBatch) -> Tensor:
+    """Connect the result for a batch without steps to the layer's weights and to the batch in the autograd graph.
+
+    Their gradients are then zeros and not missing, because distributed training needs a gradient of every weight.
+    """
+    sources = [source for source in (batch.values, *layer.parameters()) if source.requires_grad]
+    return result + 0 * sum(source.sum() for source in sources) if sources else result

@@ -1,0 +1,153 @@
+"""Shared by encoders of recurrent layers: checks of input and state, and empty sequences."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch import _engines
+from seqbatch._batch import SequenceBatch, is_nothing
+from seqbatch._checks.grammar import complaint, counted, describe, type_name
+from seqbatch._encoders._layer_checks import (
+    autocasts,
+    first_weight,
+    require_device,
+    require_dtype,
+    require_features,
+    rounds_by_range,
+    run_on_nothing,
+)
+from seqbatch._engines import Hidden, one_by_one
+from seqbatch._state import ContainerState, LSTMState, RNNState
+from seqbatch._structure.lengths import Lengths, to_device
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+StateType = type[LSTMState] | type[RNNState]
+# An engine with its layer bound: from flat values, lengths without zeros, and their initial state.
+Run = Callable[[Tensor, Lengths, Hidden | None], tuple[Tensor, Hidden]]
+
+
+class Form(NamedTuple):  # not an attrs class, because torch.compile cannot trace the __init__ of one
+    """The form of a layer's state.
+
+    Args:
+        state_type: its class.
+        num_layers: its first axis.
+        num_directions: its second axis.
+        remedy: how to convert a state of PyTorch's layout, for errors.
+        sizes: the last axis of each tensor; that of the first is also the size of one direction's output.
+    """
+
+    state_type: StateType
+    num_layers: int
+    num_directions: int
+    remedy: str
+    sizes: list[int]
+
+
+def sizes_of(layer: Any, state_type: StateType) -> list[int]:
+    """Return the last axis of each tensor of the state of a layer or cell of PyTorch."""
+    # Not by `getattr` with a default, because a missing attribute of a module is slow to look up, as in cells.
+    projects = ("proj_size" in vars(layer) or hasattr(type(layer), "proj_size")) and layer.proj_size
+    size = layer.proj_size if projects else layer.hidden_size
+    return [size, layer.hidden_size] if state_type is LSTMState else [size]
+
+
+def require_input(batch: SequenceBatch, layer: Any) -> None:
+    """Raise unless the batch has the features, dtype and device that the layer takes, or comes from an empty list."""
+    values, weight = batch.values, first_weight(layer)
+    # Fast path, because the full checks take longer than one step of one sequence.
+    is_alike = weight is not None and values.dtype is weight.dtype and values.device == weight.device
+    if is_alike and values.shape[1:] == (layer.input_size,):
+        return
+    if not is_nothing(batch):
+        require_features(batch, (layer.input_size,), layer, exactly=True)
+        require_dtype(batch, layer)
+        require_device(batch, layer)
+
+
+def require_state(state: object, form: Form, layer: nn.Module, batch: SequenceBatch) -> Hidden | None:
+    """Return a state as engines take it if it fits the layer and the batch, else raise; None stays None."""
+    if state is None:
+        return None
+    if not isinstance(state, form.state_type):
+        name = form.state_type.__name__
+        remedy = form.remedy
+        if isinstance(state, ContainerState):
+            remedy = "Take that of the layer, state.states[i]."
+        elif isinstance(state, (LSTMState, RNNState)):
+            remedy = "It is that of another type of layer."
+        must = f"be an {name}, for {describe(layer)}"
+        raise complaint(SeqbatchTypeError, "state", must, type_name(state), remedy)
+    values, rows = batch.values, (form.num_layers, form.num_directions, batch.batch_size)
+    for name, size in zip(("hidden", "cell"), form.sizes, strict=False):
+        part: Tensor = getattr(state, name)
+        is_alike = part.dtype is values.dtype and part.device == values.device
+        if not is_alike or part.shape != (*rows, size):
+            _require_part(f"state.{name}", part, (*rows, size), layer, batch)
+    hidden = state.to_torch()
+    return hidden if isinstance(hidden, tuple) else (hidden,)
+
+
+def _require_part(subject: str, part: Tensor, shape: tuple[int, ...], layer: nn.Module, batch: SequenceBatch) -> None:
+    """Raise unless a part of a state has the shape, dtype and device that the layer takes with the batch."""
+    nothing = is_nothing(batch)
+    for what, found, wanted in (
+        ("shape", tuple(part.shape), shape),
+        ("dtype", part.dtype, part.dtype if nothing or _cast_alike(part, batch) else batch.dtype),
+        ("device", part.device, part.device if nothing else batch.device),
+    ):
+        if found != wanted:
+            must = f"have {what} {wanted}, for {counted(batch.batch_size, 'sequence')} and {describe(layer)}"
+            raise complaint(SeqbatchValueError, subject, must, found)
+
+
+def run_where_steps_are(
+    layer: nn.Module, batch: SequenceBatch, hidden: Hidden | None, form: Form, run: Run
+) -> tuple[Tensor, Hidden]:
+    """Run a layer on the sequences that have a step, and leave the others their initial state.
+
+    Args:
+        layer: the layer.
+        batch: the batch, checked.
+        hidden: the initial state in PyTorch's layout, checked; None for zeros.
+        form: the form of its state.
+        run: the function that runs it.
+
+    Returns:
+        the outputs `(total_steps, size)`, and the final state in PyTorch's layout.
+    """
+    lengths = batch._lengths
+    running = lengths.running
+    if running is lengths and lengths.total:
+        return run(batch.values, lengths, hidden)
+    # The layer's dtype and device for a batch made of an empty list, because that has none of its own.
+    like = next(layer.parameters(), batch.values) if is_nothing(batch) else batch.values
+    rows = form.num_layers * form.num_directions
+    start = hidden or tuple(like.new_zeros(rows, batch.batch_size, size) for size in form.sizes)
+    if not lengths.total:
+        nothing = like.new_zeros(0, form.sizes[0] * form.num_directions)
+        # Copies, because modifying the new state must not change the caller's.
+        ends = start if hidden is None else tuple(part.clone() for part in hidden)
+        return run_on_nothing(layer, nothing, batch), tuple(run_on_nothing(layer, part, batch) for part in ends)
+    alive = to_device(lengths.not_empty, batch.device)
+    chosen = None if hidden is None else tuple(part.index_select(1, alive) for part in hidden)
+    values, final = run(batch.values, running, chosen)
+    ended = zip(start, final, strict=True)
+    return values, tuple(old.to(new.dtype).index_copy(1, alive, new) for old, new in ended)
+
+
+def run_by_engine(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: Form) -> tuple[Tensor, Hidden]:
+    """Run a layer as `run_where_steps_are`, by the engine chosen for it."""
+
+    def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        engine = one_by_one.run if rounds_by_range(layer) else _engines.choose(layer, values, lengths)
+        return engine(layer, values, lengths, hidden)
+
+    return run_where_steps_are(layer, batch, hidden, form, run)
+
+
+def _cast_alike(state: Tensor, batch: SequenceBatch) -> bool:
+    """Return True if autocast converts a state and a batch of other dtypes to the same dtype."""
+    return autocasts(batch.device) and torch.float64 not in (state.dtype, batch.dtype)

@@ -1,0 +1,254 @@
+"""Recurrent layers while tracing: an operator for each type, `seqbatch::lstm`, `seqbatch::gru` and `seqbatch::rnn`."""
+
+import threading
+from collections.abc import Sequence
+from itertools import chain, repeat
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from seqbatch._batch import SequenceBatch, is_nothing
+from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
+from seqbatch._encoders._layer_checks import autocasts, outside_graphs
+from seqbatch._encoders._recurrent_calls import Form, StateType, run_by_engine, sizes_of
+from seqbatch._engines import Hidden, is_plain, native
+from seqbatch._ops.custom_operator import Gradients, Operator, Tensors
+from seqbatch._state import LSTMState, RNNState
+from seqbatch._structure.lengths import Lengths
+
+
+def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: Form) -> tuple[Tensor, Hidden]:
+    """Run a layer as `run_by_engine`, by operators.
+
+    One operator runs all layers of a stack, with two exceptions. The kernels run one layer at a time, and dropout
+    between layers is traced as PyTorch's own.
+    """
+    if is_nothing(batch) or not is_plain(layer):
+        outside: tuple[Tensor, Hidden] = _run_outside(layer, batch, hidden, form)
+        return outside
+    values, weights, rows = batch.values, layer.all_weights, form.num_layers * form.num_directions
+    hidden = hidden or tuple(values.new_zeros(rows, batch.batch_size, size) for size in form.sizes)
+    if autocasts(batch.device) and torch.float64 not in (values.dtype, weights[0][0].dtype):
+        dtype = torch.get_autocast_dtype(batch.device.type)
+        values, hidden = values.to(dtype), tuple(part.to(dtype) for part in hidden)
+        weights = [[part.to(dtype) for part in way] for way in weights]
+    operator, *options = _OPERATORS[layer.mode]
+    one_by_one = (_may_use_kernels(values) and not layer.proj_size) or (layer.dropout and layer.training)
+    together = form.num_directions if one_by_one else rows
+    finals = []
+    for first in range(0, rows, together):
+        if first and layer.training and layer.dropout:
+            values = nn.functional.dropout(values, layer.dropout)
+        now = slice(first, first + together)
+        others = [*(part[now] for part in hidden), *chain.from_iterable(weights[now])]
+        # Not while exporting, because an exported program is for inference. One flag for each tensor, because PyTorch
+        # merges calls with equal arguments, even if one of them is detached.
+        is_trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
+        differentiable = [is_trained and part.requires_grad for part in (values, *others)]
+        shape = together // form.num_directions, layer.bidirectional
+        values, *final = operator(values, batch._lengths.tensor, others, *shape, differentiable, *options)
+        finals.append(final)
+    return values, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+
+
+def _may_use_kernels(values: Tensor) -> bool:
+    """Return True if kernels exist for this device and dtype; a graph may run where they are missing."""
+    return values.device.type == "cpu" and values.dtype in native.DTYPES
+
+
+_run_outside: Any = outside_graphs(run_by_engine, WHY_OUTSIDE_GRAPHS, cause_of)
+
+
+class _Bearer(nn.Module):
+    """A layer without weights, which is called with the weights that the operator gets."""
+
+    def __init__(self, layer: nn.RNNBase, state_type: StateType) -> None:
+        super().__init__()
+        self.layer = layer
+        directions = 2 if layer.bidirectional else 1
+        self.form = Form(state_type, layer.num_layers, directions, "", sizes_of(layer, state_type))
+
+    def forward(self, values: Tensor, lengths: Lengths, hidden: Hidden) -> tuple[Tensor, Hidden]:
+        return run_by_engine(self.layer, SequenceBatch._of(values, lengths), hidden, self.form)
+
+
+class _Bearers(threading.local):
+    """The bearers of a thread, by the options of their layers; per thread, because a call replaces their weights."""
+
+    def __init__(self) -> None:
+        self.known: dict[tuple[object, ...], _Bearer] = {}
+
+
+_bearers = _Bearers()
+
+
+class _Call(NamedTuple):
+    """The arguments of an operator, without values and lengths.
+
+    Args:
+        mode: as `nn.RNNBase.mode`.
+        start: the initial states, each `(num_layers * directions, batch, size)`.
+        weights: those of the first layer and direction first.
+        num_layers: 1 where the kernels run.
+        directions: 1 or 2.
+        keeps: True if the kernels save tensors for a backward pass.
+    """
+
+    mode: str
+    start: list[Tensor]
+    weights: list[Tensor]
+    num_layers: int
+    directions: int
+    keeps: bool
+
+    @property
+    def size(self) -> int:
+        """The size of the output of one direction."""
+        return self.start[0].shape[2]
+
+    def shapes_of_saved(self, steps: int) -> list[tuple[int, ...]]:
+        """Return the shapes of the tensors saved for the backward pass: outputs and gates."""
+        kept = steps if self.keeps else 0
+        return [(kept, self.directions * self.size), (self.directions, kept, native.SAVED[self.mode] * self.size)]
+
+
+class _Kind:
+    """A type of recurrent layer: the functions of its operator."""
+
+    def __init__(self, layer_type: type[Any], state_type: StateType, more: str = "") -> None:
+        self.layer_type, self.state_type = layer_type, state_type
+        self.states, self.gates = (2 if state_type is LSTMState else 1), {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[layer_type]
+        arguments = f"Tensor[] others, int num_layers, bool bidirectional, bool[] differentiable{more}"
+        name = layer_type.__name__.lower()
+        self.operator = Operator(name, arguments, 1 + self.states, self.run, self.fake, 2, self.backward)
+
+    def run(self, values: Tensor, lengths: Lengths, *arguments: Any) -> Tensors:
+        """Return outputs, final states, and the tensors that `backward` reads, zeros if the kernels do not run."""
+        call = self._parse(values, *arguments)
+        if not torch.is_grad_enabled() and self._is_for_kernels(call, values, lengths):
+            start = _of_running(call.start, lengths)
+            results = native.compute(
+                call.mode, lengths.running, call.directions, values, call.weights, start, keep=call.keeps
+            )
+            output, *ends, gates = results
+            # A copy, because callers may modify the output in place before the backward pass.
+            kept = (output if call.keeps else output[:0]).clone()
+            return output, *_of_all(ends, call.start, lengths), kept, gates
+        bearer = self._bearer_for(call)
+        named = dict(zip((name for name, _ in bearer.named_parameters()), call.weights, strict=True))
+        output, final = functional_call(bearer, named, (values, lengths, tuple(call.start)))
+        return output, *final, *map(values.new_zeros, call.shapes_of_saved(len(values)))
+
+    def fake(self, values: Tensor, lengths: Tensor, *arguments: Any) -> Tensors:
+        """Return empty tensors of the sizes and dtypes that `run` returns."""
+        call, steps = self._parse(values, *arguments), values.shape[0]
+        output = values.new_empty(steps, call.directions * call.size)
+        return output, *map(torch.empty_like, call.start), *map(values.new_empty, call.shapes_of_saved(steps))
+
+    def backward(
+        self,
+        gradients: Gradients,
+        saved: list[Tensor],
+        wanted: list[bool],
+        values: Tensor,
+        lengths: Lengths,
+        *arguments: Any,
+    ) -> Gradients | None:
+        """Return the gradients of values, initial states and weights, or None if the kernels did not run."""
+        call = self._parse(values, *arguments)
+        shapes = call.shapes_of_saved(len(values))
+        # Hooks of autograd may have changed what was saved.
+        given = zip([*saved, *gradients], [*shapes, shapes[0], *(part.shape for part in call.start)], strict=True)
+        if not (call.keeps and self._is_for_kernels(call, values, lengths, *given)):
+            return None
+        number, (of_output, *of_ends) = len(call.weights), gradients
+        output, gates = saved
+        of_values, *found = native.compute_gradients(
+            call.mode,
+            lengths.running,
+            call.directions,
+            number,
+            output,
+            gates,
+            [values, *call.weights, *_of_running(call.start, lengths)],
+            (of_output, *_of_running(of_ends, lengths)),
+            [wanted[0], *wanted[1 + self.states :], *wanted[1 : 1 + self.states]],
+        )
+        # The state of an empty sequence passes through.
+        pairs = zip(call.start, of_ends, strict=True)
+        passed = [torch.zeros_like(start) if part is None else part for start, part in pairs]
+        return of_values, *_of_all(found[number:], passed, lengths), *found[:number]
+
+    def _parse(
+        self,
+        values: Tensor,
+        others: list[Tensor],
+        num_layers: int,
+        bidirectional: bool,
+        differentiable: list[bool],
+        nonlinearity: str = "",
+    ) -> _Call:
+        mode = f"RNN_{nonlinearity.upper()}" if nonlinearity else self.layer_type.__name__
+        start, weights, directions = others[: self.states], others[self.states :], 2 if bidirectional else 1
+        is_projected = len(weights) // (num_layers * directions) in (3, 5)
+        keeps = any(differentiable) and num_layers == 1 and not is_projected and _may_use_kernels(values)
+        return _Call(mode, start, weights, num_layers, directions, keeps)
+
+    def _is_for_kernels(
+        self, call: _Call, values: Tensor, lengths: Lengths, *more: tuple[Tensor | None, Sequence[int]]
+    ) -> bool:
+        """Return True if the kernels can run this: they must not read beyond the memory of a tensor.
+
+        `more` are other tensors that they read, with their shapes.
+        """
+        rows, each = self.gates * call.size, len(call.weights) // call.directions
+        of_weights = [(rows, values.shape[1]), (rows, call.size), (rows,), (rows,)][:each] * call.directions
+        of_start = [(call.directions, len(lengths), call.size)] * self.states
+        tensors = [*call.weights, *call.start, *(part for part, _ in more if part is not None)]
+        shapes = [*of_weights, *of_start, *(shape for part, shape in more if part is not None)]
+        return (
+            native.serves(values)
+            and call.num_layers == 1
+            and lengths.total > 0
+            and len(tensors) == len(shapes)
+            and all(map(native.is_read_as, tensors, shapes, repeat(values.dtype)))
+        )
+
+    def _bearer_for(self, call: _Call) -> _Bearer:
+        weights, number = call.weights, len(call.weights) // (call.num_layers * call.directions)
+        options: dict[str, Any] = {"bias": number > 3, "bidirectional": call.directions == 2}
+        if self.layer_type is nn.RNN:
+            options["nonlinearity"] = call.mode.removeprefix("RNN_").lower()
+        if number in (3, 5):
+            options["proj_size"] = weights[1].shape[1]
+        sizes = (weights[0].shape[1], len(weights[0]) // self.gates, call.num_layers)
+        key = (self.layer_type, *sizes, *options.items())
+        if key not in _bearers.known:
+            _bearers.known[key] = _Bearer(self.layer_type(*sizes, **options, device="meta"), self.state_type)
+        return _bearers.known[key]
+
+
+def _of_running(parts: Sequence[Any], lengths: Lengths) -> list[Any]:
+    """Select the sequences that have a step in tensors `(rows, batch, size)`; None stays None."""
+    if lengths.running is lengths:
+        return [*parts]
+    return [None if part is None else part.index_select(1, lengths.not_empty) for part in parts]
+
+
+def _of_all(parts: Sequence[Any], others: Sequence[Tensor], lengths: Lengths) -> list[Any]:
+    """Undo `_of_running`, with the parts of `others` for empty sequences."""
+    if lengths.running is lengths:
+        return [*parts]
+    return [other.index_copy(1, lengths.not_empty, part) for part, other in zip(parts, others, strict=True)]
+
+
+_LSTM, _GRU, _RNN = _Kind(nn.LSTM, LSTMState), _Kind(nn.GRU, RNNState), _Kind(nn.RNN, RNNState, ", str nonlinearity")
+# By the mode of a layer, with the option that its sizes do not imply.
+_OPERATORS: dict[str, tuple[Any, ...]] = {
+    "LSTM": (_LSTM.operator,),
+    "GRU": (_GRU.operator,),
+    "RNN_TANH": (_RNN.operator, "tanh"),
+    "RNN_RELU": (_RNN.operator, "relu"),
+}

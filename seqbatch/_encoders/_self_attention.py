@@ -1,0 +1,82 @@
+"""Attention within each sequence: projections of all steps at once, scores bucket by bucket."""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from seqbatch._encoders._buckets import buckets_of
+from seqbatch._structure.lengths import Lengths
+from seqbatch._torch import is_transformed, takes_gradients_only
+
+# The cost of one extra bucket, in pairs of steps times features: measured on the CPU, forward and backward. Elsewhere
+# it is mostly the launch of kernels, and this is an estimate.
+OVERHEAD = {"cpu": 2**18}
+OVERHEAD_ELSEWHERE = 2**26
+
+
+def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
+    """Compute self-attention of every step over its sequence, or over the steps up to it.
+
+    Steps are copied to buckets before the projection, because they are a third as wide then. Padding is zeros, real
+    steps do not attend to it, and its outputs are dropped. So it adds nothing to the gradient of a weight.
+
+    Args:
+        attention: a layer with a stock `forward` and without hooks.
+        values: `(total_steps, embed_dim)`.
+        lengths: the lengths, none of them 0; the batch may be empty.
+        causal: True if steps do not attend to later ones.
+
+    Returns:
+        `(total_steps, embed_dim)`.
+    """
+    if not lengths.total:
+        nothing = functional.linear(values, attention.in_proj_weight, attention.in_proj_bias)[:, : attention.embed_dim]
+        return functional.linear(nothing, attention.out_proj.weight, attention.out_proj.bias)
+    overhead = OVERHEAD.get(values.device.type, OVERHEAD_ELSEWHERE) // attention.embed_dim
+    extra = (attention.bias_k is not None) + attention.add_zero_attn
+    buckets = lengths.plan(buckets_of, overhead, causal, extra, values.dtype, device=values.device)
+    projected = functional.linear(buckets.fill(values), attention.in_proj_weight, attention.in_proj_bias)
+    before = _keys_before(attention, projected) if extra else None
+    dropout = attention.dropout if attention.training else 0.0
+    results = []
+    for rows, shape, mask in zip(buckets.split(projected), buckets.shapes, buckets.masks, strict=True):
+        # (query, key and value, number, heads, steps, features of a head)
+        parts = rows.view(*shape, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
+        query, key, value = parts.unbind()
+        if before is not None:
+            key, value = torch.cat([before.expand(-1, shape[0], -1, -1, -1), parts[1:]], 3).unbind()
+            if causal:  # extra queries, whose results are dropped, because the mask lets query n attend to n keys
+                query = functional.pad(query, (0, 0, extra, 0))
+        with _kernels():
+            attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
+        attended = attended[:, :, -shape[1] :]
+        results.append(attended.transpose(1, 2).reshape(len(rows), attention.embed_dim))
+    return functional.linear(buckets.join(results), attention.out_proj.weight, attention.out_proj.bias)
+
+
+def _kernels() -> AbstractContextManager[Any]:
+    """Exclude the kernels of PyTorch that do not support `vmap` and forward mode, while either is active."""
+    asks_more = is_transformed() and not takes_gradients_only()
+    return sdpa_kernel(SDPBackend.MATH) if asks_more else nullcontext()
+
+
+def _keys_before(attention: nn.MultiheadAttention, like: Tensor) -> Tensor:
+    """Return the keys and values that `add_bias_kv` and `add_zero_attn` add to those of every sequence.
+
+    At least one of the two must be set. PyTorch appends them, where the causal mask of its kernels would hide them.
+    Here they come first, so that every step attends to them; the order of keys does not matter.
+
+    Returns:
+        `(2, 1, num_heads, number, head_dim)`.
+    """
+    shape = (2, 1, attention.num_heads, 1, attention.head_dim)
+    parts = []
+    if attention.bias_k is not None and attention.bias_v is not None:
+        parts.append(torch.stack([attention.bias_k, attention.bias_v]).to(like.dtype).view(shape))
+    if attention.add_zero_attn:
+        parts.append(like.new_zeros(shape))
+    return torch.cat(parts, 3)

@@ -1,0 +1,59 @@
+"""Whether a layer and all layers in it are stock and without hooks, so that bypassing them cannot be observed."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+
+from seqbatch._encoders.pointwise import ELEMENTWISE
+from seqbatch._torch import has_global_hooks, has_own_hooks, is_parametrized
+
+# Layers that treat every step by itself, so that they can run on flat values; not their subclasses.
+_STEPWISE = {*ELEMENTWISE, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.RMSNorm, NonDynamicallyQuantizableLinear}
+_ACTIVATIONS = (functional.relu, functional.gelu, functional.silu, torch.relu, torch.sigmoid, torch.tanh)
+_WEIGHTS = (nn.Parameter, Tensor, type(None))
+_METHODS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.MultiheadAttention: ("forward",),
+    nn.TransformerEncoder: ("forward",),
+    nn.TransformerEncoderLayer: ("forward", "_sa_block", "_ff_block"),
+}
+
+
+def is_untouched(module: nn.Module) -> bool:
+    """Return True if a module itself, without its submodules, has no hooks and no parametrized or replaced weights."""
+    return _is_untouched(module) and not has_global_hooks()
+
+
+def _is_untouched(module: nn.Module) -> bool:
+    return (
+        not has_own_hooks(module)
+        and not is_parametrized(module)
+        and all(type(weight) in _WEIGHTS for weight in module._parameters.values())
+    )
+
+
+def is_plain(layer: nn.Module) -> bool:
+    """Return True if an attention layer is stock, and all modules in it are stock and work on each step alone."""
+    return not has_global_hooks() and all(_is_untouched(module) and _is_known(module) for module in layer.modules())
+
+
+def _is_known(module: nn.Module) -> bool:
+    if type(module) in _STEPWISE:
+        held = vars(module)
+        return "forward" not in held and len(held.get("normalized_shape", "1")) == 1
+    for kind, methods in _METHODS.items():
+        if isinstance(module, kind):
+            kept = all(getattr(type(module), name) is getattr(kind, name) for name in methods)
+            return kept and not vars(module).keys() & {*methods} and _holds_what_it_should(module)
+    return False
+
+
+def _holds_what_it_should(module: nn.Module) -> bool:
+    """Return True if a layer holds submodules and an activation of the types that it is built with."""
+    if isinstance(module, nn.TransformerEncoder):
+        return all(isinstance(layer, nn.TransformerEncoderLayer) for layer in module.layers)
+    if isinstance(module, nn.TransformerEncoderLayer):
+        activation = module.activation
+        is_known = isinstance(activation, nn.Module) or activation in _ACTIVATIONS
+        return is_known and isinstance(module.self_attn, nn.MultiheadAttention)
+    return True

@@ -1,0 +1,202 @@
+"""Windows over steps: their number, and a layout of sequences end to end so that no window of one reads another."""
+
+from itertools import accumulate
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from seqbatch._encoders._borders import Border, repeated, runs
+from seqbatch._structure.lengths import Lengths, to_device
+from seqbatch._structure.plans import Plan, undo
+
+
+class Windows(NamedTuple):
+    """The windows of a layer: where they start, what they read and how many a sequence has.
+
+    Args:
+        kernel: the number of steps that a window reads.
+        stride: the distance between the starts of two windows.
+        dilation: the distance of the steps that a window reads.
+        border: the padding, which must not be negative.
+        ceil: True if the last window may end after the padding, as with `ceil_mode`.
+        divides_by: for a mean, what PyTorch divides by: the "real" steps, or the "padded" ones too; else None.
+    """
+
+    kernel: int
+    stride: int
+    dilation: int = 1
+    border: Border = Border()
+    ceil: bool = False
+    divides_by: str | None = None
+
+    @property
+    def span(self) -> int:
+        """The steps from the first that a window reads to after the last."""
+        return self.dilation * (self.kernel - 1) + 1
+
+    @property
+    def least(self) -> int:
+        """The smallest length that fills a window."""
+        spare = self.stride - 1 if self.ceil else 0
+        return max(self.span - self.border.left - self.border.right - spare, 1)
+
+    def may_read_nothing(self, length: int) -> bool:
+        """Return True if a window may read only padding, for this length; PyTorch would write out of bounds."""
+        return self.border.mode == "maximum" and self.border.left > 0 and length < self.dilation
+
+    def are_dense(self, numbers: tuple[int, ...]) -> bool:
+        """Return True if the windows of each sequence, by their numbers, are known to read every step between them."""
+        if self.dilation == 1:
+            return self.stride <= self.kernel
+        return self.stride == 1 and min(numbers, default=self.dilation) >= self.dilation
+
+    def number(self, length: int) -> int:
+        """Return the number of windows of a sequence, which is the length of its output, as in PyTorch.
+
+        That is `(length + left + right - span) / stride + 1`, rounded down. With `ceil` it is rounded up, but no window
+        starts after the last step. An empty sequence has none.
+        """
+        if not length:
+            return 0
+        room = self.border.left + length + self.border.right - self.span
+        if not self.ceil:
+            return room // self.stride + 1
+        that_start_before_its_end = -(-(self.border.left + length) // self.stride)
+        return min(-(-room // self.stride) + 1, that_start_before_its_end)
+
+    def reach(self, number: int) -> int:
+        """Return the steps from the start of the first to the end of the last of a number of windows."""
+        return (number - 1) * self.stride + self.span if number else 0
+
+    def corrections(self, lengths: Lengths, numbers: Lengths) -> Tensor:
+        """Compute the factor of each window's mean that corrects its division by the kernel size: `(windows,)`."""
+        number = numbers.total
+        counts = repeated(lengths.tensor, numbers.tensor, number)
+        start = runs(numbers.tensor * 0, numbers.tensor, number) * self.stride - self.border.left
+        if self.divides_by == "padded":
+            divisor = (counts + self.border.right).minimum(start + self.kernel) - start
+        else:
+            divisor = counts.minimum(start + self.kernel) - start.clamp(min=0)
+        return self.kernel / divisor.double()
+
+
+class Layout(NamedTuple):
+    """All sequences in one long sequence, and which of its windows belong to a sequence.
+
+    Args:
+        lay: the plan from flat values to the long sequence; None if equal lengths allow a dense batch.
+        pick: the plan from the windows of the long sequence to the flat outputs; None in the same case.
+        lengths: the lengths of the outputs; None if they are those of the sequences.
+        corrections: `(windows,)`, float64: the factors of the windows of the long sequence; None for 1.
+    """
+
+    lay: Plan | None
+    pick: Plan | None
+    lengths: Lengths | None
+    corrections: Tensor | None = None
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the layout to a device."""
+        lay, pick = (None if plan is None else plan.to(device) for plan in (self.lay, self.pick))
+        corrections = None if self.corrections is None else to_device(self.corrections, device)
+        return type(self)(lay, pick, self.lengths, corrections)
+
+
+def border_layout(lengths: Lengths, border: Border) -> Layout:
+    """Lay out each sequence with its border; nothing is picked."""
+    wide = torch.where(lengths.tensor > 0, lengths.tensor + (border.left + border.right), 0)
+    take = border.rows(lengths, wide)
+    give = undo(take, lengths.total + 1)[: lengths.total] if border.mode == "constant" else None
+    padded = tuple(wide.tolist())
+    return Layout(Plan(take, give, True, True), None, None if padded == lengths.counts else Lengths(padded))
+
+
+def window_layout(lengths: Lengths, windows: Windows) -> Layout:
+    """Lay out all sequences in one long sequence, which the layer itself pads at its two ends.
+
+    The sequences are so far apart that no window of one reads a step of another, and each starts at a multiple of the
+    stride. Windows in between are computed and not picked. Steps that no picked window reads are left out, because the
+    gradient of a weight is a sum over all windows, where even 0 times NaN counts.
+    """
+    # In Python, once per length, because for so few integers that is faster than calling torch.
+    numbers_of = {length: windows.number(length) for length in {*lengths.counts}}
+    numbers = Lengths(tuple(numbers_of[length] for length in lengths.counts))
+    changed = None if numbers.counts == lengths.counts else numbers
+    if len(numbers_of.keys() - {0}) == 1 and not windows.may_read_nothing(lengths.longest):
+        return Layout(None, None, changed)
+    first, end = _spread(lengths, numbers_of, windows)
+    long = _rounded(end - windows.border.left)
+    number = windows.number(long)
+    take = runs(first, numbers.tensor, numbers.total)
+    pick = Plan(take, undo(take, number), give_fills=True)
+    lay = _lay(lengths, numbers_of, windows, first * windows.stride, long)
+    if not windows.are_dense(numbers.counts):
+        read = torch.zeros(windows.border.left + long, dtype=torch.bool, device="cpu")
+        for tap in range(0, windows.span, windows.dilation):
+            read[pick.take * windows.stride + tap] = True
+        unread = ~read[windows.border.left :]
+        lay.take[unread] = lengths.total
+        if lay.give is not None:
+            lay.give[torch.cat([unread, unread.new_ones(1)])[lay.give]] = long
+    corrections = None
+    if windows.divides_by is not None:
+        corrections = torch.ones(number, dtype=torch.float64, device="cpu")
+        corrections[pick.take] = windows.corrections(lengths, numbers)
+    return Layout(lay, pick, changed, corrections)
+
+
+def _spread(lengths: Lengths, numbers_of: dict[int, int], windows: Windows) -> tuple[Tensor, int]:
+    """Compute where each sequence starts in the long one.
+
+    Args:
+        lengths: the lengths.
+        numbers_of: the number of windows of a sequence, by its length.
+        windows: the windows.
+
+    Returns:
+        `(batch,)`, int64: the index of each sequence's first window in the long one; and the steps of the long one with
+        the layer's own padding before it.
+    """
+    stride, left = windows.stride, windows.border.left
+    advance = {}
+    for length, number in numbers_of.items():
+        taken = windows.reach(number)
+        if windows.border.mode == "constant":
+            # The next sequence may start within the reach of the last window, as long as that reads padding only.
+            taken = max(taken - left, min(taken, length + left))
+        advance[length] = max(-(-taken // stride), number)
+    *firsts, end = accumulate((advance[length] for length in lengths.counts), initial=-(-left // stride))
+    return torch.tensor(firsts, dtype=torch.int64, device="cpu"), end * stride + max(windows.span, left + 1)
+
+
+def _rounded(steps: int) -> int:
+    """Round up by 3 % at most, because kernels are prepared for each size, which costs more than the extra steps."""
+    unit = 1 << max(steps.bit_length() - 6, 0)
+    return -(-steps // unit) * unit
+
+
+def _lay(lengths: Lengths, numbers_of: dict[int, int], windows: Windows, starts: Tensor, long: int) -> Plan:
+    """Compute the plan of the long sequence of `long` steps, with first windows at `starts`, as in `_spread`."""
+    border = windows.border
+    if border.mode != "constant":
+        both = border.left + border.right
+        wide = _each(lengths, {length: min(length + both, windows.reach(n)) for length, n in numbers_of.items()})
+        take = torch.full((long,), lengths.total, device="cpu")
+        rows = border.rows(lengths, wide, windows.dilation)
+        take[runs(starts - border.left, wide, len(rows))] = rows
+        return Plan(take, None, take_fills=True)
+    read = {length: min(length, max(windows.reach(number) - border.left, 0)) for length, number in numbers_of.items()}
+    if all(read[length] == length for length in read):
+        give = runs(starts, lengths.tensor, lengths.total)
+    else:
+        wide = _each(lengths, read)
+        taken = int(wide.sum())
+        kept = runs(lengths.offsets[:-1], wide, taken)
+        give = torch.full((lengths.total,), long, device="cpu").scatter_(0, kept, runs(starts, wide, taken))
+    return Plan(undo(give, long + 1)[:long], give, take_fills=True, give_fills=True)
+
+
+def _each(lengths: Lengths, values: dict[int, int]) -> Tensor:
+    """Look up the value of each sequence by its length: `(batch,)`, int64."""
+    return torch.tensor([values[length] for length in lengths.counts], dtype=torch.int64, device="cpu")

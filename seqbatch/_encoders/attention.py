@@ -1,0 +1,156 @@
+"""Encoders of nn.MultiheadAttention, nn.TransformerEncoderLayer and nn.TransformerEncoder: self-attention.
+
+A sequence is query, key and value; the output does not include the attention weights. No step attends to one of another
+sequence. For a causal mask use `seqbatch.layers.Causal`.
+
+A layer with hooks, with parametrized weights or with its own `forward`, or one that holds such a layer, is called as
+itself: once for each length, on all sequences of that length, without padding or mask. So its hooks run once for each
+length too. Any other layer runs on the flat values, and its attention on buckets of similar lengths.
+
+Second-order gradients need `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own layers. For forward
+mode and `vmap` it is chosen here.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.grammar import complaint, describe
+from seqbatch._encode.registry import register_encoder, unsupported
+from seqbatch._encoders._buckets import run_in_groups, run_one_by_one
+from seqbatch._encoders._layer_checks import (
+    QUANTIZED_CELLS,
+    keeps_forward,
+    outside_graphs,
+    register_features,
+    require_device,
+    require_dtype,
+    require_features,
+    rounds_by_range,
+    run_on_nothing,
+    takes_its_weights_dtype,
+)
+from seqbatch._encoders._self_attention import attend
+from seqbatch._encoders._stock_layers import is_plain
+from seqbatch._structure.lengths import Lengths
+from seqbatch.errors import SeqbatchValueError
+
+# The number of steps per call of the feed-forward part, when no gradients are recorded. On the CPU this takes up to a
+# fifth less time than one call, because the hidden values stay in the cache; 512 and 4,096 are slower.
+AT_ONCE = 1024
+
+KINDS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+
+
+def _register(kind: type[nn.Module]) -> None:
+    @register_encoder(kind)
+    @outside_graphs
+    def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
+        def call(group: Tensor) -> Any:
+            return layer(group, group, group) if isinstance(layer, nn.MultiheadAttention) else layer(group)
+
+        plain = is_plain(layer)
+        require_input(layer, batch, plain)
+        return run(layer, batch, call, plain=plain, causal=False)
+
+
+def features_of(layer: nn.Module) -> tuple[int, ...] | None:
+    """Return the features that a layer of one of the `KINDS` takes; None if it holds no attention."""
+    attentions = (module for module in layer.modules() if isinstance(module, nn.MultiheadAttention))
+    return next(((attention.embed_dim,) for attention in attentions), None)
+
+
+for _kind in KINDS:
+    _register(_kind)
+    register_features(_kind, features_of)
+
+
+def require_input(layer: nn.Module, batch: SequenceBatch, plain: bool) -> None:
+    """Raise unless a layer of one of the `KINDS` takes a batch; one with its own `forward` may take anything."""
+    kind = next(kind for kind in KINDS if isinstance(layer, kind))
+    attentions = [module for module in layer.modules() if isinstance(module, nn.MultiheadAttention)]
+    if not keeps_forward(layer, kind) or not attentions:
+        return
+    for attention in attentions:
+        sizes = attention.embed_dim, attention.kdim, attention.vdim
+        if len({*sizes}) > 1:
+            must = f"have kdim and vdim {sizes[0]}, as its embed_dim, because each sequence attends to itself"
+            raise complaint(SeqbatchValueError, "layer", must, f"kdim {sizes[1]} and vdim {sizes[2]}")
+    require_features(batch, (attentions[0].embed_dim,), layer, exactly=True)
+    if plain or all(takes_its_weights_dtype(module) for module in layer.modules()):
+        require_dtype(batch, layer)
+        require_device(batch, layer)
+
+
+def run(
+    layer: nn.Module, batch: SequenceBatch, call: Callable[[Tensor], Any], *, plain: bool, causal: bool
+) -> SequenceBatch:
+    """Run a layer of one of the `KINDS`, so that each sequence attends to itself.
+
+    Args:
+        layer: the layer.
+        batch: the batch.
+        call: calls the layer itself on a Tensor of three dimensions, in the order of the layer's `batch_first`.
+        plain: True if the layer is stock; then all but the attention runs on the flat values.
+        causal: True if steps do not attend to later ones; `call` must do the same.
+    """
+    if not batch.total_steps:
+        # The same operations on no rows, because `torch.autocast` may change the dtype.
+        nothing = _run_plain(layer, batch.values, batch._lengths.running, causal) if plain else batch.values
+        return batch.with_values(run_on_nothing(layer, nothing, batch))
+    if not plain:
+        has_range = any(isinstance(part, QUANTIZED_CELLS) or rounds_by_range(part) for part in layer.modules())
+        return (run_one_by_one if has_range else run_in_groups)(_batch_first(layer, call), batch)
+    return batch.with_values(_run_plain(layer, batch.values, batch._lengths.running, causal))
+
+
+def _run_plain(layer: Any, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
+    """Compute what the layer's `forward` does, on flat values, with attention in buckets."""
+    if isinstance(layer, nn.MultiheadAttention):
+        return attend(layer, values, lengths, causal)
+    if isinstance(layer, nn.TransformerEncoder):
+        for part in layer.layers:
+            values = _run_plain(part, values, lengths, causal)
+        return values if layer.norm is None else layer.norm(values)
+    if layer.norm_first:
+        values = values + layer.dropout1(attend(layer.self_attn, layer.norm1(values), lengths, causal))
+        return values + _feed_forward(layer, layer.norm2(values))
+    values = layer.norm1(values + layer.dropout1(attend(layer.self_attn, values, lengths, causal)))
+    result: Tensor = layer.norm2(values + _feed_forward(layer, values))
+    return result
+
+
+def _feed_forward(layer: Any, values: Tensor) -> Tensor:
+    if torch.is_grad_enabled() or not values.is_cpu:
+        return _feed(layer, values)
+    return torch.cat([_feed(layer, part) for part in values.split(AT_ONCE)])
+
+
+def _feed(layer: Any, values: Tensor) -> Tensor:
+    hidden = layer.dropout(layer.activation(layer.linear1(values)))
+    result: Tensor = layer.dropout2(layer.linear2(hidden))
+    return result
+
+
+def is_batch_first(layer: Any) -> bool:
+    """Return True if a layer is batch-first, by the attribute that PyTorch itself reads."""
+    inner = layer.layers[0] if isinstance(layer, nn.TransformerEncoder) else layer
+    holder = inner if isinstance(inner, nn.MultiheadAttention) else getattr(inner, "self_attn", inner)
+    if not isinstance(getattr(holder, "batch_first", None), bool):
+        raise unsupported(layer, reason=f"{describe(holder)} in it does not say whether it is batch_first")
+    return bool(holder.batch_first)
+
+
+def _batch_first(layer: nn.Module, call: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+    """Wrap a call to be batch-first, and to drop the attention weights."""
+    first = is_batch_first(layer)
+
+    def call_batch_first(group: Tensor) -> Tensor:
+        result = call(group if first else group.transpose(0, 1))
+        output: Tensor = result[0] if isinstance(result, tuple) else result
+        return output if first else output.transpose(0, 1)
+
+    return call_batch_first

@@ -1,0 +1,230 @@
+"""Encoders of nn.LSTMCell, nn.GRUCell and nn.RNNCell: a cell runs at each step on the sequences that have that step."""
+
+import copy
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch import _engines
+from seqbatch._batch import SequenceBatch, is_nothing
+from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._encode.registry import register_recurrent, register_rows
+from seqbatch._encoders._layer_checks import QUANTIZED_CELLS, autocasts, keeps_forward, outside_graphs, quantized_layers
+from seqbatch._encoders._recurrent_calls import (
+    Form,
+    Run,
+    StateType,
+    require_input,
+    require_state,
+    run_where_steps_are,
+    sizes_of,
+)
+from seqbatch._engines import Hidden
+from seqbatch._ops.layouts import rearrange
+from seqbatch._state import LSTMState, RNNState
+from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.plans import packed_plan
+from seqbatch._torch import has_hooks, is_parametrized, is_transformed, takes_gradients_only
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+# Modules and not RNNCellBase, because the quantized cells are not subclasses of it.
+_Cell = Any
+# From the rows of one step and the state of these sequences, empty for the initial step, to their next state.
+_Step = Callable[[Tensor, Hidden], Hidden]
+
+# Steps that are split at a time, because one by one is slower, and all views of a long sequence take memory.
+_CUT = 256
+# Up to this many steps, calling the cell is faster than setting up an engine; measured for sizes of 16 to 512.
+_FEW = 4
+
+
+def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
+    """Register the encoder of a type of cell, which has `input_size` and `hidden_size`, and checks both.
+
+    The input of a subclass with its own `forward` is not checked, because it may take other features.
+    """
+
+    register_rows(cell_type)
+    remedy = _remedy(state_type)
+
+    @register_recurrent(cell_type)
+    @outside_graphs
+    def _(cell: _Cell, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
+        if keeps_forward(cell, cell_type):
+            require_input(batch, cell)
+        form = Form(state_type, 1, 1, remedy, sizes_of(cell, state_type))
+        hidden = require_state(state, form, cell, batch)
+        values, final = run_where_steps_are(cell, batch, hidden, form, _run_of(cell, form))
+        if not (batch.total_steps or is_nothing(batch)) and autocasts(batch.device) and _is_open(cell):
+            dtype = _step_of(cell, form)(batch.values, ())[0].dtype
+            values, final = values.to(dtype), tuple(part.to(dtype) for part in final)
+        return batch.with_values(values), state_type(*[part.unsqueeze(0) for part in final])
+
+
+def _remedy(state_type: StateType) -> str:
+    parts = "hidden[None, None], cell[None, None]" if state_type is LSTMState else "hidden[None, None]"
+    return f"For the state of a cell of PyTorch pass {state_type.__name__}({parts})."
+
+
+def _run_of(cell: _Cell, form: Form) -> Run:
+    """Return the function that runs a cell: by the kernels, by another engine for many steps, or step by step."""
+
+    def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+        is_open = _is_open(cell)
+        if is_open and _engines.kernels_serve(values):
+            mode, weights = _mode_of(cell), _weights_of(cell)
+            if _engines.kernels_read(mode, weights, values, 1, cell.input_size, cell.hidden_size):
+                return _engines.run_cell(mode, weights, values, lengths, hidden)
+        if is_open and (_is_for_an_engine(values) if is_transformed() else _pays(values, lengths)):
+            layer = _as_layer(cell)
+            return _engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
+        run_steps = _run_alone if isinstance(cell, QUANTIZED_CELLS) else _run_steps
+        return run_steps(_step_of(cell, form), values, lengths, hidden)
+
+    return run
+
+
+def _run_alone(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+    """Run one sequence after another, because a quantized cell rounds by the range of its whole input."""
+    outputs: list[Tensor] = []
+    finals: list[Hidden] = []
+    for i, sequence in enumerate(values.split(lengths.counts)):
+        state: Hidden = () if hidden is None else tuple(part[0, i : i + 1] for part in hidden)
+        for row in sequence.split(1):
+            state = step(row, state)
+            outputs.append(state[0])
+        finals.append(state)
+    return torch.cat(outputs), tuple(torch.cat(parts)[None] for parts in zip(*finals, strict=True))
+
+
+def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+    """Run step by step in packed order, so that the sequences that have the next step come first."""
+    plan = lengths.plan(packed_plan, device=values.device)
+    there = lengths.on(values.device)
+    state: Hidden = () if hidden is None else tuple(part[0].index_select(0, there.order) for part in hidden)
+    outputs: list[Tensor] = []
+    ended: list[Hidden] = []
+    for rows in _cut(rearrange(values, plan), lengths.step_sizes):
+        count = len(rows)
+        if state and len(state[0]) > count:
+            ended.append(tuple(part[count:] for part in state))
+            state = tuple(part[:count] for part in state)
+        state = step(rows, state)
+        outputs.append(state[0])
+    final = (torch.cat(parts).index_select(0, there.rank)[None] for parts in zip(state, *reversed(ended), strict=True))
+    return rearrange(torch.cat(outputs), plan.inverse), tuple(final)
+
+
+def _cut(rows: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+    """Yield the rows of each step, as views."""
+    chunks = [sizes[i : i + _CUT] for i in range(0, len(sizes), _CUT)]
+    for part, chunk in zip(rows.split([sum(chunk) for chunk in chunks]), chunks, strict=True):
+        yield from part.split(chunk)
+
+
+def _step_of(cell: _Cell, form: Form) -> _Step:
+    """Return the function that calls the cell itself, and checks its result."""
+    one = len(form.sizes) == 1
+    must = "return a hidden state" if one else "return a pair (hidden, cell)"
+    remedy = f"Register an encoder for {type(cell).__name__}."
+
+    def step(rows: Tensor, state: Hidden) -> Hidden:
+        # Without a state none is passed, because a cell may have its own initial state.
+        result = cell(rows, state[0] if one else state) if state else cell(rows)
+        parts = (result,) if one else result
+        is_state = isinstance(parts, (tuple, list)) and len(parts) == len(form.sizes)
+        if not (is_state and all(isinstance(part, Tensor) for part in parts)):
+            raise complaint(SeqbatchTypeError, "layer", f"{must}, as its base does", type_name(result), remedy)
+        for part, size in zip(parts, form.sizes, strict=True):
+            if part.shape != (len(rows), size):
+                shape = f"of shape ({len(rows)}, {size}) for {counted(len(rows), 'sequence')}"
+                raise complaint(SeqbatchValueError, "layer", f"{must} {shape}", tuple(part.shape), remedy)
+        return tuple(parts)
+
+    return step
+
+
+# PyTorch's cells, the layer that computes the same, and the names of their weights.
+_LAYERS: dict[type[nn.Module], Any] = {nn.LSTMCell: nn.LSTM, nn.GRUCell: nn.GRU, nn.RNNCell: nn.RNN}
+_FORWARDS = tuple(kind.forward for kind in _LAYERS)
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _is_open(cell: _Cell) -> bool:
+    """Return True if a cell has a stock `forward` and no hooks: bypassing it cannot be observed."""
+    held = cell._parameters
+    return (
+        min(cell.input_size, cell.hidden_size) > 0  # because PyTorch's layers need it, and its cells do not
+        and type(cell).forward in _FORWARDS
+        and "forward" not in vars(cell)
+        and vars(cell).get("nonlinearity", "tanh") in ("tanh", "relu")
+        and not has_hooks(cell)
+        and not is_parametrized(cell)
+        and all(type(held.get(name)) in (nn.Parameter, Tensor) for name in _names(cell))
+    )
+
+
+def _names(cell: _Cell) -> tuple[str, ...]:
+    return _WEIGHTS if cell.bias else _WEIGHTS[:2]
+
+
+def _weights_of(cell: _Cell) -> list[Tensor]:
+    return [cell._parameters[name] for name in _names(cell)]
+
+
+def _mode_of(cell: _Cell) -> str:
+    """Return the `nn.RNNBase.mode` of the layer that computes the same."""
+    if isinstance(cell, nn.RNNCell):
+        return "RNN_TANH" if cell.nonlinearity == "tanh" else "RNN_RELU"
+    return "LSTM" if isinstance(cell, nn.LSTMCell) else "GRU"
+
+
+def _is_for_an_engine(values: Tensor) -> bool:
+    """Return True if transforms other than reverse mode are active, because PyTorch has no `vmap` of nn.LSTMCell."""
+    return not takes_gradients_only() and not autocasts(values.device)
+
+
+def _pays(values: Tensor, lengths: Lengths) -> bool:
+    return _rounds_alike(values) and lengths.longest > _FEW
+
+
+def _rounds_alike(values: Tensor) -> bool:
+    """Return True if a layer equals its cell up to the last bits; in half precision each rounds at other places.
+
+    On CUDA a layer would move the caller's weights to one buffer for cuDNN.
+    """
+    return values.is_cpu and values.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+
+
+def _as_layer(cell: _Cell) -> nn.RNNBase:
+    """Build the layer that runs the cell over sequences, with the cell's own weights."""
+    layer_type = next(layer for kind, layer in _LAYERS.items() if isinstance(cell, kind))
+    nonlinearity = getattr(cell, "nonlinearity", None)
+    layer = copy.copy(_blank_layer(layer_type, cell.input_size, cell.hidden_size, bool(cell.bias), nonlinearity))
+    # Not set as attributes, because in `torch.func.functional_call` a weight may not be an `nn.Parameter`.
+    layer._parameters = {f"{name}_l0": getattr(cell, name) for name in _names(cell)}
+    return layer
+
+
+@lru_cache(maxsize=64)
+def _blank_layer(
+    layer_type: Any, input_size: int, hidden_size: int, bias: bool, nonlinearity: str | None
+) -> nn.RNNBase:
+    """Build a layer without memory for weights; cached, because that takes as long as two or three steps."""
+    options: dict[str, Any] = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
+    # Without initializing weights, because `vmap` refuses their random numbers.
+    kind: Any = type(layer_type.__name__, (layer_type,), {"reset_parameters": lambda layer: None})
+    layer: nn.RNNBase = kind(input_size, hidden_size, bias=bias, device="meta", **options)
+    return layer
+
+
+_WITH_CELL: list[type[nn.Module]] = [nn.LSTMCell, *quantized_layers("LSTMCell")]
+_WITHOUT: list[type[nn.Module]] = [nn.GRUCell, nn.RNNCell, *quantized_layers("GRUCell", "RNNCell")]
+
+for _cell_type in _WITH_CELL:
+    register_cell(_cell_type, LSTMState)
+for _cell_type in _WITHOUT:
+    register_cell(_cell_type, RNNState)

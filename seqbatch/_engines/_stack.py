@@ -1,0 +1,68 @@
+"""The loop over the layers of a recurrent layer, shared by the engines that compute one layer at a time."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from seqbatch._engines._interface import Hidden
+from seqbatch._structure.lengths import Lengths
+
+
+class RunLayer(Protocol):
+    """A function that runs one layer in all its directions.
+
+    Args:
+        mode: as `nn.RNNBase.mode`.
+        lengths: of at least one sequence, none of them empty.
+        directions: 1 or 2.
+        inputs: `(total_steps, input_size)`.
+        weights: those of the first direction, then those of the second: input, hidden, biases, projection.
+        start: the initial states, each `(directions, batch, size)`, in the caller's order; none for zeros.
+
+    Returns:
+        the outputs `(total_steps, directions * size)`, and the final states in the form of `start`.
+    """
+
+    def __call__(
+        self,
+        mode: str,
+        lengths: Lengths,
+        directions: int,
+        inputs: Tensor,
+        weights: Sequence[Tensor],
+        start: Sequence[Tensor],
+    ) -> tuple[Tensor, ...]: ...
+
+
+def run_layers(
+    layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None, run_layer: RunLayer
+) -> tuple[Tensor, Hidden]:
+    """Run the layers of a recurrent layer in order, as `Engine` says, by a function that runs one of them."""
+    directions = 2 if layer.bidirectional else 1
+    rows, finals = values, []
+    for i in range(layer.num_layers):
+        if i and layer.training and layer.dropout:
+            rows = nn.functional.dropout(rows, layer.dropout)
+        start = () if hidden is None else tuple(part[i * directions : (i + 1) * directions] for part in hidden)
+        rows, *final = run_layer(layer.mode, lengths, directions, rows, weights_of(layer, i), start)
+        finals.append(final)
+    return rows, tuple(finals[0]) if len(finals) == 1 else tuple(map(torch.cat, zip(*finals, strict=True)))
+
+
+def weights_of(layer: nn.RNNBase, index: int) -> tuple[Tensor, ...]:
+    """Return the weights of one layer, those of the first direction before those of the second."""
+    names = _names(index, bool(layer.bias), bool(layer.proj_size), bool(layer.bidirectional))
+    held: dict[str, Any] = layer._parameters
+    try:
+        return tuple([held[name] for name in names])
+    except KeyError:  # because something else may replace a parameter, as a parametrization does
+        return tuple(getattr(layer, name) for name in names)
+
+
+@lru_cache
+def _names(index: int, bias: bool, projects: bool, bidirectional: bool) -> list[str]:
+    names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if bias else []), *(["weight_hr"] if projects else [])]
+    return [f"{name}_l{index}{suffix}" for suffix in ["", "_reverse"][: 1 + bidirectional] for name in names]

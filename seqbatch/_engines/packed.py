@@ -1,0 +1,19 @@
+"""The packed engine: call the layer itself on a PackedSequence; exact for every layer, on every device."""
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from seqbatch._engines._interface import Hidden, as_arguments, parts_of
+from seqbatch._ops.layouts import flat_to_packed, packed_to_flat
+from seqbatch._structure.lengths import Lengths
+
+
+def run(layer: nn.Module, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+    """Run the layer as `Engine` says; PyTorch itself sorts the state and brings it back into order.
+
+    Raises:
+        SeqbatchTypeError: the layer, by a `forward` of its own, does not return a PackedSequence and a state.
+    """
+    packed = flat_to_packed(values, lengths)
+    output, final = parts_of(layer(packed, *as_arguments(hidden)), layer, PackedSequence)
+    return packed_to_flat(output.data, lengths), final

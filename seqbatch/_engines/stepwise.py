@@ -1,0 +1,78 @@
+"""The plain engine: step by step, by functions of PyTorch that every transform supports; slow, and exact."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from seqbatch._engines._interface import Hidden
+from seqbatch._engines._stack import run_layers
+from seqbatch._ops.layouts import rearrange
+from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.plans import packed_plan, turn_plan
+
+
+def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
+    """Run the layer as `Engine` says; for layers without hooks and with a stock `forward`."""
+    return run_layers(layer, values, lengths, hidden, run_layer)
+
+
+def run_layer(
+    mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Sequence[Tensor], start: Sequence[Tensor]
+) -> tuple[Tensor, ...]:
+    """Run one layer as `RunLayer` says: rows in packed order, the longest sequence first."""
+    packed = lengths.plan(packed_plan, device=inputs.device)
+    turn = lengths.plan(turn_plan, device=inputs.device) if directions == 2 else None
+    rows, each = rearrange(inputs, packed), len(weights) // directions
+    if start:
+        order = lengths.on(inputs.device).order
+        states = [part.index_select(1, order) for part in start]
+    else:
+        sizes = [weights[1].shape[1], *([weights[1].shape[0] // 4] if mode == "LSTM" else [])]
+        states = [inputs.new_zeros(directions, len(lengths), size) for size in sizes]
+    outputs, finals = [], []
+    for d in range(directions):
+        given = rows if turn is None or not d else rearrange(rows, turn)
+        weights_of_one = list(weights[d * each : (d + 1) * each])
+        output, final = _run_direction(mode, lengths, given, weights_of_one, tuple(part[d] for part in states))
+        outputs.append(output if turn is None or not d else rearrange(output, turn))
+        finals.append(final)
+    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
+    return rearrange(output, packed.inverse), *map(torch.stack, zip(*finals, strict=True))
+
+
+def _run_direction(
+    mode: str, lengths: Lengths, rows: Tensor, weights: list[Tensor], start: Hidden
+) -> tuple[Tensor, Hidden]:
+    """Run one layer in one direction, on rows in packed order; return its output, and its state in caller's order."""
+    w_ih, w_hh, *rest = weights
+    b_ih, b_hh = rest[:2] if len(rest) > 1 else (None, None)
+    project = rest[-1] if len(rest) % 2 else None
+    state = start
+    outputs, ended = [], []
+    for step in linear(rows, w_ih, b_ih).split(lengths.step_sizes):
+        count = step.shape[0]
+        if count < state[0].shape[0]:
+            ended.append(tuple(part[count:] for part in state))
+            state = tuple(part[:count] for part in state)
+        state = _next(mode, step, linear(state[0], w_hh, b_hh), state)
+        if project is not None:
+            state = linear(state[0], project), state[1]
+        outputs.append(state[0])
+    rank = lengths.on(rows.device).rank
+    ends = zip(state, *reversed(ended), strict=True)
+    return torch.cat(outputs), tuple(torch.cat(parts).index_select(0, rank) for parts in ends)
+
+
+def _next(mode: str, given: Tensor, recalled: Tensor, state: Hidden) -> Hidden:
+    """Compute the state after a step, from what the input and the hidden state add to the gates."""
+    if mode == "LSTM":
+        i, f, g, o = (given + recalled).chunk(4, 1)
+        cell = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
+        return o.sigmoid() * cell.tanh(), cell
+    if mode == "GRU":
+        (r, z, n), (r_h, z_h, n_h) = given.chunk(3, 1), recalled.chunk(3, 1)
+        new = (n + (r + r_h).sigmoid() * n_h).tanh()
+        return (new + (z + z_h).sigmoid() * (state[0] - new),)
+    return (torch.tanh(given + recalled) if mode == "RNN_TANH" else torch.relu(given + recalled),)

@@ -1,0 +1,273 @@
+"""Flat values to padded, packed and nested tensors and back: one copy by a kernel, or an index and one gather."""
+
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, pad_sequence
+
+from seqbatch import _kernels
+from seqbatch._checks.layouts import PaddingSide
+from seqbatch._kernels import row_copies
+from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
+from seqbatch._torch import is_transformed
+
+# Without kernels: up to this many sequences, copying one by one is faster than planning a gather.
+FEW = 64
+# Dtypes that PyTorch cannot gather on the CPU, and those of the same size that it can.
+_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+
+
+class _Padded(NamedTuple):
+    """The layout of a padded tensor, which flat values are copied to or from."""
+
+    lengths: Lengths
+    batch_first: bool
+    side: PaddingSide
+    time: int
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes before those of features."""
+        return (len(self.lengths), self.time) if self.batch_first else (self.time, len(self.lengths))
+
+    def plan(self, device: torch.device) -> Plan:
+        """Return the plan from flat values to the rows of this layout, its axes as one."""
+        return self.lengths.plan(padded_plan, self.batch_first, self.side, self.time, device=device)
+
+    def copy(self, flat: Tensor, other: Tensor, into_flat: bool, fill: complex) -> None:
+        """Copy rows by the kernels."""
+        # Compared as text, because -0.0 == 0.
+        value = None if str(fill) in ("0", "0.0") else other.new_full((), fill)
+        row_copies.copy_rows(
+            flat,
+            other,
+            self.lengths.tensor,
+            into_flat=into_flat,
+            batch_axis=0 if self.batch_first else 1,
+            is_left=self.side == "left",
+            fill=value,
+        )
+
+
+class _Packed(NamedTuple):
+    """The layout of the data of a PackedSequence, which flat values are copied to or from."""
+
+    lengths: Lengths
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The axes before those of features."""
+        return (self.lengths.total,)
+
+    def plan(self, device: torch.device) -> Plan:
+        """Return the plan from flat values to the rows of this layout."""
+        return self.lengths.plan(packed_plan, device=device)
+
+    def copy(self, flat: Tensor, other: Tensor, into_flat: bool, fill: complex) -> None:
+        """Copy rows by the kernels; `fill` is unused, because packed data has no padding."""
+        lengths = self.lengths
+        row_copies.copy_rows(
+            flat, other, lengths.tensor, into_flat=into_flat, packing=(lengths.rank, lengths.batch_sizes)
+        )
+
+
+class _Copy(torch.autograd.Function):
+    """A copy by the kernels between flat values and another layout; the backward pass is the copy back."""
+
+    @staticmethod
+    def forward(ctx: Any, source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex) -> Tensor:
+        ctx.layout, ctx.into_flat = layout, into_flat
+        return _copy(source, layout, into_flat, fill)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        return _convert(gradients[0], ctx.layout, not ctx.into_flat), None, None, None
+
+
+class _Rearrange(torch.autograd.Function):
+    """A gather whose backward pass is the gather that undoes it, which is faster than torch's scatter into zeros."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, plan: Plan, fill: complex) -> Tensor:
+        ctx.plan = plan
+        return _gather(values, plan, fill)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        return rearrange(gradients[0], ctx.plan.inverse), None, None
+
+
+class _ToNested(torch.autograd.Function):
+    """A nested tensor over values; torch's own has no second-order gradients, and none of complex values."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, lengths: Lengths) -> Tensor:
+        ctx.lengths = lengths
+        return _nest(values.detach(), lengths)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _apply(_FromNested, gradients[0], ctx.lengths), None
+
+
+class _FromNested(torch.autograd.Function):
+    """The values of a nested tensor without holes: the inverse of `_ToNested`, and its backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, nested: Any, lengths: Lengths) -> Tensor:
+        ctx.lengths = lengths
+        return _values(nested)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return _apply(_ToNested, gradients[0], ctx.lengths), None
+
+
+def _mode_for(tensor: Tensor) -> Any:
+    """Leave `torch.inference_mode` for a tensor from outside it, of which PyTorch creates no nested view inside."""
+    if not torch.is_inference_mode_enabled():
+        return nullcontext()
+    return torch.inference_mode(tensor.is_inference())
+
+
+def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    apply: Any = function.apply  # because torch does not annotate it
+    result: Tensor = apply(*arguments)
+    return result
+
+
+def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
+    """Gather rows by a plan, into a new tensor, through which gradients of every order flow.
+
+    Args:
+        values: `(rows_in, *features)`, any dtype.
+        plan: the plan, on the device of the values.
+        fill: the value of output rows that take no source row.
+
+    Returns:
+        `(rows_out, *features)`.
+    """
+    if plan.give is None or not values.requires_grad or is_transformed():
+        return _gather(values, plan, fill)
+    return _apply(_Rearrange, values, plan, fill)
+
+
+def _gather(values: Tensor, plan: Plan, fill: complex) -> Tensor:
+    if plan.take_fills:
+        # Copying with one extra row is cheaper than filling the output and scattering into it.
+        values = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
+    if values.dtype in _BITS:  # a view of other bits drops gradients, which integers do not have
+        return values.view(_BITS[values.dtype]).index_select(0, plan.take).view(values.dtype)
+    return values.index_select(0, plan.take)
+
+
+def _convert(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex = 0) -> Tensor:
+    """Convert flat values to another layout, or that to flat values; a copy, through which gradients flow."""
+    if row_copies.can_read(source, layout.lengths.tensor):
+        if source.requires_grad and torch.is_grad_enabled():
+            return _apply(_Copy, source, layout, into_flat, fill)
+        return _copy(source, layout, into_flat, fill)
+    plan = layout.plan(source.device)
+    if into_flat:
+        return rearrange(source.reshape(len(plan.take), *source.shape[len(layout.shape) :]), plan.inverse)
+    return rearrange(source, plan, fill).reshape(*layout.shape, *source.shape[1:])
+
+
+def _copy(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex) -> Tensor:
+    """Copy by the kernels, which must support the source."""
+    if not into_flat:
+        source = source.contiguous()
+        result = source.new_empty((*layout.shape, *source.shape[1:]))
+        layout.copy(source, result, into_flat, fill)
+        return result
+    axes = len(layout.shape)
+    if not source.is_contiguous() and not (axes == 2 and source.transpose(0, 1).is_contiguous()):
+        source = source.contiguous()
+    result = source.new_empty((layout.lengths.total, *source.shape[axes:]))
+    layout.copy(result, source, into_flat, fill)
+    return result
+
+
+def flat_to_padded(
+    values: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide, time: int, fill: complex
+) -> Tensor:
+    """Convert flat values to `(batch, time, *features)` or `(time, batch, *features)`."""
+    if fill == 0 and time == lengths.longest and _copies_fast(values, lengths):
+        return pad_sequence(list(values.split(lengths.counts)), batch_first, 0, side)
+    return _convert(values, _Padded(lengths, batch_first, side, time), False, fill)
+
+
+def _copies_fast(values: Tensor, lengths: Lengths) -> bool:
+    """Return True if copying sequence by sequence is faster than planning a gather: few of them, on the CPU.
+
+    False if a backward pass may follow, because that would fill one tensor of full size for each sequence.
+    """
+    if _kernels.IS_THERE or not values.is_cpu or not lengths.total or values.requires_grad or is_transformed():
+        return False
+    return len(lengths) <= FEW
+
+
+def padded_to_flat(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:
+    """Convert a padded tensor to flat values; its padding is never read."""
+    if side == "right" and _copies_fast(padded, lengths):
+        sequences = zip(padded.unbind(0 if batch_first else 1), lengths.counts, strict=True)
+        return torch.cat([sequence[:count] for sequence, count in sequences])
+    return _convert(padded, _Padded(lengths, batch_first, side, padded.shape[1 if batch_first else 0]), True)
+
+
+def masked_to_flat(padded: Tensor, mask: Tensor, batch_first: bool) -> Tensor:
+    """Convert a padded tensor to flat values by its mask, a host tensor of the same layout without holes."""
+    plan = masked_plan(mask, batch_first).to(padded.device)
+    return rearrange(padded.flatten(0, 1), plan)
+
+
+def flat_to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
+    """Convert flat values to PyTorch's packed form; no length may be 0."""
+    data = _convert(values, _Packed(lengths), False)
+    # Copies, because callers may modify the result, and the originals are cached.
+    there = lengths.on(values.device)
+    return PackedSequence(data, lengths.batch_sizes.clone(), there.order.clone(), there.rank.clone())
+
+
+def packed_to_flat(data: Tensor, lengths: Lengths) -> Tensor:
+    """Convert the data of a PackedSequence to flat values; the lengths hold its order."""
+    return _convert(data, _Packed(lengths), True)
+
+
+def flat_to_nested(values: Tensor, lengths: Lengths) -> Tensor:
+    """Convert flat values to a nested tensor of jagged layout, a view of them."""
+    return _apply(_ToNested, values, lengths) if values.requires_grad else _nest(values, lengths)
+
+
+def _nest(values: Tensor, lengths: Lengths) -> Tensor:
+    with _mode_for(values):
+        nested: Tensor = torch.nested.nested_tensor_from_jagged(
+            values,
+            lengths.on(values.device).jagged,
+            min_seqlen=lengths.shortest,
+            max_seqlen=lengths.longest,
+        )
+    return nested
+
+
+def _values(nested: Any) -> Tensor:
+    with _mode_for(nested):
+        values: Tensor = (nested.detach() if nested.requires_grad else nested).values()
+    return values
+
+
+def nested_to_flat(nested: Tensor) -> tuple[Tensor, Lengths]:
+    """Convert a nested tensor of jagged layout to flat values, a view of it unless it has holes, and lengths."""
+    jagged: Any = nested  # because torch does not annotate the methods of this layout
+    offsets, counts, values = jagged.offsets(), jagged.lengths(), _values(nested)
+    lengths = Lengths(tuple((offsets.diff() if counts is None else counts).tolist()))
+    starts = offsets.cpu()
+    if counts is None and starts[0] == 0 and starts[-1] == len(values):
+        lengths.adopt_offsets(offsets)
+        return _apply(_FromNested, nested, lengths) if nested.requires_grad else values, lengths
+    values = jagged.values()
+    plan = window_plan(starts[:-1], lengths, len(values))
+    return rearrange(values, plan.to(values.device)), lengths

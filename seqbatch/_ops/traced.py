@@ -1,0 +1,247 @@
+"""Layouts of batches while torch.compile or torch.export traces: lengths are a tensor whose values are unknown.
+
+A graph serves all lengths. What `eager` checks by their values, a graph checks at run time.
+"""
+
+import math
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from seqbatch._checks.arguments import integer, integers, require_integers, require_tensor
+from seqbatch._checks.grammar import complaint, type_name
+from seqbatch._checks.indices import refuse_bytes
+from seqbatch._checks.layouts import PaddingSide, require_bools
+from seqbatch._checks.tracing import not_in_a_graph, require_in_graph
+from seqbatch._ops import reductions
+from seqbatch._structure.lengths import Lengths
+from seqbatch._torch import known_or_false
+from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
+
+# ----------------------------------------------------------------------------------------------------------- structure
+
+
+def lengths_from(subject: str, value: object) -> Lengths:
+    if isinstance(value, Tensor):
+        return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64, copy=True))
+    return lengths_of_sizes(tuple(integers(subject, value)))
+
+
+def lengths_of_sizes(sizes: tuple[int, ...]) -> Lengths:
+    lengths = Lengths.from_tensor(torch.tensor(sizes, dtype=torch.int64, device="cpu"))
+    lengths.sizes = sizes
+    return lengths
+
+
+def lengths_from_offsets(subject: str, value: object, steps: int) -> Lengths:
+    offsets = lengths_from(subject, value).tensor
+    torch._check(offsets.shape[0] > 0, lambda: f"`{subject}` must start with 0; got no offsets.")
+    lengths = offsets.diff()
+    require_in_graph((offsets[:1] == 0).all(), f"`{subject}` must start with 0")
+    require_in_graph((offsets[-1:] == steps).all(), f"`{subject}` must end with the steps of `values`")
+    require_in_graph((lengths >= 0).all(), f"`{subject}` must never fall")
+    return Lengths.from_tensor(lengths)
+
+
+def joined_lengths(parts: list[Lengths]) -> Lengths:
+    return Lengths.from_tensor(torch.cat([part.tensor for part in parts]))
+
+
+def require_total(lengths: Lengths, steps: int) -> None:
+    require_in_graph((lengths.tensor >= 0).all(), "`lengths` must be at least 0")
+    require_in_graph(lengths.tensor.sum() == steps, "`lengths` must add up to the steps of `values`")
+
+
+def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
+    if lengths is like:
+        return
+    message = f"`{subject}` must have the lengths of this batch"
+    torch._check(lengths.tensor.shape[0] == like.tensor.shape[0], lambda: message)
+    require_in_graph((lengths.tensor == like.tensor).all(), message)
+
+
+def offsets(lengths: Lengths, device: torch.device) -> Tensor:
+    return functional.pad(lengths.tensor.cumsum(0), (1, 0)).to(device)
+
+
+def segment_ids(lengths: Lengths, steps: int, device: torch.device) -> Tensor:
+    return torch.repeat_interleave(lengths.tensor, output_size=steps).to(device)
+
+
+def positions(lengths: Lengths, steps: int, device: torch.device) -> Tensor:
+    starts = lengths.tensor.cumsum(0) - lengths.tensor
+    first = torch.repeat_interleave(starts, lengths.tensor, output_size=steps)
+    return (torch.arange(steps, device="cpu") - first).to(device)
+
+
+# ------------------------------------------------------------------------------------------------------------- padding
+
+
+def to_padded(
+    values: Tensor,
+    lengths: Lengths,
+    batch_first: bool,
+    side: PaddingSide,
+    total_length: int | None,
+    padding_value: complex,
+) -> Tensor:
+    fill, time = _require_fill(padding_value, values.dtype), _time(total_length, lengths.tensor)
+    rows = _places(lengths.tensor, side, time) + (lengths.tensor.cumsum(0) - lengths.tensor)[:, None]
+    real = _checked_mask(lengths.tensor, True, side, time)
+    index = torch.where(real, rows, values.shape[0]).to(values.device)
+    index = index if batch_first else index.T
+    more = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
+    return more.index_select(0, index.flatten()).view(*index.shape, *values.shape[1:])
+
+
+def mask(
+    lengths: Lengths, batch_first: bool, side: PaddingSide, total_length: int | None, device: torch.device
+) -> Tensor:
+    return _checked_mask(lengths.tensor, batch_first, side, _time(total_length, lengths.tensor)).to(device)
+
+
+def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:
+    counts, by_batch = lengths.tensor, padded if batch_first else padded.transpose(0, 1)
+    if _differ(counts.shape[0], by_batch.shape[0], "`lengths` must be as many as the sequences of `padded`"):
+        raise complaint(SeqbatchValueError, "lengths", "be as many as the sequences of `padded`", "fewer or more")
+    require_in_graph((counts >= 0).all(), "`lengths` must be at least 0")
+    require_in_graph((counts <= by_batch.shape[1]).all(), "`lengths` must be at most the time axis of `padded`")
+    real = _mask(counts, True, side, by_batch.shape[1])
+    values: Tensor = by_batch[real.to(padded.device)]
+    return values
+
+
+def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, Lengths]:
+    require_bools("mask", require_tensor("mask", mask))
+    must = "have the first two axes of `padded`"
+    if mask.dim() != 2 or any(_differ(mask.shape[axis], padded.shape[axis], f"`mask` must {must}") for axis in (0, 1)):
+        raise complaint(SeqbatchValueError, "mask", must, "others")
+    by_batch, real = (padded, mask) if batch_first else (padded.transpose(0, 1), mask.T)
+    starts = (real & ~functional.pad(real, (1, 0))[:, :-1]).sum(1)
+    require_in_graph((starts <= 1).all(), "`mask` must have its True steps side by side in each sequence")
+    values: Tensor = by_batch[real.to(padded.device)]
+    return values, Lengths.from_tensor(real.sum(1).cpu())
+
+
+def _checked_mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
+    """Compute the mask of real steps, `(batch, time)` or `(time, batch)`, on the host."""
+    require_in_graph((lengths <= time).all(), "`total_length` must be at least the longest of `lengths`")
+    return _mask(lengths, batch_first, side, time)
+
+
+def _mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:
+    places = _places(lengths, side, time)
+    real = (places >= 0) & (places < lengths[:, None])
+    return real if batch_first else real.T
+
+
+def _time(total_length: int | None, lengths: Tensor) -> int:
+    """Return the number of steps to pad to, a SymInt unless `total_length` is an int."""
+    return _longest(lengths) if total_length is None else _require_integer(total_length)
+
+
+def _longest(lengths: Tensor) -> int:
+    """Return the steps of the longest sequence, as a SymInt; 0 if there is none."""
+    steps: Any = functional.pad(lengths, (1, 0)).max().item()
+    number: int = steps  # a SymInt; `int()` would specialize it
+    return number
+
+
+def _require_integer(total_length: Any) -> int:
+    """Return the number of steps to pad to if it is an integer, not a bool, and not negative, else raise."""
+    # The message names the type, because the value of a SymFloat is unknown while tracing.
+    if isinstance(total_length, float | torch.SymFloat):
+        raise complaint(SeqbatchTypeError, "total_length", "be an integer", type_name(total_length))
+    number: int = total_length  # without `int()`, because that would specialize a SymInt
+    if isinstance(total_length, bool) or not isinstance(total_length, int | torch.SymInt):
+        number = integer("total_length", total_length)
+    message = "`total_length` must be at least 0; got a negative number."
+    torch._check_with(SeqbatchValueError, number >= 0, lambda: message)  # at run time if it is a SymInt
+    return number
+
+
+def _require_fill(fill: Any, dtype: torch.dtype) -> complex:
+    """Return the padding value if the dtype can represent it, else raise."""
+    if not isinstance(fill, int | float | complex | torch.SymInt | torch.SymFloat):
+        # A scalar of NumPy is traced as a tensor, whose value is unknown.
+        raise complaint(SeqbatchTypeError, "padding_value", "be a number of Python in a graph", type_name(fill))
+    parts: list[Any] = [fill.real, fill.imag] if isinstance(fill, complex) else [fill]
+    # In words, because the value of a SymInt or SymFloat is unknown while tracing.
+    found = ""
+    if len(parts) == 2 and not dtype.is_complex and parts.pop():
+        found = "a complex number"
+    elif not all(_is_in_range(part, dtype) for part in parts):
+        found = "one out of its range"
+    elif not (dtype.is_floating_point or dtype.is_complex) and int(parts[0]) != parts[0]:
+        # Not `parts[0] % 1`, which is traced as 0 for a SymFloat.
+        found = "a fraction"
+    if found:
+        raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", found)
+    number: complex = complex(*parts) if len(parts) == 2 else parts[0]
+    return number
+
+
+def _is_in_range(number: Any, dtype: torch.dtype) -> bool:
+    """Return True if a dtype can represent a number up to rounding; floating ones have NaN, and some infinity."""
+    if dtype is torch.bool:
+        return bool(0 <= number <= 1)
+    if not (dtype.is_floating_point or dtype.is_complex):
+        return bool(torch.iinfo(dtype).min <= number <= torch.iinfo(dtype).max)
+    if number in (math.inf, -math.inf):
+        return torch.finfo(dtype).bits > 8 or dtype is torch.float8_e5m2
+    return not abs(number) > torch.finfo(dtype).max
+
+
+def _differ(size: int, other: int, message: str) -> bool:
+    """Return True if sizes are known to differ; if they are unknown, add a check with this message to the graph."""
+    if known_or_false(size != other):
+        return True
+    torch._check(size == other, lambda: message)
+    return False
+
+
+def _places(lengths: Tensor, side: PaddingSide, time: int) -> Tensor:
+    """Compute the index in its sequence of the step at each position of `(batch, time)`."""
+    places = torch.arange(time, device="cpu")
+    return places - (time - lengths)[:, None] if side == "left" else places.expand(lengths.shape[0], time)
+
+
+# ----------------------------------------------------------------------------------------------- packed and nested
+
+
+def to_packed(values: Tensor, lengths: Lengths) -> NoReturn:
+    raise not_in_a_graph("a call that needs lengths")
+
+
+def from_packed(packed: object) -> NoReturn:
+    raise not_in_a_graph("a call that needs the sizes of a PackedSequence")
+
+
+def to_nested(values: Tensor, lengths: Lengths) -> NoReturn:
+    raise not_in_a_graph("a call that needs the lengths of a nested tensor")
+
+
+def from_nested(nested: object) -> NoReturn:
+    raise not_in_a_graph("a call that needs the lengths of a nested tensor")
+
+
+# -------------------------------------------------------------------------------------------- reductions and selection
+
+
+def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
+    return reductions.operator(values, lengths.tensor, how)[0]
+
+
+def positions_of(index: Tensor, size: int) -> Tensor:
+    """Return an index of sequences as a mask, or as positions counted from the front, else raise."""
+    refuse_bytes("index", index)
+    if index.dtype is torch.bool and index.dim() == 1:
+        must = "have one bool for each sequence, as it is a mask"
+        if _differ(index.shape[0], size, f"`index` must {must}"):
+            raise complaint(SeqbatchIndexError, "index", must, "fewer or more")
+        return index
+    numbers = require_integers("index", index if index.dim() else index[None]).long()
+    require_in_graph(((numbers >= -size) & (numbers < size)).all(), "`index` must name sequences that are there")
+    return torch.where(numbers < 0, numbers + size, numbers)

@@ -1,0 +1,54 @@
+"""Checks shared by these layers: of overridden `forward`, arguments and dtypes."""
+
+from torch import Tensor, nn
+
+from seqbatch._batch import SequenceBatch
+from seqbatch._checks.arguments import integer, require_steps
+from seqbatch._checks.grammar import complaint, describe, type_name
+from seqbatch._encode.registry import unsupported
+from seqbatch._encoders._layer_checks import keeps_forward
+from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+
+def refuse_own_forward(layer: nn.Module, kind: type[nn.Module]) -> None:
+    """Raise if a subclass has its own `forward`, because that takes one sequence and may do anything with it."""
+    if not keeps_forward(layer, kind):
+        raise unsupported(layer, reason="it has a forward of its own")
+
+
+def as_batch(sequence: object) -> SequenceBatch:
+    """Convert the argument of a layer, one sequence `(steps, *features)`, to a batch of one, or raise."""
+    values = require_steps("sequence", sequence)
+    return SequenceBatch(values, [len(values)])
+
+
+def module(subject: str, value: object) -> nn.Module:
+    """Return the value if it is a layer, else raise."""
+    if not isinstance(value, nn.Module):
+        remedy = "Pass a layer, not its class." if isinstance(value, type) else ""
+        raise complaint(SeqbatchTypeError, subject, "be an nn.Module", type_name(value), remedy)
+    return value
+
+
+def size(subject: str, value: object) -> int:
+    """Return the value if it is an integer of at least 0, else raise."""
+    number = integer(subject, value)
+    if number < 0:
+        raise complaint(SeqbatchValueError, subject, "be at least 0", number)
+    return number
+
+
+def probability(subject: str, value: float) -> float:
+    """Return the value if it is a number from 0 to 1, else raise."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise complaint(SeqbatchTypeError, subject, "be a number", repr(value))
+    if not 0 <= value <= 1:
+        raise complaint(SeqbatchValueError, subject, "be from 0 to 1", value)
+    return value
+
+
+def require_floating(subject: str, values: Tensor, layer: nn.Module, remedy: str = "") -> None:
+    """Raise unless the dtype is floating or complex."""
+    if not (values.is_floating_point() or values.is_complex()):
+        must = f"have a floating or complex dtype, for {describe(layer)}"
+        raise complaint(SeqbatchTypeError, subject, must, values.dtype, remedy)

@@ -1,0 +1,87 @@
+"""The recurrent operators as the nodes LSTM, GRU and RNN of ONNX, one for each layer with all its directions."""
+
+from typing import Any
+
+from seqbatch.onnx._conversions import Layout, from_padded, integer, integers, layout_of, op, to_padded
+
+
+def lstm(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, differentiable: Any) -> Any:
+    """Translate `seqbatch::lstm`; ONNX orders the gates i, o, f, c."""
+    return _run(_Layer("LSTM", [0, 3, 1, 2], 2, bidirectional), values, lengths, others, num_layers)
+
+
+def gru(values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, differentiable: Any) -> Any:
+    """Translate `seqbatch::gru`; ONNX orders the gates z, r, h, and has PyTorch's form by `linear_before_reset`."""
+    layer = _Layer("GRU", [1, 0, 2], 1, bidirectional, linear_before_reset=1)
+    return _run(layer, values, lengths, others, num_layers)
+
+
+def rnn(
+    values: Any, lengths: Any, others: Any, num_layers: int, bidirectional: bool, differentiable: Any, nonlinearity: str
+) -> Any:
+    """Translate `seqbatch::rnn`."""
+    activations = [nonlinearity.capitalize()] * (2 if bidirectional else 1)
+    layer = _Layer("RNN", [0], 1, bidirectional, activations=activations)
+    return _run(layer, values, lengths, others, num_layers)
+
+
+class _Layer:
+    """What all layers of a stack share: the node, the order of its gates, the parts of its state, its attributes."""
+
+    def __init__(self, node: str, gates: list[int], parts: int, bidirectional: bool, **attributes: Any) -> None:
+        self.node, self.gates, self.parts = node, gates, parts
+        self.directions = 2 if bidirectional else 1
+        self.attributes = {"direction": "bidirectional" if bidirectional else "forward", **attributes}
+
+    def run(self, rows: Any, weights: list[Any], lengths: Any, start: list[Any]) -> tuple[Any, list[Any]]:
+        """Run one layer on `(time, batch, features)`; return its output in this layout, and its final state."""
+        each = len(weights) // self.directions
+        ways = [weights[way * each : (way + 1) * each] for way in range(self.directions)]
+        kinds = [self._stack([way[kind] for way in ways]) for kind in range(each)]
+        bias = op.Concat(kinds[2], kinds[3], axis=1) if each > 2 else None
+        size = int(ways[0][1].shape[1])
+        node = getattr(op, self.node)
+        output, *end = node(rows, *kinds[:2], bias, lengths, *start, hidden_size=size, **self.attributes)
+        joined = op.Reshape(op.Transpose(output, perm=[0, 2, 1, 3]), integers(0, 0, self.directions * size))
+        return joined, end
+
+    def _stack(self, weights: list[Any]) -> Any:
+        return op.Concat(*(op.Unsqueeze(self._in_order(weight), integers(0)) for weight in weights), axis=0)
+
+    def _in_order(self, weight: Any) -> Any:
+        """Reorder the gates of a weight for ONNX."""
+        if len(self.gates) == 1:
+            return weight
+        size = int(weight.shape[0]) // len(self.gates)
+        parts = (op.Slice(weight, integers(i * size), integers((i + 1) * size), integers(0)) for i in self.gates)
+        return op.Concat(*parts, axis=0)
+
+
+def _run(layer: _Layer, values: Any, lengths: Any, others: Any, num_layers: int) -> Any:
+    """Run the layers in order, and return the results of the operator."""
+    number = op.Shape(lengths)
+    # ONNX Runtime crashes on an LSTM of batch size 0: one empty sequence is added, and its result is dropped.
+    at_least_one = integers(0), op.Max(number, integers(1))
+    layout = layout_of(op.Slice(op.Pad(lengths, integers(0, 1)), *at_least_one, integers(0)))
+    more = (op.Pad(part, integers(0, 0, 0, 0, 1, 0)) for part in others[: layer.parts])
+    hidden = [op.Slice(part, *at_least_one, integers(1)) for part in more]
+    weights = others[layer.parts :]
+    # A node does not take empty sequences: each gets one step of zeros, and its result is dropped.
+    counts = op.Cast(op.Max(layout.lengths, integers(1)), to=6)
+    rows = op.Transpose(to_padded(values, layout, integer(0)), perm=[1, 0, 2])
+    each, finals = len(weights) // num_layers, []
+    for i in range(num_layers):
+        bounds = integers(i * layer.directions), integers((i + 1) * layer.directions), integers(0)
+        start = [op.Slice(part, *bounds) for part in hidden]
+        rows, end = layer.run(rows, weights[i * each : (i + 1) * each], counts, start)
+        finals.append([_unless_empty(layout, *pair) for pair in zip(end, start, strict=True)])
+    ends = [
+        op.Slice(op.Concat(*parts, axis=0), integers(0), number, integers(1)) for parts in zip(*finals, strict=True)
+    ]
+    # Empty, because the tensors that the operator saves for a backward pass are never read here.
+    unused = [op.Slice(values, integers(0), integers(0), integers(0))] * 2
+    return from_padded(op.Transpose(rows, perm=[1, 0, 2]), layout), *ends, *unused
+
+
+def _unless_empty(layout: Layout, end: Any, start: Any) -> Any:
+    return op.Where(op.Unsqueeze(op.Equal(layout.lengths, integer(0)), integers(0, 2)), start, end)
