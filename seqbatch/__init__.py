@@ -3,7 +3,6 @@
 import torch
 
 import seqbatch._encoders  # registers the built-in encoders
-import seqbatch._pytrees  # registers batches and states
 import seqbatch.layers  # noqa: F401  # and those of its own layers
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode import encode, encode_with_state

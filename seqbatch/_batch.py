@@ -32,7 +32,7 @@ from seqbatch._checks.tracing import refuse_in_a_graph
 from seqbatch._ops.layouts import rearrange
 from seqbatch._structure.lengths import Lengths
 from seqbatch._structure.plans import select_plan
-from seqbatch._torch import in_a_graph
+from seqbatch._torch import in_a_graph, register_pytree
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 # How a Tensor of one row for each sequence becomes a batch.
@@ -904,3 +904,13 @@ def _require_order(values: Tensor) -> None:
 
 def _wrong_dtype(must: str, values: Tensor) -> SeqbatchTypeError:
     return complaint(SeqbatchTypeError, "values", f"have a dtype {must}", values.dtype)
+
+
+def _unflatten(values: Any, lengths: Any) -> SequenceBatch:
+    # Only plain Tensors have values to check: while PyTorch traces or transforms, other objects stand for them.
+    if type(values) is type(lengths) is Tensor:
+        return SequenceBatch(values, lengths)
+    return SequenceBatch._of(values, Lengths.from_tensor(lengths))
+
+
+register_pytree(SequenceBatch, ["values", "lengths"], lambda batch: [batch.values, batch._lengths.tensor], _unflatten)

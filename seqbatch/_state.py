@@ -15,7 +15,7 @@ from seqbatch._checks.grammar import complaint, counted, type_name
 from seqbatch._checks.indices import AnyScalar, Index, as_index, is_one_index, one_position, several_positions
 from seqbatch._checks.not_a_tensor import NotATensor
 from seqbatch._ops import traced
-from seqbatch._torch import in_a_graph
+from seqbatch._torch import in_a_graph, register_pytree
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
@@ -506,3 +506,16 @@ class ContainerState(State):
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[Any, ...]]]:
         require_gatherable(self)
         return type(self), (self.states,)
+
+
+def _register_pytree(kind: type[_TensorState]) -> None:
+    def unflatten(*tensors: Any) -> _TensorState:
+        # Only plain Tensors have shapes to check: while PyTorch traces or transforms, other objects stand for them.
+        return kind(*tensors) if all(type(one) is Tensor for one in tensors) else kind._of(tensors)
+
+    register_pytree(kind, list(kind._names), lambda state: [*state._tensors], unflatten)
+
+
+_register_pytree(RNNState)
+_register_pytree(LSTMState)
+register_pytree(ContainerState, ["states"], lambda state: [state.states], ContainerState._of)

@@ -3,7 +3,7 @@
 This file alone reads such names. `tests/test_torch.py` says for each of them what breaks if PyTorch changes it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 # graph break, and then returns True outside the graph.
 from torch._guards import TracingContext
 from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.utils import _pytree
 
 _are_transforms_active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _forward_ad: Any = torch.autograd.forward_ad
@@ -135,3 +136,30 @@ def is_parametrized(layer: nn.Module) -> bool:
     As `torch.nn.utils.parametrize.is_parametrized`, in a tenth of the time where there are none.
     """
     return "parametrizations" in layer._modules
+
+
+# ------------------------------------------------------------------------------------------------------------- pytrees
+
+
+def register_pytree(
+    kind: type[Any], names: list[str], flatten: Callable[[Any], list[Any]], unflatten: Callable[..., Any]
+) -> None:
+    """Register a class as a pytree, so that torch.export and torch.func see the tensors in it.
+
+    Args:
+        kind: the class.
+        names: of its leaves.
+        flatten: from an object to its leaves.
+        unflatten: from its leaves to an object. While PyTorch traces or transforms, they may be anything.
+    """
+
+    def flatten_with_keys(value: Any) -> tuple[list[tuple[Any, Any]], None]:
+        return [(_pytree.GetAttrKey(name), leaf) for name, leaf in zip(names, flatten(value), strict=True)], None
+
+    _pytree.register_pytree_node(
+        kind,
+        lambda value: (flatten(value), None),
+        lambda leaves, _: unflatten(*leaves),
+        serialized_type_name=f"seqbatch.{kind.__name__}",
+        flatten_with_keys_fn=flatten_with_keys,
+    )

@@ -158,7 +158,7 @@ def hidden(*shape: int, **options: Any) -> Tensor:
             GRU,
             LSTMState(hidden(1, 2, 3, 2), hidden(1, 2, 3, 2)),
             SeqbatchTypeError,
-            r"`state` must be an RNNState, .*; got a seqbatch\.state\.LSTMState\. It is that of another type of",
+            r"`state` must be an RNNState, .*; got a seqbatch\.LSTMState\. It is that of another type of",
         ),
         (
             LSTM,

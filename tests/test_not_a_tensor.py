@@ -71,7 +71,7 @@ def test_layers_and_functions_of_torch(batch: SequenceBatch, name: str, call: Ca
     with pytest.raises(SeqbatchTypeError) as caught:
         call(batch)
     found = str(caught.value)
-    assert re.match(rf"`{name}` must be (called with Tensors|read of a Tensor); got a seqbatch\.batch\.Seq", found)
+    assert re.match(rf"`{name}` must be (called with Tensors|read of a Tensor); got a seqbatch\.Seq", found)
     assert ENCODE in found
 
 
@@ -81,7 +81,7 @@ def test_layers_and_functions_of_torch(batch: SequenceBatch, name: str, call: Ca
     ids=lambda layer: type(layer).__name__,
 )
 def test_layers_of_seqbatch_are_called_by_encode_too(layer: nn.Module) -> None:
-    message = rf"^`sequence` must be a Tensor; got a seqbatch\.batch\.SequenceBatch\. {re.escape(ENCODE)}$"
+    message = rf"^`sequence` must be a Tensor; got a seqbatch\.SequenceBatch\. {re.escape(ENCODE)}$"
     with pytest.raises(SeqbatchTypeError, match=message):
         layer(SequenceBatch(X, [2, 2]))
 
@@ -164,7 +164,7 @@ ARRAYS: list[Callable[[Any], object]] = [
 @pytest.mark.parametrize("call", ARRAYS)
 @batches
 def test_conversions(batch: SequenceBatch, call: Callable[[Any], object]) -> None:
-    message = "`data` must be a Tensor, an array or numbers; got a seqbatch.batch.SequenceBatch. "
+    message = "`data` must be a Tensor, an array or numbers; got a seqbatch.SequenceBatch. "
     with pytest.raises(SeqbatchTypeError, match=f"^{re.escape(message + STEPS)}$"):
         call(batch)
 
@@ -179,7 +179,7 @@ def test_sequences_of_one_number_do_not_become_a_tensor() -> None:
 @pytest.mark.parametrize("function", [np.sin, np.add.reduce, lambda batch: np.multiply(batch, 2)])
 @batches
 def test_functions_of_numpy(batch: SequenceBatch, function: Callable[[Any], object]) -> None:
-    message = r"^`(sin|add|multiply)` must be called with arrays; got a seqbatch\.batch\.SequenceBatch\. Its steps are"
+    message = r"^`(sin|add|multiply)` must be called with arrays; got a seqbatch\.SequenceBatch\. Its steps are"
     with pytest.raises(SeqbatchTypeError, match=message):
         function(batch)
 
@@ -212,7 +212,7 @@ def test_attributes_of_a_tensor_are_not_there() -> None:
     with pytest.raises(SeqbatchTypeError) as caught:
         batch.shape  # type: ignore[attr-defined]  # noqa: B018  # the error is what is tested
     assert isinstance(caught.value, AttributeError)
-    message = f"`shape` must be read of a Tensor; got a seqbatch.batch.SequenceBatch. {ENCODE} {STEPS}"
+    message = f"`shape` must be read of a Tensor; got a seqbatch.SequenceBatch. {ENCODE} {STEPS}"
     assert str(caught.value) == message
     with pytest.raises(AttributeError, match=r"^'SequenceBatch' object has no attribute 'no_such_thing'$") as plain:
         batch.no_such_thing  # type: ignore[attr-defined]  # noqa: B018  # as before
@@ -268,7 +268,7 @@ STATE_CALLS: list[tuple[str, Callable[[Any], object]]] = [
 def test_states(make_state: Callable[[int], Any], name: str, call: Callable[[Any], object]) -> None:
     with pytest.raises(SeqbatchTypeError) as caught:
         call(make_state(2))
-    assert re.match(rf"`{name}` must be .*; got an? seqbatch\.\w+\.\w+State\. ", str(caught.value))
+    assert re.match(rf"`{name}` must be .*; got an? seqbatch\.\w+State\. ", str(caught.value))
     assert STATE in str(caught.value) or "Its Tensors are" in str(caught.value)
 
 

@@ -72,7 +72,7 @@ FOUR = torch.zeros(2, 1, 3, 4)
         (
             lambda: ContainerState(rnn_state(3)),  # type: ignore[arg-type]  # wrong
             SeqbatchTypeError,
-            r"`states` must be a tuple of states and Nones; got a seqbatch\.state\.RNNState\.",
+            r"`states` must be a tuple of states and Nones; got a seqbatch\.RNNState\.",
         ),
     ],
 )

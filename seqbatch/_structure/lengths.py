@@ -64,7 +64,7 @@ class Lengths:
         # `(batch,)`, int64, on the host. It is created at once, because a graph takes this tensor as its input.
         self.tensor = tensor
         self._plans: dict[tuple[object, ...], Any] = {}
-        self._on_device: dict[torch.device, CopiedLengths] = {}
+        self._on_device: dict[tuple[str, torch.device], Tensor] = {}
         # While tracing, the sizes of the tensors that were joined, if any were.
         self.sizes: tuple[int, ...] | None = None
 
@@ -222,24 +222,29 @@ class Lengths:
         """`(number,)`, int64, on the host: the indices of the sequences that are not empty."""
         return ints(i for i, count in enumerate(self.counts) if count)
 
-    def on(self, device: torch.device) -> "Lengths | CopiedLengths":
-        """Return what has the tensors above on a device."""
-        if device.type == "cpu":
-            return self
-        copied = self._on_device.get(device)
-        if copied is None:
-            copied = self._on_device[device] = CopiedLengths(self, device)
-        return copied
+    def on(self, device: torch.device) -> "Lengths | _OnDevice":
+        """Return what has the tensors above on a device, by the same names."""
+        return self if device.type == "cpu" else _OnDevice(self, device)
 
     @property
     def jagged(self) -> Tensor:
         """The offsets for nested tensors on the host."""
-        adopted: Tensor | None = vars(self).get("_jagged")
+        adopted = self._on_device.get(("jagged", torch.device("cpu")))
         return self.offsets if adopted is None else adopted
 
     def adopt_offsets(self, offsets: Tensor) -> None:
         """Use this very tensor for nested tensors on its device, because torch compares shapes by its identity."""
-        vars(self.on(offsets.device))["_jagged"] = offsets
+        self._on_device["jagged", offsets.device] = offsets
+
+    def _copied(self, name: str, device: torch.device) -> Tensor:
+        """Return a tensor of this name on a device, copied on first use."""
+        refuse_in_a_graph(name)
+        copied = self._on_device.get((name, device))
+        if copied is None:
+            copied = outside_inference_mode(lambda: to_device(getattr(self, name), device))
+            if not is_intercepted():  # because tensors made in a transform are invalid after it
+                self._on_device[name, device] = copied
+        return copied
 
     def plan(self, make: Callable[..., Made], *options: object, device: torch.device) -> Made:
         """Return the plan `make(self, *options)` on a device, computed on first use."""
@@ -275,46 +280,28 @@ class Lengths:
         return Lengths(tuple(sizes.tolist())), Lengths(tuple(numbers.tolist()))
 
 
-class CopiedLengths:
-    """Copies of the tensors of `Lengths` on a device, each made on first use, without synchronizing."""
+def _copied(name: str) -> Any:
+    return property(lambda view: view._lengths._copied(name, view._device))
+
+
+class _OnDevice:
+    """The tensors of `Lengths` on a device. `Lengths` holds the copies, because a reference cycle is freed late."""
 
     def __init__(self, lengths: Lengths, device: torch.device) -> None:
         self._lengths, self._device = lengths, device
 
-    def _copy(self, tensor: Tensor) -> Tensor:
-        return to_device(tensor, self._device)
-
-    @Kept
-    def tensor(self) -> Tensor:
-        return self._copy(self._lengths.tensor)
-
-    @Kept
-    def offsets(self) -> Tensor:
-        return self._copy(self._lengths.offsets)
-
-    @Kept
-    def segment_ids(self) -> Tensor:
-        return self._copy(self._lengths.segment_ids)
-
-    @Kept
-    def positions(self) -> Tensor:
-        return self._copy(self._lengths.positions)
-
-    @Kept
-    def order(self) -> Tensor:
-        return self._copy(self._lengths.order)
-
-    @Kept
-    def rank(self) -> Tensor:
-        return self._copy(self._lengths.rank)
-
-    @Kept
-    def not_empty(self) -> Tensor:
-        return self._copy(self._lengths.not_empty)
+    tensor: Tensor = _copied("tensor")
+    offsets: Tensor = _copied("offsets")
+    segment_ids: Tensor = _copied("segment_ids")
+    positions: Tensor = _copied("positions")
+    order: Tensor = _copied("order")
+    rank: Tensor = _copied("rank")
+    not_empty: Tensor = _copied("not_empty")
 
     @property
     def jagged(self) -> Tensor:
-        adopted: Tensor | None = vars(self).get("_jagged")
+        """The offsets for nested tensors."""
+        adopted = self._lengths._on_device.get(("jagged", self._device))
         return self.offsets if adopted is None else adopted
 
 

@@ -1,4 +1,4 @@
-"""Conversions between flat and padded values in ONNX, as in `seqbatch.graphs`; lengths are values of the graph."""
+"""Conversions between flat and padded values in ONNX, as in `seqbatch._ops.traced`; lengths are values of the graph."""
 
 from typing import Any, NamedTuple
 

@@ -67,7 +67,7 @@ def test_a_plug_in_is_taken_at_its_word() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layer", "kind"), [(Running(), "a list"), (nn.Sequential(Running()), "a seqbatch.container_state.ContainerState")]
+    ("layer", "kind"), [(Running(), "a list"), (nn.Sequential(Running()), "a seqbatch.ContainerState")]
 )
 def test_a_state_without_detach_goes_without_gradients_only(layer: nn.Module, kind: str) -> None:
     results = encode_chunks(layer, [torch.zeros(2), torch.zeros(1)])
@@ -196,7 +196,7 @@ def test_what_is_no_layer_is_refused() -> None:
     ("chunks", "found"),
     [
         (torch.zeros(6, 5), "a torch.Tensor. Cut it by chunks.split(1000)."),
-        (SequenceBatch(torch.zeros(6, 5), [6]), "a seqbatch.batch.SequenceBatch. For one chunk pass [chunk]."),
+        (SequenceBatch(torch.zeros(6, 5), [6]), "a seqbatch.SequenceBatch. For one chunk pass [chunk]."),
         (pack_sequence([torch.zeros(6, 5)]), "a torch.nn.utils.rnn.PackedSequence. For one chunk pass [chunk]."),
         (5, "an int. For one chunk pass [chunk]."),
     ],

@@ -76,7 +76,7 @@ def test_batches_are_right() -> None:
 @pytest.mark.parametrize("lengths", [[3, 3, 3, 3], [3, 5, 2, 4]])
 def test_batches_are_never_stacked(lengths: list[int]) -> None:
     xs = [torch.randn(length, 3) for length in lengths]
-    message = r"^`data` must be a Tensor, an array or numbers; got a seqbatch\.batch\.SequenceBatch\. Its steps are"
+    message = r"^`data` must be a Tensor, an array or numbers; got a seqbatch\.SequenceBatch\. Its steps are"
     with pytest.raises(SeqbatchTypeError, match=message):
         net(NeuralNetClassifier).fit(Samples(xs, YS[:4]), None)
     with pytest.raises(SeqbatchTypeError, match=message):

@@ -39,7 +39,7 @@ TAKEN_APART_IN_METRICS = (
     "`input_data` must be a SequenceBatch itself, because accelerate takes apart what holds one, and counts items as "
     "samples; got "
 )
-NO_TENSOR = r"Unsupported types \(<class 'seqbatch\.batch\.SequenceBatch'>\)"
+NO_TENSOR = r"Unsupported types \(<class 'seqbatch\.SequenceBatch'>\)"
 
 
 def batch_of(rank: int) -> SequenceBatch:
