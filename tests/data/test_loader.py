@@ -151,7 +151,7 @@ def test_a_data_set_of_nothing() -> None:
 def test_a_loader_without_batches_gives_single_samples() -> None:
     data: Any = [torch.zeros(3, 2)]
     message = (
-        r"^`samples` must be a list of samples; got a torch\.Tensor\. A DataLoader with batch_size=None gives one "
+        r"^`samples` must be a list of samples; got a torch\.Tensor\. A DataLoader with batch_size=None passes one "
     )
     with pytest.raises(SeqbatchTypeError, match=message):
         list(DataLoader(data, batch_size=None, collate_fn=collate_sequences))
