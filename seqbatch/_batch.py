@@ -64,7 +64,13 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             from its elements, as Lightning does to convert dtypes, call it so. Where opacus computes gradients per
             sample, do not call a layer on `batch.values`: each step would count as a sample, without an error.
         lengths: `(batch,)`, integers, in steps; 0 is allowed. A Tensor on a device is copied to the host, which
-            synchronizes; later calls do not.
+            synchronizes; later calls do not. The `structure` of another batch is taken as it is.
+
+    Attributes:
+        values: as given.
+        structure: the lengths and what is computed from them on first use: offsets, orders, plans. All batches of the
+            same lengths that come from one batch share it. For authors of encoders, who pass it on:
+            `SequenceBatch(values, batch.structure)`.
 
     Raises:
         SeqbatchTypeError: the values are not a Tensor, or the lengths not integers. Without lengths: the values are a
@@ -84,7 +90,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
     )
     _contents = "Its steps are batch.values, and padded batch.to_padded(batch_first=True)."
     values: Tensor
-    _lengths: Lengths
+    structure: Lengths
 
     @overload
     def __init__(self, values: Tensor, lengths: Sequence[int] | Tensor | Lengths) -> None: ...
@@ -99,7 +105,6 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             self._rebuild(values)
             return
         flat = require_steps("values", values)
-        # A `Lengths` comes from pickled batches, and from encoders that change the lengths.
         structure = lengths if isinstance(lengths, Lengths) else _ops.lengths_from("lengths", lengths)
         _ops.require_total(structure, flat.shape[0])
         self._set(flat, structure)
@@ -112,7 +117,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         if isinstance(sequences, list) and not in_a_graph():  # because the libraries that stack pass a list
             require_not_stacked(sequences)
         made = self.from_sequences(sequences_of("values", sequences))
-        self._set(made.values, made._lengths)
+        self._set(made.values, made.structure)
 
     @classmethod
     def _of(cls, values: Tensor, lengths: Lengths) -> Self:
@@ -124,24 +129,24 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         refuse_exporters()
         # As attrs does it, but in a form that `torch.compile` can trace.
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "_lengths", lengths)
+        object.__setattr__(self, "structure", lengths)
 
     # ------------------------------------------------------------------------------------------------------- properties
 
     @property
     def lengths(self) -> tuple[int, ...]:
         """`(batch,)`: the steps of each sequence, on the host."""
-        return self._lengths.counts
+        return self.structure.counts
 
     @property
     def offsets(self) -> Tensor:
         """`(batch + 1,)`, int64, on the device of the values: where each sequence starts in them; a copy."""
-        return _ops.offsets(self._lengths, self.device)
+        return _ops.offsets(self.structure, self.device)
 
     @property
     def batch_size(self) -> int:
         """The number of sequences."""
-        return self._lengths.tensor.shape[0]
+        return self.structure.tensor.shape[0]
 
     @property
     def total_steps(self) -> int:
@@ -151,7 +156,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
     @property
     def max_length(self) -> int:
         """The steps of the longest sequence; 0 if there is none."""
-        return self._lengths.longest
+        return self.structure.longest
 
     @property
     def feature_shape(self) -> torch.Size:
@@ -175,7 +180,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.zeros(5), [2, 0, 3]).segment_ids
         tensor([0, 0, 2, 2, 2])
         """
-        return _ops.segment_ids(self._lengths, self.total_steps, self.device)
+        return _ops.segment_ids(self.structure, self.total_steps, self.device)
 
     @property
     def positions(self) -> Tensor:
@@ -184,7 +189,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.zeros(5), [2, 0, 3]).positions
         tensor([0, 1, 0, 1, 2])
         """
-        return _ops.positions(self._lengths, self.total_steps, self.device)
+        return _ops.positions(self.structure, self.total_steps, self.device)
 
     # ----------------------------------------------------------------------------------------------- from other layouts
 
@@ -356,7 +361,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_sequences()
         [tensor([1, 2]), tensor([3])]
         """
-        return list(torch.split(self.values, list(self._lengths.sizes or self._lengths.counts)))
+        return list(torch.split(self.values, list(self.structure.sizes or self.structure.counts)))
 
     def to_padded(
         self,
@@ -392,7 +397,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """
         require_bool("batch_first", batch_first)
         side = require_side(padding_side)
-        return _ops.to_padded(self.values, self._lengths, batch_first, side, total_length, padding_value)
+        return _ops.to_padded(self.values, self.structure, batch_first, side, total_length, padding_value)
 
     def to_packed(self) -> PackedSequence:
         """Pack the sequences as PyTorch's recurrent layers take them.
@@ -408,7 +413,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [1, 2]).to_packed().data
         tensor([2, 1, 3])
         """
-        return _ops.to_packed(self.values, self._lengths)
+        return _ops.to_packed(self.values, self.structure)
 
     def to_nested(self) -> Tensor:
         """Convert to a nested tensor of jagged layout.
@@ -422,7 +427,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.zeros(3, 5), [2, 1]).to_nested().is_nested
         True
         """
-        return _ops.to_nested(self.values, self._lengths)
+        return _ops.to_nested(self.values, self.structure)
 
     def mask(
         self, *, batch_first: bool, padding_side: PaddingSide = "right", total_length: int | None = None
@@ -446,7 +451,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
                 [ True, False]])
         """
         require_bool("batch_first", batch_first)
-        return _ops.mask(self._lengths, batch_first, require_side(padding_side), total_length, self.device)
+        return _ops.mask(self.structure, batch_first, require_side(padding_side), total_length, self.device)
 
     # -------------------------------------------------------------------------------------------- a Sequence of Tensors
 
@@ -459,7 +464,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
     def __reduce__(self) -> tuple[type[Self], tuple[Tensor, Lengths]]:
         require_gatherable(self)
-        return type(self), (self.values, self._lengths)
+        return type(self), (self.values, self.structure)
 
     def __len__(self) -> int:
         return self.batch_size
@@ -496,11 +501,11 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         index = as_index("index", index)
         if is_one_index(index):
             i = one_position("index", index, len(self))
-            start = int(self._lengths.offsets[i])
+            start = int(self.structure.offsets[i])
             return self.values[start : start + self.lengths[i]]
         chosen = several_positions("index", index, len(self))
         lengths = Lengths(tuple(self.lengths[i] for i in chosen))
-        return self._of(rearrange(self.values, select_plan(self._lengths, chosen).to(self.device)), lengths)
+        return self._of(rearrange(self.values, select_plan(self.structure, chosen).to(self.device)), lengths)
 
     def __contains__(self, sequence: object) -> bool:
         return self.count(sequence) > 0
@@ -565,7 +570,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         if not parts:
             return cls.from_sequences([])
         values = torch.cat([part.values for _, part in known or enumerate(parts)])
-        return cls._of(values, _ops.joined_lengths([part._lengths for part in parts]))
+        return cls._of(values, _ops.joined_lengths([part.structure for part in parts]))
 
     # ----------------------------------------------------------------------------------------------- functions of steps
 
@@ -605,7 +610,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
                     remedy = f"For a row for each step pass batch.with_values(tensor), for each sequence {_SPREAD}."
                 found = type_name(other)
                 raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", found, remedy)
-            _ops.require_same_lengths(f"others[{i}]", other._lengths, self._lengths)
+            _ops.require_same_lengths(f"others[{i}]", other.structure, self.structure)
             if other.device != self.device:
                 raise complaint(SeqbatchValueError, f"others[{i}]", f"be on {self.device}, as this batch", other.device)
         flat = [self.values, *(other.values for other in others)]
@@ -653,7 +658,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         steps = require_steps(subject, values).shape[0]
         if steps != self.total_steps:
             raise complaint(SeqbatchValueError, subject, f"have the {self.total_steps} steps of this batch", steps)
-        return self._of(values, self._lengths)
+        return self._of(values, self.structure)
 
     def reverse(self) -> Self:
         """Reverse every sequence.
@@ -664,7 +669,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).reverse().values
         tensor([2, 1, 3])
         """
-        return self.with_values(_ops.reduce(self.values, self._lengths, "reverse"))
+        return self.with_values(_ops.reduce(self.values, self.structure, "reverse"))
 
     # ------------------------------------------------------------------------------------------- functions of sequences
 
@@ -677,7 +682,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).sum()
         tensor([3, 3])
         """
-        return _ops.reduce(self.values, self._lengths, "sum")
+        return _ops.reduce(self.values, self.structure, "sum")
 
     def mean(self) -> Tensor:
         """Average the steps of each sequence, over its own length.
@@ -693,7 +698,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """
         if not (self.values.is_floating_point() or self.values.is_complex()):
             raise _wrong_dtype("floating or complex to be averaged", self.values)
-        return _ops.reduce(self.values, self._lengths, "mean")
+        return _ops.reduce(self.values, self.structure, "mean")
 
     def max(self) -> Tensor:
         """Return the largest step of each sequence, feature by feature, as `torch.amax`.
@@ -708,7 +713,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         tensor([2, 3])
         """
         _require_order(self.values)
-        return _ops.reduce(self.values, self._lengths, "max")
+        return _ops.reduce(self.values, self.structure, "max")
 
     def min(self) -> Tensor:
         """Return the smallest step of each sequence, feature by feature, as `torch.amin`.
@@ -723,7 +728,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         tensor([1, 3])
         """
         _require_order(self.values)
-        return _ops.reduce(self.values, self._lengths, "min")
+        return _ops.reduce(self.values, self.structure, "min")
 
     def first(self) -> Tensor:
         """Return the first step of each sequence.
@@ -734,7 +739,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).first()
         tensor([1, 3])
         """
-        return _ops.reduce(self.values, self._lengths, "first")
+        return _ops.reduce(self.values, self.structure, "first")
 
     def last(self) -> Tensor:
         """Return the last real step of each sequence, which is not the last of a padded tensor.
@@ -748,7 +753,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).last()
         tensor([2, 3])
         """
-        return _ops.reduce(self.values, self._lengths, "last")
+        return _ops.reduce(self.values, self.structure, "last")
 
     def softmax(self) -> Self:
         """Normalize each sequence over its steps, feature by feature, as `torch.softmax` along the steps.
@@ -764,7 +769,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """
         if not self.values.is_floating_point():
             raise _wrong_dtype("floating for a softmax", self.values)
-        return self.with_values(_ops.reduce(self.values, self._lengths, "softmax"))
+        return self.with_values(_ops.reduce(self.values, self.structure, "softmax"))
 
     # --------------------------------------------------------------------------------------------------- as on a Tensor
 
@@ -913,4 +918,4 @@ def _unflatten(values: Any, lengths: Any) -> SequenceBatch:
     return SequenceBatch._of(values, Lengths.from_tensor(lengths))
 
 
-register_pytree(SequenceBatch, ["values", "lengths"], lambda batch: [batch.values, batch._lengths.tensor], _unflatten)
+register_pytree(SequenceBatch, ["values", "lengths"], lambda batch: [batch.values, batch.structure.tensor], _unflatten)

@@ -306,8 +306,8 @@ def test_integers_are_cast_as_a_tensor_is(dtype: torch.dtype) -> None:
 def test_derived_batches_share_the_structure() -> None:
     batch = SequenceBatch(torch.zeros(3), [2, 1])
     for derived in (batch.clone(), batch.reverse(), batch.softmax(), batch.map(torch.neg), batch.to(torch.float64)):
-        assert derived._lengths is batch._lengths
-        assert copy.deepcopy(derived)._lengths is batch._lengths
+        assert derived.structure is batch.structure
+        assert copy.deepcopy(derived).structure is batch.structure
 
 
 def saved_and_loaded(thing: Any) -> Any:
@@ -338,7 +338,7 @@ def test_it_is_given_back_as_it_was(way: Callable[[Any], Any], data: st.DataObje
         back.values.double() if not dtype.is_complex else back.values,
         batch.values.to(back.values.dtype if dtype.is_complex else torch.float64),
     )
-    assert back._lengths is other._lengths
+    assert back.structure is other.structure
 
 
 def test_gradient_flags_are_kept() -> None:

@@ -41,7 +41,7 @@ def test_every_kind_gives_its_own_kind_and_equal_values(lengths: list[int], name
     of_batch, of_tuple, of_nested = encode(layer, batch), encode(layer, tuple(xs)), encode(layer, batch.to_nested())
     assert type(of_tuple) is list
     assert isinstance(of_batch, SequenceBatch)
-    assert of_batch._lengths is batch._lengths
+    assert of_batch.structure is batch.structure
     assert of_nested.is_nested
     assert of_nested.layout is torch.jagged
     for found in (of_tuple, of_batch, SequenceBatch.from_nested(of_nested)):

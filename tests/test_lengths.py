@@ -196,8 +196,8 @@ def test_no_more_than_some_plans_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
         padded = batch.to_padded(batch_first=True, total_length=3 + extra)
         assert_close(padded[:, :3], wanted)
         assert not padded[:, 3:].any()
-        assert len(batch._lengths._plans) <= KEPT_PLANS
-    assert len(batch._lengths._plans) == KEPT_PLANS
+        assert len(batch.structure._plans) <= KEPT_PLANS
+    assert len(batch.structure._plans) == KEPT_PLANS
     assert_close(batch.to_padded(batch_first=True), wanted)
 
 
@@ -213,9 +213,9 @@ def test_fake_tensors() -> None:
 def test_copies_on_a_device_are_kept_unless_a_transform_runs() -> None:
     batch = SequenceBatch(values().to("meta"), LENGTHS)
     torch.func.grad(lambda x: x * batch.offsets.shape[0])(torch.ones(()))
-    assert not batch._lengths._on_device
+    assert not batch.structure._on_device
     assert batch.offsets.is_meta
-    assert len(batch._lengths._on_device) == 1
+    assert len(batch.structure._on_device) == 1
 
 
 @pytest.mark.parametrize("counts", [LENGTHS, [3, 2], [2, 2]])
@@ -224,7 +224,7 @@ def test_a_structure_is_freed_with_its_batch(counts: list[int]) -> None:
     try:
         batch = SequenceBatch(torch.zeros(sum(counts), 2), counts)
         encoded = encode_with_state(nn.LSTM(2, 3, bidirectional=True), batch)
-        gone = weakref.ref(batch._lengths)
+        gone = weakref.ref(batch.structure)
         del batch, encoded
         assert gone() is None
     finally:
@@ -234,9 +234,9 @@ def test_a_structure_is_freed_with_its_batch(counts: list[int]) -> None:
 def test_plans_are_made_once_and_shared() -> None:
     batch = SequenceBatch(values(), LENGTHS)
     batch.reverse()
-    (plan,) = batch._lengths._plans.values()
+    (plan,) = batch.structure._plans.values()
     batch.clone().map(torch.neg).reverse()
-    assert [*batch._lengths._plans.values()] == [plan]
+    assert [*batch.structure._plans.values()] == [plan]
 
 
 def test_lengths_are_copied_before_they_are_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -158,7 +158,7 @@ def test_of_none_and_of_nothing_but_empty_sequences(name: str) -> None:
 def test_equal_lengths_need_no_index(name: str) -> None:
     batch = SequenceBatch(make((100, 2), torch.float64).requires_grad_(), [2] * 50)
     gradients(reduce(batch, name), [batch.values])
-    assert not {"rows", "offsets"} & vars(batch._lengths).keys()
+    assert not {"rows", "offsets"} & vars(batch.structure).keys()
 
 
 def test_softmax_keeps_the_structure() -> None:

@@ -138,7 +138,7 @@ def run_in_groups(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> Seq
         call: from `(number, steps, *features)` to the same number of sequences and steps.
         batch: a batch of at least one step.
     """
-    lengths: Any = batch._lengths.running
+    lengths: Any = batch.structure.running
     groups = lengths.plan(buckets_of, 0, False, 0, torch.float32, device=batch.device)
     parts = zip(groups.split(groups.fill(batch.values)), groups.shapes, strict=True)
     results = [call(part.unflatten(0, shape)).flatten(0, 1) for part, shape in parts]

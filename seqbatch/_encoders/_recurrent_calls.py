@@ -118,7 +118,7 @@ def run_where_steps_are(
     Returns:
         the outputs `(total_steps, size)`, and the final state in PyTorch's layout.
     """
-    lengths = batch._lengths
+    lengths = batch.structure
     running = lengths.running
     if running is lengths and lengths.total:
         return run(batch.values, lengths, hidden)

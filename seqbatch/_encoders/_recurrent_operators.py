@@ -48,7 +48,7 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
         is_trained = torch.is_grad_enabled() and not torch.compiler.is_exporting()
         differentiable = [is_trained and part.requires_grad for part in (values, *others)]
         shape = together // form.num_directions, layer.bidirectional
-        values, *final = operator(values, batch._lengths.tensor, others, *shape, differentiable, *options)
+        values, *final = operator(values, batch.structure.tensor, others, *shape, differentiable, *options)
         finals.append(final)
     return values, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
 

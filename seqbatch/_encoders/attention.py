@@ -99,12 +99,12 @@ def run(
     """
     if not batch.total_steps:
         # The same operations on no rows, because `torch.autocast` may change the dtype.
-        nothing = _run_plain(layer, batch.values, batch._lengths.running, causal) if plain else batch.values
+        nothing = _run_plain(layer, batch.values, batch.structure.running, causal) if plain else batch.values
         return batch.with_values(run_on_nothing(layer, nothing, batch))
     if not plain:
         has_range = any(isinstance(part, QUANTIZED_CELLS) or rounds_by_range(part) for part in layer.modules())
         return (run_one_by_one if has_range else run_in_groups)(_batch_first(layer, call), batch)
-    return batch.with_values(_run_plain(layer, batch.values, batch._lengths.running, causal))
+    return batch.with_values(_run_plain(layer, batch.values, batch.structure.running, causal))
 
 
 def _run_plain(layer: Any, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:

@@ -100,7 +100,7 @@ def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
 
 def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
     """Run a layer on all sequences in one long sequence, or as a dense batch if their lengths are equal."""
-    layout = batch._lengths.plan(window_layout, windows, device=batch.device)
+    layout = batch.structure.plan(window_layout, windows, device=batch.device)
     fill = _fill_of(layer)
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths | None]:
@@ -129,7 +129,7 @@ def _channels_first(layer: nn.Module, steps: Tensor) -> Tensor:
 
 def _in_borders(layer: Any, batch: SequenceBatch, border: Border) -> _Run:
     """Pad each sequence by one gather, with the value of the layer."""
-    layout = batch._lengths.plan(border_layout, border, device=batch.device)
+    layout = batch.structure.plan(border_layout, border, device=batch.device)
     plan, fill = layout.lay, getattr(layer, "value", 0)
     assert plan is not None, "a border is always laid out"
     return lambda steps: (rearrange(steps[0].T, plan, fill).T[None], layout.lengths)
@@ -142,19 +142,19 @@ def _laid_out(layer: nn.Module, batch: SequenceBatch, rule: Windows | Border) ->
 def _by_length(layer: nn.Module, batch: SequenceBatch) -> _Run:
     """Run a layer on all sequences of a length at once."""
     groups: dict[int, list[int]] = {}
-    for i, count in enumerate(batch._lengths.running.counts):
+    for i, count in enumerate(batch.structure.running.counts):
         groups.setdefault(count, []).append(i)
     return _in_groups(layer, batch, [*groups.values()])
 
 
 def _one_by_one(layer: nn.Module, batch: SequenceBatch) -> _Run:
     """Run a layer on each sequence alone, because one that quantizes its input mixes the sequences of a batch."""
-    return _in_groups(layer, batch, [[i] for i in range(len(batch._lengths.running))])
+    return _in_groups(layer, batch, [[i] for i in range(len(batch.structure.running))])
 
 
 def _in_groups(layer: nn.Module, batch: SequenceBatch, groups: list[list[int]]) -> _Run:
     """Run a layer on groups of sequences of equal length, whatever number of steps it returns."""
-    counts = batch._lengths.running.counts
+    counts = batch.structure.running.counts
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths | None]:
         if not counts:
@@ -196,7 +196,7 @@ def _require_lengths(layer: nn.Module, rule: Windows | Border, batch: SequenceBa
     if isinstance(rule, Windows) and rule.least > least:
         least, what, remedy = rule.least, "fill a window", "Pad it or leave it out"
     counts = batch.lengths
-    if min(batch._lengths.running.counts, default=least) < least:
+    if min(batch.structure.running.counts, default=least) < least:
         i = next(i for i, count in enumerate(counts) if 0 < count < least)
         must = f"have {counted(least, 'step')} at least to {what}, for {describe(layer)}"
         raise complaint(SeqbatchValueError, f"sequences[{i}]", must, counts[i], f"{remedy}, by batch[indices].")

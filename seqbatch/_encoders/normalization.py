@@ -182,7 +182,7 @@ def _normalize(layer: Any, batch: SequenceBatch) -> SequenceBatch:
 @torch.no_grad()
 def _keep(layer: Any, batch: SequenceBatch, means: Tensor, variances: Tensor) -> None:
     """Update the running statistics of the layer by those of the sequences, each sequence counted once."""
-    counts = batch._lengths.on(batch.device).tensor[:, None]
+    counts = batch.structure.on(batch.device).tensor[:, None]
     there = counts > 0
     unbiased = variances * counts / (counts - 1).clamp(min=1)
     share = (layer.momentum or 0.0) / there.sum()

@@ -42,10 +42,10 @@ class _Pool(nn.Module):
         """Compute the one step of each sequence that is not empty, end to end."""
         reduced = self._reduce(batch)
         if in_a_graph():
-            return reduced[(batch._lengths.tensor > 0).to(batch.device)]
-        if batch._lengths.running is batch._lengths:
+            return reduced[(batch.structure.tensor > 0).to(batch.device)]
+        if batch.structure.running is batch.structure:
             return reduced
-        return reduced.index_select(0, batch._lengths.on(batch.device).not_empty)
+        return reduced.index_select(0, batch.structure.on(batch.device).not_empty)
 
 
 @register_encoder(_Pool)  # type: ignore[type-abstract]  # for its subclasses
@@ -53,7 +53,7 @@ def _(layer: _Pool, batch: SequenceBatch) -> SequenceBatch:
     refuse_own_forward(layer, _Pool)
     layer._check(batch)
     values = call_as_itself(layer, lambda values: layer._pool(batch.with_values(values)), batch.values)
-    return SequenceBatch(values, batch._lengths.tensor.clamp(max=1))
+    return SequenceBatch(values, batch.structure.tensor.clamp(max=1))
 
 
 class SumPool(_Pool):

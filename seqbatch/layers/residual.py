@@ -60,7 +60,7 @@ class Residual(nn.Module):
         if is_nothing(batch):
             return outputs.values
         features = tuple(outputs.feature_shape), tuple(batch.feature_shape)
-        lengths = (0, 0) if outputs._lengths is batch._lengths else (outputs.lengths, batch.lengths)
+        lengths = (0, 0) if outputs.structure is batch.structure else (outputs.lengths, batch.lengths)
         for what, (found, wanted) in (("lengths", lengths), ("features", features)):
             if found != wanted:
                 must = f"keep the {what} of its input, for a residual connection"

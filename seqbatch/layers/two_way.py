@@ -87,7 +87,7 @@ def _require_alike(forward: SequenceBatch, backward: SequenceBatch) -> None:
     if not forward.feature_shape:
         must = "return steps of at least one feature dimension, along which they are joined"
         raise complaint(SeqbatchValueError, "layer.forward_layer", must, "features ()")
-    if backward._lengths is not forward._lengths and backward.lengths != forward.lengths:
+    if backward.structure is not forward.structure and backward.lengths != forward.lengths:
         raise _unlike("lengths", backward.lengths, forward.lengths)
     found, wanted = tuple(backward.feature_shape), tuple(forward.feature_shape)
     if len(found) != len(wanted) or found[:-1] != wanted[:-1]:

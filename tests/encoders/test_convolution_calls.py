@@ -150,13 +150,13 @@ def test_a_model_of_many_layers() -> None:
 
 def test_batches_of_one_structure_share_it() -> None:
     batch = SequenceBatch(torch.randn(12, 2), [5, 0, 7])
-    assert encode(nn.Conv1d(2, 3, 3, padding=1), batch)._lengths is batch._lengths
-    assert encode(Causal(2, 3, 3), batch)._lengths is batch._lengths
-    once, again = (encode(nn.Conv1d(2, 3, 2), batch)._lengths for _ in range(2))
+    assert encode(nn.Conv1d(2, 3, 3, padding=1), batch).structure is batch.structure
+    assert encode(Causal(2, 3, 3), batch).structure is batch.structure
+    once, again = (encode(nn.Conv1d(2, 3, 2), batch).structure for _ in range(2))
     assert once is again
     assert once.counts == (4, 0, 6)
-    padded = [encode(nn.ZeroPad1d(sides), batch)._lengths for sides in (0, (1, -1), 1, 1)]
-    assert padded[0] is padded[1] is batch._lengths
+    padded = [encode(nn.ZeroPad1d(sides), batch).structure for sides in (0, (1, -1), 1, 1)]
+    assert padded[0] is padded[1] is batch.structure
     assert padded[2] is padded[3]
 
 

@@ -134,7 +134,7 @@ def test_layouts(batch_first: bool, side: Any) -> None:
     def call(batch: SequenceBatch) -> Any:
         options: Any = {"batch_first": batch_first, "padding_side": side}
         padded = batch.to_padded(**options, padding_value=float("nan"))
-        again = SequenceBatch.from_padded(padded, batch._lengths.tensor, **options)
+        again = SequenceBatch.from_padded(padded, batch.structure.tensor, **options)
         longer = batch.to_padded(**options, total_length=12)
         return longer, batch.mask(**options, total_length=12).int(), again, batch.offsets, batch.batch_size
 

@@ -33,7 +33,7 @@ def layouts(layer: nn.Module, batch: SequenceBatch) -> Any:
 
 
 def joins(layer: nn.Module, batch: SequenceBatch) -> Any:
-    other = SequenceBatch(batch.values, batch._lengths.tensor)
+    other = SequenceBatch(batch.values, batch.structure.tensor)
     joined = SequenceBatch.concat([batch.map(torch.add, other), other])
     return joined.values, joined.sum()
 

@@ -45,7 +45,7 @@ def test_a_recurrent_layer(change: Any, kind: Any) -> None:
             assert_close(outputs[i], output, **close)
             hidden = end[0] if isinstance(end, tuple) else end
             assert_close(state.hidden[0, :, i], hidden, **close)
-    assert choose(layer, XS[0], SequenceBatch(XS[0], [3, 2])._lengths) is packed.run
+    assert choose(layer, XS[0], SequenceBatch(XS[0], [3, 2]).structure) is packed.run
 
 
 @pytest.mark.parametrize("change", [prepared, hooked])
