@@ -3,21 +3,39 @@
 This file alone reads such names. `tests/test_torch.py` says for each of them what breaks if PyTorch changes it.
 """
 
-from collections.abc import Callable, Iterable
-from typing import Any
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._C import _are_functorch_transforms_active, _dispatch_keys, _len_torch_dispatch_stack
+from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    is_legacy_batchedtensor,
+)
 
 # By name, and not as `torch.compiler.is_compiling`: a function that names the module torch is itself compiled after a
 # graph break, and then returns True outside the graph.
 from torch._guards import TracingContext
+from torch.autograd import forward_ad
 from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.nn.modules.lazy import LazyModuleMixin
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.modules.module import (
+    _global_backward_hooks,
+    _global_backward_pre_hooks,
+    _global_forward_hooks,
+    _global_forward_pre_hooks,
+)
+from torch.nn.utils.prune import BasePruningMethod
 from torch.utils import _pytree
 
-_are_transforms_active: Any = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-_forward_ad: Any = torch.autograd.forward_ad
-_module: Any = nn.modules.module
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 # ------------------------------------------------------------------------------------------------------------- tracing
 
@@ -37,6 +55,48 @@ def known_or_false(condition: Any) -> bool:
     return bool(guard_or_false(condition))
 
 
+def check_size(holds: bool, message: str) -> None:
+    """Raise unless a condition on sizes holds; if it is unknown while tracing, the graph checks it at run time."""
+    torch._check(holds, lambda: message)
+
+
+def check_size_or(error: type[Exception], holds: bool, message: str) -> None:
+    """Raise an error of this type unless a condition on sizes holds, as `check_size`."""
+    torch._check_with(error, holds, lambda: message)
+
+
+def check_tensor(holds: Tensor, message: str) -> None:
+    """Raise unless a tensor of one bool is True; a graph checks it at run time, which does not synchronize."""
+    torch.ops.aten._assert_async.msg(holds, message)
+
+
+def is_compiler_imported() -> bool:
+    """Return True if PyTorch's compiler is imported, which takes a second, so that nothing here imports it."""
+    return "torch._dynamo" in sys.modules
+
+
+def keep_out_of_graphs(function: Callable[..., Any], reason: str) -> None:
+    """Have `torch.compile` break its graph at a function, with this reason, as `torch.compiler.disable` does.
+
+    Unlike that, it does not import PyTorch's compiler, and does not disable what the function calls.
+    """
+    vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+
+
+def constant_in_graphs(function: Function) -> Function:
+    """Have `torch.compile` call a function without arguments while tracing, and take its result for a constant.
+
+    This is `torch.compiler.assume_constant_result` without importing PyTorch's compiler.
+    """
+    vars(function).update(_dynamo_marked_constant=True)
+    return function
+
+
+def set_scripted(function: Callable[..., Any], make: Callable[[], Any]) -> None:
+    """Have `torch.jit.script` call `make`, and compile what that returns, in place of a function."""
+    vars(function).update(__prepare_scriptable__=make)
+
+
 # -------------------------------------------------------------------------------------------------- gradients and modes
 
 
@@ -47,7 +107,7 @@ def wants_gradients(tensors: Iterable[Tensor]) -> bool:
 
 def is_transformed() -> bool:
     """Return True if `torch.func` or forward-mode differentiation is active."""
-    return bool(_are_transforms_active()) or getattr(_forward_ad, "_current_level", -1) >= 0
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_intercepted() -> bool:
@@ -55,22 +115,31 @@ def is_intercepted() -> bool:
 
     Tensors made meanwhile may be of use only until it ends.
     """
-    return is_transformed() or bool(torch._C._len_torch_dispatch_stack())
+    return is_transformed() or _len_torch_dispatch_stack() > 0
 
 
 def takes_gradients_only() -> bool:
     """Return True if only reverse-mode transforms, such as `torch.func.grad`, are active, and not `vmap`."""
-    functorch: Any = getattr(torch._C, "_functorch", None)
-    stack: Any = getattr(functorch, "get_interpreter_stack", lambda: None)()
-    in_forward_mode = getattr(torch.autograd.forward_ad, "_current_level", -1) >= 0
-    return bool(stack) and not in_forward_mode and all(one.key() == functorch.TransformType.Grad for one in stack)
+    stack = get_interpreter_stack()
+    if not stack or forward_ad._current_level >= 0:
+        return False
+    return all(one.key() == TransformType.Grad for one in stack)
+
+
+def is_mapped(tensor: Tensor) -> bool:
+    """Return True if `torch.func.vmap` maps over a tensor; False while `torch.compile` traces, which cannot see it."""
+    if is_dynamo_compiling():
+        return False
+    while is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            return True
+        tensor = get_unwrapped(tensor)
+    return False
 
 
 def are_batched(gradients: Iterable[Tensor | None]) -> bool:
     """Return True if gradients are batched, as by `torch.autograd.grad(is_grads_batched=True)`."""
-    functorch: Any = getattr(torch._C, "_functorch", None)
-    batched: Any = getattr(functorch, "is_legacy_batchedtensor", lambda gradient: False)
-    return any(gradient is not None and batched(gradient) for gradient in gradients)
+    return any(gradient is not None and is_legacy_batchedtensor(gradient) for gradient in gradients)
 
 
 # -------------------------------------------------------------------------------------------------------------- memory
@@ -86,13 +155,22 @@ def _made_in_inference_mode(is_on: bool) -> Tensor:
 
 # What PyTorch dispatches on for tensors whose memory holds their values. The keys of conjugate, negative, quantized,
 # sparse and nested tensors differ, and those of tensors that `torch.func` wraps.
-_keys_of = torch._C._dispatch_keys
-_DENSE = [_keys_of(_made_in_inference_mode(is_on)) for is_on in (False, True)]
+_DENSE = [_dispatch_keys(_made_in_inference_mode(is_on)) for is_on in (False, True)]
 
 
 def is_dense(tensor: Tensor) -> bool:
     """Return True if the memory of a tensor on the CPU holds its values, so that compiled code may read its address."""
-    return type(tensor) in STOCK_TENSORS and _keys_of(tensor) in _DENSE
+    return type(tensor) in STOCK_TENSORS and _dispatch_keys(tensor) in _DENSE
+
+
+def lifted(tensor: Tensor) -> Tensor:
+    """Return a tensor as `torch.tensor` does: a mode, such as that of fake tensors, sees it from here on."""
+    return torch.ops.aten.lift_fresh(tensor) if _len_torch_dispatch_stack() else tensor
+
+
+def version_of(tensor: Tensor) -> int:
+    """Return a number that grows when a tensor, or a view of it, is modified in place."""
+    return tensor._version
 
 
 # --------------------------------------------------------------------------------------------------------------- hooks
@@ -117,17 +195,67 @@ def has_own_hooks(layer: nn.Module) -> bool:
 
 def has_global_hooks() -> bool:
     """Return True if hooks are registered for the forward or backward pass of every module, but for our own."""
-    module = _module
-    if module._global_forward_hooks or module._global_backward_pre_hooks or module._global_backward_hooks:
+    if _global_forward_hooks or _global_backward_pre_hooks or _global_backward_hooks:
         return True
-    before = module._global_forward_pre_hooks
+    before = _global_forward_pre_hooks
     return bool(before) and not all(isinstance(hook, UnobservedHook) for hook in tuple(before.values()))
 
 
 def has_backward_hooks(layer: nn.Module) -> bool:
     """Return True if hooks would run in the backward pass through a layer, its own or those of every module."""
     own = layer._backward_pre_hooks or layer._backward_hooks
-    return bool(own or _module._global_backward_pre_hooks or _module._global_backward_hooks)
+    return bool(own or _global_backward_pre_hooks or _global_backward_hooks)
+
+
+def hooks_before(layer: nn.Module) -> Mapping[int, Callable[..., Any]]:
+    """Return the forward pre-hooks of a layer, with the one that initializes a lazy layer."""
+    return layer._forward_pre_hooks
+
+
+def hooks_after(layer: nn.Module) -> Mapping[int, Callable[..., Any]]:
+    """Return the forward hooks of a layer."""
+    return layer._forward_hooks
+
+
+def has_hooks_before(layer: nn.Module) -> bool:
+    """Return True if a layer has forward pre-hooks, other than the one that initializes a lazy layer."""
+    return len(layer._forward_pre_hooks) > is_lazy(layer)
+
+
+def pruned_weights(layer: nn.Module) -> list[str]:
+    """Return the names of the weights that hooks of `torch.nn.utils.prune` compute."""
+    return [hook._tensor_name for hook in layer._forward_pre_hooks.values() if isinstance(hook, BasePruningMethod)]
+
+
+# -------------------------------------------------------------------------------------------------------------- layers
+
+# The output projection of nn.MultiheadAttention, which is an nn.Linear otherwise.
+OutputProjection: type[nn.Module] = NonDynamicallyQuantizableLinear
+# Methods that the `forward` of nn.TransformerEncoderLayer calls, so that a subclass may replace them.
+TRANSFORMER_PARTS = ("_sa_block", "_ff_block")
+# Attributes of a layer without the result of `layer.compile`, which its call would run in place of `forward`.
+NOT_COMPILED: dict[str, Any] = {"_compiled_call_impl": None}
+# Only code that computes gradients per sample by PyTorch's expanded weights, such as opacus, imports this module.
+EXPANDED_WEIGHTS = "torch.nn.utils._expanded_weights"
+# Wrappers of layers, by module and name, so that none of them need be imported.
+CHECKPOINTED = "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper"
+COMPILED = "torch._dynamo.eval_frame.OptimizedModule"
+SCRIPTED = "torch.jit._script.ScriptModule"
+# Where what `torch.compile` makes of a layer has the layer itself.
+ORIGINAL_OF_COMPILED = "_orig_mod"
+
+
+def parameters_of(layer: nn.Module) -> dict[str, Any]:
+    """Return the parameters of a layer itself by name, with None for those that it was built without.
+
+    In `torch.func.functional_call` they are Tensors. `parameters` looks for shared ones, which is slow.
+    """
+    return layer._parameters
+
+
+def set_parameters(layer: nn.Module, parameters: dict[str, Any]) -> None:
+    """Replace all parameters of a layer itself, by Tensors of any type, which PyTorch does not check."""
+    layer._parameters = parameters
 
 
 def is_parametrized(layer: nn.Module) -> bool:
@@ -136,6 +264,32 @@ def is_parametrized(layer: nn.Module) -> bool:
     As `torch.nn.utils.parametrize.is_parametrized`, in a tenth of the time where there are none.
     """
     return "parametrizations" in layer._modules
+
+
+def is_lazy(layer: nn.Module) -> bool:
+    """Return True if a lazy layer is not initialized yet: its first input sets its sizes."""
+    return isinstance(layer, LazyModuleMixin) and hasattr(layer, "_initialize_hook")
+
+
+def has_expanded_weights(layer: nn.Module) -> bool:
+    """Return True if PyTorch's expanded weights, of gradients per sample, are parameters of a layer itself."""
+    expanded = sys.modules.get(EXPANDED_WEIGHTS)
+    return expanded is not None and any(
+        isinstance(weight, expanded.ExpandedWeight) for weight in layer._parameters.values()
+    )
+
+
+def is_recurrent_float16(layer: Any) -> bool:
+    """Return True if the weights of a quantized nn.LSTM or nn.GRU are float16: its input is not rounded by its range.
+
+    This reads the weights, because loading a state dict of other weights does not update the `dtype` of the layer.
+    """
+    return all(weights.param.__getstate__()[0][0] == "quantized_fp16" for weights in layer._all_weight_values)
+
+
+def is_linear_float16(layer: Any) -> bool:
+    """Return True if the weight of a quantized nn.Linear is float16: its input is not rounded by its range."""
+    return layer._packed_params.dtype is torch.float16
 
 
 # ------------------------------------------------------------------------------------------------------------- pytrees
@@ -163,3 +317,15 @@ def register_pytree(
         serialized_type_name=f"seqbatch.{kind.__name__}",
         flatten_with_keys_fn=flatten_with_keys,
     )
+
+
+def leaves_by_path(tree: Any, leaf_type: type[Any]) -> list[tuple[str, Any]]:
+    """Return the leaves of a pytree, each with its path such as `[0]['name']`; objects of `leaf_type` are leaves."""
+    leaves, _ = _pytree.tree_flatten_with_path(tree, is_leaf=lambda one: isinstance(one, leaf_type))
+    return [(_pytree.keystr(path), leaf) for path, leaf in leaves]
+
+
+def keys_of_results(program: torch.export.ExportedProgram) -> list[str]:
+    """Return the keys of the dict that the model of an exported program returns, in order."""
+    out_spec: Any = program.call_spec.out_spec
+    return list(out_spec.context)

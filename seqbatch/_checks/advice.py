@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from seqbatch._torch import CHECKPOINTED, COMPILED, ORIGINAL_OF_COMPILED, SCRIPTED
+
 _WRAP = (
     "Wrap a module whose `forward` takes a SequenceBatch and calls encode on the layer, and call the wrapper itself."
 )
@@ -13,17 +15,17 @@ _ORIGINAL = "Pass the layer that it was made from."
 _WRAPPERS: dict[str, str] = {
     "lightning.fabric.wrappers._FabricModule": _WRAP,
     "opacus.grad_sample.gsm_base.AbstractGradSampleModule": _WRAP,
-    "torch._dynamo.eval_frame.OptimizedModule": (
-        "Compile the function or the model that calls encode, and give the layer itself, layer._orig_mod."
-    ),
-    "torch.distributed.algorithms._checkpoint.checkpoint_wrapper.ActivationWrapper": _WRAP,
     "torch.distributed.fsdp.fully_sharded_data_parallel.FullyShardedDataParallel": _WRAP,
     "torch.fx.graph_module.GraphModule": _ORIGINAL,
-    "torch.jit._script.ScriptModule": _ORIGINAL,
     # It would give each device a copy of the whole batch.
     "torch.nn.parallel.data_parallel.DataParallel": f"Use DistributedDataParallel, which does not cut batches. {_WRAP}",
     "torch.nn.parallel.distributed.DistributedDataParallel": _WRAP,
     "torch.optim.swa_utils.AveragedModel": "Pass the averaged layer itself, layer.module.",
+    CHECKPOINTED: _WRAP,
+    COMPILED: (
+        f"Compile the function or the model that calls encode, and give the layer itself, layer.{ORIGINAL_OF_COMPILED}."
+    ),
+    SCRIPTED: _ORIGINAL,
 }
 
 

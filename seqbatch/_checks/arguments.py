@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._torch import is_mapped
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
@@ -142,14 +143,10 @@ def require_integers(subject: str, value: Tensor) -> Tensor:
 
 def require_numbers(subject: str, value: Tensor) -> None:
     """Raise if `torch.func.vmap` maps over a Tensor, because its values then differ from sample to sample."""
-    # Not while `torch.compile` traces, because it does not support this attribute.
-    functorch: Any = None if torch.compiler.is_dynamo_compiling() else getattr(torch._C, "_functorch", None)
-    while getattr(functorch, "is_functorch_wrapped_tensor", lambda tensor: False)(value):
-        if functorch.is_batchedtensor(value):
-            remedy = "Pass in_dims=None for it, or join the samples to one batch, which needs no vmap."
-            must = "be one for all that torch.func.vmap maps over"
-            raise complaint(SeqbatchValueError, subject, must, "a Tensor that it maps over", remedy)
-        value = functorch.get_unwrapped(value)
+    if is_mapped(value):
+        remedy = "Pass in_dims=None for it, or join the samples to one batch, which needs no vmap."
+        must = "be one for all that torch.func.vmap maps over"
+        raise complaint(SeqbatchValueError, subject, must, "a Tensor that it maps over", remedy)
 
 
 def integers(subject: str, value: object) -> list[int]:

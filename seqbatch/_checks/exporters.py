@@ -8,7 +8,7 @@ from torch.compiler import is_exporting
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, and left out of its `__all__`
 
 from seqbatch._checks.grammar import complaint
-from seqbatch._torch import in_a_graph
+from seqbatch._torch import constant_in_graphs, in_a_graph, set_scripted
 from seqbatch.errors import SeqbatchError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -22,19 +22,15 @@ def refuse_exporters() -> None:
         raise _not_by("torch.onnx.export")
 
 
+@constant_in_graphs  # because Dynamo takes `is_in_onnx_export` itself for False
 def _exports_to_onnx() -> bool:
     """Return True during `torch.onnx.export`; seqbatch.onnx calls it with a finished graph, which runs no model."""
     return torch.onnx.is_in_onnx_export()
 
 
-# What `torch.compiler.assume_constant_result` sets, which would import PyTorch's whole compiler. Dynamo takes
-# `is_in_onnx_export` itself for False.
-vars(_exports_to_onnx).update(_dynamo_marked_constant=True)
-
-
 def unscriptable(function: Function) -> Function:
     """Make `torch.jit.script` of what calls a function raise an error that names the remedy."""
-    vars(function).update(__prepare_scriptable__=_refuse_scripting)
+    set_scripted(function, _refuse_scripting)
     return function
 
 

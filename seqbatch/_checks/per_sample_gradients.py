@@ -11,11 +11,8 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from seqbatch._checks.grammar import complaint, describe
-from seqbatch._torch import UnobservedHook, in_a_graph
+from seqbatch._torch import EXPANDED_WEIGHTS, UnobservedHook, has_expanded_weights, hooks_after, in_a_graph
 from seqbatch.errors import UnsupportedLayerError
-
-# PyTorch's weights with gradients per sample. Only what uses them, such as opacus, imports this module.
-_EXPANDED_WEIGHTS = "torch.nn.utils._expanded_weights"
 
 
 def require_no_samples(subject: str, layer: object) -> None:
@@ -26,12 +23,8 @@ def require_no_samples(subject: str, layer: object) -> None:
     """
     if not _may_capture_samples() or not isinstance(layer, nn.Module):
         return
-    expanded = sys.modules.get(_EXPANDED_WEIGHTS)
     for module in layer.modules():
-        weights = module._parameters.values()
-        if _captures_samples(module) or any(
-            isinstance(weight, expanded.ExpandedWeight) for weight in weights if expanded
-        ):
+        if _captures_samples(module) or has_expanded_weights(module):
             must = "not have gradients per sample, such as those of opacus, because each step would count as a sample"
             remedy = (
                 "If it treats every step by itself, call it on batch.to_padded(batch_first=True), and go back by "
@@ -77,7 +70,7 @@ class _SamplesRefused(UnobservedHook):
 
 
 def _may_capture_samples() -> bool:
-    return "opacus" in sys.modules or _EXPANDED_WEIGHTS in sys.modules
+    return "opacus" in sys.modules or EXPANDED_WEIGHTS in sys.modules
 
 
 def _captures_samples(module: nn.Module) -> bool:
@@ -87,7 +80,7 @@ def _captures_samples(module: nn.Module) -> bool:
     """
     if not (module.training and torch.is_grad_enabled()):
         return False
-    owners = [getattr(hook, "__self__", None) for hook in module._forward_hooks.values()]
+    owners = [getattr(hook, "__self__", None) for hook in hooks_after(module).values()]
     return any(
         getattr(owner, "hooks_enabled", False)
         and any(base.__module__.partition(".")[0] == "opacus" for base in type(owner).__mro__)

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from seqbatch._checks.grammar import complaint
-from seqbatch._torch import in_a_graph
+from seqbatch._torch import check_tensor, in_a_graph
 from seqbatch.errors import SeqbatchError
 
 
@@ -26,4 +26,4 @@ def refuse_in_a_graph(what: str) -> None:
 
 def require_in_graph(holds: Tensor, message: str) -> None:
     """Add a check to the graph, which raises at run time unless `holds` is True; it does not synchronize."""
-    torch.ops.aten._assert_async.msg(holds, message)
+    check_tensor(holds, message)

@@ -1,13 +1,12 @@
 """Why a layer cannot be traced although others of its type can, and what to do about it."""
 
 from torch import nn
-from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from seqbatch._encoders._layer_checks import QUANTIZED
 from seqbatch._engines import takes_packed
-from seqbatch._torch import has_hooks
+from seqbatch._torch import has_hooks, hooks_before, pruned_weights
 
 # One text for all causes, because `torch.compile` shows one for a function, whatever layer it is called with.
 WHY_OUTSIDE_GRAPHS = (
@@ -22,11 +21,10 @@ def cause_of(layer: nn.Module) -> tuple[str, str]:
     found = f"a layer of type {type(layer).__name__}"
     if isinstance(layer, QUANTIZED):
         return f"a quantized {found[2:]}", "Export the model before it is quantized."
-    hooks = [*layer._forward_pre_hooks.values()]
-    if names := [hook._tensor_name for hook in hooks if isinstance(hook, BasePruningMethod)]:
+    if names := pruned_weights(layer):
         return f"{found} that is pruned", f"Call torch.nn.utils.prune.remove(layer, name) for each name of {names}."
     for kind, function in ((WeightNorm, "weight_norm"), (SpectralNorm, "spectral_norm")):
-        if names := [hook.name for hook in hooks if isinstance(hook, kind)]:
+        if names := [hook.name for hook in hooks_before(layer).values() if isinstance(hook, kind)]:
             remedy = f"Call torch.nn.utils.remove_{function}(layer, name) for each name of {names}"
             found = f"{found} with torch.nn.utils.{function}"
             return found, f"{remedy}, or use torch.nn.utils.parametrizations.{function} in its place."

@@ -1,7 +1,6 @@
 """What encoders check of a layer: whether it is stock, and which features, dtype and device it takes."""
 
 import importlib
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -9,13 +8,23 @@ from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.lazy import LazyModuleMixin
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, describe
 from seqbatch._checks.tracing import not_in_a_graph
 from seqbatch._encode.registry import register_empty_input
-from seqbatch._torch import in_a_graph, is_parametrized
+from seqbatch._torch import (
+    has_hooks_before,
+    hooks_after,
+    in_a_graph,
+    is_compiler_imported,
+    is_lazy,
+    is_linear_float16,
+    is_parametrized,
+    is_recurrent_float16,
+    keep_out_of_graphs,
+    parameters_of,
+)
 from seqbatch.errors import SeqbatchValueError
 
 Encoder = TypeVar("Encoder", bound=Callable[..., Any])
@@ -50,11 +59,10 @@ def outside_graphs(
     def run(layer: nn.Module, *arguments: Any) -> Any:
         if in_a_graph():
             raise not_in_a_graph(*cause(layer))
-        return (disabled() if "torch._dynamo" in sys.modules else encoder)(layer, *arguments)
+        return (disabled() if is_compiler_imported() else encoder)(layer, *arguments)
 
-    # As `torch.compiler.disable` sets them, because `torch.compile` would otherwise trace the error above.
-    reason = f"seqbatch: a graph must serve all lengths, and {because}"
-    vars(run).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+    # Because `torch.compile` would otherwise trace the error above.
+    keep_out_of_graphs(run, f"seqbatch: a graph must serve all lengths, and {because}")
     return cast("Encoder", run)
 
 
@@ -64,16 +72,6 @@ def takes_its_weights_dtype(layer: nn.Module) -> bool:
     A library that shards or quantizes a layer registers a hook before it, and a parametrization computes new weights.
     """
     return not has_hooks_before(layer) and not is_parametrized(layer)
-
-
-def is_lazy(layer: nn.Module) -> bool:
-    """Return True if a lazy layer is not initialized yet: its first input sets its sizes."""
-    return isinstance(layer, LazyModuleMixin) and hasattr(layer, "_initialize_hook")
-
-
-def has_hooks_before(layer: nn.Module) -> bool:
-    """Return True if a layer has forward pre-hooks, other than the one that initializes a lazy layer."""
-    return len(layer._forward_pre_hooks) > is_lazy(layer)
 
 
 def is_lack_of_memory(error: Exception) -> bool:
@@ -87,7 +85,7 @@ def refusals_of(layer: nn.Module, batch: SequenceBatch) -> Iterator[None]:
     try:
         yield
     except (ArithmeticError, IndexError, RuntimeError) as error:
-        if has_hooks_before(layer) or layer._forward_hooks or is_lack_of_memory(error):
+        if has_hooks_before(layer) or hooks_after(layer) or is_lack_of_memory(error):
             raise
         must = f"take features {tuple(batch.feature_shape)} and {batch.dtype}"
         remedy = f"PyTorch says: {str(error).partition(chr(10))[0]}"
@@ -115,7 +113,8 @@ def first_weight(layer: nn.Module) -> Tensor | None:
 
     It does not read `layer.weight`, because a parametrization would compute that again, with side effects.
     """
-    for weight in layer._parameters.values():  # not `parameters`, because that looks for shared ones, which is slow
+    held: dict[str, Tensor | None] = parameters_of(layer)
+    for weight in held.values():
         if weight is not None:
             return weight
     return next(layer.parameters(), None)
@@ -160,13 +159,11 @@ QUANTIZED = (*_LINEAR, *_RECURRENT, *QUANTIZED_CELLS)
 def rounds_by_range(layer: Any) -> bool:
     """Return True if a layer is quantized and rounds its input by the range of the whole input.
 
-    It must then be called on each sequence alone. With weights of float16 the input is not rounded. This reads the
-    weights, because loading a state dict of other weights does not update the `dtype` of a recurrent layer.
+    It must then be called on each sequence alone. With weights of float16 the input is not rounded.
     """
     if isinstance(layer, _RECURRENT):
-        held: Any = layer._all_weight_values
-        return any(weights.param.__getstate__()[0][0] != "quantized_fp16" for weights in held)
-    return isinstance(layer, _LINEAR) and layer._packed_params.dtype is not torch.float16
+        return not is_recurrent_float16(layer)
+    return isinstance(layer, _LINEAR) and not is_linear_float16(layer)
 
 
 def autocasts(device: torch.device) -> bool:

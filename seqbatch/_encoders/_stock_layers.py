@@ -3,19 +3,25 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from seqbatch._encoders.pointwise import ELEMENTWISE
-from seqbatch._torch import has_global_hooks, has_own_hooks, is_parametrized
+from seqbatch._torch import (
+    TRANSFORMER_PARTS,
+    OutputProjection,
+    has_global_hooks,
+    has_own_hooks,
+    is_parametrized,
+    parameters_of,
+)
 
 # Layers that treat every step by itself, so that they can run on flat values; not their subclasses.
-_STEPWISE = {*ELEMENTWISE, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.RMSNorm, NonDynamicallyQuantizableLinear}
+_STEPWISE = {*ELEMENTWISE, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.RMSNorm, OutputProjection}
 _ACTIVATIONS = (functional.relu, functional.gelu, functional.silu, torch.relu, torch.sigmoid, torch.tanh)
 _WEIGHTS = (nn.Parameter, Tensor, type(None))
 _METHODS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("forward",),
     nn.TransformerEncoder: ("forward",),
-    nn.TransformerEncoderLayer: ("forward", "_sa_block", "_ff_block"),
+    nn.TransformerEncoderLayer: ("forward", *TRANSFORMER_PARTS),
 }
 
 
@@ -28,7 +34,7 @@ def _is_untouched(module: nn.Module) -> bool:
     return (
         not has_own_hooks(module)
         and not is_parametrized(module)
-        and all(type(weight) in _WEIGHTS for weight in module._parameters.values())
+        and all(type(weight) in _WEIGHTS for weight in parameters_of(module).values())
     )
 
 

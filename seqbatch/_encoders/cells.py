@@ -27,7 +27,14 @@ from seqbatch._ops.layouts import rearrange
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._structure.lengths import Lengths
 from seqbatch._structure.plans import packed_plan
-from seqbatch._torch import has_hooks, is_parametrized, is_transformed, takes_gradients_only
+from seqbatch._torch import (
+    has_hooks,
+    is_parametrized,
+    is_transformed,
+    parameters_of,
+    set_parameters,
+    takes_gradients_only,
+)
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 # Modules and not RNNCellBase, because the quantized cells are not subclasses of it.
@@ -155,7 +162,7 @@ _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 def _is_open(cell: _Cell) -> bool:
     """Return True if a cell has a stock `forward` and no hooks: bypassing it cannot be observed."""
-    held = cell._parameters
+    held = parameters_of(cell)
     return (
         min(cell.input_size, cell.hidden_size) > 0  # because PyTorch's layers need it, and its cells do not
         and type(cell).forward in _FORWARDS
@@ -172,7 +179,8 @@ def _names(cell: _Cell) -> tuple[str, ...]:
 
 
 def _weights_of(cell: _Cell) -> list[Tensor]:
-    return [cell._parameters[name] for name in _names(cell)]
+    held = parameters_of(cell)
+    return [held[name] for name in _names(cell)]
 
 
 def _mode_of(cell: _Cell) -> str:
@@ -205,7 +213,7 @@ def _as_layer(cell: _Cell) -> nn.RNNBase:
     nonlinearity = getattr(cell, "nonlinearity", None)
     layer = copy.copy(_blank_layer(layer_type, cell.input_size, cell.hidden_size, bool(cell.bias), nonlinearity))
     # Not set as attributes, because in `torch.func.functional_call` a weight may not be an `nn.Parameter`.
-    layer._parameters = {f"{name}_l0": getattr(cell, name) for name in _names(cell)}
+    set_parameters(layer, {f"{name}_l0": getattr(cell, name) for name in _names(cell)})
     return layer
 
 

@@ -23,7 +23,7 @@ from seqbatch._encode.registry import (
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch._encoders._layer_checks import keeps_forward, outside_graphs
 from seqbatch._state import ContainerState
-from seqbatch._torch import HOOKS, has_hooks, in_a_graph
+from seqbatch._torch import HOOKS, NOT_COMPILED, has_hooks, in_a_graph
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 # From the index of a layer in its container, that layer, and its input, to its output.
@@ -128,7 +128,7 @@ def _call_shell(layer: nn.Module, forward: Callable[[Tensor], Tensor], values: T
     # `__new__` of the class, because that of a layer sharded by `fully_shard` creates another layer. Without the result
     # of `layer.compile`, because that would not call this forward.
     shell = object.__new__(type(layer))
-    vars(shell).update(vars(layer), forward=forward, _compiled_call_impl=None)
+    vars(shell).update(vars(layer), forward=forward, **NOT_COMPILED)
     for kind in HOOKS:
         hooks = getattr(layer, kind)
         vars(shell)[kind] = OrderedDict((key, partial(_call_hook, hook, layer, shell)) for key, hook in hooks.items())

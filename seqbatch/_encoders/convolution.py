@@ -31,7 +31,6 @@ from seqbatch._checks.grammar import complaint, counted, describe
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._borders import Border
 from seqbatch._encoders._layer_checks import (
-    has_hooks_before,
     keeps_forward,
     outside_graphs,
     quantized_layers,
@@ -54,6 +53,7 @@ from seqbatch._encoders._windows import Windows, border_layout, window_layout
 from seqbatch._encoders.containers import call_as_itself
 from seqbatch._ops.layouts import rearrange
 from seqbatch._structure.lengths import Lengths
+from seqbatch._torch import has_hooks_before
 from seqbatch.errors import SeqbatchValueError
 
 # From all steps end to end, `(1, channels, total_steps)`, to those of the outputs, and their lengths if they change.

@@ -21,7 +21,6 @@ from seqbatch._checks.grammar import complaint, counted, describe
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._buckets import run_in_groups
 from seqbatch._encoders._layer_checks import (
-    is_lazy,
     keeps_forward,
     outside_graphs,
     register_features,
@@ -31,7 +30,7 @@ from seqbatch._encoders._layer_checks import (
 )
 from seqbatch._encoders._stock_layers import is_untouched
 from seqbatch._encoders.pointwise import register_stepwise
-from seqbatch._torch import has_hooks, in_a_graph
+from seqbatch._torch import has_hooks, in_a_graph, is_lazy
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 _HALF = (torch.bfloat16, torch.float16)

@@ -23,7 +23,7 @@ from seqbatch._encoders._layer_checks import (
     rounds_by_range,
 )
 from seqbatch._encoders.containers import call_as_itself
-from seqbatch._torch import in_a_graph
+from seqbatch._torch import hooks_before, in_a_graph
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
@@ -107,13 +107,13 @@ def _check_features(layer: nn.Module, batch: SequenceBatch) -> None:
 
 
 def _check_tokens(layer: nn.Embedding, batch: SequenceBatch) -> None:
-    if batch.dtype not in (torch.int32, torch.int64) and not layer._forward_pre_hooks:
+    if batch.dtype not in (torch.int32, torch.int64) and not hooks_before(layer):
         must = f"have dtype torch.int32 or torch.int64, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "sequences", must, batch.dtype)
     require_device(batch, layer)
     # On the CPU only, because reading values on a GPU would synchronize. While tracing, values are unknown.
     looks = batch.device.type == "cpu" and not in_a_graph()
-    if looks and not layer._forward_pre_hooks:
+    if looks and not hooks_before(layer):
         wrong = (batch.values < 0) | (batch.values >= layer.num_embeddings)
         if wrong.any():
             row = int(wrong.nonzero()[0, 0])

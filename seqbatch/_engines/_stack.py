@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from seqbatch._engines._interface import Hidden
 from seqbatch._structure.lengths import Lengths
+from seqbatch._torch import parameters_of
 
 
 class RunLayer(Protocol):
@@ -55,7 +56,7 @@ def run_layers(
 def weights_of(layer: nn.RNNBase, index: int) -> tuple[Tensor, ...]:
     """Return the weights of one layer, those of the first direction before those of the second."""
     names = _names(index, bool(layer.bias), bool(layer.proj_size), bool(layer.bidirectional))
-    held: dict[str, Any] = layer._parameters
+    held = parameters_of(layer)
     try:
         return tuple([held[name] for name in names])
     except KeyError:  # because something else may replace a parameter, as a parametrization does

@@ -17,7 +17,7 @@ from seqbatch._checks.layouts import PaddingSide, require_bools
 from seqbatch._checks.tracing import not_in_a_graph, require_in_graph
 from seqbatch._ops import reductions
 from seqbatch._structure.lengths import Lengths
-from seqbatch._torch import known_or_false
+from seqbatch._torch import check_size, check_size_or, known_or_false
 from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
 
 # ----------------------------------------------------------------------------------------------------------- structure
@@ -37,7 +37,7 @@ def lengths_of_sizes(sizes: tuple[int, ...]) -> Lengths:
 
 def lengths_from_offsets(subject: str, value: object, steps: int) -> Lengths:
     offsets = lengths_from(subject, value).tensor
-    torch._check(offsets.shape[0] > 0, lambda: f"`{subject}` must start with 0; got no offsets.")
+    check_size(offsets.shape[0] > 0, f"`{subject}` must start with 0; got no offsets.")
     lengths = offsets.diff()
     require_in_graph((offsets[:1] == 0).all(), f"`{subject}` must start with 0")
     require_in_graph((offsets[-1:] == steps).all(), f"`{subject}` must end with the steps of `values`")
@@ -58,7 +58,7 @@ def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
     if lengths is like:
         return
     message = f"`{subject}` must have the lengths of this batch"
-    torch._check(lengths.tensor.shape[0] == like.tensor.shape[0], lambda: message)
+    check_size(lengths.tensor.shape[0] == like.tensor.shape[0], message)
     require_in_graph((lengths.tensor == like.tensor).all(), message)
 
 
@@ -158,7 +158,7 @@ def _require_integer(total_length: Any) -> int:
     if isinstance(total_length, bool) or not isinstance(total_length, int | torch.SymInt):
         number = integer("total_length", total_length)
     message = "`total_length` must be at least 0; got a negative number."
-    torch._check_with(SeqbatchValueError, number >= 0, lambda: message)  # at run time if it is a SymInt
+    check_size_or(SeqbatchValueError, number >= 0, message)  # at run time if it is a SymInt
     return number
 
 
@@ -198,7 +198,7 @@ def _differ(size: int, other: int, message: str) -> bool:
     """Return True if sizes are known to differ; if they are unknown, add a check with this message to the graph."""
     if known_or_false(size != other):
         return True
-    torch._check(size == other, lambda: message)
+    check_size(size == other, message)
     return False
 
 

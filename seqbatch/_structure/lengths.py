@@ -15,7 +15,7 @@ from torch import Tensor
 from seqbatch._checks.tracing import refuse_in_a_graph
 from seqbatch._kernels import row_copies
 from seqbatch._structure.cached import Kept, outside_inference_mode
-from seqbatch._torch import is_intercepted
+from seqbatch._torch import is_intercepted, lifted
 
 
 class Movable(Protocol):
@@ -310,11 +310,7 @@ def ints(*parts: Iterable[int]) -> Tensor:
     numbers = array("q", parts[0] if len(parts) == 1 else chain.from_iterable(parts))
     if not numbers:
         return _empty(0, dtype=torch.int64)
-    made = torch.frombuffer(numbers, dtype=torch.int64)
-    if torch._C._len_torch_dispatch_stack():
-        # As `torch.tensor` does, because FakeTensorMode converts only a lifted tensor.
-        made = torch.ops.aten.lift_fresh(made)
-    return made
+    return lifted(torch.frombuffer(numbers, dtype=torch.int64))
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:

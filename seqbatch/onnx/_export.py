@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
-from torch.utils import _pytree
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, type_name
+from seqbatch._torch import keys_of_results, leaves_by_path
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
 from seqbatch.onnx._length_check import checked_lengths, in_onnx
 from seqbatch.onnx._recurrent_nodes import gru, lstm, rnn
@@ -41,13 +41,12 @@ class _FromPadded(nn.Module):
 def _named(results: Any) -> dict[str, SequenceBatch | Tensor]:
     """Return the batches and tensors in the result of a model by name, else raise."""
     found: dict[str, SequenceBatch | Tensor] = {}
-    places, _ = _pytree.tree_flatten_with_path(results, is_leaf=lambda one: isinstance(one, SequenceBatch))
-    for path, leaf in places:
+    for path, leaf in leaves_by_path(results, SequenceBatch):
         if leaf is None:
             continue
         if not isinstance(leaf, (SequenceBatch, Tensor)):
             raise complaint(SeqbatchTypeError, "model", "return SequenceBatches, states and Tensors", type_name(leaf))
-        name = "_".join(["output", *re.findall(r"\w+", _pytree.keystr(path), re.ASCII)])
+        name = "_".join(["output", *re.findall(r"\w+", path, re.ASCII)])
         if name in found:
             raise complaint(SeqbatchValueError, "model", "return results whose names differ", f"{name} twice")
         found[name] = leaf
@@ -114,14 +113,13 @@ def export(
     shapes = {0: number, 1: time} if batch_first else {0: time, 1: number}
     program = torch.export.export(_FromPadded(model, batch_first), given, dynamic_shapes=(shapes, {0: number}))
     _require_nodes(program)
-    out_spec: Any = program.call_spec.out_spec
     operators: Any = torch.ops.seqbatch
     exported = torch.onnx.export(
         program,
         dynamo=True,
         verbose=False,
         input_names=["padded", "lengths"],
-        output_names=out_spec.context,
+        output_names=keys_of_results(program),
         custom_translation_table={
             torch.ops.aten.embedding.default: embedding,
             torch.ops.aten.group_norm.default: group_norm,

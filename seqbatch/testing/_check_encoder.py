@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqbatch._checks.grammar import describe
 from seqbatch._encode.registry import is_recurrent
-from seqbatch._encoders._layer_checks import is_lazy
+from seqbatch._torch import is_lazy
 from seqbatch.testing import _bits_law, _laws, _memory_law, _padding_law, _side_effects
 from seqbatch.testing._oracle import Alone, Sequences, call_alone
 from seqbatch.testing._strategies import PATTERNS, lengths, make_all, maker

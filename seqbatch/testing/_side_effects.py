@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, describe
 from seqbatch._encode import encode
+from seqbatch._torch import version_of
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError
 from seqbatch.testing._comparison import (
     Run,
@@ -217,12 +218,12 @@ def _watch(layer: nn.Module, sequences: Any, state: Any, *others: Tensor) -> Cal
     holding = listed()
     given = [part for part in sequences if isinstance(part, Tensor)]
     held = [*given, *tensors_of(state), *others, *layer.parameters(), *layer.buffers()]
-    before = [(tensor, tensor.detach().clone(), tensor._version, tensor.requires_grad) for tensor in held]
+    before = [(tensor, tensor.detach().clone(), version_of(tensor), tensor.requires_grad) for tensor in held]
     attributes = _attributes(layer)
 
     def check() -> None:
         for tensor, value, version, requires_grad in before:
-            assert tensor._version == version, "a tensor was written to"
+            assert version_of(tensor) == version, "a tensor was written to"
             assert tensor.requires_grad == requires_grad, "a tensor asks for gradients, or no longer does"
             if not tensor.is_meta:
                 assert_close(tensor.detach(), value, rtol=0, atol=0, equal_nan=True)

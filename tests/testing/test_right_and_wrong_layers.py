@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqbatch import SeqbatchTypeError, SequenceBatch, encode_with_state, register_encoder, register_recurrent
 from seqbatch._encode import registry
-from seqbatch._encoders._layer_checks import is_lazy
+from seqbatch._torch import is_lazy
 from seqbatch.testing import check_alone, check_called_as_itself, check_encoder, check_memory, maker
 
 
