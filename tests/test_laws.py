@@ -17,7 +17,7 @@ from seqbatch.testing import maker
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test register in a copy."""
+    """Restore the registry after each test."""
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
