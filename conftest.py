@@ -10,7 +10,8 @@ collect_ignore = ["docs/examples/plugin/tests"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Ignore the warnings of other libraries in the page about them."""
     for item in items:
         if item.path.name == "with_other_libraries.md":
-            # Other libraries warn of their own advice, and of names that this version of torch deprecates.
+            # Libraries warn about their own settings, and about names that this version of torch deprecates.
             item.add_marker(pytest.mark.filterwarnings("ignore"))

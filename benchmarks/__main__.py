@@ -114,7 +114,7 @@ SECTIONS = {
     "families": of_families,
     "sampling": sampled,
 }
-# What is drawn, by whom, and what the name of its picture has more than that of `--picture`.
+# For each measurement, the function that draws it, and the suffix of its picture's name.
 PICTURES: dict[str, tuple[Callable[[report.Results, Path], None], str]] = {
     "layers": (report.draw, ""),
     "growth": (growth.draw, "-growth"),

@@ -20,13 +20,13 @@ def _lengths(sequences: list[Tensor]) -> Tensor:
 
 
 def _mask(sequences: list[Tensor]) -> Tensor:
-    """Give `(batch, time)`, True on real steps."""
+    """Return `(batch, time)`, True on real steps."""
     lengths = _lengths(sequences)
     return torch.arange(max(len(one) for one in sequences), device=lengths.device) < lengths[:, None]
 
 
 def _cut(padded: Tensor, sequences: list[Tensor], stride: int = 1) -> list[Tensor]:
-    """Give the real steps: of a sequence as many as it has, or with a stride the first of each so many."""
+    """Return the real steps of each sequence; with a stride, the first of every `stride` steps."""
     return [row[: -(-len(one) // stride)] for row, one in zip(padded, sequences, strict=True)]
 
 
@@ -54,7 +54,7 @@ def windows(layer: Any, sequences: list[Tensor], stride: int = 1, value: float =
 
 
 def loop(cell: Any, steps: Tensor) -> list[Tensor]:
-    """Give the output of a cell at each step, one after another."""
+    """Return the output of a cell at each step, one after another."""
     outputs, state = [], None
     for step in steps:
         state = cell(step, state)

@@ -1,6 +1,6 @@
 """Conversions between layouts: who is measured, from what to what, and how.
 
-Every call starts from tensors and lengths alone, in another order of the sequences, so that nobody gains by what was
+Every call starts from tensors and lengths alone, in another order of the sequences, so that none gains by what was
 computed for a batch before. All results are copies but those of "padded to list" by hand and by torchrua, which are
 views.
 """
@@ -135,14 +135,14 @@ def _by_torchrua(library: Any) -> dict[str, Way]:
 
 def ways_of(task: str) -> dict[str, Way]:
     """Those that can do a task; seqbatch is the first."""
-    everybody = {
+    contenders = {
         "seqbatch": SEQBATCH,
         "PyTorch": PYTORCH,
         "by hand": BY_HAND,
         "torch.nested": NESTED,
         "torchrua": _by_torchrua(peers.torchrua()),
     }
-    return {name: ways[task] for name, ways in everybody.items() if task in ways}
+    return {name: ways[task] for name, ways in contenders.items() if task in ways}
 
 
 def measure(task: str, batch: Sequences, training: bool, rounds: int, device: str) -> dict[str, Any]:
@@ -175,7 +175,7 @@ def backward(way: Way, source: Any, *rest: Any) -> tuple[Any, ...]:
 
 
 def values_of(layout: Any) -> list[Tensor]:
-    """Give the tensors that hold the values of a layout, through which gradients flow."""
+    """Return the tensors that hold the values of a layout, through which gradients flow."""
     if isinstance(layout, PackedSequence):
         return [layout.data]
     if isinstance(layout, Tensor):
@@ -202,7 +202,7 @@ def check(ways: dict[str, Way], given: tuple[Any, ...], training: bool) -> dict[
 
 
 def _plain(layout: Any) -> list[Tensor]:
-    """Give a layout as tensors that can be compared: a packed batch may hold equal lengths in any order."""
+    """Convert a layout to tensors that can be compared: a packed batch may hold equal lengths in any order."""
     if isinstance(layout, PackedSequence):
         return list(unpack_sequence(layout))
     if isinstance(layout, Tensor):

@@ -1,7 +1,7 @@
 """The layers that are not recurrent layers of PyTorch: who is measured on each, and how.
 
 All go from a list of tensors to a list of tensors; pools to one tensor, a row for each sequence. Left out is what draws
-at random anew in every call, as LockedDropout does, for nobody's result could be checked against another's.
+at random anew in every call, as LockedDropout does, because results could not be compared.
 """
 
 import time
@@ -41,7 +41,7 @@ class Family:
     """A layer: how it is made of a size, run on padded sequences by hand, and run on one sequence alone.
 
     Of token ids where it `takes_tokens`; to one tensor where it `pools`; and where sequences are `together` in training
-    what one gets depends on the others, so that nobody can run it alone.
+    what one gets depends on the others, so that a sequence cannot run alone.
     """
 
     make: Callable[[int], nn.Module]

@@ -85,7 +85,7 @@ def bearable(
 def calls_of(
     ways: Mapping[str, Contender], layer: nn.RNNBase, sequences: list[Tensor], training: bool
 ) -> dict[str, Callable[[], Any]]:
-    """Give each contender what it works on."""
+    """Bind each contender to its arguments."""
     return {name: partial(run, way, layer, sequences, training) for name, way in ways.items()}
 
 
@@ -111,7 +111,7 @@ def medians(
     gc.disable()
     try:
         for i in range(rounds + 2):
-            # Each is first in some round, for whoever follows another finds its leavings in the caches.
+            # Each is first in some round, because a call finds in the caches what the call before left there.
             for name in names[i % len(names) :] + names[: i % len(names)]:
                 if i < (limits or {}).get(name, rounds) + 2:
                     times[name].append(1000 * _seconds(calls[name], arguments(), arguments()))
@@ -121,7 +121,7 @@ def medians(
 
 
 def peak(call: Callable[[], Any]) -> int:
-    """Give the bytes of all tensors at the peak of a call."""
+    """Return the bytes of all tensors at the peak of a call."""
     with torch.profiler.profile(profile_memory=True) as profile:
         call()
     recorded: Any = profile.profiler

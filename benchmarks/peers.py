@@ -9,17 +9,17 @@ from torch import Tensor, nn
 
 @cache
 def torchrua() -> Any:
-    """Give the library, or None if it is not installed."""
+    """Return the library, or None if it is not installed."""
     before = set(vars(Tensor))
     library = _imported("torchrua")
-    # Importing it replaces the indexing of all tensors by a slower one, which would tell on everybody here.
+    # Importing it replaces the indexing of all tensors by a slower one, which would slow down every contender.
     for name in set(vars(Tensor)) - before:
         delattr(Tensor, name)
     return library
 
 
 def opacus_layer(layer: nn.RNNBase) -> Any:
-    """Give the layer of opacus that stands for one of torch and shares its weights, or None if it is not installed."""
+    """Return opacus's layer for a layer of torch, with the same weights, or None if opacus is not installed."""
     library = _imported("opacus.layers")
     if library is None:
         return None

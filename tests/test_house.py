@@ -34,7 +34,7 @@ FILES = {
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Give the full name of every module that a file imports, wherever in it; of `from a import b` that is a.b."""
+    """Yield the full name of each module that a file imports, at any depth; `from a import b` yields a.b."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -44,7 +44,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def imported_files(path: Path) -> set[str]:
-    """Give the files of the package that a file imports from."""
+    """Return the files of the package that a file imports from."""
     found = set()
     for name in imports(path):
         if name.split(".")[0] == "seqbatch":
@@ -149,7 +149,7 @@ def test_all_that_is_public_is_listed() -> None:
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Give all that a user may call or read, with its name."""
+    """Yield everything that users may call or read, with its name."""
     for module in (seqbatch, seqbatch.data, seqbatch.layers, seqbatch.onnx, seqbatch.testing):
         for name in module.__all__:
             value = getattr(module, name)
@@ -162,7 +162,7 @@ def public() -> Iterator[tuple[str, Any]]:
 
 
 def is_told_by_torch(value: type, member: str) -> bool:
-    """Tell whether a layer only does what PyTorch says of every such layer; its `forward` is its own."""
+    """Return True if PyTorch documents a member of a layer; `forward` is documented by the layer itself."""
     bases = [base for base in value.__mro__ if base.__module__.startswith("torch.")]
     return issubclass(value, nn.Module) and member != "forward" and any(hasattr(base, member) for base in bases)
 
@@ -185,7 +185,7 @@ def test_docstrings_tell_of_every_argument(name: str, value: Any) -> None:
 
 
 def shown() -> Iterator[tuple[str, Any]]:
-    """Give all that must have an example: what can be called, on any machine."""
+    """Yield everything that must have an example: what can be called, on any machine."""
     for name, value in public():
         is_error = isinstance(value, type) and issubclass(value, Exception)
         # A layer is called in the example of its class.

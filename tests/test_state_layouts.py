@@ -1,4 +1,4 @@
-"""States in PyTorch's layout: there and back as views, and what is no state of the layer."""
+"""States in PyTorch's layout: there and back as views, and objects that are not a state of the layer."""
 
 from collections.abc import Callable
 from typing import Any

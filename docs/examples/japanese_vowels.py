@@ -1,4 +1,4 @@
-"""Tell nine speakers apart by two Japanese vowels, from recordings of unequal length.
+"""Recognize nine speakers by two Japanese vowels, from recordings of unequal length.
 
 The data set Japanese Vowels (M. Kudo, J. Toyama, M. Shimbo, 1999) comes with aeon: 270 recordings to train on and 370
 to test on, of 7 to 29 steps and 12 features each.
@@ -45,7 +45,7 @@ class Split:
 
 @dataclass(frozen=True)
 class History:
-    """What was measured after each epoch, by the name of the split."""
+    """The measurements after each epoch, by the name of the split."""
 
     losses: dict[str, list[float]]
     accuracies: dict[str, list[float]]
@@ -73,7 +73,7 @@ RATES = {"lstm": 0.005, "gru": 0.005, "conv": 0.003, "transformer": 0.002}
 class SpeakerClassifier(nn.Module):
     """Layers that read the recordings, and a linear layer on one summary of each.
 
-    The summary is what a recurrent layer holds at the end, and else the mean of all steps.
+    The summary is the final state of a recurrent layer, or else the mean of all steps.
     """
 
     def __init__(self, kind: str, size: int) -> None:
@@ -82,7 +82,7 @@ class SpeakerClassifier(nn.Module):
         self.linear = nn.Linear(2 * size, SPEAKERS)
 
     def forward(self, recordings: SequenceBatch) -> Tensor:
-        """Give the scores of the speakers, `(batch, 9)`."""
+        """Return the scores of the speakers, `(batch, 9)`."""
         if isinstance(self.body, (nn.LSTM, nn.GRU)):
             summary = encode_with_state(self.body, recordings)[1].last()
         else:
@@ -93,7 +93,7 @@ class SpeakerClassifier(nn.Module):
 
 def load_split(name: str) -> Split:
     """Load "train" or "test" from the files that come with aeon."""
-    # aeon's annotations leave open whether it gives a pair; it does.
+    # By its annotations aeon may return something else, but it returns a pair.
     loaded: Any = load_japanese_vowels(split=name)
     arrays, speakers = loaded
     # aeon has the features first, and calls the speakers "1" to "9".
@@ -119,7 +119,7 @@ def add_noise(values: Tensor) -> Tensor:
 
 
 def train_epoch(model: SpeakerClassifier, optimizer: torch.optim.Optimizer, split: Split, batch: int) -> None:
-    """Go through the split once, in random order."""
+    """Train on the split once, in random order."""
     model.train()
     for indices in torch.randperm(len(split.recordings)).split(batch):
         scores = model(split.recordings[indices].map(add_noise))
@@ -131,20 +131,20 @@ def train_epoch(model: SpeakerClassifier, optimizer: torch.optim.Optimizer, spli
 
 @torch.no_grad()
 def score(model: SpeakerClassifier, split: Split) -> Tensor:
-    """Give the scores of the speakers for each recording, `(batch, 9)`, without noise."""
+    """Return the scores of the speakers for each recording, `(batch, 9)`, without noise."""
     model.eval()
     scores: Tensor = model(split.recordings)
     return scores
 
 
 def measure(scores: Tensor, speakers: Tensor) -> tuple[float, float]:
-    """Give the mean loss, and the accuracy in percent."""
+    """Return the mean loss, and the accuracy in percent."""
     right = int((scores.argmax(1) == speakers).sum())
     return nn.functional.cross_entropy(scores, speakers).item(), 100 * right / len(speakers)
 
 
 def train_model(options: argparse.Namespace, splits: dict[str, Split]) -> tuple[SpeakerClassifier, History]:
-    """Train for the given number of epochs; the test split is measured on the way, and decides nothing."""
+    """Train for a number of epochs; the test split is measured after each, and decides nothing."""
     model = SpeakerClassifier(options.model, options.hidden)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.lr or RATES[options.model])
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)
@@ -160,7 +160,7 @@ def train_model(options: argparse.Namespace, splits: dict[str, Split]) -> tuple[
 
 
 def print_predictions(scores: Tensor, test: Split, number: int = 8) -> None:
-    """Print what the model says of a few test recordings, evenly spaced."""
+    """Print the predictions for a few test recordings, evenly spaced."""
     probabilities, predictions = scores.softmax(1).max(1)
     print("recording  steps  speaker  predicted  probability")
     for i in range(0, len(test.recordings), len(test.recordings) // number)[:number]:
@@ -179,7 +179,7 @@ def draw_curves(axes: Axes, title: str, curves: dict[str, list[float]]) -> None:
 
 
 def draw_confusion(axes: Axes, predictions: Tensor, speakers: Tensor) -> None:
-    """Draw how many recordings of each speaker were taken for whom."""
+    """Draw the confusion matrix: for each speaker, the share of recordings by predicted speaker."""
     counts = torch.bincount(speakers * SPEAKERS + predictions, minlength=SPEAKERS**2).view(SPEAKERS, SPEAKERS)
     # The speakers have 24 to 88 test recordings, so that only shares give comparable colours.
     shares = counts / counts.sum(1, keepdim=True)
@@ -215,7 +215,7 @@ class OneLineParser(argparse.ArgumentParser):
 
 
 def positive(kind: type[int] | type[float]) -> Callable[[str], float]:
-    """Make a reader of positive numbers of a kind."""
+    """Build a parser of positive numbers of a type."""
 
     def read(text: str) -> float:
         try:

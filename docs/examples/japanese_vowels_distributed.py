@@ -1,8 +1,8 @@
-"""Tell nine speakers apart by two Japanese vowels, trained by several processes at once.
+"""Recognize nine speakers by two Japanese vowels, trained by several processes at once.
 
-As japanese_vowels.py, with what a larger data set asks for: a DataLoader, batches of recordings of similar length, and
-`DistributedDataParallel`, on a GPU for each process where there are GPUs. A checkpoint is written after each epoch, and
-gone on with if it is there.
+As japanese_vowels.py, with what a larger data set needs: a DataLoader, batches of recordings of similar length, and
+`DistributedDataParallel`, on a GPU for each process if there are GPUs. A checkpoint is written after each epoch, and
+an existing one is resumed.
 
     pip install "seqbatch[demo]"
     torchrun --nproc-per-node 2 japanese_vowels_distributed.py
@@ -45,7 +45,7 @@ Recordings = list[tuple[Tensor, int]]
 
 
 class SpeakerClassifier(nn.Module):
-    """A bidirectional LSTM that reads the recordings, and a linear layer on what it holds at the end."""
+    """A bidirectional LSTM that reads the recordings, and a linear layer on its final state."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
@@ -53,13 +53,13 @@ class SpeakerClassifier(nn.Module):
         self.linear = nn.Linear(2 * size, SPEAKERS)
 
     def forward(self, recordings: SequenceBatch) -> Tensor:
-        """Give the scores of the speakers, `(batch, 9)`."""
+        """Return the scores of the speakers, `(batch, 9)`."""
         scores: Tensor = self.linear(encode_with_state(self.lstm, recordings)[1].last())
         return scores
 
 
 def load_data() -> dict[str, Recordings]:
-    """Load the recordings and who speaks in each, from 0 to 8; features are scaled as those to train on ask for."""
+    """Load the recordings and who speaks in each, from 0 to 8; features are scaled by those of the training split."""
     splits = {}
     for name in ("train", "test"):
         # aeon has the features first, and calls the speakers "1" to "9".
@@ -73,7 +73,7 @@ def load_data() -> dict[str, Recordings]:
 
 
 def start() -> torch.device:
-    """Let this process join the others that torchrun has started, or be the only one; give its device."""
+    """Join the processes that torchrun has started, or be the only one; return the device of this process."""
     gpus = torch.cuda.is_available()
     backend, timeout = "nccl" if gpus else "gloo", timedelta(seconds=60)
     if distributed.is_torchelastic_launched():
@@ -88,7 +88,7 @@ def start() -> torch.device:
 
 
 class Training:
-    """What a checkpoint holds, and how it goes on."""
+    """The contents of a checkpoint, and how to train on from them."""
 
     def __init__(self, options: argparse.Namespace, recordings: Recordings, device: torch.device) -> None:
         self.device, self.options = device, options
@@ -108,8 +108,8 @@ class Training:
         self.loader = self.sampler.track(loader)
 
     def run_epoch(self) -> None:
-        """Go through the recordings once."""
-        # Other noise in each process and epoch, and the same in one that was gone on with.
+        """Train on the recordings once."""
+        # Each process and epoch has other noise, and a resumed epoch has the same.
         epoch = self.options.seed * self.options.epochs + self.sampler.epoch
         torch.manual_seed(epoch * distributed.get_world_size() + distributed.get_rank())
         self.model.train()
@@ -122,7 +122,7 @@ class Training:
         self.scheduler.step()
 
     def save(self, path: Path) -> None:
-        """Write the checkpoint, from one process; none is left half written."""
+        """Write the checkpoint in one process; an interruption leaves the previous one whole."""
         if distributed.get_rank() == 0:
             unfinished = path.with_suffix(".part")
             parts = {name: part.state_dict() for name, part in self.parts().items()}
@@ -130,10 +130,10 @@ class Training:
             unfinished.replace(path)
 
     def load(self, path: Path) -> None:
-        """Go on where a checkpoint was written, by as many processes."""
+        """Resume from a checkpoint, in the same number of processes."""
         saved = torch.load(path, map_location=self.device, weights_only=True)
         if saved["epochs"] != self.options.epochs:  # by which the learning rate falls
-            sys.exit(f"error: the checkpoint is that of {saved['epochs']} epochs; give --epochs {saved['epochs']}")
+            sys.exit(f"error: the checkpoint is that of {saved['epochs']} epochs; pass --epochs {saved['epochs']}")
         for name, part in self.parts().items():
             part.load_state_dict(saved[name])
 
@@ -148,7 +148,7 @@ def add_noise(values: Tensor) -> Tensor:
 
 @torch.no_grad()
 def measure(model: nn.Module, recordings: Recordings, device: torch.device) -> tuple[float, float]:
-    """Give the mean loss, and the accuracy in percent; each process looks at its share."""
+    """Return the mean loss, and the accuracy in percent; each process computes its share."""
     model.eval()
     share: Any = recordings[distributed.get_rank() :: distributed.get_world_size()]
     signals, speakers = collate_sequences(share)
@@ -193,14 +193,14 @@ def train(options: argparse.Namespace, splits: dict[str, Recordings], device: to
 
 
 def train_and_measure(options: argparse.Namespace, device: torch.device) -> dict[str, tuple[float, float]]:
-    """Give the loss and the accuracy of each split, and let go of the model."""
+    """Train a model, and return the loss and the accuracy of each split."""
     splits = load_data()
     model = train(options, splits, device).model
     return {name: measure(model, split, device) for name, split in splits.items()}
 
 
 def main() -> int:
-    """Train, measure, and tell."""
+    """Train, measure and print."""
     options = parse_options()
     device = start()
     found = train_and_measure(options, device)

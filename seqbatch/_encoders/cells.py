@@ -53,7 +53,6 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
 
     The input of a subclass with its own `forward` is not checked, because it may take other features.
     """
-
     register_rows(cell_type)
     remedy = _remedy(state_type)
 

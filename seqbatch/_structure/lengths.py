@@ -103,7 +103,9 @@ class Lengths:
 
         Args:
             tensor: `(batch,)`, int64, on the host; at least one.
-            shortest, longest, total: the least, the greatest and the sum.
+            shortest: the least length.
+            longest: the greatest length.
+            total: their sum.
         """
         lengths = cls.from_tensor(tensor)
         vars(lengths).update(_shortest=shortest, _longest=longest, total=total)

@@ -55,6 +55,7 @@ class LockedDropout(nn.Module):
         return values if mask is None else values * mask
 
     def extra_repr(self) -> str:
+        """Return the arguments, which `repr` of the layer shows."""
         return f"p={self.p}"
 
     def _mask(self, number: int, values: Tensor) -> Tensor | None:
@@ -128,6 +129,7 @@ class WordDropout(nn.Module):
         return values.masked_fill(dropped.view(-1, *(1 for _ in values.shape[1:])), self.token or 0)
 
     def extra_repr(self) -> str:
+        """Return the arguments, which `repr` of the layer shows."""
         return f"p={self.p}" if self.token is None else f"p={self.p}, token={self.token}"
 
     def _require_dtype(self, subject: str, values: Tensor) -> None:

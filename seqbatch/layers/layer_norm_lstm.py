@@ -146,6 +146,7 @@ class LayerNormLSTM(nn.Module):
         return torch.cat(outputs), current
 
     def extra_repr(self) -> str:
+        """Return the arguments, which `repr` of the layer shows."""
         return f"{self.input_size}, {self.hidden_size}"
 
 

@@ -169,6 +169,7 @@ class AttentionPool(_Pool):
         self.query: nn.Parameter = nn.Parameter(torch.zeros(self.features, device=device, dtype=dtype))
 
     def extra_repr(self) -> str:
+        """Return the arguments, which `repr` of the layer shows."""
         return f"{self.features}"
 
     def _check(self, batch: SequenceBatch) -> None:

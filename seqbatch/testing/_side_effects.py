@@ -141,7 +141,7 @@ def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) 
 
 
 def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], message: str, state: Any = None) -> None:
-    """Law Errors: bad input raises before any layer runs, and nothing is modified.
+    r"""Law Errors: bad input raises before any layer runs, and nothing is modified.
 
     Args:
         layer: as for `check_alone`.
@@ -153,7 +153,7 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
     Raises:
         AssertionError: the law is broken.
 
-    >>> check_refused(nn.Linear(5, 3), [torch.randn(4, 2)], SeqbatchValueError, r"features that end with \\(5,\\)")
+    >>> check_refused(nn.Linear(5, 3), [torch.randn(4, 2)], SeqbatchValueError, r"features that end with \(5,\)")
     """
 
     def check(run: Run) -> None:

@@ -15,7 +15,7 @@ def steps(*shape: int, seed: int = 0) -> Tensor:
 
 
 def wrong(found: Tensor, right: Tensor) -> bool:
-    """Tell whether a result has the right shape, so that nothing tells, and the wrong values."""
+    """Return True if a result has the right shape, so that no error shows, and wrong values."""
     return found.shape == right.shape and not torch.allclose(found, right, atol=1e-3)
 
 

@@ -258,7 +258,7 @@ def test_where_nearly_every_sequence_is_a_batch_all_are_sorted_together() -> Non
 
 
 def as_process(monkeypatch: pytest.MonkeyPatch, rank: int, world_size: int, **others: Any) -> None:
-    """Let torch.distributed look like that of one of several processes, whose states differ in `others`."""
+    """Patch torch.distributed to report this rank of several processes, whose states differ in `others`."""
 
     def all_gather_object(states: list[Any], own: Any) -> None:
         states[:] = [own if i == rank else {**own, **others} for i in range(world_size)]

@@ -141,7 +141,7 @@ def test_a_chunk_is_read_when_it_is_asked_for_and_let_go_after() -> None:
 
 
 def peak(number: int) -> int:
-    """Give the most bytes in use while so many chunks are run."""
+    """Return the peak of memory, in bytes, while this number of chunks is run."""
     gru = nn.GRU(8, 8)
     gc.freeze()  # what there is already, which takes long to look through
     with torch.profiler.profile(profile_memory=True) as profile:

@@ -12,7 +12,7 @@ EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "japanese_vowels_dis
 
 @pytest.fixture(scope="module")
 def checked() -> tuple[int, str]:
-    """Give what the checks in two processes print, all in one run."""
+    """Return the output of the checks in two processes, all in one run."""
     return torchrun(HELPERS / "ranks" / "checks.py")
 
 
@@ -84,5 +84,5 @@ def test_the_example_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert results(first.stdout) == results(second.stdout)
     other = subprocess.run([*command, "--epochs", "2"], capture_output=True, text=True, timeout=SECONDS, check=False)
     assert other.returncode == 1
-    assert other.stderr.endswith("error: the checkpoint is that of 1 epochs; give --epochs 1\n")
+    assert other.stderr.endswith("error: the checkpoint is that of 1 epochs; pass --epochs 1\n")
     assert len(results(first.stdout)) == 2

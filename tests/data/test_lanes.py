@@ -96,7 +96,7 @@ def loss_of(output: Tensor, target: Tensor) -> Tensor:
 
 
 def train_alone(layer: Any, xs: list[Tensor], targets: list[Tensor], steps: int) -> Tensor:
-    """Give the loss of truncated back-propagation by plain PyTorch: one sequence after another, chunk by chunk."""
+    """Return the loss of truncated back-propagation by plain PyTorch: sequence by sequence, chunk by chunk."""
     losses = []
     for x, target in zip(xs, targets, strict=True):
         state = None

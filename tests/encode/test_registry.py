@@ -31,7 +31,7 @@ from seqbatch._encode import registry
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let each test register in a copy, and look for plug-ins anew."""
+    """Restore the registry after each test, and let it search for plug-ins again."""
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
     registry._load_plugins.cache_clear()
     yield
@@ -69,7 +69,7 @@ def adding(number: int) -> Any:
 
 
 def added(layer: nn.Module) -> int:
-    """Tell which of those encoders a layer has."""
+    """Return the number of the encoder that handles a layer."""
     outputs = encode(layer, XS)
     assert_close([output - outputs[0][0] + 1 for output in outputs], XS)
     return int(outputs[0][0] - 1)
@@ -127,7 +127,7 @@ def test_a_layer_that_carries_a_state_of_any_kind() -> None:
 
 
 def running_sums(layer: nn.Module, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Tensor]:
-    """Give at each step the sum so far, from and to a state of one number a sequence."""
+    """Return the sum so far at each step; the state is one number for each sequence."""
     start = batch.values.new_zeros(batch.batch_size) if state is None else state
     parts = [one.cumsum(0) + begin for one, begin in zip(batch, start, strict=True)]
     return batch.with_values(torch.cat(parts)), start + batch.sum()

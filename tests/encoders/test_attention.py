@@ -22,7 +22,7 @@ from seqbatch.layers import Causal
 
 
 def buckets(overhead: int) -> Any:
-    """Let a bucket cost so much; 0 puts each length into its own."""
+    """Patch the cost of a bucket; 0 puts each length into its own."""
     return patch.dict(_self_attention.OVERHEAD, {"cpu": overhead * SIZE})
 
 

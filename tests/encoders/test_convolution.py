@@ -76,12 +76,12 @@ layers: dict[str, st.SearchStrategy[nn.Module]] = {
 
 
 def one(size: Any) -> int:
-    """Give a number that may be in a tuple."""
+    """Return a number that may be in a tuple."""
     return int(size[0] if isinstance(size, tuple) else size)
 
 
 def fewest(layer: Any) -> int:
-    """Give the fewest steps that the layer takes, by trying."""
+    """Return the fewest steps that the layer takes, by trying."""
     for steps in range(1, 60):
         try:
             layer(torch.zeros(1, CHANNELS, steps, dtype=torch.float64))
@@ -116,7 +116,7 @@ def test_padding(lengths: list[int], layer: nn.Module, side: Any, batch_first: b
 
 
 def rule_of(layer: Any) -> Callable[[int], int]:
-    """Say by a formula how many steps a layer makes of some."""
+    """Return the formula from the steps of a sequence to the steps of a layer's output."""
     if not hasattr(layer, "kernel_size"):
         return lambda steps: steps + sum(layer.padding)
     if getattr(layer, "padding", 0) == "same":

@@ -31,7 +31,7 @@ BATCH, TIME = Dim("batch", min=0), Dim("time", min=0)
 
 
 def trained(layer: Any, dtype: torch.dtype) -> nn.Module:
-    """Give a layer statistics and weights like no others, and set it to evaluation."""
+    """Return a layer in evaluation mode, with weights and statistics unlike the initial ones."""
     torch.manual_seed(0)
     for tensor in (*layer.parameters(), layer.running_mean, layer.running_var):
         tensor.data.uniform_(0.3, 2.0)

@@ -17,7 +17,7 @@ from seqbatch import LSTMState, RNNState, SequenceBatch, _kernels, encode, encod
 
 
 def gradients(results: Any, sources: list[Tensor]) -> list[Tensor]:
-    """Give the gradients of a loss in which each result, and each of its elements, counts differently."""
+    """Return the gradients of a loss that weights each result, and each of its elements, differently."""
     loss = torch.zeros(())
     for i, part in enumerate(tree_leaves(results), 1):
         loss = loss + (part.cos() * torch.linspace(1, 2, part.numel()).view(part.shape)).sum() * i

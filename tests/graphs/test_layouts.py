@@ -34,7 +34,7 @@ CALLS: dict[str, Callable[[SequenceBatch, SequenceBatch], Tensor]] = {
 
 
 class Maker(nn.Module):
-    """A model that makes batches of values and lengths, of which nobody has looked whether they fit."""
+    """A model that builds batches of values and lengths that were not checked."""
 
     def __init__(self, how: str) -> None:
         super().__init__()

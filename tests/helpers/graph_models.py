@@ -37,7 +37,7 @@ LAYERS: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def allow_recurrent_layers() -> Iterator[None]:
-    """Let PyTorch's compiler look at models that hold recurrent layers, which by default it does not."""
+    """Allow PyTorch's compiler to trace recurrent layers, which it does not do by default."""
     dynamo.reset()
     dynamo.utils.counters.clear()
     # Not what Inductor keeps on disk, which it would find again although an operator has become another.
@@ -75,7 +75,7 @@ class Tagger(nn.Module):
         return encode(self.head, outputs), outputs.mean(), state
 
     def alone(self, tokens: Tensor) -> tuple[Tensor, Tensor, Any]:
-        """Give the same for one sequence, by PyTorch alone; its state in PyTorch's layout, None without a step."""
+        """Return the same for one sequence, by PyTorch alone; the state in PyTorch's layout, None without a step."""
         if not len(tokens):
             return torch.zeros(0, 2), torch.zeros(self.size), None
         outputs, state = self.rnn(self.embedding(tokens))

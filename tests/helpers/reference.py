@@ -13,7 +13,7 @@ Hidden = list[Tensor]
 def run_alone(
     layer: nn.Module, sequences: Sequence[Tensor], state: Hidden | None = None
 ) -> tuple[list[Tensor], Hidden]:
-    """Give each sequence's output, and the state after it, from a run of the layer on this sequence only."""
+    """Return each sequence's output, and the state after it, from a run of the layer on this sequence only."""
     outputs, finals = [], []
     for i, sequence in enumerate(sequences):
         hidden = None if state is None else [part[:, :, i].flatten(0, 1) for part in state]
@@ -111,7 +111,7 @@ def _run_layer_norm_lstm(layer: Any, sequence: Tensor, hidden: Hidden | None) ->
 
 
 def _pool(function: Callable[[Any, Tensor], Tensor]) -> Callable[..., tuple[Tensor, Hidden, Hidden]]:
-    """Give the run of a pool: one step by a function, or none."""
+    """Return the run of a pool: one step by a function, or none."""
 
     def run(layer: Any, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
         return function(layer, sequence)[None] if len(sequence) else sequence, [], hidden or []

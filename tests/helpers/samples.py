@@ -44,7 +44,7 @@ class Slotted:
 
 
 def set_after(kind: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
-    """Give a function that makes an object of a class whose `__init__` does not take `other`."""
+    """Return a function that builds an object of a class whose `__init__` does not take `other`."""
 
     def build(one: Any, other: Any) -> Any:
         made = kind(one)

@@ -1,4 +1,4 @@
-"""accelerate on BucketBatchSampler: every sample once an epoch, and resumed runs equal those never interrupted."""
+"""Accelerate on BucketBatchSampler: every sample once an epoch, and resumed runs equal those never interrupted."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,7 +40,7 @@ def test_passes_over_a_prepared_loader_are_an_epoch_each() -> None:
 
 
 def test_a_prepared_loader_cannot_be_tracked() -> None:
-    """accelerate sets the epoch when a pass begins, and draws a batch ahead."""
+    """Accelerate sets the epoch when a pass begins, and draws a batch ahead."""
     sampler, loader = plain_loader()
     tracked = sampler.track(Accelerator(cpu=True).prepare(loader))
     with pytest.raises(SeqbatchError, match=r"^`loader` must be iterated over once at a time; got another pass"):
@@ -123,7 +123,7 @@ def test_a_stateful_loader_resumes() -> None:
 
 
 def test_a_stateful_loader_whose_epochs_are_counted_from_0_again_is_an_error() -> None:
-    """accelerate counts the passes of this process, so it would repeat epochs that are done."""
+    """Accelerate counts the passes of this process, so it would repeat epochs that are done."""
     loader = stateful()
     epoch(loader)
     epoch(loader)

@@ -80,7 +80,7 @@ def logged(path: Path, lengths: list[list[int]], told: bool) -> tuple[dict[str, 
 
 @pytest.fixture(autouse=True)
 def _warn_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let Lightning warn of each run, and not once in a process."""
+    """Reset Lightning's record of warnings, because it warns once in a process."""
     monkeypatch.setattr(lightning_data, "warning_cache", type(lightning_data.warning_cache)())
 
 

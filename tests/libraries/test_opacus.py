@@ -376,13 +376,13 @@ def gradients_alone(model: Tagger, xs: list[Tensor]) -> list[dict[str, Tensor]]:
 
 
 def named(model: Tagger) -> dict[str, Any]:
-    """Give the weights by the names that plain layers have; opacus keeps those of a cell in layers of its own."""
+    """Return the weights by the names of plain layers, because opacus keeps those of a cell in its own layers."""
     name = re.compile(r"recurrent\.(l0)(_reverse)?\.(ih|hh)\.(weight|bias)")
     return {name.sub(r"recurrent.\4_\3_\1\2", key): weight for key, weight in model.named_parameters()}
 
 
 def samples_of(model: Tagger, numbers: list[int], **mode: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Give the gradients per sample that opacus finds in a model, and those of each sequence alone."""
+    """Return the gradients per sample that opacus computes for a model, and those of each sequence alone."""
     padded, lengths, xs = padded_ids(numbers)
     alone = gradients_alone(model, xs)
     hooked = GradSampleModule(model, **mode)

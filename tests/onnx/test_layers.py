@@ -27,7 +27,7 @@ def test_ids_out_of_range_stop_the_run(options: Any, features: tuple[int, ...], 
 
     run = Session(model, make([3, 5, 0]), tmp_path / "model.onnx")
     for lengths in SIZES.values():
-        padded = make(lengths).to_padded(batch_first=True, padding_value=-1)  # which nobody reads
+        padded = make(lengths).to_padded(batch_first=True, padding_value=-1)  # which is not read
         batch = SequenceBatch.from_padded(padded, lengths, batch_first=True)
         with torch.no_grad():
             assert_close(run.given(padded, lengths)[0], model(batch).to_padded(batch_first=True))

@@ -45,12 +45,12 @@ def few(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def reduce(batch: SequenceBatch, name: str) -> list[Tensor]:
-    """Give the result of each sequence."""
+    """Return the result of each sequence."""
     return list(getattr(batch, name)())
 
 
 def loop(xs: list[Tensor], name: str) -> list[Tensor]:
-    """Give the result of each sequence, by itself; zeros for one of no steps."""
+    """Return the result of each sequence, computed alone; zeros for an empty one."""
     return [LOOP[name](x) if len(x) or name == "softmax" else x.sum(0) for x in xs]
 
 
@@ -62,7 +62,7 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def gradients(results: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
-    """Give the gradients of a sum that weighs every element differently."""
+    """Return the gradients of a sum that weights every element differently."""
     flat = torch.cat([torch.zeros(0, dtype=torch.float64), *(result.flatten() for result in results)])
     loss = (flat * torch.arange(1, 1 + flat.numel()).cos()).sum()
     if not loss.requires_grad:

@@ -92,7 +92,7 @@ every_call = pytest.mark.parametrize("name", CALLS)
 
 
 def tensors(result: Any) -> list[Tensor]:
-    """Give all tensors in what a call returns."""
+    """Return all tensors in the result of a call."""
     if isinstance(result, SequenceBatch):
         return [result.values, result.offsets]
     if getattr(result, "is_nested", False):

@@ -21,7 +21,7 @@ LENGTHS = [3, 0, 3, 1, 4]
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test register in a copy."""
+    """Restore the registry after each test."""
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 

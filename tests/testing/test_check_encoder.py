@@ -19,7 +19,7 @@ from seqbatch.testing._comparison import tensors_of
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test register in a copy."""
+    """Restore the registry after each test."""
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 

@@ -17,7 +17,7 @@ from seqbatch.testing import check_alone, check_called_as_itself, check_encoder,
 
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let each test register in a copy."""
+    """Restore the registry after each test."""
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 

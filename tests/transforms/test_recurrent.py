@@ -54,7 +54,7 @@ def batch_of(lengths: list[int], dtype: torch.dtype) -> SequenceBatch:
 
 
 def loop(model: Model, weights: Weights, batch: SequenceBatch) -> Tensor:
-    """Give the same, each sequence alone."""
+    """Return the same, each sequence run alone."""
     return torch.cat([functional_call(model, weights, (batch[[i]],)) for i in range(len(batch))])
 
 

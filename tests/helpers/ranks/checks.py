@@ -49,7 +49,7 @@ def gradients_of(model: nn.Module) -> list[Tensor | None]:
 
 
 def whole(model: nn.Module, indices: list[int]) -> Tensor:
-    """Give the mean loss of all steps, in one process; 0 without any."""
+    """Return the mean loss of all steps, in one process; 0 without steps."""
     losses = losses_of(model, collate([DATA[i] for i in indices]))
     return losses.sum() / max(1, len(losses))
 
@@ -126,7 +126,7 @@ def gradients_added_up() -> None:
 
 
 def rounds(epochs: int) -> list[list[list[int]]]:
-    """Give the batches of both processes, as the sampler in each has them."""
+    """Return the batches of both processes, as the sampler in each draws them."""
     samplers = [BucketBatchSampler(LENGTHS, batch_size=3, rank=rank, world_size=2) for rank in range(2)]
     loaders = [sampler.track(sampler) for sampler in samplers]
     return [[*both] for _ in range(epochs) for both in zip(*loaders, strict=True)]
@@ -191,7 +191,7 @@ def some_processes_only() -> None:
 
 
 def dtypes() -> None:
-    """One process has losses of double precision, and the other none, of which nobody says so."""
+    """One process has losses of double precision; the other has none, in the default dtype."""
     losses = [torch.arange(3.0, dtype=torch.float64), torch.zeros(0)][distributed.get_rank()]
     found = mean_loss(losses)
     assert_close(found, torch.tensor(losses.sum() * 2 / 3))

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 
 def batches(fault: str) -> Iterator[Any]:
-    """Give batches, and in the second process a fault after two of them; the first could go on for ever."""
+    """Yield batches without end; the second process dies or sleeps after two, if the fault says so."""
     while True:
         for i, batch in enumerate(loader_of(LENGTHS, wrong=5 if fault == "wrong" else -1, batch_size=3)):
             yield batch

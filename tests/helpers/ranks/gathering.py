@@ -56,7 +56,7 @@ def all_sequences() -> list[Tensor]:
 
 
 def holders() -> list[Any]:
-    """Give a batch, and what holds one."""
+    """Return a batch, and containers that hold one."""
     batch = batch_of(RANK)
     return [batch, {"x": batch, "y": torch.ones(2)}, {"y": torch.ones(2), "x": batch}, (batch, torch.ones(2)), [batch]]
 

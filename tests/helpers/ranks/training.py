@@ -59,20 +59,20 @@ class Samples(torch.utils.data.Dataset[Sample]):
 
 
 def losses_of(model: nn.Module, batch: tuple[SequenceBatch, SequenceBatch]) -> Tensor:
-    """Give the loss of each step."""
+    """Return the loss of each step."""
     signals, tags = batch
     return cross_entropy(model(signals), tags.values, reduction="none")
 
 
 def collate(samples: list[Sample]) -> tuple[SequenceBatch, SequenceBatch]:
-    """Collate with the features of the data set, where there is no sample too."""
+    """Collate with the features of the data set, also if there are no samples."""
     nothing = torch.zeros(0, FEATURES), torch.zeros(0, dtype=torch.int64)
     signals, tags = collate_sequences(samples or [nothing], sequences=[0, 1])
     return (signals, tags) if samples else (signals[:0], tags[:0])
 
 
 def train(model: nn.Module, batches: Iterable[Any], optimizer: torch.optim.Optimizer) -> list[float]:
-    """Take a step on each batch, and give the loss of each."""
+    """Take a step on each batch, and return the loss of each."""
     found = []
     for batch in batches:
         loss = mean_loss(losses_of(model, batch))

@@ -1,4 +1,4 @@
-"""A layer that joins to each step its change since the step before; it knows nothing of seqbatch."""
+"""A layer that joins to each step its change since the step before; it does not import seqbatch."""
 
 import torch
 from torch import Tensor, nn
@@ -7,7 +7,7 @@ __all__ = ["Delta"]
 
 
 class Delta(nn.Module):
-    """Joins to the features of each step their change since the step before, times a weight that is learnt.
+    """Joins to the features of each step their change since the step before, times a learned weight.
 
     Args:
         features: the features of a step.
@@ -18,7 +18,7 @@ class Delta(nn.Module):
         self.weight = nn.Parameter(torch.ones(features))
 
     def forward(self, steps: Tensor, starts: Tensor | None = None) -> Tensor:
-        """Join them.
+        """Join to each step its change.
 
         Args:
             steps: `(steps, features)`.

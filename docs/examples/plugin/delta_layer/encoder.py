@@ -1,4 +1,4 @@
-"""The encoder of Delta: one call for all sequences, told where each starts."""
+"""The encoder of Delta: one call for all sequences, with a mask of where each starts."""
 
 import torch
 
