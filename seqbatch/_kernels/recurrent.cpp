@@ -35,6 +35,9 @@ constexpr size_t MOST_KEPT = size_t{1} << 28;                                   
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // acc[r][g] += rows[r][k] * weights[k][g], for all k in order; but the last gate of the weights is added to acc[r][LAST].
+//
+// Some of its callers are `noinline`, because in a larger function GCC keeps one of the vectors in memory, or `flatten`,
+// because with more callers it inlines this into none. Either costs some 5 % of the whole call.
 template <typename T, int R, int G, int LAST>
 inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t size, const T* weights, int64_t stride = G * width<T>) {
   constexpr int W = width<T>;
@@ -275,7 +278,7 @@ struct Projection {
   int64_t laid_out_size() const { return count * hidden * per_block; }
   T* block(int64_t i) const { return laid_out + i * hidden * per_block; }
 
-  void lay_out(int64_t i) const {
+  [[gnu::flatten]] void lay_out(int64_t i) const {
     for (int v = 0; v < vectors; v++) {
       const int64_t first = i * per_block + v * width<T>, lanes = output - first;
       transpose_rows(weight + (lanes > 0 ? first : 0) * hidden, hidden, lanes, block(i) + v * width<T>, per_block);
@@ -436,7 +439,7 @@ inline void sum_inputs(const T* weights, const T* const* x, int64_t input, T* to
 
 // One step of R sequences in one block of a projection.
 template <typename T, int R, int V>
-inline void project_block(const Row<T>* rows, const Projection<T>& projection, int64_t block) {
+[[gnu::flatten]] void project_block(const Row<T>* rows, const Projection<T>& projection, int64_t block) {
   constexpr int W = width<T>;
   Vector<T> acc[R][GATES] = {};
   const T* units[R];
@@ -787,7 +790,7 @@ struct Carry {
 // the output is projected, `grad_out` is null, `carry.hidden` is the gradient before the projection, and `units` gets the
 // outputs before the projection.
 template <typename T>
-void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t row, const T* before, const T* cell_before,
+[[gnu::noinline]] void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t row, const T* before, const T* cell_before,
                     const T* grad_out, Carry<T> carry, T* units, int64_t begin, int64_t end) {
   constexpr int64_t W = width<T>;
   const int64_t H = call.hidden_size;
@@ -826,6 +829,14 @@ void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t 
   int64_t unit = begin;
   for (; unit + W <= end; unit += W) one_vector(unit, std::integral_constant<int64_t, W>{});  // without masks
   if (unit < end) one_vector(unit, end - unit);
+}
+
+// The gradients of R rows before a projection, from those after it, in one block of units.
+template <typename T, int R>
+[[gnu::flatten]] void unproject_block(const Columns<T>& weights, int64_t block, const T* const* from, T* const* to) {
+  Vector<T> acc[R][GATES] = {};
+  multiply<T, R, 4, 3>(acc, from, weights.rows, weights.block(block), weights.stride(block));
+  store_block<T, R>(acc, to, block * Columns<T>::WIDE, weights.columns);
 }
 
 // What the threads share in the backward pass of a direction.
@@ -955,13 +966,9 @@ class WalkBack {
 
   // Computes the gradients of the outputs of units, before the projection.
   void unproject() {
-    const Columns<T>& weights = shared_.projection;
     for (int64_t block = begin_; block < end_; block++)
       in_blocks(alive_, [&](int64_t i, auto r) {
-        constexpr int R = decltype(r)::value;
-        Vector<T> acc[R][GATES] = {};
-        multiply<T, R, 4, 3>(acc, &grad_out_[i], weights.rows, weights.block(block), weights.stride(block));
-        store_block<T, R>(acc, &grad_units_[i], block * WIDE, weights.columns);
+        unproject_block<T, decltype(r)::value>(shared_.projection, block, &grad_out_[i], &grad_units_[i]);
       });
   }
 
@@ -981,7 +988,7 @@ class WalkBack {
 
 // The gradient of some rows of the input in one block of columns, through all directions.
 template <typename T>
-void input_gradients(const Call<T>& call, const Columns<T>* weights, int64_t block, int64_t begin, int64_t end) {
+[[gnu::noinline]] void input_gradients(const Call<T>& call, const Columns<T>* weights, int64_t block, int64_t begin, int64_t end) {
   const int64_t stride = gate_numbers(call.kind) * call.hidden_size;
   in_blocks(end - begin, [&](int64_t i, auto r) {
     constexpr int R = decltype(r)::value;

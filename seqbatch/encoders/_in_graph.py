@@ -204,7 +204,9 @@ class _Kind:
         """
         number, sizes = len(call.weights) // call.directions, [part.shape[2] for part in call.start]
         projection = sizes[0] if number % 2 else 0
-        of_weights = native.shapes_of_weights(call.mode, number, values.shape[1], sizes[-1], projection) * call.directions
+        of_weights = (
+            native.shapes_of_weights(call.mode, number, values.shape[1], sizes[-1], projection) * call.directions
+        )
         of_start = [(call.directions, len(lengths), size) for size in sizes]
         tensors = [*call.weights, *call.start, *(part for part, _ in more if part is not None)]
         shapes = [*of_weights, *of_start, *(shape for part, shape in more if part is not None)]

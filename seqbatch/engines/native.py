@@ -70,9 +70,7 @@ def reads_weights(
     return True
 
 
-def shapes_of_weights(
-    mode: str, number: int, input_size: int, size: int, projection: int = 0
-) -> list[tuple[int, ...]]:
+def shapes_of_weights(mode: str, number: int, input_size: int, size: int, projection: int = 0) -> list[tuple[int, ...]]:
     """Return the shapes of the weights of one direction, which has 2 to 5 of them; `projection` is 0 without one."""
     rows = size * _WEIGHT_GATES[mode]
     shapes = [(rows, input_size), (rows, projection or size), *([(rows,), (rows,)] if number > 3 else [])]
