@@ -17,11 +17,12 @@ THREADS, TIMES = 8, 5
     "layer",
     [
         nn.LSTM(3, 4, num_layers=2, bidirectional=True),
+        nn.LSTM(3, 4, bidirectional=True, proj_size=2),
         nn.GRU(3, 4, bidirectional=True),
         nn.Conv1d(3, 4, 3, padding=1),
         nn.TransformerEncoderLayer(3, 1, dropout=0.0),
     ],
-    ids=lambda layer: type(layer).__name__,
+    ids=str,
 )
 def test_threads_share_a_batch(layer: nn.Module) -> None:
     lengths = [5, 0, 7, 1, 7, 30]

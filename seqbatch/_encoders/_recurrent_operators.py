@@ -35,7 +35,7 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
         values, hidden = values.to(dtype), tuple(part.to(dtype) for part in hidden)
         weights = [[part.to(dtype) for part in way] for way in weights]
     operator, *options = _OPERATORS[layer.mode]
-    one_by_one = (_may_use_kernels(values) and not layer.proj_size) or (layer.dropout and layer.training)
+    one_by_one = _may_use_kernels(values) or (layer.dropout and layer.training)
     together = form.num_directions if one_by_one else rows
     finals = []
     for first in range(0, rows, together):
@@ -110,8 +110,8 @@ class _Call(NamedTuple):
 
     def shapes_of_saved(self, steps: int) -> list[tuple[int, ...]]:
         """Return the shapes of the tensors saved for the backward pass: outputs and gates."""
-        kept = steps if self.keeps else 0
-        return [(kept, self.directions * self.size), (self.directions, kept, native.SAVED[self.mode] * self.size)]
+        kept, gates = steps if self.keeps else 0, native.SAVED[self.mode] * self.start[-1].shape[2]
+        return [(kept, self.directions * self.size), (self.directions, kept, gates)]
 
 
 class _Kind:
@@ -192,8 +192,7 @@ class _Kind:
     ) -> _Call:
         mode = f"RNN_{nonlinearity.upper()}" if nonlinearity else self.layer_type.__name__
         start, weights, directions = others[: self.states], others[self.states :], 2 if bidirectional else 1
-        is_projected = len(weights) // (num_layers * directions) in (3, 5)
-        keeps = any(differentiable) and num_layers == 1 and not is_projected and _may_use_kernels(values)
+        keeps = any(differentiable) and num_layers == 1 and _may_use_kernels(values)
         return _Call(mode, start, weights, num_layers, directions, keeps)
 
     def _is_for_kernels(
@@ -203,9 +202,12 @@ class _Kind:
 
         `more` are other tensors that they read, with their shapes.
         """
-        rows, each = self.gates * call.size, len(call.weights) // call.directions
-        of_weights = [(rows, values.shape[1]), (rows, call.size), (rows,), (rows,)][:each] * call.directions
-        of_start = [(call.directions, len(lengths), call.size)] * self.states
+        number, sizes = len(call.weights) // call.directions, [part.shape[2] for part in call.start]
+        projection = sizes[0] if number % 2 else 0
+        of_weights = (
+            native.shapes_of_weights(call.mode, number, values.shape[1], sizes[-1], projection) * call.directions
+        )
+        of_start = [(call.directions, len(lengths), size) for size in sizes]
         tensors = [*call.weights, *call.start, *(part for part, _ in more if part is not None)]
         shapes = [*of_weights, *of_start, *(shape for part, shape in more if part is not None)]
         return (

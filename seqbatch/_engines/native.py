@@ -20,7 +20,13 @@ _KINDS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
 SAVED = {"LSTM": 5, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
 _GATES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 _WEIGHT_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# By how many a direction has: with biases, and with a projection, or without.
+_WEIGHTS = {
+    2: ("weight_ih", "weight_hh"),
+    3: ("weight_ih", "weight_hh", "weight_hr"),
+    4: ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
+    5: ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"),
+}
 _PARTS, _FINALS = ("hidden", "cell"), ("final_hidden", "final_cell")
 
 
@@ -35,29 +41,39 @@ def serves(values: Tensor) -> bool:
 
 def reads_weights_of(layer: Any, values: Tensor) -> bool:
     """Return True if the kernels can read all weights of a stock layer."""
-    directions, size = 2 if layer.bidirectional else 1, layer.hidden_size
-    if layer.proj_size:
-        return False
+    directions, size, projection = 2 if layer.bidirectional else 1, layer.hidden_size, layer.proj_size
     for i in range(layer.num_layers):
-        input_size = directions * size if i else layer.input_size
-        if not reads_weights(layer.mode, weights_of(layer, i), values, directions, input_size, size):
+        input_size = directions * (projection or size) if i else layer.input_size
+        if not reads_weights(layer.mode, weights_of(layer, i), values, directions, input_size, size, projection):
             return False
     return True
 
 
 def reads_weights(
-    mode: str, weights: Sequence[Tensor], values: Tensor, directions: int, input_size: int, size: int
+    mode: str,
+    weights: Sequence[Tensor],
+    values: Tensor,
+    directions: int,
+    input_size: int,
+    size: int,
+    projection: int = 0,
 ) -> bool:
     """Return True if the weights of one layer have the dtype of the values and the shapes that the layer declares.
 
     Any weight of a layer can be replaced, and a kernel must not read beyond its memory.
     """
-    rows = size * _WEIGHT_GATES[mode]
-    shapes = ((rows, input_size), (rows, size), (rows,), (rows,))[: len(weights) // directions]
+    shapes = shapes_of_weights(mode, len(weights) // directions, input_size, size, projection)
     for weight, shape in zip(weights, shapes * directions, strict=True):
         if not is_read_as(weight, shape, values.dtype):
             return False
     return True
+
+
+def shapes_of_weights(mode: str, number: int, input_size: int, size: int, projection: int = 0) -> list[tuple[int, ...]]:
+    """Return the shapes of the weights of one direction, which has 2 to 5 of them; `projection` is 0 without one."""
+    rows = size * _WEIGHT_GATES[mode]
+    shapes = [(rows, input_size), (rows, projection or size), *([(rows,), (rows,)] if number > 3 else [])]
+    return [*shapes, (projection, size)] if projection else shapes
 
 
 def is_read_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
@@ -146,9 +162,10 @@ def compute(
     """Return outputs, final states, and what the backward pass needs, which is empty unless it is kept."""
     # Contiguous copies, where need be, and the walk are held here until the kernel has read them.
     inputs, weights, start = inputs.contiguous(), _contiguous(weights), _contiguous(start)
-    walk, size, total = lengths.longest_first, weights[1].shape[1], inputs.shape[0]
-    output = inputs.new_empty(total, directions * size)
-    finals = [inputs.new_empty(directions, walk.shape[1], size) for _ in range(2 if mode == "LSTM" else 1)]
+    walk, total, (size, output_size) = lengths.longest_first, inputs.shape[0], _sizes(mode, weights)
+    output = inputs.new_empty(total, directions * output_size)
+    sizes = (output_size, size) if mode == "LSTM" else (size,)
+    finals = [inputs.new_empty(directions, walk.shape[1], each) for each in sizes]
     saved = inputs.new_empty(directions, total if keep else 0, SAVED[mode] * size)
     call = _call(mode, walk, inputs, directions, weights, output)
     for d in range(directions):
@@ -177,7 +194,7 @@ def compute_gradients(
     """Return the gradients of inputs, weights and initial states, or None for those that are not wanted."""
     output, saved, inputs, *rest = _contiguous((output, saved, *given))
     weights, start = rest[:number], rest[number:]
-    walk, size, each = lengths.longest_first, weights[1].shape[1], number // directions
+    walk, each, (size, output_size) = lengths.longest_first, number // directions, _sizes(mode, weights)
     of_inputs = torch.empty_like(inputs) if wanted[0] else None
     of_gates = inputs.new_empty(directions, inputs.shape[0], _GATES[mode] * size)
     of_weights = [
@@ -192,8 +209,8 @@ def compute_gradients(
         direction = call.direction[d]
         direction.saved, direction.grad_gates = _row(saved, d), _row(of_gates, d)
         if of_output is not None:
-            direction.grad_out = of_output.data_ptr() + d * size * of_output.element_size()
-        for name, of_weight in zip(_WEIGHTS, of_weights[d * each : (d + 1) * each], strict=False):
+            direction.grad_out = of_output.data_ptr() + d * output_size * of_output.element_size()
+        for name, of_weight in zip(_WEIGHTS[each], of_weights[d * each : (d + 1) * each], strict=True):
             if of_weight is not None:
                 setattr(direction, f"grad_{name}", of_weight.data_ptr())
         for name, part, of_part in zip(("hidden", "cell"), start, of_start, strict=False):
@@ -231,7 +248,8 @@ def _replay(
 
 def _call(mode: str, walk: Tensor, inputs: Tensor, directions: int, weights: Sequence[Tensor], output: Tensor) -> Any:
     """Return a call with what forward and backward have in common. All tensors are contiguous; none is held."""
-    first, step, size, each = walk.data_ptr(), walk.stride(0) * 8, weights[1].shape[1], len(weights) // directions
+    first, step, each = walk.data_ptr(), walk.stride(0) * 8, len(weights) // directions
+    size, output_size = _sizes(mode, weights)
     call = _kernels.Call(
         kind=_KINDS[mode],
         directions=directions,
@@ -241,7 +259,8 @@ def _call(mode: str, walk: Tensor, inputs: Tensor, directions: int, weights: Seq
         steps=inputs.shape[0],
         input_size=inputs.shape[1],
         hidden_size=size,
-        out_stride=directions * size,
+        projection=output_size if each % 2 else 0,
+        out_stride=directions * output_size,
         starts=first,
         lengths=first + step,
         index=first + 2 * step,
@@ -249,10 +268,16 @@ def _call(mode: str, walk: Tensor, inputs: Tensor, directions: int, weights: Seq
     )
     for d in range(directions):
         direction = call.direction[d]
-        direction.out = output.data_ptr() + d * size * output.element_size()
-        for name, weight in zip(_WEIGHTS, weights[d * each : (d + 1) * each], strict=False):
+        direction.out = output.data_ptr() + d * output_size * output.element_size()
+        for name, weight in zip(_WEIGHTS[each], weights[d * each : (d + 1) * each], strict=True):
             setattr(direction, name, weight.data_ptr())
     return call
+
+
+def _sizes(mode: str, weights: Sequence[Tensor]) -> tuple[int, int]:
+    """Return the size of a layer, and that of its hidden state and of the outputs of one direction."""
+    rows, output_size = weights[1].shape
+    return rows // _WEIGHT_GATES[mode], output_size
 
 
 def _row(tensor: Tensor, index: int) -> int:

@@ -24,6 +24,7 @@ class Direction(ctypes.Structure):
             "weight_hh",
             "bias_ih",
             "bias_hh",
+            "weight_hr",
             "hidden",
             "cell",
             "out",
@@ -40,6 +41,7 @@ class Direction(ctypes.Structure):
             "grad_weight_hh",
             "grad_bias_ih",
             "grad_bias_hh",
+            "grad_weight_hr",
         )
     ]
 
@@ -49,7 +51,10 @@ class Call(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int32) for name in ("kind", "directions", "threads", "isa")),
-        *((name, ctypes.c_int64) for name in ("sequences", "steps", "input_size", "hidden_size", "out_stride")),
+        *(
+            (name, ctypes.c_int64)
+            for name in ("sequences", "steps", "input_size", "hidden_size", "projection", "out_stride")
+        ),
         *((name, ctypes.c_void_p) for name in ("starts", "lengths", "index", "x", "grad_x")),
         ("direction", Direction * 2),
     ]

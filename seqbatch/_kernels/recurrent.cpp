@@ -35,6 +35,9 @@ constexpr size_t MOST_KEPT = size_t{1} << 28;                                   
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // acc[r][g] += rows[r][k] * weights[k][g], for all k in order; but the last gate of the weights is added to acc[r][LAST].
+//
+// Some of its callers are `noinline`, because in a larger function GCC keeps one of the vectors in memory, or `flatten`,
+// because with more callers it inlines this into none. Either costs some 5 % of the whole call.
 template <typename T, int R, int G, int LAST>
 inline void multiply(Vector<T> (&acc)[R][GATES], const T* const* rows, int64_t size, const T* weights, int64_t stride = G * width<T>) {
   constexpr int W = width<T>;
@@ -147,24 +150,36 @@ struct Buffer {
 template <typename T>
 constexpr int64_t BEFORE_WEIGHTS = 2 * GATES * width<T>;
 
+// Features of the outputs, which are the hidden states too.
+template <typename T>
+int64_t output_size(const Call<T>& call) {
+  return call.projection ? call.projection : call.hidden_size;
+}
+
+// How many vectors are in a block of some numbers that have one gate: up to four, and about as many in each block.
+template <typename T>
+int vectors_in_block(int64_t numbers) {
+  const int64_t vectors = divide_up(numbers, width<T>);
+  return static_cast<int>(divide_up(vectors, divide_up(vectors, GATES)));
+}
+
 // How the units of a layer are cut into blocks. An LSTM and a GRU have all gates of `width` units in a block; an RNN,
-// which has one gate, has up to four vectors of units in their place, about as many in each block.
+// which has one gate, has several vectors of units in their place.
 template <typename T>
 struct Blocks {
-  int64_t hidden, input, per_block, count;
+  int64_t hidden, input, output, per_block, count;
   int gates;  // of the weights; an RNN has as many as there are vectors in the block
 
   Blocks(const Call<T>& call)
-      : hidden(call.hidden_size), input(call.input_size) {
+      : hidden(call.hidden_size), input(call.input_size), output(output_size(call)) {
     constexpr int W = width<T>;
-    const int64_t vectors = divide_up(hidden, W);
-    gates = call.kind == LSTM ? 4 : call.kind == GRU ? 3 : static_cast<int>(divide_up(vectors, divide_up(vectors, GATES)));
+    gates = call.kind == LSTM ? 4 : call.kind == GRU ? 3 : vectors_in_block<T>(hidden);
     per_block = call.kind == LSTM || call.kind == GRU ? W : int64_t{W} * gates;
     count = divide_up(hidden, per_block);
   }
-  // Numbers of one block: its biases, what hidden zeros add to them, then for each input and each hidden unit the weights to
-  // its gates.
-  int64_t block_size() const { return BEFORE_WEIGHTS<T> + (input + hidden) * gates * width<T>; }
+  // Numbers of one block: its biases, what hidden zeros add to them, then for each feature of the input and of the hidden
+  // state the weights to its gates.
+  int64_t block_size() const { return BEFORE_WEIGHTS<T> + (input + output) * gates * width<T>; }
 };
 
 template <typename T>
@@ -176,7 +191,7 @@ T value_or_0(const T* values, int64_t i) {
 // lanes get the numbers of the first row, because they are never read. Returns the sum of 0 * from[lane * size + k] over all
 // k: 0, or NaN in lanes that have NaN or infinity.
 template <typename T, bool IS_FULL>
-Vector<T> transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int64_t stride) {
+Vector<T> transpose_lanes(const T* from, int64_t size, int64_t lanes, T* to, int64_t stride) {
   constexpr int64_t AT_ONCE = 16 / sizeof(T);
   Vector<T> sums[AT_ONCE] = {};
   auto row = [&](int64_t lane) { return from + (IS_FULL || lane < lanes ? lane : 0) * size; };
@@ -194,6 +209,13 @@ Vector<T> transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int6
   }
   for (int64_t i = 1; i < AT_ONCE; i++) sums[0] += sums[i];
   return sums[0];
+}
+
+// The same for any number of lanes; without one, as an RNN may have in its last vector, `from` must be a row nevertheless.
+template <typename T>
+Vector<T> transpose_rows(const T* from, int64_t size, int64_t lanes, T* to, int64_t stride) {
+  return lanes >= width<T> ? transpose_lanes<T, true>(from, size, lanes, to, stride)
+                           : transpose_lanes<T, false>(from, size, lanes, to, stride);
 }
 
 // Writes one block, in the order that block_size describes. Hidden zeros add NaN where a hidden weight is NaN or infinite, as
@@ -219,12 +241,10 @@ void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blo
   T* const of_zeros = to + GATES * W;
   std::fill_n(of_zeros, GATES * W, -T(0));
   to += BEFORE_WEIGHTS<T>;
-  for (const auto& [weights, size] : {std::pair{direction.weight_ih, blocks.input}, std::pair{direction.weight_hh, H}}) {
+  for (const auto& [weights, size] : {std::pair{direction.weight_ih, blocks.input}, std::pair{direction.weight_hh, blocks.output}}) {
     for (int g = 0; g < blocks.gates; g++) {
       const int64_t lanes = H - unit(g);
-      const T* rows = weights + (lanes > 0 ? row(g) : 0) * size;  // an RNN may have no unit in its last vectors
-      const Vector<T> sum = lanes >= W ? transpose_rows<T, true>(rows, size, lanes, to + g * W, stride)
-                                       : transpose_rows<T, false>(rows, size, lanes, to + g * W, stride);
+      const Vector<T> sum = transpose_rows(weights + (lanes > 0 ? row(g) : 0) * size, size, lanes, to + g * W, stride);
       if (weights != direction.weight_hh) continue;
       // -0 in place of 0, because adding it changes no number, not even -0.
       store(of_zeros + (call.kind == GRU && g == 2 ? 3 : g) * W, sum == 0 ? all(-T(0)) : sum);
@@ -232,6 +252,39 @@ void lay_out_block(const Call<T>& call, const Direction<T>& direction, const Blo
     to += size * stride;
   }
 }
+
+// The projection of one direction, whose features are cut into blocks of several vectors.
+template <typename T>
+struct Projection {
+  const T* weight = nullptr;
+  int64_t hidden = 0, output = 0, per_block = 0, count = 0;  // all 0 without a projection
+  int vectors = 0;
+  T* units = nullptr;  // (sequences, stride): the outputs of all units in the current step, before the projection
+  int64_t stride = 0;  // whole lines of the cache, because each sequence may have a thread of its own
+  T* laid_out = nullptr;  // [block][hidden][vectors][width]
+
+  Projection() = default;
+  Projection(const Call<T>& call, int d) {
+    if (!call.projection) return;
+    weight = call.direction[d].weight_hr;
+    hidden = call.hidden_size;
+    output = call.projection;
+    vectors = vectors_in_block<T>(output);
+    per_block = int64_t{vectors} * width<T>;
+    count = divide_up(output, per_block);
+    stride = divide_up(hidden, 64 / sizeof(T)) * (64 / sizeof(T));
+  }
+
+  int64_t laid_out_size() const { return count * hidden * per_block; }
+  T* block(int64_t i) const { return laid_out + i * hidden * per_block; }
+
+  [[gnu::flatten]] void lay_out(int64_t i) const {
+    for (int v = 0; v < vectors; v++) {
+      const int64_t first = i * per_block + v * width<T>, lanes = output - first;
+      transpose_rows(weight + (lanes > 0 ? first : 0) * hidden, hidden, lanes, block(i) + v * width<T>, per_block);
+    }
+  }
+};
 
 // ---------------------------------------------------------------------------------------------------------- sequences
 
@@ -268,8 +321,9 @@ struct Row {
   const T* x;
   const T* hidden;  // null in the first step without an initial state
   T* cell;          // of the units of this thread
-  T* out;
-  T* saved;  // null if backward needs nothing
+  T* out;           // of the units; the output itself unless it is projected
+  T* projected;     // the output after the projection, or null
+  T* saved;         // null if backward needs nothing
 };
 
 // One step of R sequences in one block of units.
@@ -279,7 +333,7 @@ struct Step {
   const T* sums;  // of gates before this step: the biases, or for each row those with its input added ahead
   int64_t sums_stride;
   bool adds_input;
-  int64_t input, size, unit, cell_unit, valid;
+  int64_t input, output, size, unit, cell_unit, valid;
 };
 
 // All products of one step, for G vectors of gates. That of the hidden state with the last gate is added to acc[r][LAST].
@@ -297,7 +351,7 @@ inline void multiply(Vector<T> (&acc)[R][GATES], const T* weights, const Step<T>
   }
   if (s.rows[0].hidden) {
     for (int r = 0; r < R; r++) rows[r] = s.rows[r].hidden;
-    multiply<T, R, G, LAST>(acc, rows, s.size, weights + s.input * G * W);
+    multiply<T, R, G, LAST>(acc, rows, s.output, weights + s.input * G * W);
   } else {
     for (int r = 0; r < R; r++)
       for (int g = 0; g < GATES; g++) acc[r][g] += load(zeros + g * W);
@@ -383,6 +437,21 @@ inline void sum_inputs(const T* weights, const T* const* x, int64_t input, T* to
     for (int g = 0; g < GATES; g++) store(to + (r * GATES + g) * W, acc[r][g]);
 }
 
+// One step of R sequences in one block of a projection.
+template <typename T, int R, int V>
+[[gnu::flatten]] void project_block(const Row<T>* rows, const Projection<T>& projection, int64_t block) {
+  constexpr int W = width<T>;
+  Vector<T> acc[R][GATES] = {};
+  const T* units[R];
+  for (int r = 0; r < R; r++) units[r] = rows[r].out;
+  multiply<T, R, V, V - 1>(acc, units, projection.hidden, projection.block(block));
+  for (int r = 0; r < R; r++)
+    for (int v = 0; v < V; v++) {
+      const int64_t first = block * projection.per_block + v * W, valid = projection.output - first;
+      if (valid > 0) store(rows[r].projected + first, acc[r][v], valid);
+    }
+}
+
 // Where weights are laid out. With `is_owner` the walk lays out its blocks, each when it first comes to it.
 template <typename T>
 struct LaidOut {
@@ -395,12 +464,14 @@ struct LaidOut {
 template <typename T>
 class Walk {
  public:
-  Walk(const Call<T>& call, int d, const Blocks<T>& blocks, int64_t begin, int64_t end, List<int64_t> sequences, LaidOut<T> weights)
-      : call_(call), direction_(call.direction[d]), blocks_(blocks), d_(d), begin_(begin), end_(end), weights_(weights),
+  Walk(const Call<T>& call, int d, const Blocks<T>& blocks, int64_t begin, int64_t end, List<int64_t> sequences, LaidOut<T> weights,
+       const Projection<T>& projection)
+      : call_(call), direction_(call.direction[d]), blocks_(blocks), projection_(projection), d_(d), begin_(begin), end_(end),
+        begin_projection_(projection.count * begin / blocks.count), end_projection_(projection.count * end / blocks.count), weights_(weights),
         sequences_(std::move(sequences)), rows_(sequences_.size()), alive_(sequences_.size()), ahead_x_(ahead_rows()),
         ahead_sums_(ahead_x_.size() * (end - begin) * SUMS) {
     if (!ahead_sums_.data) throw std::bad_alloc();
-    const int64_t count = sequences_.size(), H = blocks.hidden;
+    const int64_t count = sequences_.size(), H = blocks.hidden, O = blocks.output;
     first_unit_ = begin * blocks.per_block;
     units_ = std::min(H, end * blocks.per_block) - first_unit_;
     // Cells are written at each step, so each thread has its own: two threads must not write to one line of the cache. One
@@ -412,8 +483,9 @@ class Walk {
       const int64_t row = row_of(call, d, sequences_[a], 0), place = call.index[sequences_[a]];
       Row<T>& to = rows_[a];
       to.x = call.x + row * call.input_size;
-      to.hidden = direction_.hidden ? direction_.hidden + place * H : nullptr;
+      to.hidden = direction_.hidden ? direction_.hidden + place * O : nullptr;
       to.out = direction_.out + row * call.out_stride;
+      if (call.projection) to.projected = std::exchange(to.out, projection.units + sequences_[a] * projection.stride);
       to.saved = direction_.saved ? direction_.saved + row * saved_numbers(call.kind) * H : nullptr;
       if (call.kind != LSTM) continue;
       to.cell = in_place ? direction_.final_cell + place * H + first_unit_ : &cells_[a * padded];
@@ -426,6 +498,7 @@ class Walk {
 
   bool is_done() const { return t_ == steps(); }
 
+  // Computes the outputs of the units. It must be followed by `project`, if there is a projection, and by `advance`.
   void step() {
     while (call_.lengths[sequences_[alive_ - 1]] <= t_) alive_--;
     const bool begins = t_ >= ahead_until_ && alive_ < ROWS && t_ + 1 < steps();
@@ -444,28 +517,48 @@ class Walk {
       const int64_t unit = block * blocks_.per_block;
       in_blocks(alive_, [&](int64_t first, auto r) {
         Step<T> step{&rows_[first], is_ahead ? sums + (ahead_place_ + first) * SUMS : weights, is_ahead ? SUMS : 0, !is_ahead,
-                     blocks_.input, blocks_.hidden, unit, unit - first_unit_, blocks_.hidden - unit};
+                     blocks_.input, blocks_.output, blocks_.hidden, unit, unit - first_unit_, blocks_.hidden - unit};
         run_block<T, decltype(r)::value>(call_.kind, blocks_.gates, weights, step);
       });
     }
+  }
+
+  // Projects the outputs of the units, which must be there for all units.
+  void project() {
+    for (int64_t block = begin_projection_; block < end_projection_; block++) {
+      if (weights_.is_owner && t_ == 0) projection_.lay_out(block);
+      in_blocks(alive_, [&](int64_t first, auto r) {
+        with_gates(projection_.vectors, [&](auto v) {
+          project_block<T, decltype(r)::value, decltype(v)::value>(&rows_[first], projection_, block);
+        });
+      });
+    }
+  }
+
+  void advance() {
     const int64_t to_next = d_ ? -1 : 1;
     ahead_place_ += alive_;
     for (int64_t a = 0; a < alive_; a++) {
       Row<T>& row = rows_[a];
       row.x += to_next * call_.input_size;
-      row.hidden = row.out;
-      row.out += to_next * call_.out_stride;
+      T*& out = call_.projection ? row.projected : row.out;
+      row.hidden = out;
+      out += to_next * call_.out_stride;
       if (row.saved) row.saved += to_next * saved_numbers(call_.kind) * blocks_.hidden;
     }
     t_++;
   }
 
   void finish() {
-    const int64_t H = blocks_.hidden;
+    const int64_t H = blocks_.hidden, O = blocks_.output;
+    // The features of the hidden state that this thread has computed.
+    const int64_t first = call_.projection ? begin_projection_ * projection_.per_block : first_unit_;
+    const int64_t end = call_.projection ? std::min(O, end_projection_ * projection_.per_block) : first_unit_ + units_;
     for (size_t a = 0; a < sequences_.size(); a++) {
-      const int64_t to = call_.index[sequences_[a]] * H + first_unit_;
-      if (direction_.final_hidden) std::copy_n(rows_[a].hidden + first_unit_, units_, direction_.final_hidden + to);
-      if (direction_.final_cell && !cells_.empty()) std::copy_n(rows_[a].cell, units_, direction_.final_cell + to);
+      const int64_t place = call_.index[sequences_[a]];
+      if (direction_.final_hidden) std::copy(rows_[a].hidden + first, rows_[a].hidden + end, direction_.final_hidden + place * O + first);
+      if (direction_.final_cell && !cells_.empty())
+        std::copy_n(rows_[a].cell, units_, direction_.final_cell + place * H + first_unit_);
     }
   }
 
@@ -496,8 +589,9 @@ class Walk {
   const Call<T>& call_;
   const Direction<T>& direction_;
   const Blocks<T>& blocks_;
+  const Projection<T>& projection_;
   int d_;
-  int64_t begin_, end_;
+  int64_t begin_, end_, begin_projection_, end_projection_;
   LaidOut<T> weights_;
   List<int64_t> sequences_;  // the longest first
   List<Row<T>> rows_;
@@ -518,7 +612,7 @@ struct Sharing {
 template <typename T, typename B>
 Sharing sharing_of(const Call<T>& call, const B& blocks) {
   const int64_t longest = call.lengths[0], threads = call.threads, all_blocks = call.directions * blocks.count;
-  const int64_t numbers = blocks.count * blocks.block_size();                 // of weights, in one direction
+  const int64_t numbers = blocks.count * blocks.block_size() + call.projection * call.hidden_size;  // of weights, in one direction
   const int64_t rows = divide_up(call.directions * call.steps, longest);      // of an average step, in all directions
   // Laying out a number takes as long as some 4 multiplications. Waking threads takes longer than work of this size.
   const int64_t work = call.directions * numbers * (call.steps + 4);
@@ -565,8 +659,17 @@ int run_forward(const Call<T>& call) {
   const Sharing sharing = sharing_of(call, blocks);
   const int64_t size = blocks.block_size(), all_blocks = call.directions * blocks.count;
   const bool is_one_step = call.lengths[0] == 1, needs_all = !sharing.by_units || !is_one_step;
-  Buffer<T> weights(size * (needs_all ? all_blocks : sharing.threads));
-  if (!weights.data) return 1;
+  Projection<T> projections[2];
+  for (int d = 0; d < call.directions; d++) projections[d] = {call, d};
+  // One buffer for all, because a thread keeps few: units, weights, and weights of projections.
+  const int64_t units_size = call.sequences * projections[0].stride, weights_size = size * (needs_all ? all_blocks : sharing.threads);
+  Buffer<T> memory((units_size + projections[0].laid_out_size()) * call.directions + weights_size);
+  if (!memory.data) return 1;
+  T* const weights = memory.data + units_size * call.directions;
+  for (int d = 0; d < call.directions; d++) {
+    projections[d].units = memory.data + d * units_size;
+    projections[d].laid_out = weights + weights_size + d * projections[d].laid_out_size();
+  }
   Barrier barrier;
   bool failed = false;
   const RoundsAs::Mode rounding = RoundsAs::of_this_thread();
@@ -577,15 +680,15 @@ int run_forward(const Call<T>& call) {
     std::optional<Walk<T>> walks[2];
     try {
       for (int d = 0; d < call.directions; d++) {
-        const LaidOut<T> all{weights.data + d * blocks.count * size, size, sharing.by_units};
+        const LaidOut<T> all{weights + d * blocks.count * size, size, sharing.by_units};
         if (!sharing.by_units) {
-          walks[d].emplace(call, d, blocks, 0, blocks.count, sequences_of(call, d, thread, threads), all);
+          walks[d].emplace(call, d, blocks, 0, blocks.count, sequences_of(call, d, thread, threads), all, projections[d]);
           continue;
         }
         auto end = [&](int64_t i) { return std::clamp<int64_t>(all_blocks * i / threads - d * blocks.count, 0, blocks.count); };
-        const LaidOut<T> one{weights.data + thread * size, 0, true};
+        const LaidOut<T> one{weights + thread * size, 0, true};
         if (end(thread) < end(thread + 1))
-          walks[d].emplace(call, d, blocks, end(thread), end(thread + 1), all_sequences(call), needs_all ? all : one);
+          walks[d].emplace(call, d, blocks, end(thread), end(thread + 1), all_sequences(call), needs_all ? all : one, projections[d]);
       }
     } catch (const std::bad_alloc&) {
 #pragma omp atomic write
@@ -593,9 +696,12 @@ int run_forward(const Call<T>& call) {
     }
     if (!sharing.by_units) {
 #pragma omp for
-      for (int64_t i = 0; i < all_blocks; i++)
-        lay_out_block(call, call.direction[i / blocks.count], blocks, i % blocks.count, weights.data + i * size);
-    } else if (!is_one_step) {
+      for (int64_t i = 0; i < all_blocks + call.directions * projections[0].count; i++)
+        if (i < all_blocks)
+          lay_out_block(call, call.direction[i / blocks.count], blocks, i % blocks.count, weights + i * size);
+        else
+          projections[(i - all_blocks) / projections[0].count].lay_out((i - all_blocks) % projections[0].count);
+    } else if (!is_one_step || call.projection) {  // where threads wait for each other, all must know if one has failed
 #pragma omp barrier
     }
     bool stops;
@@ -606,11 +712,22 @@ int run_forward(const Call<T>& call) {
         if (t) barrier.wait(threads);
         for (auto& walk : walks)
           if (walk) walk->step();
+        if (call.projection) {
+          barrier.wait(threads);
+          for (auto& walk : walks)
+            if (walk) walk->project();
+        }
+        for (auto& walk : walks)
+          if (walk) walk->advance();
       }
     }
     for (auto& walk : walks) {
       if (!walk || stops) continue;
-      while (!walk->is_done()) walk->step();
+      while (!walk->is_done()) {
+        walk->step();
+        if (call.projection) walk->project();
+        walk->advance();
+      }
       walk->finish();
     }
   }
@@ -669,15 +786,16 @@ struct Carry {
 };
 
 // Computes the gradients of the gates of one row from that of its output, for units from `begin` to `end`. `carry` comes from
-// the step after it, and becomes that for the step before it, without the part that goes through the hidden weights.
+// the step after it, and becomes that for the step before it, without the part that goes through the hidden weights. Where
+// the output is projected, `grad_out` is null, `carry.hidden` is the gradient before the projection, and `units` gets the
+// outputs before the projection.
 template <typename T>
-void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t row, const T* before, const T* cell_before,
-                    Carry<T> carry, int64_t begin, int64_t end) {
+[[gnu::noinline]] void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t row, const T* before, const T* cell_before,
+                    const T* grad_out, Carry<T> carry, T* units, int64_t begin, int64_t end) {
   constexpr int64_t W = width<T>;
   const int64_t H = call.hidden_size;
   const T* saved = direction.saved + row * saved_numbers(call.kind) * H;
   const T* out = direction.out + row * call.out_stride;
-  const T* grad_out = direction.grad_out ? direction.grad_out + row * call.out_stride : nullptr;
   T* gates = direction.grad_gates + row * gate_numbers(call.kind) * H;
   auto one_vector = [&](int64_t unit, auto valid) {
     auto read = [&](const T* from) { return from ? load(from + unit, valid) : Vector<T>{}; };
@@ -693,6 +811,7 @@ void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t 
       write(gates + 3 * H, grad * cell * o * (1 - o));
       write(carry.cell, grad_cell * f);
       write(carry.hidden, Vector<T>{});
+      if (units) write(units, o * cell);
     } else if (call.kind == GRU) {
       Vector<T> r = read(saved), z = read(saved + H), n = read(saved + 2 * H), of_hidden = read(saved + 3 * H);
       Vector<T> grad_n = grad * (1 - z) * (1 - n * n);
@@ -712,33 +831,73 @@ void gate_gradients(const Call<T>& call, const Direction<T>& direction, int64_t 
   if (unit < end) one_vector(unit, end - unit);
 }
 
+// The gradients of R rows before a projection, from those after it, in one block of units.
+template <typename T, int R>
+[[gnu::flatten]] void unproject_block(const Columns<T>& weights, int64_t block, const T* const* from, T* const* to) {
+  Vector<T> acc[R][GATES] = {};
+  multiply<T, R, 4, 3>(acc, from, weights.rows, weights.block(block), weights.stride(block));
+  store_block<T, R>(acc, to, block * Columns<T>::WIDE, weights.columns);
+}
+
+// What the threads share in the backward pass of a direction.
+template <typename T>
+struct Shared {
+  Columns<T> weights, projection;  // weight_hh and weight_hr
+  T *hidden, *cells;               // (sequences, output), (sequences, hidden): the gradients that go back from step to step
+  const T** before;                // (steps): the hidden state before each step, or null
+  // With a projection: the gradients of the current outputs of units, and for all steps those of the outputs, with all that
+  // comes back through the hidden state, and the outputs of units.
+  T *grad_units, *grad_out, *units;  // (sequences, hidden), (steps, output), (steps, hidden)
+};
+
 // Some sequences in one direction, through some blocks of units, step by step from the last: the work of one thread.
 template <typename T>
 class WalkBack {
  public:
-  // `hidden` and `cells` are (sequences, hidden) and hold the gradients that go back from step to step. For each step, the
-  // address of the hidden state before it is written to `before`, or null.
-  WalkBack(const Call<T>& call, int d, const Columns<T>& weights, int64_t begin, int64_t end, List<int64_t> sequences, T* hidden, T* cells,
-           const T** before)
-      : call_(call), direction_(call.direction[d]), d_(d), weights_(weights), begin_(begin), end_(end),
-        first_unit_(begin * weights.WIDE), end_unit_(std::min(call.hidden_size, end * weights.WIDE)),
-        sequences_(std::move(sequences)), gates_(sequences_.size()), carry_(sequences_.size()), hidden_(sequences_.size()),
-        before_(before) {
-    const int64_t H = call.hidden_size;
+  WalkBack(const Call<T>& call, int d, const Shared<T>& shared, int64_t begin, int64_t end, List<int64_t> sequences)
+      : call_(call), direction_(call.direction[d]), d_(d), shared_(shared), begin_(begin), end_(end),
+        first_unit_(begin * WIDE), end_unit_(std::min(call.hidden_size, end * WIDE)), sequences_(std::move(sequences)),
+        gates_(sequences_.size()), carry_(sequences_.size()), hidden_(sequences_.size()),
+        grad_units_(call.projection ? sequences_.size() : 0), grad_out_(grad_units_.size()) {
+    const int64_t H = call.hidden_size, O = output_size(call), units = divide_up(H, WIDE), outputs = divide_up(O, WIDE);
+    begin_output_ = outputs * begin / units;
+    end_output_ = outputs * end / units;
     for (size_t a = 0; a < sequences_.size(); a++) {
       const int64_t place = call.index[sequences_[a]];
-      carry_[a] = {hidden + sequences_[a] * H, call.kind == LSTM ? cells + sequences_[a] * H : nullptr};
+      carry_[a] = {shared.hidden + sequences_[a] * O, call.kind == LSTM ? shared.cells + sequences_[a] * H : nullptr};
       hidden_[a] = carry_[a].hidden;
-      start(direction_.grad_final_hidden, place, carry_[a].hidden);
-      if (call.kind == LSTM) start(direction_.grad_final_cell, place, carry_[a].cell);
+      start(direction_.grad_final_hidden, place * O, hidden_[a], begin_output_ * WIDE, std::min(O, end_output_ * WIDE));
+      if (call.kind == LSTM) start(direction_.grad_final_cell, place * H, carry_[a].cell, first_unit_, end_unit_);
+      if (!call.projection) continue;
+      grad_units_[a] = shared.grad_units + sequences_[a] * H;
+      carry_[a].hidden = grad_units_[a];
     }
   }
 
   int64_t longest() const { return sequences_.empty() ? 0 : call_.lengths[sequences_[0]]; }
 
+  // Adds up the gradients of the outputs of a step. With a projection it must be called before the two others.
+  void add_outputs(int64_t t) {
+    constexpr int W = width<T>;
+    const int64_t O = call_.projection;
+    find_alive(t);
+    for (int64_t a = 0; a < alive_; a++) {
+      const int64_t row = row_of(call_, d_, sequences_[a], t);
+      const T* from = direction_.grad_out ? direction_.grad_out + row * call_.out_stride : nullptr;
+      T* to = shared_.grad_out + row * O;
+      grad_out_[a] = to;
+      for (int64_t k = begin_output_ * WIDE; k < std::min(O, end_output_ * WIDE); k += W) {
+        store(to + k, (from ? load(from + k, O - k) : Vector<T>{}) + load(hidden_[a] + k, O - k), O - k);
+        store(hidden_[a] + k, Vector<T>{}, O - k);
+      }
+    }
+  }
+
+  // With a projection, `add_outputs` must have been called for all features of the outputs.
   void compute_gates(int64_t t) {
-    const int64_t H = call_.hidden_size, count = sequences_.size();
-    while (alive_ < count && call_.lengths[sequences_[alive_]] > t) alive_++;
+    const int64_t H = call_.hidden_size;
+    find_alive(t);
+    if (call_.projection) unproject();
     for (int64_t a = 0; a < alive_; a++) {
       const int64_t sequence = sequences_[a], row = row_of(call_, d_, sequence, t), place = call_.index[sequence];
       const T *before = nullptr, *cell_before = nullptr;
@@ -747,13 +906,15 @@ class WalkBack {
         before = direction_.out + earlier * call_.out_stride;
         if (call_.kind == LSTM) cell_before = direction_.saved + (earlier * saved_numbers(LSTM) + 4) * H;
       } else {
-        if (direction_.hidden) before = direction_.hidden + place * H;
+        if (direction_.hidden) before = direction_.hidden + place * output_size(call_);
         if (direction_.cell) cell_before = direction_.cell + place * H;
       }
-      if (!first_unit_) before_[row] = before;  // by one thread of those that share units
+      if (!first_unit_) shared_.before[row] = before;  // by one thread of those that share units
       // A GRU's hidden weights take r, z and the hidden part of n, which stand after the part of the input.
       gates_[a] = direction_.grad_gates + row * gate_numbers(call_.kind) * H + (call_.kind == GRU ? H : 0);
-      gate_gradients(call_, direction_, row, before, cell_before, carry_[a], first_unit_, end_unit_);
+      const T* grad_out = direction_.grad_out && !call_.projection ? direction_.grad_out + row * call_.out_stride : nullptr;
+      T* units = call_.projection ? shared_.units + row * H : nullptr;
+      gate_gradients(call_, direction_, row, before, cell_before, grad_out, carry_[a], units, first_unit_, end_unit_);
     }
   }
 
@@ -761,54 +922,73 @@ class WalkBack {
   void multiply_gates(int64_t t) {
     if (!t && !direction_.grad_hidden) return;
     constexpr int W = width<T>;
-    const int64_t H = call_.hidden_size;
-    for (int64_t block = begin_; block < end_; block++)
+    const int64_t O = output_size(call_);
+    const Columns<T>& weights = shared_.weights;
+    for (int64_t block = begin_output_; block < end_output_; block++)
       in_blocks(alive_, [&](int64_t i, auto r) {
         constexpr int R = decltype(r)::value;
-        const int64_t first = block * weights_.WIDE;
+        const int64_t first = block * WIDE;
         Vector<T> acc[R][GATES];
         for (int n = 0; n < R; n++)
           for (int g = 0; g < GATES; g++) {
             int64_t unit = first + g * W;
-            acc[n][g] = unit < H ? load(hidden_[i + n] + unit, H - unit) : Vector<T>{};
+            acc[n][g] = unit < O ? load(hidden_[i + n] + unit, O - unit) : Vector<T>{};
           }
-        multiply<T, R, 4, 3>(acc, &gates_[i], weights_.rows, weights_.block(block), weights_.stride(block));
-        store_block<T, R>(acc, &hidden_[i], first, H);
+        multiply<T, R, 4, 3>(acc, &gates_[i], weights.rows, weights.block(block), weights.stride(block));
+        store_block<T, R>(acc, &hidden_[i], first, O);
       });
   }
 
   void finish() {
+    const int64_t H = call_.hidden_size, O = output_size(call_), first = begin_output_ * WIDE, end = std::min(O, end_output_ * WIDE);
     for (size_t a = 0; a < sequences_.size(); a++) {
-      const int64_t from = call_.index[sequences_[a]] * call_.hidden_size + first_unit_, units = end_unit_ - first_unit_;
-      if (direction_.grad_hidden) std::copy_n(carry_[a].hidden + first_unit_, units, direction_.grad_hidden + from);
-      if (direction_.grad_cell) std::copy_n(carry_[a].cell + first_unit_, units, direction_.grad_cell + from);
+      const int64_t place = call_.index[sequences_[a]];
+      if (direction_.grad_hidden) std::copy(hidden_[a] + first, hidden_[a] + end, direction_.grad_hidden + place * O + first);
+      if (direction_.grad_cell)
+        std::copy(carry_[a].cell + first_unit_, carry_[a].cell + end_unit_, direction_.grad_cell + place * H + first_unit_);
     }
   }
 
  private:
-  void start(const T* grad_final, int64_t place, T* to) {
+  static constexpr int64_t WIDE = Columns<T>::WIDE;
+
+  static void start(const T* grad_final, int64_t from, T* to, int64_t first, int64_t end) {
     if (grad_final)
-      std::copy_n(grad_final + place * call_.hidden_size + first_unit_, end_unit_ - first_unit_, to + first_unit_);
+      std::copy(grad_final + from + first, grad_final + from + end, to + first);
     else
-      std::fill(to + first_unit_, to + end_unit_, T(0));
+      std::fill(to + first, to + end, T(0));
+  }
+
+  void find_alive(int64_t t) {
+    const int64_t count = sequences_.size();
+    while (alive_ < count && call_.lengths[sequences_[alive_]] > t) alive_++;
+  }
+
+  // Computes the gradients of the outputs of units, before the projection.
+  void unproject() {
+    for (int64_t block = begin_; block < end_; block++)
+      in_blocks(alive_, [&](int64_t i, auto r) {
+        unproject_block<T, decltype(r)::value>(shared_.projection, block, &grad_out_[i], &grad_units_[i]);
+      });
   }
 
   const Call<T>& call_;
   const Direction<T>& direction_;
   int d_;
-  const Columns<T>& weights_;
-  int64_t begin_, end_, first_unit_, end_unit_;
+  const Shared<T>& shared_;
+  int64_t begin_, end_, first_unit_, end_unit_, begin_output_, end_output_;
   List<int64_t> sequences_;
   List<const T*> gates_;
   List<Carry<T>> carry_;
-  List<T*> hidden_;
-  const T** before_;
+  List<T*> hidden_;  // as `carry_`, but of the features of the outputs
+  List<T*> grad_units_;
+  List<const T*> grad_out_;
   int64_t alive_ = 0;
 };
 
 // The gradient of some rows of the input in one block of columns, through all directions.
 template <typename T>
-void input_gradients(const Call<T>& call, const Columns<T>* weights, int64_t block, int64_t begin, int64_t end) {
+[[gnu::noinline]] void input_gradients(const Call<T>& call, const Columns<T>* weights, int64_t block, int64_t begin, int64_t end) {
   const int64_t stride = gate_numbers(call.kind) * call.hidden_size;
   in_blocks(end - begin, [&](int64_t i, auto r) {
     constexpr int R = decltype(r)::value;
@@ -925,7 +1105,7 @@ void weight_gradients(const WeightGradient<T> (&weights)[2], const T* gates, int
   }
 }
 
-// Blocks of hidden units, and how many weights a direction has, for `sharing_of`.
+// Blocks of outputs, and how many weights a direction has, for `sharing_of`.
 struct BackwardBlocks {
   int64_t count, numbers;
   int64_t block_size() const { return numbers / count; }
@@ -935,34 +1115,49 @@ template <typename T>
 int run_backward(const Call<T>& call) {
   if (!call.sequences) return 0;
   constexpr int64_t WIDE = GATES * width<T>;
-  const int64_t H = call.hidden_size, I = call.input_size, stride = gate_numbers(call.kind) * H, rows = weight_rows(call);
-  const int64_t count = divide_up(H, WIDE), input_count = call.grad_x ? divide_up(I, WIDE) : 0, states = call.sequences * H;
-  const int64_t hidden_size = count * rows * WIDE, input_size = input_count * rows * WIDE;
-  const Sharing sharing = sharing_of(call, BackwardBlocks{count, rows * (H + I)});
+  const int64_t H = call.hidden_size, I = call.input_size, O = output_size(call), P = call.projection, D = call.directions;
+  const int64_t stride = gate_numbers(call.kind) * H, rows = weight_rows(call), numbers = rows * (O + I) + P * H;
+  // Blocks of units, of outputs, of the projection's units and of inputs.
+  const int64_t count = divide_up(H, WIDE), output_count = divide_up(O, WIDE), projection_count = P ? count : 0;
+  const int64_t input_count = call.grad_x ? divide_up(I, WIDE) : 0;
+  const int64_t hidden_size = output_count * rows * WIDE, projection_size = projection_count * P * WIDE, input_size = input_count * rows * WIDE;
+  const Sharing sharing = sharing_of(call, BackwardBlocks{output_count, rows * (O + I)});
   const bool is_one_step = call.lengths[0] == 1;
-  Buffer<T> laid_out((hidden_size + input_size) * call.directions);
-  Buffer<T> carried(states * call.directions * (call.kind == LSTM ? 2 : 1));
-  Buffer<const T*> rows_of_x(call.steps), before(call.steps * call.directions);
+  Buffer<T> laid_out((hidden_size + projection_size + input_size) * D);
+  const int64_t states = call.sequences * H, outputs = call.sequences * O;
+  const int64_t carried_size = outputs + (call.kind == LSTM ? states : 0) + (P ? states + call.steps * (P + H) : 0);
+  Buffer<T> carried(carried_size * D);
+  Buffer<const T*> rows_of_x(call.steps), before(call.steps * D * (P ? 2 : 1));
   if (!laid_out.data || !carried.data || !rows_of_x.data || !before.data) return 1;
   for (int64_t i = 0; i < call.steps; i++) rows_of_x.data[i] = call.x + i * I;
-  Columns<T> hidden[2], input[2];
-  WeightGradient<T> weights[2][2];
+  Shared<T> shared[2] = {};
+  Columns<T> input[2];
+  WeightGradient<T> weights[2][2], of_projection[2][2] = {};
   int64_t blocks = 1;  // one at least, for the biases
-  for (int d = 0; d < call.directions; d++) {
+  for (int d = 0; d < D; d++) {
     const Direction<T>& to = call.direction[d];
-    T* at = laid_out.data + d * (hidden_size + input_size);
-    hidden[d] = {to.weight_hh, rows, H, 0, is_one_step, at};
+    T* at = laid_out.data + d * (hidden_size + projection_size + input_size);
+    T *hidden = carried.data + d * carried_size, *cells = hidden + outputs;
+    shared[d] = {{to.weight_hh, rows, O, 0, is_one_step, at}, {to.weight_hr, P, H, 0, is_one_step, at + hidden_size},
+                 hidden, cells, before.data + d * call.steps, nullptr, nullptr, nullptr};
     // The gradients of a GRU's gates stand in the order n, r, z; its weights in the order r, z, n.
-    input[d] = {to.weight_ih, rows, I, call.kind == GRU ? 2 * H : 0, is_one_step && call.kind != GRU, at + hidden_size};
+    input[d] = {to.weight_ih, rows, I, call.kind == GRU ? 2 * H : 0, is_one_step && call.kind != GRU, at + hidden_size + projection_size};
     weights[d][0] = {rows_of_x.data, I, to.grad_weight_ih, to.grad_bias_ih};
-    weights[d][1] = {before.data + d * call.steps, H, to.grad_weight_hh, to.grad_bias_hh};
-    blocks = std::max(blocks, (to.grad_weight_ih ? divide_up(I, WIDE) : 0) + (to.grad_weight_hh ? divide_up(H, WIDE) : 0));
+    weights[d][1] = {shared[d].before, O, to.grad_weight_hh, to.grad_bias_hh};
+    blocks = std::max(blocks, (to.grad_weight_ih ? divide_up(I, WIDE) : 0) + (to.grad_weight_hh ? divide_up(O, WIDE) : 0));
+    if (!P) continue;
+    shared[d].grad_units = cells + states;
+    shared[d].grad_out = shared[d].grad_units + states;
+    shared[d].units = shared[d].grad_out + call.steps * P;
+    const T** rows_of_units = before.data + (D + d) * call.steps;
+    for (int64_t i = 0; i < call.steps; i++) rows_of_units[i] = shared[d].units + i * H;
+    of_projection[d][0] = {rows_of_units, H, to.grad_weight_hr, nullptr};
   }
   const List<Gates> all_gates = gates_of_weights(call);
   // Rows of gradients of gates that stay in the cache while the weights of one block are read.
   const int64_t chunk = std::max<int64_t>(8 * ROWS, (int64_t{1} << 18) / (stride * sizeof(T)));
   // One thread walks through a sequence that is alone; but all share the gradients of inputs and weights.
-  const bool is_small = call.directions * rows * (H + I) * call.steps < SMALL_WORK;
+  const bool is_small = D * numbers * call.steps < SMALL_WORK;
   Barrier barrier;
   bool failed = false;
   const RoundsAs::Mode rounding = RoundsAs::of_this_thread();
@@ -972,30 +1167,35 @@ int run_backward(const Call<T>& call) {
     const int thread = omp_get_thread_num(), threads = omp_get_num_threads();
     std::optional<WalkBack<T>> walks[2];
     try {
-      for (int d = 0; d < call.directions; d++) {
-        auto end = [&](int64_t i) { return std::clamp<int64_t>(call.directions * count * i / threads - d * count, 0, count); };
+      for (int d = 0; d < D; d++) {
+        auto end = [&](int64_t i) { return std::clamp<int64_t>(D * count * i / threads - d * count, 0, count); };
         const int64_t from = sharing.by_units ? end(thread) : 0, to = sharing.by_units ? end(thread + 1) : count;
         if (from == to) continue;
-        T *of_hidden = carried.data + d * states, *of_cells = call.kind == LSTM ? of_hidden + call.directions * states : nullptr;
-        walks[d].emplace(call, d, hidden[d], from, to, sharing.by_units ? all_sequences(call) : sequences_of(call, d, thread, threads),
-                         of_hidden, of_cells, before.data + d * call.steps);
+        walks[d].emplace(call, d, shared[d], from, to, sharing.by_units ? all_sequences(call) : sequences_of(call, d, thread, threads));
       }
     } catch (const std::bad_alloc&) {
 #pragma omp atomic write
       failed = true;
     }
 #pragma omp for collapse(2)
-    for (int d = 0; d < call.directions; d++)
-      for (int64_t block = 0; block < count + input_count; block++) {
-        if (block >= count)
-          input[d].lay_out(block - count);
+    for (int d = 0; d < D; d++)
+      for (int64_t block = 0; block < projection_count + input_count + output_count; block++) {
+        if (block < projection_count)
+          shared[d].projection.lay_out(block);
+        else if (block < projection_count + input_count)
+          input[d].lay_out(block - projection_count);
         else if (!is_one_step || call.direction[d].grad_hidden)
-          hidden[d].lay_out(block);
+          shared[d].weights.lay_out(block - projection_count - input_count);
       }
     // All threads read the same value of `failed`, because the loop above ends with a barrier, and nothing writes it later.
     if (!failed) {
       if (sharing.by_units) {
         for (int64_t t = call.lengths[0] - 1; t >= 0; t--) {
+          if (P) {
+            for (auto& walk : walks)
+              if (walk) walk->add_outputs(t);
+            barrier.wait(threads);
+          }
           for (auto& walk : walks)
             if (walk) walk->compute_gates(t);
           barrier.wait(threads);
@@ -1005,6 +1205,7 @@ int run_backward(const Call<T>& call) {
       } else {
         for (auto& walk : walks)
           for (int64_t t = walk ? walk->longest() - 1 : -1; t >= 0; t--) {
+            if (P) walk->add_outputs(t);
             walk->compute_gates(t);
             walk->multiply_gates(t);
           }
@@ -1017,7 +1218,7 @@ int run_backward(const Call<T>& call) {
     for (int64_t begin = 0; begin < call.steps; begin += chunk)
       for (int64_t block = 0; block < input_count; block++)
         if (!failed) input_gradients(call, input, block, begin, std::min(call.steps, begin + chunk));
-    for (int d = 0; d < call.directions; d++)
+    for (int d = 0; d < D; d++)
       for (const Gates& gates : all_gates) {
 #pragma omp for collapse(2) schedule(dynamic) nowait
         for (int64_t first = 0; first < gates.count; first += TALL)
@@ -1028,6 +1229,14 @@ int run_backward(const Call<T>& call) {
                              std::min(TALL, gates.count - first), block, block + BROAD);
           }
       }
+    for (int d = 0; d < D; d++) {
+      if (!P || !call.direction[d].grad_weight_hr) continue;
+#pragma omp for collapse(2) schedule(dynamic) nowait
+      for (int64_t first = 0; first < P; first += TALL)
+        for (int64_t block = 0; block < count; block += BROAD)
+          if (!failed)
+            weight_gradients(of_projection[d], shared[d].grad_out + first, P, call.steps, {first, -1}, std::min(TALL, P - first), block, block + BROAD);
+    }
   }
   return failed;
 }

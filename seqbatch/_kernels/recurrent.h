@@ -7,29 +7,32 @@ namespace seqbatch {
 enum Kind : int32_t { LSTM = 0, GRU = 1, RNN_TANH = 2, RNN_RELU = 3 };
 
 // One direction of one layer. Rows of `out` and of its gradient are `out_stride` apart; everything else is contiguous.
+// `output` is the size of an output and of a hidden state: `projection`, or `hidden` without one.
 // Pointers that may be null: biases, initial states, final states, `saved`, and all gradients that are not wanted.
 template <typename T>
 struct Direction {
   const T* weight_ih;  // (gates * hidden, input)
-  const T* weight_hh;  // (gates * hidden, hidden)
+  const T* weight_hh;  // (gates * hidden, output)
   const T* bias_ih;    // (gates * hidden)
   const T* bias_hh;
-  const T* hidden;  // (sequences, hidden), in the caller's order: the initial state
-  const T* cell;
-  T* out;           // (steps, hidden)
-  T* saved;         // (steps, saved numbers * hidden): what backward needs, see saved_numbers
-  T* final_hidden;  // (sequences, hidden), in the caller's order
+  const T* weight_hr;  // (output, hidden), of an LSTM with a projection
+  const T* hidden;     // (sequences, output), in the caller's order: the initial state
+  const T* cell;       // (sequences, hidden)
+  T* out;              // (steps, output)
+  T* saved;            // (steps, saved numbers * hidden): what backward needs, see saved_numbers
+  T* final_hidden;     // as the initial state
   T* final_cell;
   const T* grad_out;  // as out
   const T* grad_final_hidden;
   const T* grad_final_cell;
   T* grad_gates;   // (steps, gate_numbers * hidden)
-  T* grad_hidden;  // (sequences, hidden)
+  T* grad_hidden;  // as the initial state
   T* grad_cell;
   T* grad_weight_ih;  // as the weights and biases themselves
   T* grad_weight_hh;
   T* grad_bias_ih;
   T* grad_bias_hh;
+  T* grad_weight_hr;
 };
 
 template <typename T>
@@ -42,6 +45,7 @@ struct Call {
   int64_t steps;
   int64_t input_size;
   int64_t hidden_size;
+  int64_t projection;  // features of the outputs of an LSTM with a projection, else 0
   int64_t out_stride;
   const int64_t* starts;   // (sequences): where each begins in the flat values, the longest first
   const int64_t* lengths;  // (sequences): none is 0

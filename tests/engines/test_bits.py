@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import strategies as st
 from parametrize import for_each_kind
-from strategies import cells, recurrent_layers, sequences, state_for
+from strategies import RECURRENT_KINDS, cells, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
 
 from seqbatch import SequenceBatch, _kernels, encode, encode_with_state
@@ -19,8 +19,7 @@ DTYPES = (torch.float32, torch.float64)
 CELLS = (nn.LSTMCell, nn.GRUCell, nn.RNNCell)
 
 every_kind: dict[str, st.SearchStrategy[nn.Module]] = {
-    kind: st.sampled_from(DTYPES).flatmap(partial(recurrent_layers, kinds=[kind]))
-    for kind in ("lstm", "gru", "tanh", "relu")
+    kind: st.sampled_from(DTYPES).flatmap(partial(recurrent_layers, kinds=[kind])) for kind in RECURRENT_KINDS
 }
 every_kind |= {kind.__name__: st.sampled_from(DTYPES).flatmap(partial(cells, kind)) for kind in CELLS}
 
@@ -34,11 +33,29 @@ def test_of_layers_and_cells(lengths: list[int], layer: Any, stateful: bool) -> 
 LENGTHS = [7, 1, 3, 3, 9, 2, 5]
 MADE: dict[str, Any] = {
     "LSTM": partial(nn.LSTM, bidirectional=True),
+    "projected": lambda *sizes, **options: nn.LSTM(*sizes, bidirectional=True, proj_size=sizes[1] // 2, **options),
     "GRU": partial(nn.GRU, bidirectional=True),
     "RNN": partial(nn.RNN, nonlinearity="relu", bidirectional=True),
     **{kind.__name__: kind for kind in CELLS},
 }
 every_layer = pytest.mark.parametrize("kind", MADE)
+
+
+# Of features and units: those of a projection need not fill a vector either.
+PROJECTIONS = [(1, 2), (1, 16), (15, 16), (15, 33), (16, 17), (17, 33), (33, 64), (130, 300)]
+
+
+@pytest.mark.parametrize(("projection", "size"), PROJECTIONS)
+@pytest.mark.parametrize("isa", range(_kernels.ISA_NUMBER + 1))
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+def test_of_projections(
+    projection: int, size: int, isa: int, dtype: torch.dtype, bias: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_kernels, "ISA_NUMBER", isa)
+    laws.seed(0)
+    layer = nn.LSTM(5, size, 2, bidirectional=True, bias=bias, proj_size=projection, dtype=dtype)
+    check_bits(layer, sequences(LENGTHS, (5,), dtype), state_for(layer, len(LENGTHS)))
 
 
 def layer_and_state(kind: str, input_size: int, size: int, dtype: torch.dtype, batch: int) -> tuple[Any, Any]:

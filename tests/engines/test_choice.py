@@ -37,7 +37,8 @@ OURS = native.run if _kernels.IS_THERE else packed.run
         (nn.LSTM(2, 3, num_layers=2, bidirectional=True, bias=False), FLOAT, OURS),
         (nn.LSTM(2, 3).double(), FLOAT.double(), OURS),
         (nn.LSTM(2, 3).bfloat16(), FLOAT.bfloat16(), packed.run),
-        (nn.LSTM(2, 3, proj_size=1), FLOAT, packed.run),
+        (nn.LSTM(2, 3, num_layers=2, proj_size=1), FLOAT, OURS),
+        (nn.LSTM(2, 3, bidirectional=True, proj_size=2, bias=False).double(), FLOAT.double(), OURS),
         (nn.GRU(2, 3), FLOAT, OURS),
         (nn.RNN(2, 3), FLOAT, OURS),
         (nn.RNN(2, 3, nonlinearity="relu").requires_grad_(False), FLOAT, OURS),
@@ -51,11 +52,19 @@ def test_by_layer_dtype_and_device(layer: nn.Module, values: torch.Tensor, engin
         assert choose(layer, values, lengths) is engine
 
 
-@pytest.mark.parametrize("name", ["weight_ih_l0", "weight_hh_l1", "bias_hh_l1_reverse"])
+WEIGHTS = ["weight_ih_l0", "weight_hh_l1", "bias_hh_l1_reverse"]
+
+
+@pytest.mark.parametrize(
+    ("projection", "name"),
+    [(projection, name) for projection in (0, 2) for name in WEIGHTS]
+    + [(2, "weight_hr_l0"), (2, "weight_hr_l1_reverse")],
+)
 @pytest.mark.parametrize("fault", ["shape", "dtype", "type"])
-def test_weights_that_a_kernel_must_not_read(name: str, fault: str) -> None:
+def test_weights_that_a_kernel_must_not_read(projection: int, name: str, fault: str) -> None:
     """Kernels would read beyond the memory of a weight that is smaller than its layer declares."""
-    layer = nn.LSTM(2, 3, num_layers=2, bidirectional=True)
+    layer = nn.LSTM(2, 3, num_layers=2, bidirectional=True, proj_size=projection)
+    assert choose(layer, FLOAT, RAGGED) is OURS
     weight = getattr(layer, name)
     others = {
         "shape": torch.zeros(weight.shape[0] - 1, *weight.shape[1:]),

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -28,15 +29,14 @@ def run_by(engine: Engine) -> Iterator[None]:
         yield
 
 
-OPEN = [kind for kind in RECURRENT_KINDS if kind != "projected"]
 ENGINES: dict[str, tuple[Engine, Sequence[str], torch.dtype]] = {
     "packed": (packed.run, RECURRENT_KINDS, torch.float64),
     "groups": (by_length.run, RECURRENT_KINDS, torch.float64),
     "plain": (stepwise.run, RECURRENT_KINDS, torch.float64),
 }
 if _kernels.IS_THERE:
-    ENGINES["native"] = (native.run, OPEN, torch.float64)
-    ENGINES["native, single precision"] = (native.run, OPEN, torch.float32)
+    ENGINES["native"] = (native.run, RECURRENT_KINDS, torch.float64)
+    ENGINES["native, single precision"] = (native.run, RECURRENT_KINDS, torch.float32)
 # An engine with a backward pass of its own, where there is one.
 OWN: Engine = native.run if _kernels.IS_THERE else packed.run
 
@@ -45,6 +45,15 @@ every_engine = {
     for name, (engine, kinds, dtype) in ENGINES.items()
     for kind in kinds
 }
+
+
+KINDS: dict[str, Any] = {
+    "LSTM": nn.LSTM,
+    "projected": partial(nn.LSTM, proj_size=1),
+    "GRU": nn.GRU,
+    "RNN": nn.RNN,
+}
+every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 
 
 def inputs(layer: nn.RNNBase, lengths: list[int]) -> list[Tensor]:
@@ -124,7 +133,7 @@ def test_other_laws_by_the_layer_itself_on_equal_lengths(
 
 
 @pytest.mark.parametrize("lengths", [[2, 2], [3, 1], [1, 3, 3]])
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@every_kind
 @pytest.mark.parametrize("bias", [True, False])
 def test_gradients_of_both_orders(lengths: list[int], kind: Any, bias: bool) -> None:
     layer = kind(2, 2, num_layers=2, bidirectional=True, bias=bias, dtype=torch.float64)
@@ -141,9 +150,10 @@ def test_gradients_of_both_orders(lengths: list[int], kind: Any, bias: bool) -> 
         assert torch.autograd.gradgradcheck(outputs, given, fast_mode=True)
 
 
-def test_gradients_of_second_order_are_those_of_packed() -> None:
+@pytest.mark.parametrize("projection", [0, 2])
+def test_gradients_of_second_order_are_those_of_packed(projection: int) -> None:
     torch.manual_seed(0)
-    layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
+    layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=projection)
     found = []
     for engine in (packed.run, OWN):
         xs = sequences([5, 2, 2, 1], (3,), torch.float32)
@@ -156,7 +166,7 @@ def test_gradients_of_second_order_are_those_of_packed() -> None:
     torch.testing.assert_close(found[1], found[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@every_kind
 def test_outputs_and_states_may_be_modified_in_place(kind: Any) -> None:
     layer = kind(3, 4, num_layers=2, bidirectional=True, dtype=torch.float64)
     found = []
@@ -169,15 +179,17 @@ def test_outputs_and_states_may_be_modified_in_place(kind: Any) -> None:
     torch.testing.assert_close(found[1], found[0])
 
 
-def test_gradients_of_final_states_alone() -> None:
+@pytest.mark.parametrize("projection", [0, 2])
+@pytest.mark.parametrize("part", ["hidden", "cell"])
+def test_gradients_of_final_states_alone(projection: int, part: str) -> None:
     torch.manual_seed(0)
-    layer = nn.LSTM(3, 4, bidirectional=True, dtype=torch.float64)
+    layer = nn.LSTM(3, 4, bidirectional=True, proj_size=projection, dtype=torch.float64)
     found = []
     for engine in (packed.run, OWN):
         xs = sequences([5, 2, 2], (3,))
         with run_by(engine):
             state = encode_with_state(layer, xs)[1]
-        found.append(torch.autograd.grad(state.cell.sum(), [*xs, *layer.parameters()]))
+        found.append(torch.autograd.grad(getattr(state, part).sum(), [*xs, *layer.parameters()]))
     torch.testing.assert_close(found[1], found[0])
 
 
@@ -201,7 +213,7 @@ def test_half_precision_is_as_near_to_the_truth_as_a_run_alone(kind: Any, dtype:
     assert error(outputs) <= max(2 * error(alone), torch.finfo(dtype).eps)  # one rounding of what may be up to 1
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@every_kind
 def test_checkpoints_run_it_again(kind: Any) -> None:
     layer = kind(3, 4, dtype=torch.float64)
     values = make((6, 3), torch.float64).requires_grad_()

@@ -25,6 +25,7 @@ LAYERS: list[Any] = [
     nn.LSTM(4, 3, bidirectional=True),  # those of one layer run by the kernels
     nn.GRU(4, 3, bias=False),
     nn.RNN(4, 3, nonlinearity="relu", bidirectional=True, bias=False),
+    nn.LSTM(4, 3, proj_size=2, bidirectional=True),
 ]
 every_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
 overload: Any = torch.ops.seqbatch
@@ -146,7 +147,7 @@ def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 needs_kernels = pytest.mark.skipif(not _kernels.IS_THERE, reason="it is about their calls")
-ONE_LAYER = [layer for layer in LAYERS if layer.num_layers == 1 and not layer.proj_size]
+ONE_LAYER = [layer for layer in LAYERS if layer.num_layers == 1]
 
 
 def gradients(layer: Any, given: tuple[Any, ...], results: tuple[Tensor, ...]) -> list[Tensor]:
@@ -192,8 +193,11 @@ CHANGES: dict[str, Any] = {
 @needs_kernels
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("what", [0, 1], ids=["outputs", "gates"])
-def test_no_kernel_reads_saved_tensors_that_hooks_changed(change: str, what: int, kernel_calls: list[str]) -> None:
-    given = arguments(nn.LSTM(4, 3, bidirectional=True), wanted=False, keeps=True)
+@pytest.mark.parametrize("projection", [0, 2])
+def test_no_kernel_reads_saved_tensors_that_hooks_changed(
+    change: str, what: int, projection: int, kernel_calls: list[str]
+) -> None:
+    given = arguments(nn.LSTM(4, 3, bidirectional=True, proj_size=projection), wanted=False, keeps=True)
     *results, output, gates = overload.lstm(*given)
     saved, wanted = [output, gates], [True] * (1 + len(given[2]))
     right = overload.lstm_backward(results, saved, wanted, *given)
@@ -238,6 +242,16 @@ def test_weights_of_other_sizes_than_those_of_the_layer_reach_no_kernel(kernel_c
     layer = nn.LSTM(4, 3)
     values, lengths, others, *options = arguments(layer, wanted=False)
     for i, wrong in ((3, others[3][:, :2]), (4, others[4][:6]), (2, others[2].float()), (0, others[0][:, :2])):
+        given = [wrong if place == i else one for place, one in enumerate(others)]
+        with pytest.raises((RuntimeError, ValueError)):
+            operator_of(layer)(values, lengths, given, *options)
+    assert kernel_calls == []
+
+
+def test_weights_of_other_sizes_than_those_of_a_projection_reach_no_kernel(kernel_calls: list[str]) -> None:
+    layer = nn.LSTM(4, 3, proj_size=2)
+    values, lengths, others, *options = arguments(layer, wanted=False)
+    for i, wrong in ((3, others[3][:, :1]), (6, others[6][:1]), (6, others[6][:, :2]), (6, others[6].float())):
         given = [wrong if place == i else one for place, one in enumerate(others)]
         with pytest.raises((RuntimeError, ValueError)):
             operator_of(layer)(values, lengths, given, *options)

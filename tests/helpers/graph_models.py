@@ -28,7 +28,7 @@ SMALL: dict[str, list[int]] = {"all 0": ALL_0, "one": [4], "one step": [1], "one
 
 LAYERS: dict[str, Any] = {
     "lstm": lambda: nn.LSTM(4, 3, num_layers=2, bidirectional=True),
-    "projected": lambda: nn.LSTM(4, 3, proj_size=2, bias=False),
+    "projected": lambda: nn.LSTM(4, 3, num_layers=2, proj_size=2, bias=False),
     "gru": lambda: nn.GRU(4, 3, num_layers=2),
     "rnn": lambda: nn.RNN(4, 3, bidirectional=True, nonlinearity="relu"),
     "tanh": lambda: nn.RNN(4, 3),

@@ -86,13 +86,15 @@ struct Sizes {
   int32_t kind, directions, isa;
   int64_t input, hidden;
   bool has_bias, has_state;
+  int64_t projection = 0;
+  int64_t output() const { return projection ? projection : hidden; }
   int64_t gates() const { return kind == LSTM ? 4 : kind == GRU ? 3 : 1; }
 };
 
 void fail(const Sizes& s, const char* what, const char* how, int64_t at, double found, double wanted) {
-  std::printf("%s %s: kind %d, %d directions, instruction set %d, input %lld, hidden %lld, bias %d, state %d: [%lld] is %.9g, not %.9g\n",
-              what, how, s.kind, s.directions, s.isa, static_cast<long long>(s.input), static_cast<long long>(s.hidden), s.has_bias,
-              s.has_state, static_cast<long long>(at), found, wanted);
+  std::printf("%s %s: kind %d, %d directions, instruction set %d, input %lld, hidden %lld, projection %lld, bias %d, state %d: [%lld] is %.9g, not %.9g\n",
+              what, how, s.kind, s.directions, s.isa, static_cast<long long>(s.input), static_cast<long long>(s.hidden),
+              static_cast<long long>(s.projection), s.has_bias, s.has_state, static_cast<long long>(at), found, wanted);
   std::exit(1);
 }
 
@@ -114,7 +116,7 @@ void require_close(const Sizes& s, const char* what, const Numbers<T>& found, co
 
 template <typename T>
 struct Weights {
-  Numbers<T> ih, hh, bias_ih, bias_hh;
+  Numbers<T> ih, hh, bias_ih, bias_hh, hr;
 };
 
 // What a caller of the kernels has: weights, inputs, initial states, and the gradients of all that comes out.
@@ -123,22 +125,23 @@ struct Batch {
   Sizes sizes;
   Lengths lengths;
   Weights<T> weights[2];
-  Numbers<T> x, grad_out;                                        // (steps, input), (steps, directions * hidden)
-  Numbers<T> hidden[2], cell[2], grad_final_hidden[2], grad_final_cell[2];  // (sequences, hidden)
+  Numbers<T> x, grad_out;                                        // (steps, input), (steps, directions * output)
+  Numbers<T> hidden[2], cell[2], grad_final_hidden[2], grad_final_cell[2];  // (sequences, output), (sequences, hidden)
 
   Batch(const Sizes& s, const Lengths& lengths) : sizes(s), lengths(lengths) {
-    const int64_t n = lengths.size(), H = s.hidden;
+    const int64_t n = lengths.size(), H = s.hidden, O = s.output();
     const double scale = 0.6 / std::sqrt(static_cast<double>(H));  // so that an RNN with relu neither grows nor dies
     for (int d = 0; d < s.directions; d++) {
-      weights[d] = {random_numbers<T>(s.gates() * H * s.input, scale), random_numbers<T>(s.gates() * H * H, scale),
-                    random_numbers<T>(s.has_bias ? s.gates() * H : 0), random_numbers<T>(s.has_bias ? s.gates() * H : 0)};
-      hidden[d] = random_numbers<T>(s.has_state ? n * H : 0);
+      weights[d] = {random_numbers<T>(s.gates() * H * s.input, scale), random_numbers<T>(s.gates() * H * O, scale),
+                    random_numbers<T>(s.has_bias ? s.gates() * H : 0), random_numbers<T>(s.has_bias ? s.gates() * H : 0),
+                    random_numbers<T>(s.projection * H, scale)};
+      hidden[d] = random_numbers<T>(s.has_state ? n * O : 0);
       cell[d] = random_numbers<T>(s.has_state && s.kind == LSTM ? n * H : 0);
-      grad_final_hidden[d] = random_numbers<T>(s.has_state ? n * H : 0);
+      grad_final_hidden[d] = random_numbers<T>(s.has_state ? n * O : 0);
       grad_final_cell[d] = random_numbers<T>(s.has_state && s.kind == LSTM ? n * H : 0);
     }
     x = random_numbers<T>(steps() * s.input);
-    grad_out = random_numbers<T>(steps() * s.directions * H);
+    grad_out = random_numbers<T>(steps() * s.directions * O);
   }
 
   int64_t steps() const { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
@@ -152,10 +155,11 @@ struct Batch {
     };
     one.lengths = {lengths[i]};
     one.x = cut(x, start(i), lengths[i], sizes.input);
-    one.grad_out = cut(grad_out, start(i), lengths[i], sizes.directions * sizes.hidden);
-    for (int d = 0; d < sizes.directions; d++)
-      for (auto states : {&Batch::hidden, &Batch::cell, &Batch::grad_final_hidden, &Batch::grad_final_cell})
-        (one.*states)[d] = cut((this->*states)[d], i, 1, sizes.hidden);
+    one.grad_out = cut(grad_out, start(i), lengths[i], sizes.directions * sizes.output());
+    for (int d = 0; d < sizes.directions; d++) {
+      for (auto states : {&Batch::hidden, &Batch::grad_final_hidden}) (one.*states)[d] = cut((this->*states)[d], i, 1, sizes.output());
+      for (auto states : {&Batch::cell, &Batch::grad_final_cell}) (one.*states)[d] = cut((this->*states)[d], i, 1, sizes.hidden);
+    }
     return one;
   }
 };
@@ -191,7 +195,7 @@ struct Options {
 template <typename T>
 Results<T> run(const Batch<T>& batch, const Options& options) {
   const Sizes& s = batch.sizes;
-  const int64_t n = batch.lengths.size(), H = s.hidden, steps = batch.steps(), row = s.directions * H;
+  const int64_t n = batch.lengths.size(), H = s.hidden, O = s.output(), steps = batch.steps(), row = s.directions * O;
   std::vector<int64_t> index(n), starts, lengths;
   std::iota(index.begin(), index.end(), 0);
   std::stable_sort(index.begin(), index.end(), [&](int64_t a, int64_t b) { return batch.lengths[a] > batch.lengths[b]; });
@@ -208,6 +212,7 @@ Results<T> run(const Batch<T>& batch, const Options& options) {
   call.steps = steps;
   call.input_size = s.input;
   call.hidden_size = H;
+  call.projection = s.projection;
   call.out_stride = row + options.gap;
   call.starts = starts.data();
   call.lengths = lengths.data();
@@ -215,7 +220,7 @@ Results<T> run(const Batch<T>& batch, const Options& options) {
   call.x = batch.x.data();
   for (int d = 0; d < s.directions; d++) {
     r.saved[d] = unwritten<T>(options.is_training ? steps * saved_numbers(s.kind) * H : 0);
-    r.final_hidden[d] = unwritten<T>(n * H);
+    r.final_hidden[d] = unwritten<T>(n * O);
     r.final_cell[d] = unwritten<T>(s.kind == LSTM ? n * H : 0);
     const Weights<T>& w = batch.weights[d];
     seqbatch::Direction<T>& direction = call.direction[d];
@@ -223,9 +228,10 @@ Results<T> run(const Batch<T>& batch, const Options& options) {
     direction.weight_hh = w.hh.data();
     direction.bias_ih = pointer(w.bias_ih);
     direction.bias_hh = pointer(w.bias_hh);
+    direction.weight_hr = pointer(w.hr);
     direction.hidden = pointer(batch.hidden[d]);
     direction.cell = pointer(batch.cell[d]);
-    direction.out = out.data() + d * H;
+    direction.out = out.data() + d * O;
     direction.saved = pointer(r.saved[d]);
     direction.final_hidden = pointer(r.final_hidden[d]);
     direction.final_cell = pointer(r.final_cell[d]);
@@ -236,10 +242,10 @@ Results<T> run(const Batch<T>& batch, const Options& options) {
     call.grad_x = pointer(r.grad_x);
     for (int d = 0; d < s.directions; d++) {
       r.grad_gates[d] = unwritten<T>(steps * gate_numbers(s.kind) * H);
-      r.grad_hidden[d] = unwritten<T>(s.has_state ? n * H : 0);
+      r.grad_hidden[d] = unwritten<T>(s.has_state ? n * O : 0);
       r.grad_cell[d] = unwritten<T>(s.has_state && s.kind == LSTM ? n * H : 0);
       seqbatch::Direction<T>& direction = call.direction[d];
-      direction.grad_out = grad_out.data() + d * H;
+      direction.grad_out = grad_out.data() + d * O;
       direction.grad_final_hidden = pointer(batch.grad_final_hidden[d]);
       direction.grad_final_cell = pointer(batch.grad_final_cell[d]);
       direction.grad_gates = pointer(r.grad_gates[d]);
@@ -248,11 +254,13 @@ Results<T> run(const Batch<T>& batch, const Options& options) {
       if (!options.has_grad_x) continue;
       const Weights<T>& w = batch.weights[d];
       Weights<T>& grad = r.grad_weights[d];
-      grad = {unwritten<T>(w.ih.size()), unwritten<T>(w.hh.size()), unwritten<T>(w.bias_ih.size()), unwritten<T>(w.bias_hh.size())};
+      grad = {unwritten<T>(w.ih.size()), unwritten<T>(w.hh.size()), unwritten<T>(w.bias_ih.size()), unwritten<T>(w.bias_hh.size()),
+              unwritten<T>(w.hr.size())};
       direction.grad_weight_ih = pointer(grad.ih);
       direction.grad_weight_hh = pointer(grad.hh);
       direction.grad_bias_ih = pointer(grad.bias_ih);
       direction.grad_bias_hh = pointer(grad.bias_hh);
+      direction.grad_weight_hr = pointer(grad.hr);
     }
     if (int result = backward(call)) fail(s, "backward", "returns the wrong number", 0, result, 0);
   }
@@ -272,22 +280,22 @@ double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 template <typename T>
 void run_plainly(const Batch<T>& batch, int d, int64_t i, const Lengths& rows, Results<double>& r) {
   const Sizes& s = batch.sizes;
-  const int64_t H = s.hidden, I = s.input, G = s.gates(), L = rows.size(), D = s.directions;
+  const int64_t H = s.hidden, I = s.input, O = s.output(), G = s.gates(), L = rows.size(), D = s.directions;
   const Weights<T>& w = batch.weights[d];
-  auto state = [&](const Numbers<T>& states) {
-    Numbers<double> one(H);
-    if (!states.empty()) one.assign(states.begin() + i * H, states.begin() + (i + 1) * H);
+  auto state = [&](const Numbers<T>& states, int64_t size) {
+    Numbers<double> one(size);
+    if (!states.empty()) one.assign(states.begin() + i * size, states.begin() + (i + 1) * size);
     return one;
   };
-  // hs[t] is the state before step t; of the gates, `hidden_part` is that of n in a GRU.
-  std::vector<Numbers<double>> hs = {state(batch.hidden[d])}, cs = {state(batch.cell[d])}, gates;
+  // hs[t] is the state before step t, units[t] the outputs of the units in it, before the projection.
+  std::vector<Numbers<double>> hs = {state(batch.hidden[d], O)}, cs = {state(batch.cell[d], H)}, units, gates;
   for (int64_t t = 0; t < L; t++) {
-    Numbers<double> of_x(G * H), of_h(G * H), h(H), c(H), saved(5 * H);
+    Numbers<double> of_x(G * H), of_h(G * H), h(H), c(H), saved(5 * H), projected(s.projection);
     for (int64_t g = 0; g < G * H; g++) {
       of_x[g] = s.has_bias ? w.bias_ih[g] : 0;
       of_h[g] = s.has_bias ? w.bias_hh[g] : 0;
       for (int64_t k = 0; k < I; k++) of_x[g] += double{w.ih[g * I + k]} * batch.x[rows[t] * I + k];
-      for (int64_t k = 0; k < H; k++) of_h[g] += w.hh[g * H + k] * hs[t][k];
+      for (int64_t k = 0; k < O; k++) of_h[g] += w.hh[g * O + k] * hs[t][k];
     }
     for (int64_t u = 0; u < H; u++) {
       auto sum = [&](int64_t g) { return of_x[g * H + u] + of_h[g * H + u]; };
@@ -304,23 +312,29 @@ void run_plainly(const Batch<T>& batch, int d, int64_t i, const Lengths& rows, R
       } else {
         h[u] = s.kind == RNN_TANH ? std::tanh(sum(0)) : std::max(sum(0), 0.0);
       }
-      r.out[(rows[t] * D + d) * H + u] = h[u];
       for (int64_t g = 0; g < saved_numbers(s.kind); g++) r.saved[d][(rows[t] * saved_numbers(s.kind) + g) * H + u] = *a[g];
     }
-    hs.push_back(h), cs.push_back(c), gates.push_back(saved);
+    for (int64_t p = 0; p < s.projection; p++)
+      for (int64_t u = 0; u < H; u++) projected[p] += w.hr[p * H + u] * h[u];
+    units.push_back(h), hs.push_back(s.projection ? projected : h), cs.push_back(c), gates.push_back(saved);
+    std::copy_n(&hs.back()[0], O, &r.out[(rows[t] * D + d) * O]);
   }
-  for (int64_t u = 0; u < H; u++) {
-    r.final_hidden[d][i * H + u] = hs[L][u];
-    if (s.kind == LSTM) r.final_cell[d][i * H + u] = cs[L][u];
-  }
+  std::copy_n(&hs[L][0], O, &r.final_hidden[d][i * O]);
+  if (s.kind == LSTM) std::copy_n(&cs[L][0], H, &r.final_cell[d][i * H]);
 
-  Numbers<double> grad_h = state(batch.grad_final_hidden[d]), grad_c = state(batch.grad_final_cell[d]);
+  Numbers<double> grad_h = state(batch.grad_final_hidden[d], O), grad_c = state(batch.grad_final_cell[d], H);
   for (int64_t t = L - 1; t >= 0; t--) {
     // Gradients before the activations, in the order of PyTorch's weights; `hidden` are those of the part of the state.
-    Numbers<double> of_x(G * H), of_h(G * H), earlier_h(H);
+    Numbers<double> of_x(G * H), of_h(G * H), earlier_h(O), of_units(H);
+    for (int64_t k = 0; k < O; k++) grad_h[k] += batch.grad_out[(rows[t] * D + d) * O + k];
+    for (int64_t p = 0; p < s.projection; p++)
+      for (int64_t u = 0; u < H; u++) {
+        of_units[u] += w.hr[p * H + u] * grad_h[p];
+        r.grad_weights[d].hr[p * H + u] += grad_h[p] * units[t][u];
+      }
     for (int64_t u = 0; u < H; u++) {
-      const double grad = grad_h[u] + batch.grad_out[(rows[t] * D + d) * H + u];
-      const double *a = &gates[t][u], h = hs[t + 1][u];
+      const double grad = s.projection ? of_units[u] : grad_h[u];
+      const double *a = &gates[t][u], h = units[t][u];
       if (s.kind == LSTM) {
         const double i = a[0], f = a[H], g = a[2 * H], o = a[3 * H], c = std::tanh(a[4 * H]);
         const double of_cell = grad_c[u] + grad * o * (1 - c * c);
@@ -341,9 +355,9 @@ void run_plainly(const Batch<T>& batch, int d, int64_t i, const Lengths& rows, R
     Weights<double>& grad = r.grad_weights[d];
     for (int64_t g = 0; g < G * H; g++) {
       for (int64_t k = 0; k < I; k++) grad.ih[g * I + k] += of_x[g] * batch.x[rows[t] * I + k];
-      for (int64_t k = 0; k < H; k++) grad.hh[g * H + k] += of_h[g] * hs[t][k];
+      for (int64_t k = 0; k < O; k++) grad.hh[g * O + k] += of_h[g] * hs[t][k];
       if (s.has_bias) grad.bias_ih[g] += of_x[g], grad.bias_hh[g] += of_h[g];
-      for (int64_t k = 0; k < H; k++) earlier_h[k] += of_h[g] * w.hh[g * H + k];
+      for (int64_t k = 0; k < O; k++) earlier_h[k] += of_h[g] * w.hh[g * O + k];
       for (int64_t k = 0; k < I; k++) r.grad_x[rows[t] * I + k] += of_x[g] * w.ih[g * I + k];
     }
     double* to = &r.grad_gates[d][rows[t] * gate_numbers(s.kind) * H];
@@ -355,29 +369,28 @@ void run_plainly(const Batch<T>& batch, int d, int64_t i, const Lengths& rows, R
     }
     grad_h = earlier_h;
   }
-  for (int64_t u = 0; s.has_state && u < H; u++) {
-    r.grad_hidden[d][i * H + u] = grad_h[u];
-    if (s.kind == LSTM) r.grad_cell[d][i * H + u] = grad_c[u];
-  }
+  if (!s.has_state) return;
+  std::copy_n(&grad_h[0], O, &r.grad_hidden[d][i * O]);
+  if (s.kind == LSTM) std::copy_n(&grad_c[0], H, &r.grad_cell[d][i * H]);
 }
 
 template <typename T>
 Results<double> run_plainly(const Batch<T>& batch) {
   const Sizes& s = batch.sizes;
-  const int64_t n = batch.lengths.size(), H = s.hidden, steps = batch.steps();
+  const int64_t n = batch.lengths.size(), H = s.hidden, O = s.output(), steps = batch.steps();
   Results<double> r;
-  r.out.resize(steps * s.directions * H);
+  r.out.resize(steps * s.directions * O);
   r.grad_x.resize(steps * s.input);
   for (int d = 0; d < s.directions; d++) {
     r.saved[d].resize(steps * saved_numbers(s.kind) * H);
-    r.final_hidden[d].resize(n * H);
+    r.final_hidden[d].resize(n * O);
     r.final_cell[d].resize(s.kind == LSTM ? n * H : 0);
     r.grad_gates[d].resize(steps * gate_numbers(s.kind) * H);
-    r.grad_hidden[d].resize(s.has_state ? n * H : 0);
+    r.grad_hidden[d].resize(s.has_state ? n * O : 0);
     r.grad_cell[d].resize(s.has_state && s.kind == LSTM ? n * H : 0);
     const Weights<T>& w = batch.weights[d];
     r.grad_weights[d] = {Numbers<double>(w.ih.size()), Numbers<double>(w.hh.size()), Numbers<double>(w.bias_ih.size()),
-                         Numbers<double>(w.bias_hh.size())};
+                         Numbers<double>(w.bias_hh.size()), Numbers<double>(w.hr.size())};
     for (int64_t i = 0; i < n; i++) {
       Lengths rows(batch.lengths[i]);
       std::iota(rows.begin(), rows.end(), batch.start(i));
@@ -405,6 +418,7 @@ void require_close(const Sizes& s, const Results<T>& found, const Results<double
     require_close(s, "grad_weight_hh", found.grad_weights[d].hh, wanted.grad_weights[d].hh);
     require_close(s, "grad_bias_ih", found.grad_weights[d].bias_ih, wanted.grad_weights[d].bias_ih);
     require_close(s, "grad_bias_hh", found.grad_weights[d].bias_hh, wanted.grad_weights[d].bias_hh);
+    require_close(s, "grad_weight_hr", found.grad_weights[d].hr, wanted.grad_weights[d].hr);
   }
 }
 
@@ -414,15 +428,15 @@ void require_same_bits(const Sizes& s, const char* how, const Results<T>& part, 
   auto check = [&](const char* what, const Numbers<T>& few, const Numbers<T>& many, int64_t first) {
     if (!few.empty()) require_same_bits(s, what, how, few.data(), many.data() + first, few.size());
   };
-  const int64_t H = s.hidden;
-  check("out", part.out, whole.out, start * s.directions * H);
+  const int64_t H = s.hidden, O = s.output();
+  check("out", part.out, whole.out, start * s.directions * O);
   check("grad_x", part.grad_x, whole.grad_x, start * s.input);
   for (int d = 0; d < s.directions; d++) {
     check("saved", part.saved[d], whole.saved[d], start * saved_numbers(s.kind) * H);
-    check("final_hidden", part.final_hidden[d], whole.final_hidden[d], i * H);
+    check("final_hidden", part.final_hidden[d], whole.final_hidden[d], i * O);
     check("final_cell", part.final_cell[d], whole.final_cell[d], i * H);
     check("grad_gates", part.grad_gates[d], whole.grad_gates[d], start * gate_numbers(s.kind) * H);
-    check("grad_hidden", part.grad_hidden[d], whole.grad_hidden[d], i * H);
+    check("grad_hidden", part.grad_hidden[d], whole.grad_hidden[d], i * O);
     check("grad_cell", part.grad_cell[d], whole.grad_cell[d], i * H);
   }
 }
@@ -437,6 +451,7 @@ void require_same_weights(const Sizes& s, const char* how, const Results<T>& fou
     check("grad_weight_hh", found.grad_weights[d].hh, wanted.grad_weights[d].hh);
     check("grad_bias_ih", found.grad_weights[d].bias_ih, wanted.grad_weights[d].bias_ih);
     check("grad_bias_hh", found.grad_weights[d].bias_hh, wanted.grad_weights[d].bias_hh);
+    check("grad_weight_hr", found.grad_weights[d].hr, wanted.grad_weights[d].hr);
   }
 }
 
@@ -472,12 +487,12 @@ void test_sharing(const Sizes& s, const Lengths& lengths) {
   Batch<T> step = batch.alone(0);
   step.lengths = {1};
   step.sizes.has_state = true;
-  step.hidden[0].resize(s.hidden);
+  step.hidden[0].resize(s.output());
   step.cell[0].resize(s.kind == LSTM ? s.hidden : 0);
   for (int64_t t = 0; t < lengths[0]; t++) {
     step.x.assign(batch.x.begin() + t * s.input, batch.x.begin() + (t + 1) * s.input);
     const Results<T> one = run(step, {3, false});
-    require_same_bits(s, "out", "differs step by step", one.out.data(), &all.out[t * s.hidden], s.hidden);
+    require_same_bits(s, "out", "differs step by step", one.out.data(), &all.out[t * s.output()], s.output());
     step.hidden[0] = one.final_hidden[0];
     step.cell[0] = one.final_cell[0];
   }
@@ -492,13 +507,13 @@ void test_not_a_number(const Sizes& s) {
     batch.x[(batch.start(1) + 1) * s.input] = bad;
     const Results<T> after = run(batch, {2, true});
     for (int64_t i : {0, 2}) {
-      const int64_t row = s.directions * s.hidden;
+      const int64_t row = s.directions * s.output();
       require_same_bits(s, "out", "differs beside NaN", &after.out[batch.start(i) * row], &before.out[batch.start(i) * row], batch.lengths[i] * row);
       require_same_bits(s, "grad_x", "differs beside NaN", &after.grad_x[batch.start(i) * s.input],
                         &before.grad_x[batch.start(i) * s.input], batch.lengths[i] * s.input);
     }
-    for (int64_t k = 0; std::isnan(bad) && k < 2 * s.hidden; k++) {
-      const T found = after.out[((batch.start(1) + 1 + k / s.hidden) * s.directions) * s.hidden + k % s.hidden];
+    for (int64_t k = 0; std::isnan(bad) && k < 2 * s.output(); k++) {
+      const T found = after.out[((batch.start(1) + 1 + k / s.output()) * s.directions) * s.output() + k % s.output()];
       if (!std::isnan(found)) fail(s, "out", "must be NaN", k, found, bad);
     }
   }
@@ -543,8 +558,8 @@ void test_functions(int32_t isa) {
 
 // A call returns 1 whichever of its allocations fails, and the next one has the right bits.
 template <typename T>
-void test_without_memory(const Sizes& s) {
-  const Batch<T> batch(s, {3, 2, 4, 4});
+void test_without_memory(const Sizes& s, const Lengths& lengths = {3, 2, 4, 4}) {
+  const Batch<T> batch(s, lengths);
   const Results<T> before = run(batch, {1, true});
   for (int32_t threads : {1, 3}) {
     lacks_memory = true;
@@ -594,6 +609,7 @@ void test_memory_that_is_kept(int32_t isa) {
 template <typename T>
 void test_all(int32_t isa) {
   const int64_t sizes[] = {1, 15, 16, 17, 33, 130};
+  const Lengths shared[] = {{1}, {1, 1, 1}, Lengths(13, 1), {31}, {2, 19}, {5, 1, 3, 60, 4, 1, 2}};
   int turn = 0;  // so that the rest takes turns, in place of all combinations
   for (int32_t kind : {LSTM, GRU, RNN_TANH, RNN_RELU})
     for (int64_t hidden : sizes) {
@@ -609,14 +625,29 @@ void test_all(int32_t isa) {
         test_batch<T>({kind, 2, isa, 5, hidden, true, true}, lengths);
       }
       test_not_a_number<T>({kind, 2, isa, 3, hidden, true, false});
-      for (const Lengths& lengths : {Lengths{1}, Lengths{1, 1, 1}, Lengths(13, 1), Lengths{31}, Lengths{2, 19}, Lengths{5, 1, 3, 60, 4, 1, 2}}) {
+      for (const Lengths& lengths : shared) {
         test_sharing<T>({kind, 1 + turn % 2, isa, sizes[turn % 6], hidden, turn % 3 != 0, turn % 5 < 3}, lengths);
         turn++;
       }
     }
+  for (int64_t hidden : sizes)
+    for (int64_t projection : sizes) {  // a kernel does not ask which is larger
+      Lengths lengths(1 + turn % 9);
+      for (int64_t& length : lengths) length = 1 + generator() % 7;
+      test_batch<T>({LSTM, 1 + turn % 2, isa, sizes[turn % 6], hidden, turn % 3 != 0, turn % 5 < 3, projection}, lengths);
+      for (const Lengths& lengths : shared) {
+        turn++;
+        if (turn % 2) continue;  // because these take the longest
+        test_sharing<T>({LSTM, 1 + turn / 2 % 2, isa, sizes[turn % 6], hidden, turn % 3 != 0, turn % 5 < 3, projection}, lengths);
+      }
+      turn++;
+    }
+  test_not_a_number<T>({LSTM, 2, isa, 3, 33, true, false, 17});
   test_functions<T>(isa);
   for (int32_t kind : {LSTM, GRU, RNN_TANH})
     for (int64_t hidden : {5, 40}) test_without_memory<T>({kind, 2, isa, 3, hidden, true, true});
+  test_without_memory<T>({LSTM, 2, isa, 3, 40, true, true, 20});
+  test_without_memory<T>({LSTM, 2, isa, 3, 300, true, true, 200}, {1});
   test_beyond_memory<T>(isa);
 }
 

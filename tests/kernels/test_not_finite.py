@@ -14,11 +14,12 @@ from seqbatch import _kernels, encode_with_state
 pytestmark = pytest.mark.skipif(not _kernels.IS_THERE, reason="needs the kernels")
 KINDS: dict[str, Any] = {
     "LSTM": nn.LSTM,
+    "projected": lambda size, hidden, **options: nn.LSTM(size, hidden, proj_size=hidden - 1, **options),
     "GRU": nn.GRU,
     "tanh": nn.RNN,
     "relu": lambda *sizes, **options: nn.RNN(*sizes, nonlinearity="relu", **options),
 }
-GATES = {"LSTM": 4, "GRU": 3, "tanh": 1, "relu": 1}
+GATES = {"LSTM": 4, "projected": 4, "GRU": 3, "tanh": 1, "relu": 1}
 EVERY_GATE = [(kind, gate) for kind, gates in GATES.items() for gate in range(gates)]
 BAD = [(float("nan"), torch.float32), (float("inf"), torch.float32), (-float("inf"), torch.float64)]
 # One step needs no state after it; the inputs of few sequences are multiplied ahead, those of many are not.
@@ -31,7 +32,7 @@ def make(kind: str, size: int, gate: int, bad: float, dtype: torch.dtype, bidire
     layer = KINDS[kind](5, size, dtype=dtype, bidirectional=bidirectional)
     weight = layer.weight_hh_l0_reverse if bidirectional else layer.weight_hh_l0
     with torch.no_grad():
-        weight[gate * size + 2, size - 1] = bad
+        weight[gate * size + 2, -1] = bad
     return layer
 
 
