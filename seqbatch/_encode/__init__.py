@@ -13,8 +13,9 @@ from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.exporters import unscriptable
 from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._checks.per_sample_gradients import require_no_samples
-from seqbatch._encode.inputs import open_kind
-from seqbatch._encode.registry import empty_input, find
+from seqbatch._encode.inputs import open_input
+from seqbatch._encode.registry import empty_input, find_encoder
+from seqbatch._encode.results import require_outputs, require_pair
 from seqbatch._state import ContainerState, LSTMState, RNNState, State
 from seqbatch._torch import in_a_graph
 from seqbatch.errors import UnsupportedLayerError
@@ -78,15 +79,19 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     (torch.Size([10, 6]), torch.Size([7, 6]))
     """
     require_no_samples("layer", layer)
-    entry = find(layer)
-    batch, close = open_kind(sequences, layer)
-    if is_nothing(batch) and not entry.keeps_state(layer):
+    encoder = find_encoder(layer)
+    batch, close = open_input(sequences, layer)
+    if is_nothing(batch) and not encoder.keeps_state(layer):
         taken = empty_input(layer, batch)
         if taken is None:
             return close(batch)
         batch = taken
     try:
-        return close(entry.outputs(layer, batch))
+        if encoder.outputs is None:
+            outputs, _ = require_pair(encoder.run(layer, batch, None), batch)
+        else:
+            outputs = require_outputs(encoder.outputs(layer, batch), batch, encoder.subject)
+        return close(outputs)
     except Exception as error:
         _add_context(error, layer, batch)
         raise
@@ -156,13 +161,13 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
     >>> torch.testing.assert_close(torch.cat([start, end]), encode(gru, long))
     """
     require_no_samples("layer", layer)
-    entry = find(layer)
-    if not entry.keeps_state(layer):
+    encoder = find_encoder(layer)
+    if not encoder.keeps_state(layer):
         remedy = "Call encode."
         raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
-    batch, close = open_kind(sequences, layer)
+    batch, close = open_input(sequences, layer)
     try:
-        outputs, new_state = entry.run(layer, batch, state)
+        outputs, new_state = require_pair(encoder.run(layer, batch, state), batch)
         return close(outputs), new_state
     except Exception as error:
         _add_context(error, layer, batch)

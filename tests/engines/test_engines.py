@@ -9,7 +9,6 @@ from unittest.mock import patch
 import laws
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from kinds import for_each_kind
 from reference import run_alone
@@ -18,27 +17,28 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from seqbatch import SequenceBatch, _engines, _kernels, encode, encode_with_state
-from seqbatch._engines import Engine, by_length, equal_lengths, native, packed, stepwise
+from seqbatch._engines import Engine, by_length, native, packed, stepwise
 
 
 @contextmanager
 def run_by(engine: Engine) -> Iterator[None]:
     """Run every recurrent layer by one engine."""
-    with patch.object(_engines, "choose", lambda layer, values, lengths: engine):
+    with patch.object(_engines, "choose", lambda call: engine):
         yield
 
 
 OPEN = [kind for kind in RECURRENT_KINDS if kind != "projected"]
 ENGINES: dict[str, tuple[Engine, Sequence[str], torch.dtype]] = {
-    "packed": (packed.run, RECURRENT_KINDS, torch.float64),
-    "groups": (by_length.run, RECURRENT_KINDS, torch.float64),
-    "plain": (stepwise.run, RECURRENT_KINDS, torch.float64),
+    "packed": (packed, RECURRENT_KINDS, torch.float64),
+    "by_length": (by_length, RECURRENT_KINDS, torch.float64),
+    "stepwise": (stepwise, RECURRENT_KINDS, torch.float64),
 }
 if _kernels.IS_THERE:
-    ENGINES["native"] = (native.run, OPEN, torch.float64)
-    ENGINES["native, single precision"] = (native.run, OPEN, torch.float32)
+    ENGINES["native"] = (native, OPEN, torch.float64)
+    ENGINES["native, single precision"] = (native, OPEN, torch.float32)
 # An engine with a backward pass of its own, where there is one.
-OWN: Engine = native.run if _kernels.IS_THERE else packed.run
+OWN: Engine = native if _kernels.IS_THERE else packed
+BOTH: tuple[Engine, Engine] = (packed, OWN)
 
 every_engine = {
     f"{name}, {kind}": st.tuples(st.just(engine), recurrent_layers(dtype, [kind]))
@@ -91,38 +91,6 @@ def test_lengths_empty_and_what_is_the_callers(lengths: list[int], engine_and_la
         laws.check_unmodified(layer, xs, state)
 
 
-@given(
-    layer=recurrent_layers(torch.float32), length=st.integers(1, 5), number=st.integers(1, 4), stateful=st.booleans()
-)
-def test_alone_by_the_layer_itself_on_equal_lengths(
-    layer: nn.RNNBase, length: int, number: int, stateful: bool
-) -> None:
-    xs = inputs(layer, [length] * number)
-    with run_by(equal_lengths.run):
-        laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
-
-
-# Not among ENGINES, for it serves equal lengths only, which these laws leave equal.
-@laws.fewer_examples(4)
-@given(
-    layer=recurrent_layers(),
-    length=st.integers(1, 5),
-    number=st.integers(1, 4),
-    side=st.sampled_from(["left", "right"]),
-)
-def test_other_laws_by_the_layer_itself_on_equal_lengths(
-    layer: nn.RNNBase, length: int, number: int, side: Any
-) -> None:
-    xs = inputs(layer, [length] * number)
-    state = state_for(layer, number)
-    with run_by(equal_lengths.run):
-        laws.check_order(layer, xs, [*reversed(range(number))], state)
-        laws.check_padding(layer, xs, float("nan"), side, True)
-        laws.check_lengths(layer, xs)
-        laws.check_empty(layer, xs, state)
-        laws.check_unmodified(layer, xs, state)
-
-
 @pytest.mark.parametrize("lengths", [[2, 2], [3, 1], [1, 3, 3]])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 @pytest.mark.parametrize("bias", [True, False])
@@ -145,7 +113,7 @@ def test_gradients_of_second_order_are_those_of_packed() -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
     found = []
-    for engine in (packed.run, OWN):
+    for engine in BOTH:
         xs = sequences([5, 2, 2, 1], (3,), torch.float32)
         with run_by(engine):
             outputs, state = encode_with_state(layer, xs)
@@ -173,7 +141,7 @@ def test_gradients_of_final_states_alone() -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 4, bidirectional=True, dtype=torch.float64)
     found = []
-    for engine in (packed.run, OWN):
+    for engine in BOTH:
         xs = sequences([5, 2, 2], (3,))
         with run_by(engine):
             state = encode_with_state(layer, xs)[1]
