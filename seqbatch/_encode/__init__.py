@@ -1,4 +1,18 @@
-"""encode and encode_with_state: run a layer on sequences in any layout, and return the same layout."""
+"""encode and encode_with_state: run a layer on sequences in any layout, and return the same layout.
+
+One call of `encode(nn.LSTM(...), [xs, ys])` makes eight hops, each in a file of its own, and enters none twice:
+
+1. `registry.find_encoder` finds the encoder by the type of the layer;
+2. `inputs.open_input` converts the sequences to a SequenceBatch;
+3. the encoder, in `_encoders/recurrent`, checks input and state by `_encoders/_recurrent_checks`;
+4. `_encoders/_recurrent_runs.run_without_empty` drops empty sequences;
+5. `_engines/_choice.choose` chooses the engine;
+6. its `run`, as in `_engines/native`, runs the layers of the stack, each by one call of `_kernels`;
+7. `run_without_empty`, which has not returned yet, restores the states of empty sequences;
+8. `results.require_outputs` checks what the encoder returns, and `encode` converts it back to the layout of the input.
+
+While tracing, `_encoders/_recurrent_operators` takes hop 4: its operators make hops 4 to 7 when the graph runs.
+"""
 
 # mypy: disable-error-code="overload-overlap"
 # Overloads overlap on purpose, and the first that matches is used. PackedSequence comes before tuple, because it is a
