@@ -23,7 +23,7 @@ Encoder = Callable[[Layer, SequenceBatch], SequenceBatch]
 RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatch, S]]
 
 
-@attrs.frozen
+@attrs.frozen(eq=False)  # because types that share a function differ in `is_run_as`
 class RegisteredEncoder:
     """The functions of an encoder, as they were registered: what they return is not checked yet.
 

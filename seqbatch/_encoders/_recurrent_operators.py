@@ -63,7 +63,7 @@ _run_outside: Any = outside_graphs(run_by_engine, WHY_OUTSIDE_GRAPHS, cause_of)
 
 
 class _WeightlessLayer(nn.Module):
-    """A layer without weights, which is called with the weights that the operator gets."""
+    """A layer whose weights have no memory: it is called with the weights that the operator gets."""
 
     def __init__(self, layer: nn.RNNBase, state_type: StateType) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class _OperatorCall(NamedTuple):
         mode: as `nn.RNNBase.mode`.
         start: the initial states, each `(num_layers * directions, batch, size)`.
         weights: those of the first layer and direction first.
-        num_layers: 1 where the kernels run.
+        num_layers: 1 if the kernels run.
         directions: 1 or 2.
         keeps: True if the kernels save tensors for a backward pass.
     """
@@ -114,7 +114,7 @@ class _OperatorCall(NamedTuple):
 
 
 class _RecurrentOperator:
-    """A type of recurrent layer: the functions of its operator."""
+    """The operator of a type of recurrent layer, and the functions that it consists of."""
 
     def __init__(self, layer_type: type[Any], state_type: StateType, more: str = "") -> None:
         self.layer_type, self.state_type = layer_type, state_type
@@ -126,7 +126,7 @@ class _RecurrentOperator:
     def run(self, values: Tensor, lengths: Lengths, *arguments: Any) -> Tensors:
         """Return outputs, final states, and the tensors that `backward` reads, zeros if the kernels do not run."""
         call = self._parse(values, *arguments)
-        if not torch.is_grad_enabled() and self._is_for_kernels(call, values, lengths):
+        if not torch.is_grad_enabled() and self._kernels_can_run(call, values, lengths):
             start = _of_running(call.start, lengths)
             results = native.compute(
                 call.mode, lengths.running, call.directions, values, call.weights, start, keep=call.keeps
@@ -160,7 +160,7 @@ class _RecurrentOperator:
         shapes = call.shapes_of_saved(len(values))
         # Hooks of autograd may have changed what was saved.
         given = zip([*saved, *gradients], [*shapes, shapes[0], *(part.shape for part in call.start)], strict=True)
-        if not (call.keeps and self._is_for_kernels(call, values, lengths, *given)):
+        if not (call.keeps and self._kernels_can_run(call, values, lengths, *given)):
             return None
         number, (of_output, *of_ends) = len(call.weights), gradients
         output, gates = saved
@@ -195,7 +195,7 @@ class _RecurrentOperator:
         keeps = any(differentiable) and num_layers == 1 and not is_projected and _may_use_kernels(values)
         return _OperatorCall(mode, start, weights, num_layers, directions, keeps)
 
-    def _is_for_kernels(
+    def _kernels_can_run(
         self, call: _OperatorCall, values: Tensor, lengths: Lengths, *more: tuple[Tensor | None, Sequence[int]]
     ) -> bool:
         """Return True if the kernels can run this: they must not read beyond the memory of a tensor.

@@ -45,7 +45,6 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
 
     The input of a subclass with its own `forward` is not checked, because it may take other features.
     """
-
     register_rows(cell_type)
     remedy = _remedy(state_type)
 
@@ -147,7 +146,7 @@ def _step_of(cell: _Cell, form: StateForm) -> _Step:
 
 # PyTorch's cells, the layer that computes the same, and the names of their weights.
 _LAYERS: dict[type[nn.Module], Any] = {nn.LSTMCell: nn.LSTM, nn.GRUCell: nn.GRU, nn.RNNCell: nn.RNN}
-_FORWARDS = tuple(cell_type.forward for cell_type in _LAYERS)
+_CELL_FORWARDS = tuple(cell_type.forward for cell_type in _LAYERS)
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
@@ -156,7 +155,7 @@ def _is_stock_cell(cell: _Cell) -> bool:
     held = cell._parameters
     return (
         min(cell.input_size, cell.hidden_size) > 0  # because PyTorch's layers need it, and its cells do not
-        and type(cell).forward in _FORWARDS
+        and type(cell).forward in _CELL_FORWARDS
         and "forward" not in vars(cell)
         and vars(cell).get("nonlinearity", "tanh") in ("tanh", "relu")
         and not has_hooks(cell)
@@ -191,9 +190,9 @@ def _layer_is_faster(values: Tensor, lengths: Lengths) -> bool:
 
 
 def _rounds_alike(values: Tensor) -> bool:
-    """Return True if a layer equals its cell up to the last bits; in half precision each rounds at other places.
+    """Return True if a layer equals its cell up to the last bits; in half precision they round at different places.
 
-    On CUDA a layer would move the caller's weights to one buffer for cuDNN.
+    Not on CUDA, because there a layer would move the caller's weights to one buffer for cuDNN.
     """
     return values.is_cpu and values.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
@@ -212,7 +211,7 @@ def _as_layer(cell: _Cell) -> nn.RNNBase:
 def _blank_layer(
     layer_type: Any, input_size: int, hidden_size: int, bias: bool, nonlinearity: str | None
 ) -> nn.RNNBase:
-    """Build a layer without memory for weights; cached, because that takes as long as two or three steps."""
+    """Build a layer whose weights have no memory; cached, because building takes as long as two or three steps."""
     options: dict[str, Any] = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
     # Without initializing weights, because `vmap` refuses their random numbers.
     blank_type: Any = type(layer_type.__name__, (layer_type,), {"reset_parameters": lambda layer: None})
@@ -220,10 +219,10 @@ def _blank_layer(
     return layer
 
 
-_WITH_CELL: list[type[nn.Module]] = [nn.LSTMCell, *quantized_layers("LSTMCell")]
-_WITHOUT: list[type[nn.Module]] = [nn.GRUCell, nn.RNNCell, *quantized_layers("GRUCell", "RNNCell")]
+_LSTM_CELLS: list[type[nn.Module]] = [nn.LSTMCell, *quantized_layers("LSTMCell")]
+_OTHER_CELLS: list[type[nn.Module]] = [nn.GRUCell, nn.RNNCell, *quantized_layers("GRUCell", "RNNCell")]
 
-for _cell_type in _WITH_CELL:
+for _cell_type in _LSTM_CELLS:
     register_cell(_cell_type, LSTMState)
-for _cell_type in _WITHOUT:
+for _cell_type in _OTHER_CELLS:
     register_cell(_cell_type, RNNState)

@@ -1,4 +1,4 @@
-"""Encoders of nn.LSTM, nn.GRU and nn.RNN, whatever engine runs them."""
+"""Encoders of nn.LSTM, nn.GRU and nn.RNN: check the call, run it by an engine, and build the state."""
 
 from typing import Any
 

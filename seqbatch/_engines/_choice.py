@@ -10,10 +10,10 @@ from seqbatch._engines._interface import Engine, EngineCall
 from seqbatch._engines._stock import is_stock_recurrent, takes_packed
 from seqbatch._torch import STOCK_TENSORS, has_backward_hooks, is_intercepted, is_parametrized
 
-# The fastest first:
-# - `native` runs stock layers on the CPU, in single and double precision, by the kernels;
+# In this order, because an engine is asked only if none before it can run the call:
+# - `native` runs stock layers on the CPU, in single and double precision, by the kernels: the fastest;
 # - `stepwise` runs stock layers where a transform, a dispatch mode or a subclass of Tensor must see each operation,
-#   because kernels and packed sequences do not survive these;
+#   because these support neither kernels nor packed sequences;
 # - `packed` calls any layer whose `forward` is PyTorch's own, on every device, unless its hooks need Tensors;
 # - `by_length` calls a layer on the sequences of each length as one Tensor, so that its `forward` may be its own;
 # - `one_by_one` calls a layer on each sequence, so it can run every layer.

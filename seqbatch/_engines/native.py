@@ -22,13 +22,11 @@ _GATES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 _WEIGHT_GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 _STATES, _FINALS = ("hidden", "cell"), ("final_hidden", "final_cell")
-
-
 DTYPES = (torch.float32, torch.float64)
 
 
 def can_run(call: EngineCall) -> bool:
-    """Return True for a stock layer if the kernels can read the values and the weights, and nothing must see them."""
+    """Return True for a stock layer if the kernels can read values and weights, and PyTorch need not see the steps."""
     is_free = call.is_stock and not (call.is_intercepted or call.autocasts or call.is_parametrized)
     return is_free and reads_values(call.values) and reads_weights_of(call.layer, call.values)
 
@@ -231,7 +229,10 @@ def _replay(
     *,
     again: bool,
 ) -> list[Tensor | None]:
-    """Return the same gradients from a second run through PyTorch's own functions; `again` makes a graph of them."""
+    """Return the same gradients from a second run by PyTorch's functions.
+
+    With `again` they can be differentiated in turn.
+    """
     with torch.enable_grad():
         # Views, because one of them may be computed from another: no path through the caller's graph counts here.
         given = [part.view_as(part) for part in given]

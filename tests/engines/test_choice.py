@@ -206,7 +206,7 @@ def test_hooks_of_the_backward_pass(register: str) -> None:
 @pytest.mark.parametrize("register", BACKWARD_HOOKS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_hooks_of_the_backward_pass_cost_nothing_without_one(register: str, mode: Any, kind: Any) -> None:
+def test_hooks_of_the_backward_pass_change_nothing_without_gradients(register: str, mode: Any, kind: Any) -> None:
     layer, xs, seen = kind(2, 3), [FLOAT, FLOAT[:1]], []
     with mode():
         wanted, ends = run_alone(layer, xs)
@@ -229,7 +229,7 @@ def test_hooks_of_the_backward_pass_through_a_state() -> None:
     assert len(calls) == 2
 
 
-def test_a_layer_that_gives_no_state_is_told_of_with_such_hooks_too() -> None:
+def test_a_layer_that_returns_outputs_only_is_refused_with_such_hooks_too() -> None:
     class OutputsOnly(nn.LSTM):
         def forward(self, input: Any, hx: Any = None) -> Any:
             return super().forward(input, hx)[0]
@@ -244,7 +244,7 @@ def test_a_layer_that_gives_no_state_is_told_of_with_such_hooks_too() -> None:
 @pytest.mark.parametrize(
     ("own", "why"), [(True, "its forward is its own"), (False, "hooks of the backward pass are registered")]
 )
-def test_a_hook_that_takes_packed_sequences_only_is_told_why_it_is_given_a_tensor(own: bool, why: str) -> None:
+def test_the_error_of_a_hook_for_packed_sequences_says_why_it_got_a_tensor(own: bool, why: str) -> None:
     def double(module: nn.Module, given: Any) -> Any:
         return (PackedSequence(2 * given[0].data, given[0].batch_sizes, *given[0][2:]),)
 
@@ -316,7 +316,7 @@ def test_gradients_of_many_outputs_at_once(kind: Any) -> None:
     torch.testing.assert_close(found, wanted)
 
 
-def test_under_a_transform_each_sequence_runs_alone() -> None:
+def test_a_transform_runs_step_by_step() -> None:
     gru, state = nn.GRU(2, 3), torch.randn(1, 2, 3)
     wanted, (end,) = packed.run(gru, FLOAT, RAGGED, (state,))
 

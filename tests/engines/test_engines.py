@@ -1,4 +1,4 @@
-"""Every engine on every law, whatever the choice between them would be; and gradients of gradients."""
+"""Every law for every engine, whichever would be chosen; and gradients of gradients."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -81,7 +81,7 @@ def test_padding(lengths: list[int], engine_and_layer: Any, poison: float, side:
 
 
 @for_each_kind("engine_and_layer", every_engine, fewer=2)
-def test_lengths_empty_and_what_is_the_callers(lengths: list[int], engine_and_layer: Any) -> None:
+def test_other_laws(lengths: list[int], engine_and_layer: Any) -> None:
     engine, layer = engine_and_layer
     xs = inputs(layer, lengths or [0])
     state = state_for(layer, len(xs))
@@ -109,7 +109,7 @@ def test_gradients_of_both_orders(lengths: list[int], kind: Any, bias: bool) -> 
         assert torch.autograd.gradgradcheck(outputs, given, fast_mode=True)
 
 
-def test_gradients_of_second_order_are_those_of_packed() -> None:
+def test_gradients_of_second_order_equal_those_of_packed() -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True)
     found = []
@@ -152,7 +152,7 @@ def test_gradients_of_final_states_alone() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_half_precision_is_as_near_to_the_truth_as_a_run_alone(kind: Any, dtype: torch.dtype) -> None:
-    # Which sequences are rounded together differs, so results differ in the last digit; PyTorch's own do too.
+    # Results differ in the last digit, because other sequences are rounded together; PyTorch's own differ too.
     torch.manual_seed(0)
     layer = kind(3, 4, num_layers=2, bidirectional=True, dtype=dtype)
     exact = copy.deepcopy(layer).double()
@@ -166,7 +166,7 @@ def test_half_precision_is_as_near_to_the_truth_as_a_run_alone(kind: Any, dtype:
         pairs = zip(found, truth, strict=True)
         return max(float((one - other).detach().abs().max()) for one, other in pairs if len(one))
 
-    assert error(outputs) <= max(2 * error(alone), torch.finfo(dtype).eps)  # one rounding of what may be up to 1
+    assert error(outputs) <= max(2 * error(alone), torch.finfo(dtype).eps)  # one rounding of a value of up to 1
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
@@ -184,7 +184,7 @@ def test_checkpoints_run_it_again(kind: Any) -> None:
         torch.testing.assert_close(torch.autograd.grad(rerun.sum(), values), wanted)
 
 
-def test_what_is_not_a_number_shows_in_every_gradient_that_it_reaches() -> None:
+def test_nan_reaches_the_same_gradients_as_alone() -> None:
     torch.manual_seed(0)
     layer = nn.RNN(2, 3, nonlinearity="relu", dtype=torch.float64)
     xs = sequences([3, 2], (2,))
