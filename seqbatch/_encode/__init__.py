@@ -1,4 +1,18 @@
-"""encode and encode_with_state: run a layer on sequences in any layout, and return the same layout."""
+"""encode and encode_with_state: run a layer on sequences in any layout, and return the same layout.
+
+One call of `encode(nn.LSTM(...), [xs, ys])` makes eight hops, each in a file of its own, and enters none twice:
+
+1. `registry.find_encoder` finds the encoder by the type of the layer;
+2. `inputs.open_input` converts the sequences to a SequenceBatch;
+3. the encoder, in `_encoders/recurrent`, checks input and state by `_encoders/_recurrent_checks`;
+4. `_encoders/_recurrent_runs.run_without_empty` drops empty sequences;
+5. `_engines/_choice.choose` chooses the engine;
+6. its `run`, as in `_engines/native`, runs the layers of the stack, each by one call of `_kernels`;
+7. `run_without_empty`, which has not returned yet, restores the states of empty sequences;
+8. `results.require_outputs` checks what the encoder returns, and `encode` converts it back to the layout of the input.
+
+While tracing, `_encoders/_recurrent_operators` takes hop 4: its operators make hops 4 to 7 when the graph runs.
+"""
 
 # mypy: disable-error-code="overload-overlap"
 # Overloads overlap on purpose, and the first that matches is used. PackedSequence comes before tuple, because it is a
@@ -13,8 +27,9 @@ from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.exporters import unscriptable
 from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._checks.per_sample_gradients import require_no_samples
-from seqbatch._encode.inputs import open_kind
-from seqbatch._encode.registry import empty_input, find
+from seqbatch._encode.inputs import open_input
+from seqbatch._encode.registry import empty_input, find_encoder
+from seqbatch._encode.results import require_outputs, require_pair
 from seqbatch._state import ContainerState, LSTMState, RNNState, State
 from seqbatch._torch import in_a_graph
 from seqbatch.errors import UnsupportedLayerError
@@ -78,15 +93,19 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     (torch.Size([10, 6]), torch.Size([7, 6]))
     """
     require_no_samples("layer", layer)
-    entry = find(layer)
-    batch, close = open_kind(sequences, layer)
-    if is_nothing(batch) and not entry.keeps_state(layer):
+    encoder = find_encoder(layer)
+    batch, close = open_input(sequences, layer)
+    if is_nothing(batch) and not encoder.keeps_state(layer):
         taken = empty_input(layer, batch)
         if taken is None:
             return close(batch)
         batch = taken
     try:
-        return close(entry.outputs(layer, batch))
+        if encoder.outputs is None:
+            outputs, _ = require_pair(encoder.run(layer, batch, None), batch)
+        else:
+            outputs = require_outputs(encoder.outputs(layer, batch), batch, encoder.subject)
+        return close(outputs)
     except Exception as error:
         _add_context(error, layer, batch)
         raise
@@ -156,13 +175,13 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
     >>> torch.testing.assert_close(torch.cat([start, end]), encode(gru, long))
     """
     require_no_samples("layer", layer)
-    entry = find(layer)
-    if not entry.keeps_state(layer):
+    encoder = find_encoder(layer)
+    if not encoder.keeps_state(layer):
         remedy = "Call encode."
         raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
-    batch, close = open_kind(sequences, layer)
+    batch, close = open_input(sequences, layer)
     try:
-        outputs, new_state = entry.run(layer, batch, state)
+        outputs, new_state = require_pair(encoder.run(layer, batch, state), batch)
         return close(outputs), new_state
     except Exception as error:
         _add_context(error, layer, batch)

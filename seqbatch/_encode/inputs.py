@@ -16,7 +16,7 @@ from seqbatch.errors import SeqbatchTypeError
 Opened = tuple[SequenceBatch, Callable[[SequenceBatch], Any]]
 
 
-def open_kind(sequences: object, layer: nn.Module) -> Opened:
+def open_input(sequences: object, layer: nn.Module) -> Opened:
     """Convert any supported input to a batch, and return the function that converts a batch back to its type.
 
     Raises:

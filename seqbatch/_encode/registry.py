@@ -10,10 +10,10 @@ from torch import nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.advice import advice_for
-from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._checks.tracing import not_in_a_graph
 from seqbatch._torch import in_a_graph
-from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
+from seqbatch.errors import SeqbatchTypeError, UnsupportedLayerError
 
 ENTRY_POINTS = "seqbatch.encoders"
 
@@ -23,19 +23,21 @@ Encoder = Callable[[Layer, SequenceBatch], SequenceBatch]
 RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatch, S]]
 
 
-@attrs.frozen
-class _Entry:
-    """A registered encoder.
+@attrs.frozen(eq=False)  # because types that share a function differ in `is_run_as`
+class RegisteredEncoder:
+    """The functions of an encoder, as they were registered: what they return is not checked yet.
 
     Args:
-        run: runs a layer on a batch and a state, and returns a batch and a state.
         keeps_state: returns True if a layer keeps a state.
-        outputs: runs a layer on a batch from the initial state, when only the outputs are needed.
+        run: runs a layer on a batch and a state, and returns a batch and a state; not called if no layer keeps one.
+        outputs: runs a layer on a batch from the initial state, when only the outputs are needed; None if `run` does.
+        subject: the call of `outputs`, for errors.
     """
 
-    run: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any]]
     keeps_state: Callable[[Any], bool]
-    outputs: Callable[[Any, SequenceBatch], SequenceBatch]
+    run: Callable[..., Any]
+    outputs: Callable[[Any, SequenceBatch], Any] | None
+    subject: str
 
 
 def _never(layer: object) -> bool:
@@ -47,7 +49,7 @@ def _always(layer: object) -> bool:
 
 
 # By type of layer.
-_entries: dict[type, _Entry] = {}
+_entries: dict[type, RegisteredEncoder] = {}
 _empty_inputs: dict[type, Callable[[Any, SequenceBatch], SequenceBatch | None]] = {}
 
 # By type of layer, whether PyTorch reads a Tensor of two axes as a batch of single steps, and not as one sequence.
@@ -81,11 +83,7 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
 
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
         _require_function("encoder", function)
-
-        def run(layer: Layer, batch: SequenceBatch, state: None) -> tuple[SequenceBatch, None]:
-            return _checked(function(layer, batch), batch, "encoder(layer, batch)"), None
-
-        _entries[layer_type] = _Entry(run, _never, outputs=lambda layer, batch: run(layer, batch, None)[0])
+        _entries[layer_type] = RegisteredEncoder(_never, function, function, "encoder(layer, batch)")
         return function
 
     return register
@@ -129,21 +127,7 @@ def register_recurrent(
 
     def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
         _require_function("encoder", function)
-
-        def run(layer: Layer, batch: SequenceBatch, state: S | None) -> tuple[SequenceBatch, S]:
-            result: object = function(layer, batch, state)
-            call = "encoder(layer, batch, state)"
-            if not (isinstance(result, tuple) and len(result) == 2):
-                must = "return a pair (batch, state)"
-                raise complaint(SeqbatchTypeError, call, must, type_name(result))
-            return _checked(result[0], batch, f"{call}[0]"), result[1]
-
-        def run_outputs(layer: Layer, batch: SequenceBatch) -> SequenceBatch:
-            if outputs is None:
-                return run(layer, batch, None)[0]
-            return _checked(outputs(layer, batch), batch, "outputs(layer, batch)")
-
-        _entries[layer_type] = _Entry(run, when, run_outputs)
+        _entries[layer_type] = RegisteredEncoder(when, function, outputs, "outputs(layer, batch)")
         return function
 
     return register
@@ -179,17 +163,17 @@ def is_recurrent(layer: nn.Module) -> bool:
     >>> is_recurrent(nn.LSTM(5, 3)), is_recurrent(nn.Linear(5, 3))
     (True, False)
     """
-    return find(layer).keeps_state(layer)
+    return find_encoder(layer).keeps_state(layer)
 
 
-def find(layer: object) -> _Entry:
+def find_encoder(layer: object) -> RegisteredEncoder:
     """Return the encoder of a layer, by its type or the nearest base; import plug-ins if there is none."""
     if not isinstance(layer, nn.Module):
         remedy = "Pass a layer, not its class." if isinstance(layer, type) else ""
         raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
     entry = _dispatch(type(layer))
     if entry is None:
-        if in_a_graph():
+        if in_a_graph():  # because imports cannot be traced
             raise not_in_a_graph(f"a layer of type {type(layer).__name__}, of which no encoder is known yet")
         _load_plugins()
         entry = _dispatch(type(layer))
@@ -216,7 +200,7 @@ def takes_rows(layer: nn.Module) -> bool:
     return False
 
 
-def _dispatch(layer_type: type) -> _Entry | None:
+def _dispatch(layer_type: type) -> RegisteredEncoder | None:
     """Return the entry of a type or its nearest base.
 
     Not by `functools.singledispatch`, because `torch.compile` cannot trace that.
@@ -227,9 +211,9 @@ def _dispatch(layer_type: type) -> _Entry | None:
     return None
 
 
-def is_run_as(layer: object, *kinds: type[nn.Module]) -> bool:
+def is_run_as(layer: object, *layer_types: type[nn.Module]) -> bool:
     """Return True if the encoder of one of these types runs the layer, and not one of its own."""
-    return find(layer) in [_dispatch(kind) for kind in kinds]
+    return find_encoder(layer) in [_dispatch(layer_type) for layer_type in layer_types]
 
 
 def unsupported(layer: nn.Module, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:
@@ -249,17 +233,6 @@ def _load_plugins() -> tuple[tuple[str, Exception], ...]:
         except Exception as error:  # whatever a plug-in raises must not keep the others from loading
             failed.append((f"{plugin.name} = {plugin.value}", error))
     return tuple(failed)
-
-
-def _checked(result: object, batch: SequenceBatch, subject: str) -> SequenceBatch:
-    """Return an encoder's result if it is a batch of the same batch size, else raise."""
-    if not isinstance(result, SequenceBatch):
-        remedy = "Return batch.with_values(values), or SequenceBatch(values, lengths) for other lengths."
-        raise complaint(SeqbatchTypeError, subject, "be a SequenceBatch", type_name(result), remedy)
-    if result.batch_size != batch.batch_size:
-        must = f"have {counted(batch.batch_size, 'sequence')}, as many as `batch`"
-        raise complaint(SeqbatchValueError, subject, must, result.batch_size)
-    return result
 
 
 def _require_layer_type(layer_type: object) -> None:

@@ -12,20 +12,21 @@ from torch.func import functional_call
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch._encoders._layer_checks import autocasts, outside_graphs
-from seqbatch._encoders._recurrent_calls import Form, StateType, run_by_engine, sizes_of
-from seqbatch._engines import Hidden, is_plain, native
+from seqbatch._encoders._recurrent_checks import StateForm, StateType, form_of
+from seqbatch._encoders._recurrent_runs import run_by_engine
+from seqbatch._engines import Hidden, is_stock_recurrent, native
 from seqbatch._ops.custom_operator import Gradients, Operator, Tensors
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._structure.lengths import Lengths
 
 
-def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: Form) -> tuple[Tensor, Hidden]:
-    """Run a layer as `run_by_engine`, by operators.
+def run_by_operators(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: StateForm) -> tuple[Tensor, Hidden]:
+    """Run a layer as `run_by_engine`, but by operators, so that a graph calls an engine without tracing it.
 
     One operator runs all layers of a stack, with two exceptions. The kernels run one layer at a time, and dropout
     between layers is traced as PyTorch's own.
     """
-    if is_nothing(batch) or not is_plain(layer):
+    if is_nothing(batch) or not is_stock_recurrent(layer):
         outside: tuple[Tensor, Hidden] = _run_outside(layer, batch, hidden, form)
         return outside
     values, weights, rows = batch.values, layer.all_weights, form.num_layers * form.num_directions
@@ -33,10 +34,10 @@ def run_in_graph(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: 
     if autocasts(batch.device) and torch.float64 not in (values.dtype, weights[0][0].dtype):
         dtype = torch.get_autocast_dtype(batch.device.type)
         values, hidden = values.to(dtype), tuple(part.to(dtype) for part in hidden)
-        weights = [[part.to(dtype) for part in way] for way in weights]
+        weights = [[part.to(dtype) for part in direction] for direction in weights]
     operator, *options = _OPERATORS[layer.mode]
-    one_by_one = _may_use_kernels(values) or (layer.dropout and layer.training)
-    together = form.num_directions if one_by_one else rows
+    layer_by_layer = _may_use_kernels(values) or (layer.dropout and layer.training)
+    together = form.num_directions if layer_by_layer else rows
     finals = []
     for first in range(0, rows, together):
         if first and layer.training and layer.dropout:
@@ -61,37 +62,35 @@ def _may_use_kernels(values: Tensor) -> bool:
 _run_outside: Any = outside_graphs(run_by_engine, WHY_OUTSIDE_GRAPHS, cause_of)
 
 
-class _Bearer(nn.Module):
-    """A layer without weights, which is called with the weights that the operator gets."""
+class _WeightlessLayer(nn.Module):
+    """A layer whose weights have no memory: it is called with the weights that the operator gets."""
 
     def __init__(self, layer: nn.RNNBase, state_type: StateType) -> None:
         super().__init__()
-        self.layer = layer
-        directions = 2 if layer.bidirectional else 1
-        self.form = Form(state_type, layer.num_layers, directions, "", sizes_of(layer, state_type))
+        self.layer, self.form = layer, form_of(layer, state_type, remedy="")
 
     def forward(self, values: Tensor, lengths: Lengths, hidden: Hidden) -> tuple[Tensor, Hidden]:
-        return run_by_engine(self.layer, SequenceBatch._of(values, lengths), hidden, self.form)
+        return run_by_engine(self.layer, SequenceBatch(values, lengths), hidden, self.form)
 
 
-class _Bearers(threading.local):
-    """The bearers of a thread, by the options of their layers; per thread, because a call replaces their weights."""
+class _LayersOfThread(threading.local):
+    """The weightless layers of a thread, by their options; per thread, because a call replaces their weights."""
 
     def __init__(self) -> None:
-        self.known: dict[tuple[object, ...], _Bearer] = {}
+        self.known: dict[tuple[object, ...], _WeightlessLayer] = {}
 
 
-_bearers = _Bearers()
+_of_thread = _LayersOfThread()
 
 
-class _Call(NamedTuple):
+class _OperatorCall(NamedTuple):
     """The arguments of an operator, without values and lengths.
 
     Args:
         mode: as `nn.RNNBase.mode`.
         start: the initial states, each `(num_layers * directions, batch, size)`.
         weights: those of the first layer and direction first.
-        num_layers: 1 where the kernels run.
+        num_layers: 1 if the kernels run.
         directions: 1 or 2.
         keeps: True if the kernels save tensors for a backward pass.
     """
@@ -114,8 +113,8 @@ class _Call(NamedTuple):
         return [(kept, self.directions * self.size), (self.directions, kept, gates)]
 
 
-class _Kind:
-    """A type of recurrent layer: the functions of its operator."""
+class _RecurrentOperator:
+    """The operator of a type of recurrent layer, and the functions that it consists of."""
 
     def __init__(self, layer_type: type[Any], state_type: StateType, more: str = "") -> None:
         self.layer_type, self.state_type = layer_type, state_type
@@ -127,7 +126,7 @@ class _Kind:
     def run(self, values: Tensor, lengths: Lengths, *arguments: Any) -> Tensors:
         """Return outputs, final states, and the tensors that `backward` reads, zeros if the kernels do not run."""
         call = self._parse(values, *arguments)
-        if not torch.is_grad_enabled() and self._is_for_kernels(call, values, lengths):
+        if not torch.is_grad_enabled() and self._kernels_can_run(call, values, lengths):
             start = _of_running(call.start, lengths)
             results = native.compute(
                 call.mode, lengths.running, call.directions, values, call.weights, start, keep=call.keeps
@@ -136,9 +135,9 @@ class _Kind:
             # A copy, because callers may modify the output in place before the backward pass.
             kept = (output if call.keeps else output[:0]).clone()
             return output, *_of_all(ends, call.start, lengths), kept, gates
-        bearer = self._bearer_for(call)
-        named = dict(zip((name for name, _ in bearer.named_parameters()), call.weights, strict=True))
-        output, final = functional_call(bearer, named, (values, lengths, tuple(call.start)))
+        layer = self._layer_for(call)
+        named = dict(zip((name for name, _ in layer.named_parameters()), call.weights, strict=True))
+        output, final = functional_call(layer, named, (values, lengths, tuple(call.start)))
         return output, *final, *map(values.new_zeros, call.shapes_of_saved(len(values)))
 
     def fake(self, values: Tensor, lengths: Tensor, *arguments: Any) -> Tensors:
@@ -161,7 +160,7 @@ class _Kind:
         shapes = call.shapes_of_saved(len(values))
         # Hooks of autograd may have changed what was saved.
         given = zip([*saved, *gradients], [*shapes, shapes[0], *(part.shape for part in call.start)], strict=True)
-        if not (call.keeps and self._is_for_kernels(call, values, lengths, *given)):
+        if not (call.keeps and self._kernels_can_run(call, values, lengths, *given)):
             return None
         number, (of_output, *of_ends) = len(call.weights), gradients
         output, gates = saved
@@ -189,14 +188,14 @@ class _Kind:
         bidirectional: bool,
         differentiable: list[bool],
         nonlinearity: str = "",
-    ) -> _Call:
+    ) -> _OperatorCall:
         mode = f"RNN_{nonlinearity.upper()}" if nonlinearity else self.layer_type.__name__
         start, weights, directions = others[: self.states], others[self.states :], 2 if bidirectional else 1
         keeps = any(differentiable) and num_layers == 1 and _may_use_kernels(values)
-        return _Call(mode, start, weights, num_layers, directions, keeps)
+        return _OperatorCall(mode, start, weights, num_layers, directions, keeps)
 
-    def _is_for_kernels(
-        self, call: _Call, values: Tensor, lengths: Lengths, *more: tuple[Tensor | None, Sequence[int]]
+    def _kernels_can_run(
+        self, call: _OperatorCall, values: Tensor, lengths: Lengths, *more: tuple[Tensor | None, Sequence[int]]
     ) -> bool:
         """Return True if the kernels can run this: they must not read beyond the memory of a tensor.
 
@@ -218,7 +217,7 @@ class _Kind:
             and all(map(native.is_read_as, tensors, shapes, repeat(values.dtype)))
         )
 
-    def _bearer_for(self, call: _Call) -> _Bearer:
+    def _layer_for(self, call: _OperatorCall) -> _WeightlessLayer:
         weights, number = call.weights, len(call.weights) // (call.num_layers * call.directions)
         options: dict[str, Any] = {"bias": number > 3, "bidirectional": call.directions == 2}
         if self.layer_type is nn.RNN:
@@ -227,9 +226,9 @@ class _Kind:
             options["proj_size"] = weights[1].shape[1]
         sizes = (weights[0].shape[1], len(weights[0]) // self.gates, call.num_layers)
         key = (self.layer_type, *sizes, *options.items())
-        if key not in _bearers.known:
-            _bearers.known[key] = _Bearer(self.layer_type(*sizes, **options, device="meta"), self.state_type)
-        return _bearers.known[key]
+        if key not in _of_thread.known:
+            _of_thread.known[key] = _WeightlessLayer(self.layer_type(*sizes, **options, device="meta"), self.state_type)
+        return _of_thread.known[key]
 
 
 def _of_running(parts: Sequence[Any], lengths: Lengths) -> list[Any]:
@@ -246,7 +245,9 @@ def _of_all(parts: Sequence[Any], others: Sequence[Tensor], lengths: Lengths) ->
     return [other.index_copy(1, lengths.not_empty, part) for part, other in zip(parts, others, strict=True)]
 
 
-_LSTM, _GRU, _RNN = _Kind(nn.LSTM, LSTMState), _Kind(nn.GRU, RNNState), _Kind(nn.RNN, RNNState, ", str nonlinearity")
+_LSTM = _RecurrentOperator(nn.LSTM, LSTMState)
+_GRU = _RecurrentOperator(nn.GRU, RNNState)
+_RNN = _RecurrentOperator(nn.RNN, RNNState, ", str nonlinearity")
 # By the mode of a layer, with the option that its sizes do not imply.
 _OPERATORS: dict[str, tuple[Any, ...]] = {
     "LSTM": (_LSTM.operator,),

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -13,15 +13,14 @@ from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint, counted, type_name
 from seqbatch._encode.registry import register_recurrent, register_rows
 from seqbatch._encoders._layer_checks import QUANTIZED_CELLS, autocasts, keeps_forward, outside_graphs, quantized_layers
-from seqbatch._encoders._recurrent_calls import (
-    Form,
-    Run,
+from seqbatch._encoders._recurrent_checks import (
+    StateForm,
     StateType,
-    require_input,
+    require_recurrent_input,
     require_state,
-    run_where_steps_are,
     sizes_of,
 )
+from seqbatch._encoders._recurrent_runs import run_without_empty
 from seqbatch._engines import Hidden
 from seqbatch._ops.layouts import rearrange
 from seqbatch._state import LSTMState, RNNState
@@ -42,10 +41,10 @@ _Cell = Any
 # From the rows of one step and the state of these sequences, empty for the initial step, to their next state.
 _Step = Callable[[Tensor, Hidden], Hidden]
 
-# Steps that are split at a time, because one by one is slower, and all views of a long sequence take memory.
-_CUT = 256
+# Steps that are split at a time, because splitting each alone is slower, and views of all steps take memory.
+_SPLIT_SIZE = 256
 # Up to this many steps, calling the cell is faster than setting up an engine; measured for sizes of 16 to 512.
-_FEW = 4
+_FEW_STEPS = 4
 
 
 def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
@@ -60,11 +59,11 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
     @outside_graphs
     def _(cell: _Cell, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
         if keeps_forward(cell, cell_type):
-            require_input(batch, cell)
-        form = Form(state_type, 1, 1, remedy, sizes_of(cell, state_type))
+            require_recurrent_input(batch, cell)
+        form = StateForm(state_type, 1, 1, remedy, sizes_of(cell, state_type))
         hidden = require_state(state, form, cell, batch)
-        values, final = run_where_steps_are(cell, batch, hidden, form, _run_of(cell, form))
-        if not (batch.total_steps or is_nothing(batch)) and autocasts(batch.device) and _is_open(cell):
+        values, final = run_without_empty(cell, batch, hidden, form, partial(_run_cell_values, cell, form))
+        if not (batch.total_steps or is_nothing(batch)) and autocasts(batch.device) and _is_stock_cell(cell):
             dtype = _step_of(cell, form)(batch.values, ())[0].dtype
             values, final = values.to(dtype), tuple(part.to(dtype) for part in final)
         return batch.with_values(values), state_type(*[part.unsqueeze(0) for part in final])
@@ -75,22 +74,21 @@ def _remedy(state_type: StateType) -> str:
     return f"For the state of a cell of PyTorch pass {state_type.__name__}({parts})."
 
 
-def _run_of(cell: _Cell, form: Form) -> Run:
-    """Return the function that runs a cell: by the kernels, by another engine for many steps, or step by step."""
-
-    def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        is_open = _is_open(cell)
-        if is_open and _engines.kernels_serve(values):
-            mode, weights = _mode_of(cell), _weights_of(cell)
-            if _engines.kernels_read(mode, weights, values, 1, cell.input_size, cell.hidden_size):
-                return _engines.run_cell(mode, weights, values, lengths, hidden)
-        if is_open and (_is_for_an_engine(values) if is_transformed() else _pays(values, lengths)):
-            layer = _as_layer(cell)
-            return _engines.choose(layer, values, lengths)(layer, values, lengths, hidden)
-        run_steps = _run_alone if isinstance(cell, QUANTIZED_CELLS) else _run_steps
-        return run_steps(_step_of(cell, form), values, lengths, hidden)
-
-    return run
+def _run_cell_values(
+    cell: _Cell, form: StateForm, values: Tensor, lengths: Lengths, hidden: Hidden | None
+) -> tuple[Tensor, Hidden]:
+    """Run a cell by the kernels, by the engine of the equal layer if there are many steps, or step by step."""
+    is_stock = _is_stock_cell(cell)
+    if is_stock:
+        mode, weights = _mode_of(cell), _weights_of(cell)
+        if _engines.can_run_cell(mode, weights, values, cell.input_size, cell.hidden_size):
+            return _engines.run_cell(mode, weights, values, lengths, hidden)
+    if is_stock and (_needs_layer(values) if is_transformed() else _layer_is_faster(values, lengths)):
+        layer = _as_layer(cell)
+        engine = _engines.choose(_engines.describe_call(layer, values, rounds_by_range=False))
+        return engine.run(layer, values, lengths, hidden)
+    run_steps = _run_alone if isinstance(cell, QUANTIZED_CELLS) else _run_steps
+    return run_steps(_step_of(cell, form), values, lengths, hidden)
 
 
 def _run_alone(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
@@ -113,7 +111,7 @@ def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | N
     state: Hidden = () if hidden is None else tuple(part[0].index_select(0, there.order) for part in hidden)
     outputs: list[Tensor] = []
     ended: list[Hidden] = []
-    for rows in _cut(rearrange(values, plan), lengths.step_sizes):
+    for rows in _split_steps(rearrange(values, plan), lengths.step_sizes):
         count = len(rows)
         if state and len(state[0]) > count:
             ended.append(tuple(part[count:] for part in state))
@@ -124,14 +122,14 @@ def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | N
     return rearrange(torch.cat(outputs), plan.inverse), tuple(final)
 
 
-def _cut(rows: Tensor, sizes: list[int]) -> Iterator[Tensor]:
+def _split_steps(rows: Tensor, sizes: list[int]) -> Iterator[Tensor]:
     """Yield the rows of each step, as views."""
-    chunks = [sizes[i : i + _CUT] for i in range(0, len(sizes), _CUT)]
+    chunks = [sizes[i : i + _SPLIT_SIZE] for i in range(0, len(sizes), _SPLIT_SIZE)]
     for part, chunk in zip(rows.split([sum(chunk) for chunk in chunks]), chunks, strict=True):
         yield from part.split(chunk)
 
 
-def _step_of(cell: _Cell, form: Form) -> _Step:
+def _step_of(cell: _Cell, form: StateForm) -> _Step:
     """Return the function that calls the cell itself, and checks its result."""
     one = len(form.sizes) == 1
     must = "return a hidden state" if one else "return a pair (hidden, cell)"
@@ -155,31 +153,31 @@ def _step_of(cell: _Cell, form: Form) -> _Step:
 
 # PyTorch's cells, the layer that computes the same, and the names of their weights.
 _LAYERS: dict[type[nn.Module], Any] = {nn.LSTMCell: nn.LSTM, nn.GRUCell: nn.GRU, nn.RNNCell: nn.RNN}
-_FORWARDS = tuple(kind.forward for kind in _LAYERS)
+_CELL_FORWARDS = tuple(cell_type.forward for cell_type in _LAYERS)
 _WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
-def _is_open(cell: _Cell) -> bool:
+def _is_stock_cell(cell: _Cell) -> bool:
     """Return True if a cell has a stock `forward` and no hooks: bypassing it cannot be observed."""
     held = parameters_of(cell)
     return (
         min(cell.input_size, cell.hidden_size) > 0  # because PyTorch's layers need it, and its cells do not
-        and type(cell).forward in _FORWARDS
+        and type(cell).forward in _CELL_FORWARDS
         and "forward" not in vars(cell)
         and vars(cell).get("nonlinearity", "tanh") in ("tanh", "relu")
         and not has_hooks(cell)
         and not is_parametrized(cell)
-        and all(type(held.get(name)) in (nn.Parameter, Tensor) for name in _names(cell))
+        and all(type(held.get(name)) in (nn.Parameter, Tensor) for name in _cell_weight_names(cell))
     )
 
 
-def _names(cell: _Cell) -> tuple[str, ...]:
+def _cell_weight_names(cell: _Cell) -> tuple[str, ...]:
     return _WEIGHTS if cell.bias else _WEIGHTS[:2]
 
 
 def _weights_of(cell: _Cell) -> list[Tensor]:
     held = parameters_of(cell)
-    return [held[name] for name in _names(cell)]
+    return [held[name] for name in _cell_weight_names(cell)]
 
 
 def _mode_of(cell: _Cell) -> str:
@@ -189,30 +187,31 @@ def _mode_of(cell: _Cell) -> str:
     return "LSTM" if isinstance(cell, nn.LSTMCell) else "GRU"
 
 
-def _is_for_an_engine(values: Tensor) -> bool:
+def _needs_layer(values: Tensor) -> bool:
     """Return True if transforms other than reverse mode are active, because PyTorch has no `vmap` of nn.LSTMCell."""
     return not takes_gradients_only() and not autocasts(values.device)
 
 
-def _pays(values: Tensor, lengths: Lengths) -> bool:
-    return _rounds_alike(values) and lengths.longest > _FEW
+def _layer_is_faster(values: Tensor, lengths: Lengths) -> bool:
+    """Return True if an engine of layers is faster than calling the cell at each step, and rounds alike."""
+    return _rounds_alike(values) and lengths.longest > _FEW_STEPS
 
 
 def _rounds_alike(values: Tensor) -> bool:
-    """Return True if a layer equals its cell up to the last bits; in half precision each rounds at other places.
+    """Return True if a layer equals its cell up to the last bits; in half precision they round at different places.
 
-    On CUDA a layer would move the caller's weights to one buffer for cuDNN.
+    Not on CUDA, because there a layer would move the caller's weights to one buffer for cuDNN.
     """
     return values.is_cpu and values.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
 
 
 def _as_layer(cell: _Cell) -> nn.RNNBase:
     """Build the layer that runs the cell over sequences, with the cell's own weights."""
-    layer_type = next(layer for kind, layer in _LAYERS.items() if isinstance(cell, kind))
+    layer_type = next(layer_type for cell_type, layer_type in _LAYERS.items() if isinstance(cell, cell_type))
     nonlinearity = getattr(cell, "nonlinearity", None)
     layer = copy.copy(_blank_layer(layer_type, cell.input_size, cell.hidden_size, bool(cell.bias), nonlinearity))
     # Not set as attributes, because in `torch.func.functional_call` a weight may not be an `nn.Parameter`.
-    set_parameters(layer, {f"{name}_l0": getattr(cell, name) for name in _names(cell)})
+    set_parameters(layer, {f"{name}_l0": getattr(cell, name) for name in _cell_weight_names(cell)})
     return layer
 
 
@@ -220,18 +219,18 @@ def _as_layer(cell: _Cell) -> nn.RNNBase:
 def _blank_layer(
     layer_type: Any, input_size: int, hidden_size: int, bias: bool, nonlinearity: str | None
 ) -> nn.RNNBase:
-    """Build a layer without memory for weights; cached, because that takes as long as two or three steps."""
+    """Build a layer whose weights have no memory; cached, because building takes as long as two or three steps."""
     options: dict[str, Any] = {} if nonlinearity is None else {"nonlinearity": nonlinearity}
     # Without initializing weights, because `vmap` refuses their random numbers.
-    kind: Any = type(layer_type.__name__, (layer_type,), {"reset_parameters": lambda layer: None})
-    layer: nn.RNNBase = kind(input_size, hidden_size, bias=bias, device="meta", **options)
+    blank_type: Any = type(layer_type.__name__, (layer_type,), {"reset_parameters": lambda layer: None})
+    layer: nn.RNNBase = blank_type(input_size, hidden_size, bias=bias, device="meta", **options)
     return layer
 
 
-_WITH_CELL: list[type[nn.Module]] = [nn.LSTMCell, *quantized_layers("LSTMCell")]
-_WITHOUT: list[type[nn.Module]] = [nn.GRUCell, nn.RNNCell, *quantized_layers("GRUCell", "RNNCell")]
+_LSTM_CELLS: list[type[nn.Module]] = [nn.LSTMCell, *quantized_layers("LSTMCell")]
+_OTHER_CELLS: list[type[nn.Module]] = [nn.GRUCell, nn.RNNCell, *quantized_layers("GRUCell", "RNNCell")]
 
-for _cell_type in _WITH_CELL:
+for _cell_type in _LSTM_CELLS:
     register_cell(_cell_type, LSTMState)
-for _cell_type in _WITHOUT:
+for _cell_type in _OTHER_CELLS:
     register_cell(_cell_type, RNNState)

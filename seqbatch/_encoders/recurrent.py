@@ -1,4 +1,4 @@
-"""Encoders of nn.LSTM, nn.GRU and nn.RNN, whatever engine runs them."""
+"""Encoders of nn.LSTM, nn.GRU and nn.RNN: check the call, run it by an engine, and build the state."""
 
 from typing import Any
 
@@ -8,8 +8,10 @@ from torch import Tensor, nn
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode.registry import register_recurrent
 from seqbatch._encoders._layer_checks import autocasts, keeps_forward, quantized_layers
-from seqbatch._encoders._recurrent_calls import Form, StateType, require_input, require_state, run_by_engine, sizes_of
-from seqbatch._encoders._recurrent_operators import run_in_graph
+from seqbatch._encoders._recurrent_checks import StateType, form_of, require_recurrent_input, require_state
+from seqbatch._encoders._recurrent_operators import run_by_operators
+from seqbatch._encoders._recurrent_runs import run_by_engine
+from seqbatch._engines import Hidden
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._torch import in_a_graph
 
@@ -17,23 +19,33 @@ from seqbatch._torch import in_a_graph
 _Recurrent = Any
 
 
-def _register(layer_type: type[nn.Module], state_type: StateType) -> None:
-    def run(layer: _Recurrent, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
-        if keeps_forward(layer, layer_type):
-            require_input(batch, layer)
-        form = _form_of(layer, state_type)
+def register_recurrent_layer(layer_type: type[nn.Module], state_type: StateType) -> None:
+    """Register the encoder of a type of recurrent layer, with and without the state."""
+    remedy = f"For a state of PyTorch's layout call {state_type.__name__}.from_torch(hx, layer)."
+
+    def run_values(layer: _Recurrent, batch: SequenceBatch, state: Any) -> tuple[Tensor, Hidden]:
+        is_kept = keeps_forward(layer, layer_type)
+        if is_kept:
+            require_recurrent_input(batch, layer)
+        form = form_of(layer, state_type, remedy)
         hidden = require_state(state, form, layer, batch)
-        way = run_in_graph if in_a_graph() else run_by_engine
-        values, final = way(layer, batch, hidden, form)
-        if keeps_forward(layer, layer_type) and autocasts(batch.device):
+        # While tracing, the engines run inside operators, because they read the values of the lengths.
+        run_checked = run_by_operators if in_a_graph() else run_by_engine
+        values, final = run_checked(layer, batch, hidden, form)
+        if is_kept and autocasts(batch.device):
             start = hidden[0].dtype if hidden else batch.dtype
-            values = _as_alone(layer, values, start)
-            final = tuple(_as_alone(layer, part, start) for part in final)
+            return _as_alone(layer, values, start), tuple(_as_alone(layer, part, start) for part in final)
+        return values, final
+
+    def run_outputs(layer: _Recurrent, batch: SequenceBatch) -> SequenceBatch:
+        return batch.with_values(run_values(layer, batch, None)[0])
+
+    @register_recurrent(layer_type, outputs=run_outputs)
+    def _(layer: _Recurrent, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, LSTMState | RNNState]:
+        values, final = run_values(layer, batch, state)
         if state_type is LSTMState:
             return batch.with_values(values), LSTMState.from_torch((final[0], final[1]), layer)
         return batch.with_values(values), RNNState.from_torch(final[0], layer)
-
-    register_recurrent(layer_type)(run)
 
 
 def _as_alone(layer: _Recurrent, result: Tensor, start: torch.dtype) -> Tensor:
@@ -47,13 +59,7 @@ def _as_alone(layer: _Recurrent, result: Tensor, start: torch.dtype) -> Tensor:
     return result.to(torch.promote_types(dtype, start) if isinstance(layer, nn.GRU) else dtype)
 
 
-def _form_of(layer: _Recurrent, state_type: StateType) -> Form:
-    remedy = f"For a state of PyTorch's layout call {state_type.__name__}.from_torch(hx, layer)."
-    directions = 2 if layer.bidirectional else 1
-    return Form(state_type, layer.num_layers, directions, remedy, sizes_of(layer, state_type))
-
-
 for _layer_type in (nn.LSTM, *quantized_layers("LSTM")):
-    _register(_layer_type, LSTMState)
+    register_recurrent_layer(_layer_type, LSTMState)
 for _layer_type in (nn.GRU, nn.RNN, *quantized_layers("GRU")):
-    _register(_layer_type, RNNState)
+    register_recurrent_layer(_layer_type, RNNState)

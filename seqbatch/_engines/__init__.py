@@ -1,10 +1,21 @@
-"""How a recurrent layer is run, one file a way: from flat values and lengths to flat values and states."""
+"""How a recurrent layer is run, one engine a file: from flat values and lengths to flat values and states.
 
-from seqbatch._engines._choice import choose, is_plain
-from seqbatch._engines._interface import Engine, Hidden
-from seqbatch._engines._stock import takes_packed
-from seqbatch._engines.native import reads_weights as kernels_read
-from seqbatch._engines.native import run_cell
-from seqbatch._engines.native import serves as kernels_serve
+To add an engine, write a module with the functions of `Engine`, and list it in the order of `_choice.ENGINES`.
+"""
 
-__all__ = ["Engine", "Hidden", "choose", "is_plain", "kernels_read", "kernels_serve", "run_cell", "takes_packed"]
+from seqbatch._engines._choice import choose, describe_call
+from seqbatch._engines._interface import Engine, EngineCall, Hidden
+from seqbatch._engines._stock import is_stock_recurrent, takes_packed
+from seqbatch._engines.native import can_run_cell, run_cell
+
+__all__ = [
+    "Engine",
+    "EngineCall",
+    "Hidden",
+    "can_run_cell",
+    "choose",
+    "describe_call",
+    "is_stock_recurrent",
+    "run_cell",
+    "takes_packed",
+]

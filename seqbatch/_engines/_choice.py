@@ -1,40 +1,44 @@
-"""Which engine runs a layer on given sequences."""
+"""Which engine runs a layer: the first in a fixed order that can run the call."""
+
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from seqbatch._engines import by_length, native, packed, stepwise
-from seqbatch._engines._interface import Engine
-from seqbatch._engines._stock import takes_packed
-from seqbatch._structure.lengths import Lengths
-from seqbatch._torch import STOCK_TENSORS, has_backward_hooks, has_hooks, is_intercepted, is_parametrized
+from seqbatch._engines import by_length, native, one_by_one, packed, stepwise
+from seqbatch._engines._interface import Engine, EngineCall
+from seqbatch._engines._stock import is_stock_recurrent, takes_packed
+from seqbatch._torch import STOCK_TENSORS, has_backward_hooks, is_intercepted, is_parametrized
 
-_FORWARDS = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)
+# In this order, because an engine is asked only if none before it can run the call:
+# - `native` runs stock layers on the CPU, in single and double precision, by the kernels: the fastest;
+# - `stepwise` runs stock layers where a transform, a dispatch mode or a subclass of Tensor must see each operation,
+#   because these support neither kernels nor packed sequences;
+# - `packed` calls any layer whose `forward` is PyTorch's own, on every device, unless its hooks need Tensors;
+# - `by_length` calls a layer on the sequences of each length as one Tensor, so that its `forward` may be its own;
+# - `one_by_one` calls a layer on each sequence, so it can run every layer.
+ENGINES: tuple[Engine, ...] = (native, stepwise, packed, by_length, one_by_one)
 
 
-def choose(layer: nn.Module, values: Tensor, lengths: Lengths) -> Engine:
-    """Return the first of these engines that can run a layer.
+def describe_call(layer: Any, values: Tensor, rounds_by_range: bool) -> EngineCall:
+    """Collect what decides which engine runs a layer on flat values.
 
-    - `groups` is for a `forward` that is not PyTorch's, which may not take a PackedSequence; and for hooks of the
-      backward pass, which PyTorch does not run around packed sequences. Where no gradients are recorded no such hook
-      runs, and `packed`, which is far faster, runs the others.
-    - `plain` is for what PyTorch transforms (`torch.func`, forward mode) or intercepts (dispatch modes), and for
-      subclasses of Tensor, such as fake ones. Packed sequences survive neither.
-    - `native` is for the CPU in single and double precision, where the kernels are there: the fastest.
-    - `packed` calls the layer itself, so it serves every layer, on every device, and rounds as PyTorch does.
+    `rounds_by_range` says whether the layer is quantized and rounds its input by the range of the whole input.
     """
-    is_stock = is_plain(layer)
-    if not is_stock and (not takes_packed(layer) or (has_backward_hooks(layer) and torch.is_grad_enabled())):
-        return by_length.run
-    if is_intercepted() or type(values) not in STOCK_TENSORS:
-        return stepwise.run if is_stock else packed.run
-    if is_stock and native.serves(values) and not is_parametrized(layer) and native.reads_weights_of(layer, values):
-        return native.run
-    return packed.run
+    is_stock = is_stock_recurrent(layer)
+    return EngineCall(
+        layer,
+        values,
+        is_stock,
+        takes_packed=is_stock or takes_packed(layer),
+        runs_backward_hooks=not is_stock and torch.is_grad_enabled() and has_backward_hooks(layer),
+        is_parametrized=is_parametrized(layer),
+        rounds_by_range=rounds_by_range,
+        is_intercepted=is_intercepted() or type(values) not in STOCK_TENSORS,
+        autocasts=torch.is_autocast_enabled("cpu"),
+    )
 
 
-def is_plain(layer: nn.Module) -> bool:
-    """Return True if a layer has a stock `forward` and no hooks: bypassing it cannot be observed."""
-    kind = type(layer)
-    is_stock = kind.forward in _FORWARDS and "forward" not in vars(layer) and kind.__call__ is nn.Module.__call__
-    return is_stock and isinstance(layer, nn.RNNBase) and not has_hooks(layer)
+def choose(call: EngineCall) -> Engine:
+    """Return the first engine that can run a call."""
+    return next(engine for engine in ENGINES if engine.can_run(call))

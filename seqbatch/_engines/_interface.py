@@ -1,6 +1,6 @@
-"""The interface of engines: a function that runs a recurrent layer by one method."""
+"""The interface of engines, and what they share: the call they are asked about, and checks of a layer's result."""
 
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor
 
@@ -12,8 +12,38 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 Hidden = tuple[Tensor, ...]
 
 
+class EngineCall(NamedTuple):  # not an attrs class, because creating one takes twice as long
+    """What decides which engine runs a recurrent layer. Lengths do not: every engine takes all.
+
+    Args:
+        layer: the layer.
+        values: the flat values, `(total_steps, input_size)`.
+        is_stock: the layer has a stock `forward` and no hooks, so that bypassing it cannot be observed.
+        takes_packed: its `forward` is PyTorch's own, so that it takes a PackedSequence.
+        runs_backward_hooks: gradients are recorded, and hooks would run in the backward pass.
+        is_parametrized: parametrizations compute its weights.
+        rounds_by_range: it is quantized and rounds its input by the range of the whole input.
+        is_intercepted: a transform, a dispatch mode or a subclass of Tensor must see each operation.
+        autocasts: `torch.autocast` is on for the CPU.
+    """
+
+    layer: Any
+    values: Tensor
+    is_stock: bool
+    takes_packed: bool
+    runs_backward_hooks: bool
+    is_parametrized: bool
+    rounds_by_range: bool
+    is_intercepted: bool
+    autocasts: bool
+
+
 class Engine(Protocol):
-    """A function that runs a recurrent layer.
+    """A module that runs recurrent layers by one method.
+
+    `can_run` returns True if the engine can run a call that no engine before it in the order can.
+
+    `run` runs a layer.
 
     Args:
         layer: the layer; if it has hooks or its own `forward`, it must be called as itself.
@@ -26,9 +56,8 @@ class Engine(Protocol):
         the outputs `(total_steps, num_directions * size)`, and the final state in the form of `hidden`.
     """
 
-    def __call__(
-        self, layer: Any, values: Tensor, lengths: Lengths, hidden: Hidden | None
-    ) -> tuple[Tensor, Hidden]: ...
+    def can_run(self, call: EngineCall) -> bool: ...
+    def run(self, layer: Any, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]: ...
 
 
 def as_arguments(hidden: Hidden | None) -> tuple[Tensor | Hidden, ...]:
@@ -38,10 +67,10 @@ def as_arguments(hidden: Hidden | None) -> tuple[Tensor | Hidden, ...]:
     return (hidden[0],) if len(hidden) == 1 else (hidden,)
 
 
-def parts_of(result: Any, layer: Any, kind: type) -> tuple[Any, Hidden]:
+def parts_of(result: Any, layer: Any, output_type: type) -> tuple[Any, Hidden]:
     """Return the output and the state of a layer's result if it holds both and the output has the type, else raise."""
-    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], kind)):
-        must = f"return a {kind.__name__} and a state for a {kind.__name__}, as its base does"
+    if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[0], output_type)):
+        must = f"return a {output_type.__name__} and a state for a {output_type.__name__}, as its base does"
         raise complaint(SeqbatchTypeError, "layer", must, type_name(result), own_encoder(layer))
     output, final = result
     return output, final if isinstance(final, tuple) else (final,)

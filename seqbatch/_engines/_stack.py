@@ -41,7 +41,7 @@ class RunLayer(Protocol):
 def run_layers(
     layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None, run_layer: RunLayer
 ) -> tuple[Tensor, Hidden]:
-    """Run the layers of a recurrent layer in order, as `Engine` says, by a function that runs one of them."""
+    """Run the layers of a recurrent layer in order, as `Engine.run` says, by a function that runs one of them."""
     directions = 2 if layer.bidirectional else 1
     rows, finals = values, []
     for i in range(layer.num_layers):
@@ -55,7 +55,7 @@ def run_layers(
 
 def weights_of(layer: nn.RNNBase, index: int) -> tuple[Tensor, ...]:
     """Return the weights of one layer, those of the first direction before those of the second."""
-    names = _names(index, bool(layer.bias), bool(layer.proj_size), bool(layer.bidirectional))
+    names = _layer_weight_names(index, bool(layer.bias), bool(layer.proj_size), bool(layer.bidirectional))
     held = parameters_of(layer)
     try:
         return tuple([held[name] for name in names])
@@ -64,6 +64,6 @@ def weights_of(layer: nn.RNNBase, index: int) -> tuple[Tensor, ...]:
 
 
 @lru_cache
-def _names(index: int, bias: bool, projects: bool, bidirectional: bool) -> list[str]:
+def _layer_weight_names(index: int, bias: bool, projects: bool, bidirectional: bool) -> list[str]:
     names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if bias else []), *(["weight_hr"] if projects else [])]
     return [f"{name}_l{index}{suffix}" for suffix in ["", "_reverse"][: 1 + bidirectional] for name in names]

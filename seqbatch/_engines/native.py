@@ -1,4 +1,4 @@
-"""The native engine: kernels of our own on the CPU, which read each step where it stands in the flat values."""
+"""The engine of the compiled kernels on the CPU, which read each step where it stands in the flat values."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch import _kernels
-from seqbatch._engines import stepwise
-from seqbatch._engines._interface import Hidden
+from seqbatch._engines._interface import EngineCall, Hidden
 from seqbatch._engines._stack import run_layers, weights_of
+from seqbatch._engines.stepwise import run_layer_stepwise
 from seqbatch._structure.lengths import Lengths
 from seqbatch._torch import are_batched, is_dense, is_intercepted, wants_gradients
 
 Tensors = tuple[Tensor, ...]
 
-_KINDS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
+_MODES = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
 # Numbers that are kept per unit and step for the backward pass, and gradients of gates; see `recurrent.h`.
 SAVED = {"LSTM": 5, "GRU": 4, "RNN_TANH": 0, "RNN_RELU": 0}
 _GATES = {"LSTM": 4, "GRU": 4, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -27,16 +27,29 @@ _WEIGHTS = {
     4: ("weight_ih", "weight_hh", "bias_ih", "bias_hh"),
     5: ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"),
 }
-_PARTS, _FINALS = ("hidden", "cell"), ("final_hidden", "final_cell")
-
-
+_STATES, _FINALS = ("hidden", "cell"), ("final_hidden", "final_cell")
 DTYPES = (torch.float32, torch.float64)
 
 
+def can_run(call: EngineCall) -> bool:
+    """Return True for a stock layer if the kernels can read values and weights, and PyTorch need not see the steps."""
+    is_free = call.is_stock and not (call.is_intercepted or call.autocasts or call.is_parametrized)
+    return is_free and reads_values(call.values) and reads_weights_of(call.layer, call.values)
+
+
+def can_run_cell(mode: str, weights: Sequence[Tensor], values: Tensor, input_size: int, size: int) -> bool:
+    """Return True if `run_cell` can run a cell without hooks or a `forward` of its own, given by mode and weights."""
+    return serves(values) and reads_weights(mode, weights, values, 1, input_size, size)
+
+
 def serves(values: Tensor) -> bool:
-    """Return True if the kernels can read these values, and neither autocast nor what intercepts asks for others."""
-    is_known = values.is_cpu and values.dtype in DTYPES and is_dense(values)
-    return is_known and _kernels.IS_THERE and not (torch.is_autocast_enabled("cpu") or is_intercepted())
+    """Return True if the kernels can read the values, autocast is off, and no transform or mode is active."""
+    return reads_values(values) and not (torch.is_autocast_enabled("cpu") or is_intercepted())
+
+
+def reads_values(values: Tensor) -> bool:
+    """Return True if there are kernels for the device and dtype of the values, and their memory holds them."""
+    return values.is_cpu and values.dtype in DTYPES and _kernels.IS_THERE and is_dense(values)
 
 
 def reads_weights_of(layer: Any, values: Tensor) -> bool:
@@ -82,25 +95,25 @@ def is_read_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool
 
 
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run the layer as `Engine` says; for values that it `serves`, and stock layers whose weights it reads."""
-    output, final = run_layers(layer, values, lengths, hidden, _run_layer)
-    return _apart(output), final
+    """Run the layer as `Engine.run` says."""
+    output, final = run_layers(layer, values, lengths, hidden, _run_layer_by_kernels)
+    return _modifiable(output), final
 
 
 def run_cell(
     mode: str, weights: Sequence[Tensor], values: Tensor, lengths: Lengths, hidden: Hidden | None
 ) -> tuple[Tensor, Hidden]:
-    """Run a cell, given by its mode and weights, as `Engine` says; for what the kernels serve and read."""
-    output, *final = _run_layer(mode, lengths, 1, values, weights, hidden or ())
-    return _apart(output), tuple(final)
+    """Run a cell, given by its mode and weights, as `Engine.run` says; it requires `can_run_cell`."""
+    output, *final = _run_layer_by_kernels(mode, lengths, 1, values, weights, hidden or ())
+    return _modifiable(output), tuple(final)
 
 
-def _apart(output: Tensor) -> Tensor:
+def _modifiable(output: Tensor) -> Tensor:
     # A copy, because the backward pass reads the output, which callers may modify in place.
     return output.clone() if output.requires_grad else output
 
 
-def _run_layer(
+def _run_layer_by_kernels(
     mode: str,
     lengths: Lengths,
     directions: int,
@@ -109,15 +122,15 @@ def _run_layer(
     start: Sequence[Tensor],
 ) -> Tensors:
     if not all(map(is_dense, start)):  # their shapes, dtypes and devices were checked, as those of all states
-        return stepwise.run_layer(mode, lengths, directions, inputs, weights, start)
+        return run_layer_stepwise(mode, lengths, directions, inputs, weights, start)
     if wants_gradients((inputs, *weights, *start)):
-        apply: Any = _Layer.apply  # torch gives it no types
+        apply: Any = _KernelLayer.apply  # torch gives it no types
         results: Tensors = apply(mode, lengths, directions, len(weights), inputs, *weights, *start)
         return results
     return compute(mode, lengths, directions, inputs, weights, start, keep=False)[:-1]
 
 
-class _Layer(torch.autograd.Function):
+class _KernelLayer(torch.autograd.Function):
     """One layer in all its directions, with a backward pass by the kernels."""
 
     @staticmethod
@@ -139,7 +152,7 @@ class _Layer(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         output, saved, *given = ctx.saved_tensors  # read once, because checkpoints return them once
         call = ctx.mode, ctx.lengths, ctx.directions, ctx.number
-        # Hooks of autograd may have changed what was saved, and gradients may be of any kind.
+        # Hooks of autograd may have changed what was saved, and gradients may be of any subclass.
         pairs = zip((output, saved, *given, *gradients), ctx.shapes, strict=True)
         is_read = all(part is None or is_read_as(part, shape, ctx.dtype) for part, shape in pairs)
         if is_read and not (torch.is_grad_enabled() or is_intercepted() or are_batched(gradients)):
@@ -167,12 +180,12 @@ def compute(
     sizes = (output_size, size) if mode == "LSTM" else (size,)
     finals = [inputs.new_empty(directions, walk.shape[1], each) for each in sizes]
     saved = inputs.new_empty(directions, total if keep else 0, SAVED[mode] * size)
-    call = _call(mode, walk, inputs, directions, weights, output)
+    call = _kernel_call(mode, walk, inputs, directions, weights, output)
     for d in range(directions):
         direction = call.direction[d]
         if saved.numel():
             direction.saved = _row(saved, d)
-        for name, part in zip(_PARTS, start, strict=False):
+        for name, part in zip(_STATES, start, strict=False):
             setattr(direction, name, _row(part, d))
         for name, part in zip(_FINALS, finals, strict=False):
             setattr(direction, name, _row(part, d))
@@ -203,7 +216,7 @@ def compute_gradients(
     ]
     of_start = [torch.empty_like(part) for part in start]
     of_output, *of_finals = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-    call = _call(mode, walk, inputs, directions, weights, output)
+    call = _kernel_call(mode, walk, inputs, directions, weights, output)
     call.grad_x = None if of_inputs is None else of_inputs.data_ptr()
     for d in range(directions):
         direction = call.direction[d]
@@ -233,12 +246,15 @@ def _replay(
     *,
     again: bool,
 ) -> list[Tensor | None]:
-    """Return the same gradients from a second run through PyTorch's own functions; `again` makes a graph of them."""
+    """Return the same gradients from a second run by PyTorch's functions.
+
+    With `again` they can be differentiated in turn.
+    """
     with torch.enable_grad():
         # Views, because one of them may be computed from another: no path through the caller's graph counts here.
         given = [part.view_as(part) for part in given]
         inputs, weights, start = given[0], given[1 : 1 + number], given[1 + number :]
-        results = stepwise.run_layer(mode, lengths, directions, inputs, weights, start)
+        results = run_layer_stepwise(mode, lengths, directions, inputs, weights, start)
         ends = [(result, gradient) for result, gradient in zip(results, gradients, strict=True) if gradient is not None]
         asked = [part for part in given if part.requires_grad]
         reached, of_reached = zip(*ends, strict=True)
@@ -246,12 +262,14 @@ def _replay(
         return [next(found) if part.requires_grad else None for part in given]
 
 
-def _call(mode: str, walk: Tensor, inputs: Tensor, directions: int, weights: Sequence[Tensor], output: Tensor) -> Any:
-    """Return a call with what forward and backward have in common. All tensors are contiguous; none is held."""
+def _kernel_call(
+    mode: str, walk: Tensor, inputs: Tensor, directions: int, weights: Sequence[Tensor], output: Tensor
+) -> Any:
+    """Return the arguments of a kernel that forward and backward share; it holds no tensor, and all are contiguous."""
     first, step, each = walk.data_ptr(), walk.stride(0) * 8, len(weights) // directions
     size, output_size = _sizes(mode, weights)
     call = _kernels.Call(
-        kind=_KINDS[mode],
+        kind=_MODES[mode],
         directions=directions,
         threads=torch.get_num_threads(),
         isa=_kernels.ISA_NUMBER,

@@ -1,14 +1,22 @@
-"""The alone engine: call the layer on one sequence after another, because it rounds by the range of its input."""
+"""The engine that calls the layer on one sequence after another; slow, but it can run every layer.
+
+It is for quantized layers, which round by the range of their input.
+"""
 
 import torch
 from torch import Tensor, nn
 
-from seqbatch._engines._interface import Hidden, as_arguments, parts_of
+from seqbatch._engines._interface import EngineCall, Hidden, as_arguments, parts_of
 from seqbatch._structure.lengths import Lengths
 
 
+def can_run(call: EngineCall) -> bool:
+    """Return True, because a layer runs each sequence alone as it would for the caller."""
+    return True
+
+
 def run(layer: nn.Module, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run the layer as `Engine` says.
+    """Run the layer as `Engine.run` says.
 
     Raises:
         SeqbatchTypeError: the layer, by a `forward` of its own, does not return a Tensor and a state.

@@ -1,4 +1,4 @@
-"""The plain engine: step by step, by functions of PyTorch that every transform supports; slow, and exact."""
+"""The engine that computes step by step, by functions of PyTorch that every transform supports; slow, and exact."""
 
 from collections.abc import Sequence
 
@@ -6,19 +6,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from seqbatch._engines._interface import Hidden
+from seqbatch._engines._interface import EngineCall, Hidden
 from seqbatch._engines._stack import run_layers
 from seqbatch._ops.layouts import rearrange
 from seqbatch._structure.lengths import Lengths
 from seqbatch._structure.plans import packed_plan, turn_plan
 
 
+def can_run(call: EngineCall) -> bool:
+    """Return True for a stock layer where PyTorch must see each operation.
+
+    It could run every stock layer, but elsewhere `packed` is faster.
+    """
+    return call.is_stock and call.is_intercepted
+
+
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run the layer as `Engine` says; for layers without hooks and with a stock `forward`."""
-    return run_layers(layer, values, lengths, hidden, run_layer)
+    """Run the layer as `Engine.run` says."""
+    return run_layers(layer, values, lengths, hidden, run_layer_stepwise)
 
 
-def run_layer(
+def run_layer_stepwise(
     mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Sequence[Tensor], start: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """Run one layer as `RunLayer` says: rows in packed order, the longest sequence first."""
@@ -56,7 +64,7 @@ def _run_direction(
         if count < state[0].shape[0]:
             ended.append(tuple(part[count:] for part in state))
             state = tuple(part[:count] for part in state)
-        state = _next(mode, step, linear(state[0], w_hh, b_hh), state)
+        state = _next_state(mode, step, linear(state[0], w_hh, b_hh), state)
         if project is not None:
             state = linear(state[0], project), state[1]
         outputs.append(state[0])
@@ -65,7 +73,7 @@ def _run_direction(
     return torch.cat(outputs), tuple(torch.cat(parts).index_select(0, rank) for parts in ends)
 
 
-def _next(mode: str, given: Tensor, recalled: Tensor, state: Hidden) -> Hidden:
+def _next_state(mode: str, given: Tensor, recalled: Tensor, state: Hidden) -> Hidden:
     """Compute the state after a step, from what the input and the hidden state add to the gates."""
     if mode == "LSTM":
         i, f, g, o = (given + recalled).chunk(4, 1)

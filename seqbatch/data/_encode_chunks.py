@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, counted, describe, type_name
 from seqbatch._encode import encode_with_state
-from seqbatch._encode.inputs import open_kind
+from seqbatch._encode.inputs import open_input
 from seqbatch._encode.registry import is_recurrent, is_run_as
 from seqbatch._encoders._layer_checks import quantized_layers, rounds_by_range
 from seqbatch._encoders.pointwise import ELEMENTWISE
@@ -127,7 +127,7 @@ def _run(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[
     for chunk in chunks:  # not by `enumerate`, because it keeps a reference to the last chunk
         i = next(numbers)
         try:
-            batch, close = open_kind(chunk, layer)
+            batch, close = open_input(chunk, layer)
             size = batch.batch_size if size is None else size
             if batch.batch_size != size:
                 must = f"be of {counted(size, 'sequence')}, as chunks[0]"

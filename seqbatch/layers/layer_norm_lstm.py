@@ -10,7 +10,7 @@ from seqbatch._checks.arguments import require_steps
 from seqbatch._encode import encode_with_state
 from seqbatch._encode.registry import register_recurrent
 from seqbatch._encoders._layer_checks import outside_graphs
-from seqbatch._encoders._recurrent_calls import require_input
+from seqbatch._encoders._recurrent_checks import require_recurrent_input
 from seqbatch._encoders.cells import register_cell
 from seqbatch._encoders.containers import call_as_itself
 from seqbatch._state import LSTMState
@@ -154,7 +154,7 @@ class LayerNormLSTM(nn.Module):
 @outside_graphs
 def _(layer: LayerNormLSTM, batch: SequenceBatch, state: LSTMState | None) -> tuple[SequenceBatch, LSTMState]:
     refuse_own_forward(layer, LayerNormLSTM)
-    require_input(batch, layer)
+    require_recurrent_input(batch, layer)
 
     def forward(values: Tensor) -> Any:
         outputs, end = encode_with_state(layer.cell, batch.with_values(values), state)

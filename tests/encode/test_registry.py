@@ -64,7 +64,7 @@ XS = [torch.tensor([1.0, 2.0]), torch.tensor([]), torch.tensor([3.0])]
 
 
 def adding(number: int) -> Any:
-    """Make an encoder that can be told from others."""
+    """Make an encoder that differs from others in its result."""
     return lambda layer, batch: batch.map(lambda values: values + number)
 
 
@@ -107,7 +107,15 @@ def test_registrations_here_do_not_outlive_their_test() -> None:
         encode(Base(), XS)
 
 
-def test_a_decorator_gives_back_the_function_as_it_is() -> None:
+def test_types_with_one_function_are_run_as_different_types() -> None:
+    encoder: Any = adding(1)
+    for layer_type in (Base, Other):
+        register_encoder(layer_type)(encoder)
+    assert registry.is_run_as(Leaf(), Base)
+    assert not registry.is_run_as(Leaf(), Other)
+
+
+def test_a_decorator_returns_the_function_as_it_is() -> None:
     encoder: Any = adding(1)
     decorated: list[Any] = [register_encoder(Base)(encoder), register_recurrent(Base)(encoder)]
     assert decorated == [encoder, encoder]
@@ -133,7 +141,7 @@ def running_sums(layer: nn.Module, batch: SequenceBatch, state: Any) -> tuple[Se
     return batch.with_values(torch.cat(parts)), start + batch.sum()
 
 
-def test_where_nobody_asks_for_the_state_it_may_be_left_out() -> None:
+def test_encode_runs_outputs_without_the_state() -> None:
     calls = []
 
     def outputs(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
@@ -157,7 +165,7 @@ def test_where_nobody_asks_for_the_state_it_may_be_left_out() -> None:
         (lambda batch: (batch, None), r"`outputs\(layer, batch\)` must be a SequenceBatch; got a tuple\. Return"),
     ],
 )
-def test_what_outputs_gives_is_checked(change: Any, message: str) -> None:
+def test_what_outputs_returns_is_checked(change: Any, message: str) -> None:
     register_recurrent(Base, outputs=lambda layer, batch: change(batch))(running_sums)
     with pytest.raises(SeqbatchError, match=message):
         encode(Base(), XS)
@@ -226,7 +234,7 @@ def test_an_encoder_that_changes_the_lengths_gives_every_kind() -> None:
         ),
     ],
 )
-def test_what_an_encoder_gives_is_checked(register: Any, result: Any, message: str) -> None:
+def test_what_an_encoder_returns_is_checked(register: Any, result: Any, message: str) -> None:
     register(Base)(lambda *arguments: result)
     with pytest.raises(SeqbatchError, match=message):
         encode(Base(), [torch.zeros(2), torch.zeros(1)])
@@ -263,7 +271,7 @@ def test_when_must_be_a_function(wrong: Any, found: str) -> None:
         register_recurrent(Base, when=wrong)
 
 
-def test_is_recurrent_refuses_what_is_no_layer_and_what_nobody_handles() -> None:
+def test_is_recurrent_refuses_other_objects_and_unsupported_layers() -> None:
     with pytest.raises(SeqbatchTypeError, match=r"`layer` must be an nn\.Module; got a type\. Pass a layer, not its"):
         is_recurrent(nn.LSTM)  # type: ignore[arg-type]  # wrong
     with pytest.raises(UnsupportedLayerError, match=r"`layer` must have an encoder; got a .*Base: none is registered"):

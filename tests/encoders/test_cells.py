@@ -1,4 +1,4 @@
-"""Every law for nn.LSTMCell, nn.GRUCell and nn.RNNCell driven over sequences, plain or with more to them."""
+"""Every law for nn.LSTMCell, nn.GRUCell and nn.RNNCell, and for custom cells."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from seqbatch import SequenceBatch, encode_with_state
 
 
 class Peephole(nn.LSTMCell):
-    """A cell of one's own: its forget gate sees the cell, and the rest is PyTorch's."""
+    """A custom cell: its forget gate sees the cell, and the rest is PyTorch's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -27,7 +27,7 @@ class Peephole(nn.LSTMCell):
 
 
 class Shared(nn.GRUCell):
-    """A cell of one's own, whose input need not have `input_size` features, and whose gate is one number."""
+    """A custom cell whose input need not have `input_size` features, and whose gate is one number."""
 
     def forward(self, input: Tensor, hx: Any = None) -> Any:
         hidden = input.new_zeros(*input.shape[:-1], self.hidden_size) if hx is None else hx
@@ -37,7 +37,7 @@ class Shared(nn.GRUCell):
 
 @st.composite
 def some_cells(draw: st.DrawFn, kind: Any, dtype: torch.dtype) -> nn.RNNCellBase:
-    """Cells of one kind and every option, of which some can run as layers and some must be called."""
+    """Draw a cell of a type with any options; some can run as layers, and some must be called."""
     if kind in (Peephole, Shared):
         laws.seed(draw(st.integers(0, 3)))
         own: nn.RNNCellBase = kind(draw(st.integers(1, 3)), draw(st.integers(1, 4)), dtype=dtype)
@@ -138,7 +138,7 @@ def test_empty_list() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell, Peephole])
-def test_training_on_nothing_gives_every_weight_a_gradient_of_zero(kind: Any) -> None:
+def test_gradients_of_an_empty_batch_are_zero(kind: Any) -> None:
     cell = kind(5, 3)
     outputs, state = encode_with_state(cell, [torch.zeros(0, 5)] * 2)
     (outputs[0].sum() + state.last().sum()).backward()

@@ -1,4 +1,4 @@
-"""How cells are called: as themselves, step by step, if they are more than their weights or where rounding differs."""
+"""How cells run: by an engine, or called step by step if they are not stock, or if an engine rounds differently."""
 
 from typing import Any
 from unittest.mock import patch
@@ -20,7 +20,7 @@ every_kind = pytest.mark.parametrize("kind", CELLS)
 
 
 def changed(cell: nn.RNNCellBase, how: str) -> nn.RNNCellBase:
-    """Make a cell one that must be called itself."""
+    """Change a cell so that it must be called as itself."""
     if how == "forward set on the cell":
         cell.forward = cell.forward  # as libraries that wrap a layer do
     if how == "weight norm":
@@ -55,7 +55,7 @@ def cell_function(cell: nn.RNNCellBase) -> str:
 
 
 @every_kind
-def test_a_plain_cell_runs_as_a_layer(kind: Any) -> None:
+def test_a_stock_cell_runs_as_a_layer(kind: Any) -> None:
     cell = kind(2, 3)
     with patch.object(torch._VF, cell_function(cell), side_effect=AssertionError("called")):
         encode(cell, sequences([3, 0, 5, 1], (2,), torch.float32))
@@ -63,12 +63,14 @@ def test_a_plain_cell_runs_as_a_layer(kind: Any) -> None:
             encode(cell, sequences([1, 0, 1], (2,), torch.float32))
         with (
             patch.object(_kernels, "IS_THERE", False),
-            pytest.raises(AssertionError, match="called"),  # without kernels nothing is faster for few steps
+            pytest.raises(
+                AssertionError, match="called"
+            ),  # because without kernels, calling it is fastest for few steps
         ):
             encode(cell, sequences([1, 0, 1], (2,), torch.float32))
 
 
-def test_hooks_run_at_each_step_with_the_sequences_that_have_it() -> None:
+def test_hooks_run_at_each_step_on_the_sequences_that_have_it() -> None:
     cell = nn.GRUCell(2, 3)
     seen: list[int] = []
 
@@ -110,7 +112,7 @@ def test_a_cell_may_start_from_a_state_of_its_own() -> None:
     laws.check_alone(LearnedStart(2, 3), sequences([2, 4, 1], (2,), torch.float32))
 
 
-def test_a_cell_of_ones_own_may_take_other_features() -> None:
+def test_a_custom_cell_may_take_other_features() -> None:
     class Halved(nn.RNNCell):
         def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
             return super().forward(input[..., ::2], hx)
@@ -119,7 +121,7 @@ def test_a_cell_of_ones_own_may_take_other_features() -> None:
 
 
 @every_kind
-def test_a_cell_of_no_features_or_no_size(kind: Any) -> None:
+def test_a_cell_without_features_or_units(kind: Any) -> None:
     for sizes in ((0, 3), (2, 0)):
         laws.check_alone(kind(*sizes), sequences([2, 0, 3], (sizes[0],), torch.float32))
 
@@ -195,7 +197,7 @@ def test_a_parametrization_is_computed_at_each_step() -> None:
     assert Counted.calls == 3
 
 
-def test_weights_of_a_library_are_left_to_the_cell() -> None:
+def test_a_cell_with_weights_of_a_library_is_called() -> None:
     class Sharded(Tensor):
         pass
 
@@ -207,7 +209,7 @@ def test_weights_of_a_library_are_left_to_the_cell() -> None:
 
 
 class Projected(nn.LSTMCell):
-    """A cell that says itself how wide its hidden state is."""
+    """A cell whose hidden state has another size than its cell state."""
 
     proj_size = 1
 
@@ -231,7 +233,7 @@ def test_a_cell_may_have_a_hidden_state_of_another_size() -> None:
 def test_a_cell_whose_weights_the_kernels_do_not_read(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     cell, xs = kind(2, 3, dtype=torch.float64), sequences([9, 7, 1], (2,))
     wanted = encode(cell, xs)
-    monkeypatch.setattr("seqbatch._engines.kernels_read", lambda *arguments: False)
+    monkeypatch.setattr("seqbatch._engines.can_run_cell", lambda *arguments: False)
     assert_close(encode(cell, xs), wanted)
 
 

@@ -1,4 +1,4 @@
-"""What cells refuse: sequences and states that do not fit, and results of their own `forward` that are no state."""
+"""Errors of cells: sequences and states that do not fit, and results of `forward` that are not a state."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from seqbatch import ContainerState, LSTMState, RNNState, SeqbatchTypeError, SeqbatchValueError, encode
 
 
-def gives(result: Any) -> nn.GRUCell:
+def cell_that_returns(result: Any) -> nn.GRUCell:
     class Odd(nn.GRUCell):
         def forward(self, input: Tensor, hx: Any = None) -> Any:
             return result(super().forward(input, hx))
@@ -31,12 +31,12 @@ def gives_pair(result: Any) -> nn.LSTMCell:
     ("cell", "kind", "message"),
     [
         (
-            gives(lambda h: (h, h)),
+            cell_that_returns(lambda h: (h, h)),
             SeqbatchTypeError,
             r"`layer` must return a hidden state, as its base does; got a tuple\. Register an encoder for Odd\.",
         ),
         (
-            gives(lambda h: h[:, :2]),
+            cell_that_returns(lambda h: h[:, :2]),
             SeqbatchValueError,
             r"`layer` must return a hidden state of shape \(2, 3\) for 2 sequences; got \(2, 2\)\. Register an encoder",
         ),
@@ -54,18 +54,18 @@ def gives_pair(result: Any) -> nn.LSTMCell:
         ),
     ],
 )
-def test_a_cell_that_gives_something_else_is_refused(cell: nn.RNNCellBase, kind: Any, message: str) -> None:
+def test_a_cell_that_returns_something_else_is_refused(cell: nn.RNNCellBase, kind: Any, message: str) -> None:
     with pytest.raises(kind, match=message):
         encode(cell, [torch.zeros(2, 2), torch.zeros(1, 2)])
 
 
-def test_a_list_is_as_good_as_a_pair() -> None:
+def test_a_cell_may_return_a_list() -> None:
     cell = gives_pair(lambda h, c: [h, c])
     assert_close(encode(cell, [torch.ones(2, 2)])[0], encode_as(nn.LSTMCell, cell, torch.ones(2, 2)))
 
 
 def encode_as(kind: Any, cell: nn.RNNCellBase, x: Tensor) -> Tensor:
-    """Encode by a plain cell with the same weights."""
+    """Encode by a stock cell with the same weights."""
     plain = kind(cell.input_size, cell.hidden_size)
     plain.load_state_dict(cell.state_dict())
     return encode(plain, [x])[0]
@@ -139,7 +139,7 @@ def test_wrong_states(cell: nn.Module, state: Any, kind: Any, message: str) -> N
 
 
 @pytest.mark.parametrize("lengths", [[3, 2], [9, 0, 7]])
-def test_a_nonlinearity_that_there_is_none_of_is_refused_by_the_cell(lengths: list[int]) -> None:
+def test_an_unknown_nonlinearity_is_refused_by_the_cell(lengths: list[int]) -> None:
     cell = nn.RNNCell(2, 3, nonlinearity="sigmoid")
     with pytest.raises(RuntimeError, match="Unknown nonlinearity: sigmoid"):
         encode(cell, [torch.zeros(length, 2) for length in lengths])

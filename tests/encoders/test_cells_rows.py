@@ -1,4 +1,4 @@
-"""One Tensor given with a cell, which PyTorch takes for a batch of single steps: refused, and both meanings named."""
+"""One Tensor passed with a cell, which PyTorch reads as a batch of single steps: the error names both meanings."""
 
 import re
 from typing import Any
@@ -57,13 +57,13 @@ def test_one_tensor_for_a_cell_has_two_meanings_and_is_refused(what: str) -> Non
     )
     assert advice
     one, many = (eval(code, {"sequences": OBS, "SequenceBatch": SequenceBatch}) for code in advice.groups())
-    # Not what TwoWay adds backward, which in one sequence has seen the steps after.
+    # Without the backward half of TwoWay, which has seen later steps in one sequence.
     assert_close(encode(layer, one)[0][:1, :5], encode(layer, many).values[:1, :5])
     assert encode(layer, many).lengths == (1, 1, 1, 1)
     assert len(encode(layer, one)[0]) == 4
 
 
-def test_one_step_of_each_is_what_pytorch_gives() -> None:
+def test_one_step_of_each_equals_pytorch() -> None:
     for cell in (nn.LSTMCell(5, 3), nn.GRUCell(5, 3)):
         outputs, state = encode_with_state(cell, SequenceBatch(OBS, [1] * len(OBS)))
         wanted = cell(OBS)
@@ -71,7 +71,7 @@ def test_one_step_of_each_is_what_pytorch_gives() -> None:
         assert state.batch_size == 4
 
 
-def test_one_tensor_for_a_layer_that_holds_a_cell_of_its_own_is_one_sequence() -> None:
+def test_one_tensor_for_a_custom_layer_that_holds_a_cell_is_one_sequence() -> None:
     layer = LayerNormLSTM(5, 3)
     assert_close(encode(layer, OBS), encode(layer, [OBS])[0])
 

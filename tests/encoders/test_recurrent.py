@@ -61,7 +61,7 @@ def test_other_laws(lengths: list[int], layer: nn.RNNBase, stateful: bool) -> No
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_memory(kind: Any) -> None:
-    # Training keeps some ten values for each gate of every step; batch x longest is 256 times what the values take.
+    # Training keeps about ten values for each gate of every step; padding would take 256 times as much as the values.
     laws.check_memory(kind(32, 32), 32, times=30)
 
 
@@ -114,7 +114,7 @@ def test_dropout_drops_the_stated_share_for_every_sequence() -> None:
         for name, weight in lstm.named_parameters():
             weight.zero_()
             if name == "bias_ih_l0":
-                weight.fill_(20.0)  # open gates: the first layer gives about 0.76 and more at each step
+                weight.fill_(20.0)  # open gates: the first layer returns about 0.76 and more at each step
             if name == "weight_ih_l1":
                 weight[400:600] = torch.eye(200)  # the cell input of the second layer is the first's output
             if name == "bias_ih_l1":
@@ -147,7 +147,7 @@ def test_empty_list() -> None:
 @pytest.mark.parametrize("lengths", [[0, 0], [0, 2], [3, 2]], ids=str)
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN, nn.LSTMCell, nn.GRUCell])
 def test_the_new_state_shares_no_memory_with_the_callers(kind: Any, lengths: list[int]) -> None:
-    layer = kind(2, 3).requires_grad_(False)  # for what hangs on weights is a copy anyway
+    layer = kind(2, 3).requires_grad_(False)  # because a result that depends on weights is a copy anyway
     xs = [torch.randn(length, 2) for length in lengths]
     _, state = encode_with_state(layer, xs)
     _, new = encode_with_state(layer, xs, state)
@@ -159,7 +159,7 @@ def test_the_new_state_shares_no_memory_with_the_callers(kind: Any, lengths: lis
 
 @pytest.mark.parametrize("lengths", [[5, 3], [5, 5], [5, 0], [5], [1, 0, 7]], ids=str)
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_autocast_gives_every_sequence_the_dtype_that_it_has_alone(kind: Any, lengths: list[int]) -> None:
+def test_under_autocast_every_sequence_has_the_dtype_that_it_has_alone(kind: Any, lengths: list[int]) -> None:
     layer = kind(3, 4)
     xs = [torch.randn(length, 3) for length in lengths]
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -1,4 +1,4 @@
-"""Recurrent layers that are frozen, changed, quantized or cast, and what they make of nothing."""
+"""Recurrent layers that are frozen, subclassed, parametrized or cast, and batches without steps."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from seqbatch import LSTMState, RNNState, SeqbatchValueError, SequenceBatch, encode, encode_with_state
 
 
-def test_training_on_nothing_gives_gradients_of_zero() -> None:
+def test_gradients_of_an_empty_batch_are_zero() -> None:
     lstm = nn.LSTM(5, 3)
     x = torch.zeros(0, 5, requires_grad=True)
     encode(lstm, [x])[0].sum().backward()
@@ -22,7 +22,7 @@ def test_training_on_nothing_gives_gradients_of_zero() -> None:
 
 @pytest.mark.parametrize("stateful", [False, True])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_a_loss_on_the_state_of_nothing_gives_every_weight_a_gradient_of_zero(kind: Any, stateful: bool) -> None:
+def test_gradients_from_the_state_of_an_empty_batch_are_zero(kind: Any, stateful: bool) -> None:
     layer = kind(5, 3, num_layers=2, bidirectional=True, dtype=torch.float64)
     start = state_for(layer, 2) if stateful else None
     _, state = encode_with_state(layer, [torch.zeros(0, 5, dtype=torch.float64)] * 2, start)
@@ -35,7 +35,7 @@ def test_a_loss_on_the_state_of_nothing_gives_every_weight_a_gradient_of_zero(ki
         assert_close(start.hidden.grad, wanted)
 
 
-def test_a_sequential_without_any_step_gives_every_weight_a_gradient_of_zero() -> None:
+def test_gradients_of_a_sequential_without_any_step_are_zero() -> None:
     model = nn.Sequential(nn.Linear(5, 4), nn.LSTM(4, 3), nn.LayerNorm(3))
     outputs, state = encode_with_state(model, [torch.zeros(0, 5)] * 2)
     (outputs[0].sum() + state.states[1].last().sum()).backward()
@@ -59,7 +59,7 @@ def test_subclass_with_its_own_forward_is_called() -> None:
     assert_close(encode(lstm, [x, x[:2]])[0], 2 * nn.LSTM.forward(lstm, x)[0])
 
 
-def test_subclass_that_gives_something_else_is_refused() -> None:
+def test_a_subclass_that_returns_something_else_is_refused() -> None:
     class Last(nn.LSTM):
         def forward(self, input: Any, hx: Any = None) -> Any:
             return super().forward(input, hx)[1][0]
@@ -75,7 +75,7 @@ def test_parametrized_layer_works_as_itself() -> None:
     laws.check_alone(lstm, sequences([3, 0, 5], (5,), torch.float32))
 
 
-def test_pre_hook_may_change_what_the_layer_takes() -> None:
+def test_a_pre_hook_may_convert_the_input() -> None:
     lstm = nn.LSTM(5, 3)
 
     def widen(module: nn.Module, args: Any) -> Any:
@@ -87,7 +87,7 @@ def test_pre_hook_may_change_what_the_layer_takes() -> None:
     assert_close(encode(lstm, [x, x[:1]])[0], nn.LSTM.forward(lstm, x.float())[0])
 
 
-def test_autocast_makes_up_for_the_dtype() -> None:
+def test_autocast_converts_the_dtype() -> None:
     gru = nn.GRU(5, 3)
     xs = [torch.randn(4, 5), torch.randn(0, 5), torch.randn(2, 5)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -100,7 +100,7 @@ def test_autocast_makes_up_for_the_dtype() -> None:
 @pytest.mark.parametrize("start", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_autocast_of_a_state_gives_the_dtypes_of_one_sequence_alone(kind: Any, given: Any, start: Any) -> None:
+def test_autocast_of_a_state_has_the_dtypes_of_one_sequence_alone(kind: Any, given: Any, start: Any) -> None:
     layer, cells = kind(5, 3), kind is nn.LSTM
     xs = [torch.randn(4, 5, dtype=given), torch.randn(2, 5, dtype=given)]
     zeros = torch.zeros(1, 1, 2, 3, dtype=start)
@@ -113,7 +113,7 @@ def test_autocast_of_a_state_gives_the_dtypes_of_one_sequence_alone(kind: Any, g
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM(5, 3), nn.GRU(5, 3, bidirectional=True), nn.RNN(5, 3), nn.Linear(5, 3)])
-def test_autocast_does_not_make_up_for_double_precision(layer: nn.Module) -> None:
+def test_autocast_does_not_convert_double_precision(layer: nn.Module) -> None:
     xs = [torch.zeros(4, 5, dtype=torch.float64), torch.zeros(2, 5, dtype=torch.float64)]
     message = r"`sequences` must have dtype torch\.float32, as the weights of \w+\(.*\); got torch\.float64\."
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -121,10 +121,10 @@ def test_autocast_does_not_make_up_for_double_precision(layer: nn.Module) -> Non
         laws.check_refused(layer, [x.long() for x in xs], SeqbatchValueError, message.replace("float64", "int64"))
 
 
-def test_autocast_makes_up_for_the_dtype_of_states_but_not_for_double_precision() -> None:
+def test_autocast_converts_the_dtype_of_states_but_not_double_precision() -> None:
     lstm = nn.LSTM(5, 3)
     for weight in lstm.parameters():
-        nn.init.zeros_(weight)  # so that all but the state is 0, and half precision rounds one way whatever the kernel
+        nn.init.zeros_(weight)  # so that all but the state is 0, and half precision rounds alike in every kernel
     xs = [torch.zeros(4, 5), torch.zeros(2, 5)]
     state = LSTMState(torch.zeros(1, 1, 2, 3), torch.ones(1, 1, 2, 3))
     message = r"`state\.hidden` must have dtype torch\.float32, for 2 sequences and LSTM\(5, 3\); got torch\.float64"
@@ -144,10 +144,10 @@ def test_autocast_makes_up_for_the_dtype_of_states_but_not_for_double_precision(
         (torch.zeros(0, 3).to("meta"), r"`sequences` must be on cpu, as the weights of LSTM\(3, 2\); got meta\."),
     ],
 )
-def test_a_batch_of_none_is_checked_too(values: torch.Tensor, message: str) -> None:
+def test_a_batch_of_no_sequences_is_checked_too(values: torch.Tensor, message: str) -> None:
     laws.check_refused(nn.LSTM(3, 2), SequenceBatch(values, []), SeqbatchValueError, message)
 
 
-def test_a_batch_of_none_that_fits_passes() -> None:
+def test_a_batch_of_no_sequences_that_fits_passes() -> None:
     outputs = encode(nn.LSTM(3, 2), SequenceBatch(torch.zeros(0, 3), []))
     assert (outputs.lengths, outputs.feature_shape) == ((), (2,))

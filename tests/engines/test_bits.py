@@ -1,4 +1,4 @@
-"""The law Bits for recurrent layers and cells, which run by the kernels: of any size, on any values, in any batch."""
+"""The law Bits for recurrent layers and cells, which the kernels run: any size, any values, any batch."""
 
 from functools import partial
 from typing import Any
@@ -105,7 +105,7 @@ def test_of_values(kind: str, values: str, dtype: torch.dtype) -> None:
 @torch.no_grad()
 @every_layer
 def test_where_denormal_numbers_are_flushed(kind: str) -> None:
-    """The flag is one of the calling thread; a thread that it starts inherits it, but one that is there does not."""
+    """The flag belongs to the calling thread. A new thread inherits it, but a thread that exists already does not."""
     layer, _ = layer_and_state(kind, 33, 64, torch.float32, 1)
     for name, weight in layer.named_parameters():
         if "bias" in name:
@@ -126,7 +126,7 @@ def test_where_denormal_numbers_are_flushed(kind: str) -> None:
 
 
 def run_one_step(layer: Any, values: Tensor, state: Any) -> list[Tensor]:
-    """Return, of one step of each sequence, what is equal alone: `(..., batch, size)`."""
+    """Run one step of each sequence, and return what must equal a run alone: `(..., batch, size)`."""
     outputs, final = encode_with_state(layer, SequenceBatch(values, [1] * len(values)), state)
     results = [outputs.values, *laws.tensors_of(final)]
     loss = torch.stack([result.square().sum() for result in results]).sum()

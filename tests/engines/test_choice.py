@@ -1,6 +1,8 @@
-"""Which engine is chosen, and that every layer that is more than its weights is called itself."""
+"""Which engine is chosen in which situation, and that every layer that is more than its weights is called itself."""
 
-from types import FunctionType
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -8,98 +10,26 @@ import pytest
 import torch
 import torch.ao.nn.quantized.dynamic as quantized
 from reference import run_alone
-from torch import nn
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn.modules import module
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import RNNState, SeqbatchTypeError, _kernels, encode, encode_with_state
-from seqbatch._engines import by_length, choose, native, packed, stepwise
+from seqbatch._encoders._layer_checks import rounds_by_range
+from seqbatch._engines import Engine, by_length, describe_call, native, one_by_one, packed, stepwise
+from seqbatch._engines import choose as choose_by_call
+from seqbatch._engines._choice import ENGINES
 from seqbatch._structure.lengths import Lengths
 from seqbatch._torch import HOOKS
 
 FLOAT = torch.zeros(3, 2)
-RAGGED, EQUAL = Lengths((2, 1)), Lengths((1, 1, 1))
+RAGGED = Lengths((2, 1))
 
 
-def named(value: object) -> str:
-    """Name a layer, a Tensor or an engine by what is the same in every process, as tests must be."""
-    return value.__module__ if isinstance(value, FunctionType) else str(value)
-
-
-OURS = native.run if _kernels.IS_THERE else packed.run
-
-
-@pytest.mark.parametrize("lengths", [RAGGED, EQUAL, Lengths((3,))], ids=["ragged", "equal", "one"])
-@pytest.mark.parametrize(
-    ("layer", "values", "engine"),
-    [
-        (nn.LSTM(2, 3), FLOAT, OURS),
-        (nn.LSTM(2, 3, num_layers=2, bidirectional=True, bias=False), FLOAT, OURS),
-        (nn.LSTM(2, 3).double(), FLOAT.double(), OURS),
-        (nn.LSTM(2, 3).bfloat16(), FLOAT.bfloat16(), packed.run),
-        (nn.LSTM(2, 3, num_layers=2, proj_size=1), FLOAT, OURS),
-        (nn.LSTM(2, 3, bidirectional=True, proj_size=2, bias=False).double(), FLOAT.double(), OURS),
-        (nn.GRU(2, 3), FLOAT, OURS),
-        (nn.RNN(2, 3), FLOAT, OURS),
-        (nn.RNN(2, 3, nonlinearity="relu").requires_grad_(False), FLOAT, OURS),
-        (nn.LSTM(2, 3, device="meta"), FLOAT.to("meta"), packed.run),
-    ],
-    ids=named,
-)
-def test_by_layer_dtype_and_device(layer: nn.Module, values: torch.Tensor, engine: Any, lengths: Lengths) -> None:
-    assert choose(layer, values, lengths) is engine
-    with torch.no_grad():
-        assert choose(layer, values, lengths) is engine
-
-
-WEIGHTS = ["weight_ih_l0", "weight_hh_l1", "bias_hh_l1_reverse"]
-
-
-@pytest.mark.parametrize(
-    ("projection", "name"),
-    [(projection, name) for projection in (0, 2) for name in WEIGHTS]
-    + [(2, "weight_hr_l0"), (2, "weight_hr_l1_reverse")],
-)
-@pytest.mark.parametrize("fault", ["shape", "dtype", "type"])
-def test_weights_that_a_kernel_must_not_read(projection: int, name: str, fault: str) -> None:
-    """Kernels would read beyond the memory of a weight that is smaller than its layer declares."""
-    layer = nn.LSTM(2, 3, num_layers=2, bidirectional=True, proj_size=projection)
-    assert choose(layer, FLOAT, RAGGED) is OURS
-    weight = getattr(layer, name)
-    others = {
-        "shape": torch.zeros(weight.shape[0] - 1, *weight.shape[1:]),
-        "dtype": weight.detach().double(),
-        "type": weight.detach().as_subclass(type("Special", (torch.Tensor,), {})),
-    }
-    setattr(layer, name, nn.Parameter(others[fault]))
-    assert choose(layer, FLOAT, RAGGED) is packed.run
-
-
-def test_a_weight_that_is_no_parameter() -> None:
-    layer, xs = nn.LSTM(2, 3), [FLOAT, FLOAT[:1]]
-    wanted, weight = encode(layer, xs), layer.get_parameter("weight_ih_l0")
-    del layer.weight_ih_l0
-    vars(layer)["weight_ih_l0"] = weight.detach()
-    torch.testing.assert_close(encode(layer, xs), wanted)
-
-
-def test_values_that_a_kernel_must_not_read() -> None:
-    with torch._subclasses.FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        fake = mode.from_tensor(FLOAT)
-    assert choose(nn.LSTM(2, 3), fake, RAGGED) is stepwise.run
-
-
-def test_without_kernels() -> None:
-    layer, xs = nn.LSTM(2, 3), [FLOAT, FLOAT[:1]]
-    wanted = encode(layer, xs)
-    with patch.object(_kernels, "IS_THERE", False):
-        assert choose(layer, FLOAT, RAGGED) is packed.run
-        torch.testing.assert_close(encode(layer, xs), wanted)
-
-
-def test_autocast_casts_what_a_layer_is_called_with() -> None:
-    with torch.autocast("cpu"):
-        assert choose(nn.LSTM(2, 3), FLOAT, RAGGED) is packed.run
+def choose(layer: nn.Module, values: Tensor) -> Engine:
+    return choose_by_call(describe_call(layer, values, rounds_by_range(layer)))
 
 
 class Own(nn.LSTM):
@@ -112,80 +42,181 @@ class Called(nn.LSTM):
         return super().__call__(*arguments)
 
 
-def changed(how: str) -> nn.Module:
-    """Make a layer that must be called itself."""
-    layer = nn.LSTM(2, 3)
-    if how == "own forward":
-        return Own(2, 3)
-    if how == "forward set on the layer":
-        layer.forward = layer.forward  # type: ignore[method-assign]  # as libraries that wrap a layer do
-    if how == "own call":
-        return Called(2, 3)
-    if how == "weight norm":
-        nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
-    if how == "hook":
-        layer.register_forward_hook(lambda *arguments: None)
-    if how == "pre-hook":
-        layer.register_forward_pre_hook(lambda *arguments: None)
-    if how == "backward hook":
-        layer.register_full_backward_hook(lambda *arguments: None)
-    if how == "backward pre-hook":
-        layer.register_full_backward_pre_hook(lambda *arguments: None)
-    if how == "quantized":
-        return quantized.LSTM(2, 3)
+def own_forward_of_the_instance() -> Any:
+    layer: Any = nn.LSTM(2, 3)
+    layer.forward = lambda *given: nn.LSTM.forward(layer, *given)  # which may do anything
     return layer
 
 
-@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-@pytest.mark.parametrize(
-    "how",
-    [
-        "forward set on the layer",
-        "weight norm",
-        "hook",
-        "pre-hook",
-        "quantized",
-    ],
+def wrapped_by_accelerate() -> Any:
+    layer: Any = own_forward_of_the_instance()
+    layer._old_forward = nn.LSTM.forward.__get__(layer)
+    return layer
+
+
+def stock_forward_set_again() -> nn.Module:
+    layer = nn.LSTM(2, 3)
+    layer.forward = layer.forward  # type: ignore[method-assign]  # as libraries that wrap a layer do
+    return layer
+
+
+def weight_norm() -> nn.Module:
+    layer = nn.LSTM(2, 3)
+    nn.utils.parametrizations.weight_norm(layer, "weight_hh_l0")
+    return layer
+
+
+def hooked(register: str, layer_type: type[nn.LSTM] = nn.LSTM) -> nn.Module:
+    layer = layer_type(2, 3)
+    getattr(layer, register)(lambda *arguments: None)
+    return layer
+
+
+def hook_of_all_modules() -> AbstractContextManager[object]:
+    return module.register_module_forward_hook(lambda *arguments: None)
+
+
+def no_kernels() -> AbstractContextManager[object]:
+    return patch.object(_kernels, "IS_THERE", False)
+
+
+def replaced(name: str, replacement: Callable[[Tensor], Tensor], projection: int = 0) -> nn.Module:
+    layer = nn.LSTM(2, 3, num_layers=2, bidirectional=True, proj_size=projection)
+    setattr(layer, name, nn.Parameter(replacement(layer.get_parameter(name).detach()), requires_grad=False))
+    return layer
+
+
+def lstm() -> nn.Module:
+    return nn.LSTM(2, 3)
+
+
+FORWARD_HOOKS, BACKWARD_HOOKS = (
+    ("register_forward_pre_hook", "register_forward_hook"),
+    ("register_full_backward_pre_hook", "register_full_backward_hook"),
 )
-def test_a_layer_that_is_more_than_its_weights_is_called(how: str) -> None:
-    assert choose(changed(how), FLOAT, RAGGED) is packed.run
+FAKE = FakeTensorMode(allow_non_fake_inputs=True).from_tensor(FLOAT)
+SPECIAL: Tensor = FLOAT.as_subclass(type("Special", (Tensor,), {}))
+OURS: Any = native if _kernels.IS_THERE else packed
+Context = Callable[[], AbstractContextManager[object]]
+# The layer, its input, what is active around the call, and the engine that runs it.
+SITUATIONS: dict[str, tuple[Callable[[], nn.Module], Tensor, Context, Any]] = {
+    "LSTM": (lstm, FLOAT, nullcontext, OURS),
+    "LSTM of many layers": (
+        lambda: nn.LSTM(2, 3, num_layers=2, bidirectional=True, bias=False),
+        FLOAT,
+        nullcontext,
+        OURS,
+    ),
+    "GRU": (lambda: nn.GRU(2, 3), FLOAT, nullcontext, OURS),
+    "RNN": (lambda: nn.RNN(2, 3), FLOAT, nullcontext, OURS),
+    "frozen RNN": (lambda: nn.RNN(2, 3, nonlinearity="relu").requires_grad_(False), FLOAT, nullcontext, OURS),
+    "double": (lambda: nn.LSTM(2, 3).double(), FLOAT.double(), nullcontext, OURS),
+    "no gradients": (lstm, FLOAT, torch.no_grad, OURS),
+    "inference mode": (lstm, FLOAT, torch.inference_mode, OURS),
+    "input that is a parameter": (lstm, nn.Parameter(FLOAT), nullcontext, OURS),
+    "projection": (lambda: nn.LSTM(2, 3, num_layers=2, bidirectional=True, proj_size=2), FLOAT, nullcontext, OURS),
+    "bfloat16": (lambda: nn.LSTM(2, 3).bfloat16(), FLOAT.bfloat16(), nullcontext, packed),
+    "other device": (lambda: nn.LSTM(2, 3, device="meta"), FLOAT.to("meta"), nullcontext, packed),
+    "input with the bit of negation": (lstm, torch.complex(FLOAT, FLOAT).conj().imag, nullcontext, packed),
+    "no kernels": (lstm, FLOAT, no_kernels, packed),
+    "autocast": (lstm, FLOAT, lambda: torch.autocast("cpu"), packed),
+    # Kernels would read beyond the memory of a weight that is smaller than its layer declares.
+    "weight of another shape": (
+        lambda: replaced("weight_hh_l1", lambda weight: weight[1:]),
+        FLOAT,
+        nullcontext,
+        packed,
+    ),
+    "weight of another dtype": (lambda: replaced("weight_ih_l0", Tensor.double), FLOAT, nullcontext, packed),
+    "weight of a subclass": (
+        lambda: replaced("bias_hh_l1_reverse", lambda weight: weight.as_subclass(type(SPECIAL))),
+        FLOAT,
+        nullcontext,
+        packed,
+    ),
+    **{
+        f"{name} of another shape": (partial(replaced, name, lambda weight: weight[1:], 2), FLOAT, nullcontext, packed)
+        for name in ("weight_hr_l0", "weight_hr_l1_reverse", "weight_hh_l0")
+    },
+    "weight norm": (weight_norm, FLOAT, nullcontext, packed),
+    "forward that is set again": (stock_forward_set_again, FLOAT, nullcontext, packed),
+    "forward wrapped by accelerate": (wrapped_by_accelerate, FLOAT, nullcontext, packed),
+    "hook of all modules": (lstm, FLOAT, hook_of_all_modules, packed),
+    **{name: (partial(hooked, name), FLOAT, nullcontext, packed) for name in FORWARD_HOOKS},
+    "forward mode": (lstm, FLOAT, forward_ad.dual_level, stepwise),
+    "dispatch mode": (lstm, FLOAT, lambda: FakeTensorMode(allow_non_fake_inputs=True), stepwise),
+    "fake input": (lstm, FAKE, nullcontext, stepwise),
+    "input of a subclass": (lstm, SPECIAL, nullcontext, stepwise),
+    "weight norm in forward mode": (weight_norm, FLOAT, forward_ad.dual_level, stepwise),
+    "hook in forward mode": (lambda: hooked("register_forward_hook"), FLOAT, forward_ad.dual_level, packed),
+    "own forward": (lambda: Own(2, 3), FLOAT, nullcontext, by_length),
+    "own forward, no gradients": (lambda: Own(2, 3), FLOAT, torch.no_grad, by_length),
+    "own forward in forward mode": (lambda: Own(2, 3), FLOAT, forward_ad.dual_level, by_length),
+    "own forward of the instance": (own_forward_of_the_instance, FLOAT, nullcontext, by_length),
+    "own call": (lambda: Called(2, 3), FLOAT, nullcontext, by_length),
+    **{name: (partial(hooked, name), FLOAT, nullcontext, by_length) for name in BACKWARD_HOOKS},
+    **{f"{name}, no gradients": (partial(hooked, name), FLOAT, torch.no_grad, packed) for name in BACKWARD_HOOKS},
+    "quantized": (lambda: quantized.LSTM(2, 3), FLOAT, nullcontext, one_by_one),
+    "quantized GRU": (lambda: quantized.GRU(2, 3), FLOAT, nullcontext, one_by_one),
+    "quantized in forward mode": (lambda: quantized.LSTM(2, 3), FLOAT, forward_ad.dual_level, one_by_one),
+    "quantized to float16": (lambda: quantized.LSTM(2, 3, dtype=torch.float16), FLOAT, nullcontext, packed),
+}
 
 
-@pytest.mark.parametrize("how", ["own forward", "own call"])
-def test_a_layer_whose_forward_is_its_own_is_called_on_tensors(how: str) -> None:
-    for lengths in (RAGGED, EQUAL):
-        assert choose(changed(how), FLOAT, lengths) is by_length.run
-    layer: Any = nn.LSTM(2, 3)
-    layer.forward = lambda *given: nn.LSTM.forward(layer, *given)  # which may do anything
-    assert choose(layer, FLOAT, RAGGED) is by_length.run
-    with torch.no_grad():
-        assert choose(layer, FLOAT, RAGGED) is by_length.run
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which PyTorch's forward mode calls itself
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_the_engine_for_each_situation(situation: str) -> None:
+    make, values, context, engine = SITUATIONS[situation]
+    layer = make()
+    with context():
+        assert choose(layer, values) is engine
+
+
+def test_every_engine_runs_in_some_situation() -> None:
+    reached = {engine.__name__ for _, _, _, engine in SITUATIONS.values()}
+    missing = set() if _kernels.IS_THERE else {native.__name__}
+    assert reached == {vars(engine)["__name__"] for engine in ENGINES} - missing
+
+
+def test_a_weight_that_is_not_a_parameter() -> None:
+    layer, xs = nn.LSTM(2, 3), [FLOAT, FLOAT[:1]]
+    wanted, weight = encode(layer, xs), layer.get_parameter("weight_ih_l0")
+    del layer.weight_ih_l0
+    vars(layer)["weight_ih_l0"] = weight.detach()
+    torch.testing.assert_close(encode(layer, xs), wanted)
+
+
+def test_results_without_kernels() -> None:
+    layer, xs = nn.LSTM(2, 3), [FLOAT, FLOAT[:1]]
+    wanted = encode(layer, xs)
+    with patch.object(_kernels, "IS_THERE", False):
+        torch.testing.assert_close(encode(layer, xs), wanted)
 
 
 def stop(module: nn.Module, given: Any, got: Any) -> Any:
     return tuple(torch.zeros_like(gradient) for gradient in given)
 
 
-@pytest.mark.parametrize("how", ["backward hook", "backward pre-hook"])
-def test_hooks_of_the_backward_pass(how: str) -> None:
-    layer = changed(how)
-    assert choose(layer, FLOAT, RAGGED) is by_length.run
+@pytest.mark.parametrize("register", BACKWARD_HOOKS)
+def test_hooks_of_the_backward_pass(register: str) -> None:
+    layer = hooked(register)
     x = FLOAT.clone().requires_grad_()
     layer.register_full_backward_hook(stop)
     (found,) = torch.autograd.grad(torch.cat(encode(layer, [x, x[:1]])).sum(), x)
     assert not found.any()
 
 
-@pytest.mark.parametrize("register", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+@pytest.mark.parametrize("register", BACKWARD_HOOKS)
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
-def test_hooks_of_the_backward_pass_cost_nothing_without_one(register: str, mode: Any, kind: Any) -> None:
+def test_hooks_of_the_backward_pass_change_nothing_without_gradients(register: str, mode: Any, kind: Any) -> None:
     layer, xs, seen = kind(2, 3), [FLOAT, FLOAT[:1]], []
     with mode():
         wanted, ends = run_alone(layer, xs)
         getattr(layer, register)(lambda *arguments: None)
         layer.register_forward_hook(lambda module, given, output: seen.append(module))
-        assert choose(layer, FLOAT, RAGGED) is packed.run
+        assert choose(layer, FLOAT) is packed
         torch.testing.assert_close(encode(layer, xs), wanted)
         outputs, state = encode_with_state(layer, xs)
     assert seen == [layer, layer]
@@ -202,7 +233,7 @@ def test_hooks_of_the_backward_pass_through_a_state() -> None:
     assert len(calls) == 2
 
 
-def test_a_layer_that_gives_no_state_is_told_of_with_such_hooks_too() -> None:
+def test_a_layer_that_returns_outputs_only_is_refused_with_such_hooks_too() -> None:
     class OutputsOnly(nn.LSTM):
         def forward(self, input: Any, hx: Any = None) -> Any:
             return super().forward(input, hx)[0]
@@ -217,7 +248,7 @@ def test_a_layer_that_gives_no_state_is_told_of_with_such_hooks_too() -> None:
 @pytest.mark.parametrize(
     ("own", "why"), [(True, "its forward is its own"), (False, "hooks of the backward pass are registered")]
 )
-def test_a_hook_that_takes_packed_sequences_only_is_told_why_it_is_given_a_tensor(own: bool, why: str) -> None:
+def test_the_error_of_a_hook_for_packed_sequences_says_why_it_got_a_tensor(own: bool, why: str) -> None:
     def double(module: nn.Module, given: Any) -> Any:
         return (PackedSequence(2 * given[0].data, given[0].batch_sizes, *given[0][2:]),)
 
@@ -289,13 +320,12 @@ def test_gradients_of_many_outputs_at_once(kind: Any) -> None:
     torch.testing.assert_close(found, wanted)
 
 
-def test_under_a_transform_each_sequence_runs_alone() -> None:
+def test_a_transform_runs_step_by_step() -> None:
     gru, state = nn.GRU(2, 3), torch.randn(1, 2, 3)
     wanted, (end,) = packed.run(gru, FLOAT, RAGGED, (state,))
 
     def assert_choice(x: torch.Tensor) -> torch.Tensor:
-        assert choose(gru, x, RAGGED) is stepwise.run
-        assert choose(gru, x, EQUAL) is stepwise.run
+        assert choose(gru, x) is stepwise
         outputs, (final,) = stepwise.run(gru, x, RAGGED, (state,))
         assert (outputs - wanted).abs().max() < 1e-6
         assert (final - end).abs().max() < 1e-6

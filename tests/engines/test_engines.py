@@ -1,4 +1,4 @@
-"""Every engine on every law, whatever the choice between them would be; and gradients of gradients."""
+"""Every law for every engine, whichever would be chosen; and gradients of gradients."""
 
 import copy
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,6 @@ from unittest.mock import patch
 import laws
 import pytest
 import torch
-from hypothesis import given
 from hypothesis import strategies as st
 from parametrize import for_each_kind
 from reference import run_alone
@@ -19,26 +18,27 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from seqbatch import SequenceBatch, _engines, _kernels, encode, encode_with_state
-from seqbatch._engines import Engine, by_length, equal_lengths, native, packed, stepwise
+from seqbatch._engines import Engine, by_length, native, packed, stepwise
 
 
 @contextmanager
 def run_by(engine: Engine) -> Iterator[None]:
     """Run every recurrent layer by one engine."""
-    with patch.object(_engines, "choose", lambda layer, values, lengths: engine):
+    with patch.object(_engines, "choose", lambda call: engine):
         yield
 
 
 ENGINES: dict[str, tuple[Engine, Sequence[str], torch.dtype]] = {
-    "packed": (packed.run, RECURRENT_KINDS, torch.float64),
-    "groups": (by_length.run, RECURRENT_KINDS, torch.float64),
-    "plain": (stepwise.run, RECURRENT_KINDS, torch.float64),
+    "packed": (packed, RECURRENT_KINDS, torch.float64),
+    "by_length": (by_length, RECURRENT_KINDS, torch.float64),
+    "stepwise": (stepwise, RECURRENT_KINDS, torch.float64),
 }
 if _kernels.IS_THERE:
-    ENGINES["native"] = (native.run, RECURRENT_KINDS, torch.float64)
-    ENGINES["native, single precision"] = (native.run, RECURRENT_KINDS, torch.float32)
+    ENGINES["native"] = (native, RECURRENT_KINDS, torch.float64)
+    ENGINES["native, single precision"] = (native, RECURRENT_KINDS, torch.float32)
 # An engine with a backward pass of its own, where there is one.
-OWN: Engine = native.run if _kernels.IS_THERE else packed.run
+OWN: Engine = native if _kernels.IS_THERE else packed
+BOTH: tuple[Engine, Engine] = (packed, OWN)
 
 every_engine = {
     f"{name}, {kind}": st.tuples(st.just(engine), recurrent_layers(dtype, [kind]))
@@ -90,43 +90,11 @@ def test_padding(lengths: list[int], engine_and_layer: Any, poison: float, side:
 
 
 @for_each_kind("engine_and_layer", every_engine, fewer=2)
-def test_lengths_empty_and_what_is_the_callers(lengths: list[int], engine_and_layer: Any) -> None:
+def test_other_laws(lengths: list[int], engine_and_layer: Any) -> None:
     engine, layer = engine_and_layer
     xs = inputs(layer, lengths or [0])
     state = state_for(layer, len(xs))
     with run_by(engine):
-        laws.check_lengths(layer, xs)
-        laws.check_empty(layer, xs, state)
-        laws.check_unmodified(layer, xs, state)
-
-
-@given(
-    layer=recurrent_layers(torch.float32), length=st.integers(1, 5), number=st.integers(1, 4), stateful=st.booleans()
-)
-def test_alone_by_the_layer_itself_on_equal_lengths(
-    layer: nn.RNNBase, length: int, number: int, stateful: bool
-) -> None:
-    xs = inputs(layer, [length] * number)
-    with run_by(equal_lengths.run):
-        laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
-
-
-# Not among ENGINES, for it serves equal lengths only, which these laws leave equal.
-@laws.fewer_examples(4)
-@given(
-    layer=recurrent_layers(),
-    length=st.integers(1, 5),
-    number=st.integers(1, 4),
-    side=st.sampled_from(["left", "right"]),
-)
-def test_other_laws_by_the_layer_itself_on_equal_lengths(
-    layer: nn.RNNBase, length: int, number: int, side: Any
-) -> None:
-    xs = inputs(layer, [length] * number)
-    state = state_for(layer, number)
-    with run_by(equal_lengths.run):
-        laws.check_order(layer, xs, [*reversed(range(number))], state)
-        laws.check_padding(layer, xs, float("nan"), side, True)
         laws.check_lengths(layer, xs)
         laws.check_empty(layer, xs, state)
         laws.check_unmodified(layer, xs, state)
@@ -155,7 +123,7 @@ def test_gradients_of_second_order_are_those_of_packed(projection: int) -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 4, num_layers=2, bidirectional=True, proj_size=projection)
     found = []
-    for engine in (packed.run, OWN):
+    for engine in BOTH:
         xs = sequences([5, 2, 2, 1], (3,), torch.float32)
         with run_by(engine):
             outputs, state = encode_with_state(layer, xs)
@@ -185,7 +153,7 @@ def test_gradients_of_final_states_alone(projection: int, part: str) -> None:
     torch.manual_seed(0)
     layer = nn.LSTM(3, 4, bidirectional=True, proj_size=projection, dtype=torch.float64)
     found = []
-    for engine in (packed.run, OWN):
+    for engine in BOTH:
         xs = sequences([5, 2, 2], (3,))
         with run_by(engine):
             state = encode_with_state(layer, xs)[1]
@@ -196,7 +164,7 @@ def test_gradients_of_final_states_alone(projection: int, part: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_half_precision_is_as_near_to_the_truth_as_a_run_alone(kind: Any, dtype: torch.dtype) -> None:
-    # Which sequences are rounded together differs, so results differ in the last digit; PyTorch's own do too.
+    # Results differ in the last digit, because other sequences are rounded together; PyTorch's own differ too.
     torch.manual_seed(0)
     layer = kind(3, 4, num_layers=2, bidirectional=True, dtype=dtype)
     exact = copy.deepcopy(layer).double()
@@ -210,7 +178,7 @@ def test_half_precision_is_as_near_to_the_truth_as_a_run_alone(kind: Any, dtype:
         pairs = zip(found, truth, strict=True)
         return max(float((one - other).detach().abs().max()) for one, other in pairs if len(one))
 
-    assert error(outputs) <= max(2 * error(alone), torch.finfo(dtype).eps)  # one rounding of what may be up to 1
+    assert error(outputs) <= max(2 * error(alone), torch.finfo(dtype).eps)  # one rounding of a value of up to 1
 
 
 @every_kind
@@ -228,7 +196,7 @@ def test_checkpoints_run_it_again(kind: Any) -> None:
         torch.testing.assert_close(torch.autograd.grad(rerun.sum(), values), wanted)
 
 
-def test_what_is_not_a_number_shows_in_every_gradient_that_it_reaches() -> None:
+def test_nan_reaches_the_same_gradients_as_alone() -> None:
     torch.manual_seed(0)
     layer = nn.RNN(2, 3, nonlinearity="relu", dtype=torch.float64)
     xs = sequences([3, 2], (2,))

@@ -1,4 +1,4 @@
-"""The native engine where more than a plain backward pass is asked for, and where tensors have no memory to read."""
+"""The backward pass by the kernels in unusual calls: gradients of gradients, hooks, subclasses, modes."""
 
 from collections.abc import Callable
 from functools import partial
@@ -66,7 +66,7 @@ def loss_of(results: list[Tensor]) -> Tensor:
 
 @every_kind
 def test_arguments_that_depend_on_each_other(kind: Any) -> None:
-    """Where a graph is made of the gradients, the path through the state must not count twice."""
+    """If gradients are differentiated in turn, the path through the state must not count twice."""
     layer = kind(3, 4, dtype=torch.float64)
     found = []
     for run in (in_chunks, alone_in_chunks):
@@ -141,7 +141,7 @@ def test_what_hooks_of_saved_tensors_return(how: str, kind: Any) -> None:
 
 @every_kind
 def test_a_state_that_is_a_subclass(kind: Any) -> None:
-    """A wrapper has no memory of its own: its address is 0, as if there were no state."""
+    """A wrapper does not have memory of its own: its address is 0, as if there were no state."""
     layer, xs = kind(3, 4).requires_grad_(False), sequences(LENGTHS, (3,), torch.float32)
     state = state_for(layer, len(xs)).to(torch.float32).detach()
     wanted, final = encode_with_state(layer, xs, state)

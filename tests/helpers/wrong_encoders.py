@@ -331,7 +331,7 @@ def writes_to_the_state(layer: Any, batch: SequenceBatch, state: Any) -> Outcome
 
 def right_outputs(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
     """Run the layer as the built-in encoder does when only the outputs are needed."""
-    return registry._entries[nn.GRU].outputs(layer, batch)
+    return run(layer, batch, None)[0]
 
 
 def _without_hooks(layer: Any) -> Any:

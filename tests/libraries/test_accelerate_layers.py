@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.testing import assert_close
 
 from seqbatch import SequenceBatch, UnsupportedLayerError, encode, encode_with_state
-from seqbatch._engines import choose, packed
+from seqbatch._engines import choose, describe_call, packed
 from seqbatch.layers import Residual
 
 XS = [torch.randn(n, 4) for n in (5, 2, 0, 5)]
@@ -45,7 +45,7 @@ def test_a_recurrent_layer(change: Any, kind: Any) -> None:
             assert_close(outputs[i], output, **close)
             hidden = end[0] if isinstance(end, tuple) else end
             assert_close(state.hidden[0, :, i], hidden, **close)
-    assert choose(layer, XS[0], SequenceBatch(XS[0], [3, 2]).structure) is packed.run
+    assert choose(describe_call(layer, XS[0], rounds_by_range=False)) is packed
 
 
 @pytest.mark.parametrize("change", [prepared, hooked])

@@ -1,12 +1,10 @@
-"""Shared by encoders of recurrent layers: checks of input and state, and empty sequences."""
+"""Checks of the input and the state of recurrent layers and cells."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from seqbatch import _engines
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint, counted, describe, type_name
 from seqbatch._encoders._layer_checks import (
@@ -15,20 +13,15 @@ from seqbatch._encoders._layer_checks import (
     require_device,
     require_dtype,
     require_features,
-    rounds_by_range,
-    run_on_nothing,
 )
-from seqbatch._engines import Hidden, one_by_one
+from seqbatch._engines import Hidden
 from seqbatch._state import ContainerState, LSTMState, RNNState
-from seqbatch._structure.lengths import Lengths, to_device
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 StateType = type[LSTMState] | type[RNNState]
-# An engine with its layer bound: from flat values, lengths without zeros, and their initial state.
-Run = Callable[[Tensor, Lengths, Hidden | None], tuple[Tensor, Hidden]]
 
 
-class Form(NamedTuple):  # not an attrs class, because torch.compile cannot trace the __init__ of one
+class StateForm(NamedTuple):  # not an attrs class, because torch.compile cannot trace the __init__ of one
     """The form of a layer's state.
 
     Args:
@@ -46,6 +39,11 @@ class Form(NamedTuple):  # not an attrs class, because torch.compile cannot trac
     sizes: list[int]
 
 
+def form_of(layer: Any, state_type: StateType, remedy: str) -> StateForm:
+    """Return the form of the state of a layer of PyTorch."""
+    return StateForm(state_type, layer.num_layers, 2 if layer.bidirectional else 1, remedy, sizes_of(layer, state_type))
+
+
 def sizes_of(layer: Any, state_type: StateType) -> list[int]:
     """Return the last axis of each tensor of the state of a layer or cell of PyTorch."""
     # Not by `getattr` with a default, because a missing attribute of a module is slow to look up, as in cells.
@@ -54,7 +52,7 @@ def sizes_of(layer: Any, state_type: StateType) -> list[int]:
     return [size, layer.hidden_size] if state_type is LSTMState else [size]
 
 
-def require_input(batch: SequenceBatch, layer: Any) -> None:
+def require_recurrent_input(batch: SequenceBatch, layer: Any) -> None:
     """Raise unless the batch has the features, dtype and device that the layer takes, or comes from an empty list."""
     values, weight = batch.values, first_weight(layer)
     # Fast path, because the full checks take longer than one step of one sequence.
@@ -67,7 +65,7 @@ def require_input(batch: SequenceBatch, layer: Any) -> None:
         require_device(batch, layer)
 
 
-def require_state(state: object, form: Form, layer: nn.Module, batch: SequenceBatch) -> Hidden | None:
+def require_state(state: object, form: StateForm, layer: nn.Module, batch: SequenceBatch) -> Hidden | None:
     """Return a state as engines take it if it fits the layer and the batch, else raise; None stays None."""
     if state is None:
         return None
@@ -85,12 +83,14 @@ def require_state(state: object, form: Form, layer: nn.Module, batch: SequenceBa
         part: Tensor = getattr(state, name)
         is_alike = part.dtype is values.dtype and part.device == values.device
         if not is_alike or part.shape != (*rows, size):
-            _require_part(f"state.{name}", part, (*rows, size), layer, batch)
+            _require_matching_part(f"state.{name}", part, (*rows, size), layer, batch)
     hidden = state.to_torch()
     return hidden if isinstance(hidden, tuple) else (hidden,)
 
 
-def _require_part(subject: str, part: Tensor, shape: tuple[int, ...], layer: nn.Module, batch: SequenceBatch) -> None:
+def _require_matching_part(
+    subject: str, part: Tensor, shape: tuple[int, ...], layer: nn.Module, batch: SequenceBatch
+) -> None:
     """Raise unless a part of a state has the shape, dtype and device that the layer takes with the batch."""
     nothing = is_nothing(batch)
     for what, found, wanted in (
@@ -101,51 +101,6 @@ def _require_part(subject: str, part: Tensor, shape: tuple[int, ...], layer: nn.
         if found != wanted:
             must = f"have {what} {wanted}, for {counted(batch.batch_size, 'sequence')} and {describe(layer)}"
             raise complaint(SeqbatchValueError, subject, must, found)
-
-
-def run_where_steps_are(
-    layer: nn.Module, batch: SequenceBatch, hidden: Hidden | None, form: Form, run: Run
-) -> tuple[Tensor, Hidden]:
-    """Run a layer on the sequences that have a step, and leave the others their initial state.
-
-    Args:
-        layer: the layer.
-        batch: the batch, checked.
-        hidden: the initial state in PyTorch's layout, checked; None for zeros.
-        form: the form of its state.
-        run: the function that runs it.
-
-    Returns:
-        the outputs `(total_steps, size)`, and the final state in PyTorch's layout.
-    """
-    lengths = batch.structure
-    running = lengths.running
-    if running is lengths and lengths.total:
-        return run(batch.values, lengths, hidden)
-    # The layer's dtype and device for a batch made of an empty list, because that has none of its own.
-    like = next(layer.parameters(), batch.values) if is_nothing(batch) else batch.values
-    rows = form.num_layers * form.num_directions
-    start = hidden or tuple(like.new_zeros(rows, batch.batch_size, size) for size in form.sizes)
-    if not lengths.total:
-        nothing = like.new_zeros(0, form.sizes[0] * form.num_directions)
-        # Copies, because modifying the new state must not change the caller's.
-        ends = start if hidden is None else tuple(part.clone() for part in hidden)
-        return run_on_nothing(layer, nothing, batch), tuple(run_on_nothing(layer, part, batch) for part in ends)
-    alive = to_device(lengths.not_empty, batch.device)
-    chosen = None if hidden is None else tuple(part.index_select(1, alive) for part in hidden)
-    values, final = run(batch.values, running, chosen)
-    ended = zip(start, final, strict=True)
-    return values, tuple(old.to(new.dtype).index_copy(1, alive, new) for old, new in ended)
-
-
-def run_by_engine(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: Form) -> tuple[Tensor, Hidden]:
-    """Run a layer as `run_where_steps_are`, by the engine chosen for it."""
-
-    def run(values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-        engine = one_by_one.run if rounds_by_range(layer) else _engines.choose(layer, values, lengths)
-        return engine(layer, values, lengths, hidden)
-
-    return run_where_steps_are(layer, batch, hidden, form, run)
 
 
 def _cast_alike(state: Tensor, batch: SequenceBatch) -> bool:

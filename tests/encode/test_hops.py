@@ -1,0 +1,72 @@
+"""The path of one call from `encode` to the kernel: each file is entered once."""
+
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import seqbatch
+from seqbatch import _kernels, encode
+
+PACKAGE = Path(seqbatch.__file__).parent
+# What serves at every hop: the batch and what its methods call, checks, and queries of a layer or of PyTorch.
+EVERYWHERE = ("_batch", "_checks", "_encoders/_layer_checks", "_ops", "_state", "_structure", "_torch", "errors")
+# What engines share, and what the structure of a batch calls.
+SHARED = ("_engines/_interface", "_engines/_stack", "_engines/_stock", "_kernels/row_copies")
+
+
+def room_of(frame: FrameType) -> str | None:
+    """Return the file of the package that a function is in, or None if it is another's or serves at every hop."""
+    path = Path(frame.f_code.co_filename)
+    if not path.is_relative_to(PACKAGE):
+        return None
+    room = path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
+    return None if room.startswith(EVERYWHERE) or room in SHARED else room
+
+
+def rooms_entered(layer: nn.Module, xs: Any) -> list[str]:
+    """Return the rooms that a call of `encode` enters, in order; calls within a room and returns to it do not count."""
+    entered: list[str] = []
+    open_rooms: list[str | None] = []
+
+    def follow(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            room = room_of(frame)
+            if room and room not in open_rooms and room not in entered[-1:]:
+                entered.append(room)
+            open_rooms.append(room)
+        elif event == "return" and open_rooms:
+            open_rooms.pop()
+
+    before = sys.getprofile()
+    sys.setprofile(follow)
+    try:
+        encode(layer, xs)
+    finally:
+        sys.setprofile(before)
+    return entered
+
+
+XS = [torch.zeros(4, 2), torch.zeros(0, 2), torch.zeros(3, 2)]
+TO_THE_ENGINE = [
+    "_encode",
+    "_encode/registry",
+    "_encode/inputs",
+    "_encoders/recurrent",
+    "_encoders/_recurrent_checks",
+    "_encoders/_recurrent_runs",
+    "_engines/_choice",
+]
+
+
+@pytest.mark.parametrize("xs", [XS[::2], XS], ids=["ragged", "with an empty sequence"])
+def test_each_room_is_entered_once(xs: list[torch.Tensor]) -> None:
+    # The engines are asked in order.
+    in_order = ["_engines/native", "_engines/stepwise", "_engines/packed"]
+    engine = ["_engines/native", "_kernels"] if _kernels.IS_THERE else in_order
+    encode(nn.LSTM(2, 3), xs)  # so that what is imported or loaded on first use is there
+    assert rooms_entered(nn.LSTM(2, 3), xs) == [*TO_THE_ENGINE, *engine, "_encode/results"]
