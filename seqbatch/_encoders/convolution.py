@@ -30,6 +30,7 @@ from seqbatch._checks.arguments import require_tensor
 from seqbatch._checks.grammar import complaint, counted, describe
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._borders import Border
+from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import (
     has_hooks_before,
     keeps_forward,
@@ -51,7 +52,6 @@ from seqbatch._encoders._window_options import (
     windows_of_power_mean,
 )
 from seqbatch._encoders._windows import Windows, border_layout, window_layout
-from seqbatch._encoders.containers import call_as_itself
 from seqbatch._ops.layouts import rearrange
 from seqbatch._structure.lengths import Lengths
 from seqbatch.errors import SeqbatchValueError
@@ -84,18 +84,15 @@ def _register(kind: type[nn.Module], rule: Callable[[Any], Windows | Border], st
 
 def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
     """Call the layer as itself on all steps end to end."""
-    changed: list[Lengths | None] = []
 
-    def forward(steps: Tensor) -> Tensor:
+    def forward(steps: Tensor) -> tuple[Tensor, Lengths | None]:
         if steps.shape[-1] != batch.total_steps:
             must = f"get all {counted(batch.total_steps, 'step')} from the hooks before it"
             raise complaint(SeqbatchValueError, "layer", must, steps.shape[-1])
-        result, lengths = run(steps)
-        changed.append(lengths)
-        return result
+        return run(steps)
 
-    values = call_as_itself(layer, forward, batch.values.T[None])[0].T
-    return batch.with_values(values) if changed[0] is None else SequenceBatch(values, changed[0])
+    result, changed = call_as_itself(layer, forward, batch.values.T[None])
+    return SequenceBatch(result[0].T, batch.structure if changed is None else changed)
 
 
 def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:

@@ -11,6 +11,7 @@ from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, counted, describe
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
+from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import (
     keeps_forward,
     outside_graphs,
@@ -22,7 +23,6 @@ from seqbatch._encoders._layer_checks import (
     require_features,
     rounds_by_range,
 )
-from seqbatch._encoders.containers import call_as_itself
 from seqbatch._torch import in_a_graph
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -142,15 +142,15 @@ def _register_quantized(kind: type[nn.Module]) -> None:
         if plain:
             require_features(batch, (layer.in_features,), layer)
 
-        def forward(values: Tensor) -> Tensor:
+        def forward(values: Tensor) -> tuple[Tensor, None]:
             parts = values.split(batch.structure.running.counts) if rounds_by_range(layer) else [values]
             results = [layer.forward(part) for part in parts]
-            return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features)
+            return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features), None
 
         # A copy for a layer with its own `forward`, because that may modify the caller's values in place.
         given = batch.values if plain else batch.values.clone()
         with refusals_of(layer, batch) if plain else nullcontext():
-            return batch.with_values(call_as_itself(layer, forward, given))
+            return batch.with_values(call_as_itself(layer, forward, given)[0])
 
     register_encoder(kind)(outside_graphs(run, WHY_OUTSIDE_GRAPHS, cause_of))
 
