@@ -24,7 +24,7 @@ from seqbatch._torch import in_a_graph
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 _Container = nn.Sequential | nn.ModuleList
-_KINDS: tuple[type[Any], ...] = (nn.Sequential, nn.ModuleList)
+_CONTAINER_TYPES: tuple[type[Any], ...] = (nn.Sequential, nn.ModuleList)
 
 
 def _container_keeps_state(layer: _Container) -> bool:
@@ -34,7 +34,7 @@ def _container_keeps_state(layer: _Container) -> bool:
 def _which_keep_states(layer: _Container) -> list[bool]:
     """Return for each layer in a container whether it keeps a state; raise if one has no encoder."""
     # A `forward` of its own may do anything with the layers in it.
-    if not any(isinstance(layer, kind) and keeps_forward(layer, kind) for kind in _KINDS):
+    if not any(isinstance(layer, one) and keeps_forward(layer, one) for one in _CONTAINER_TYPES):
         raise unsupported(layer, reason="it has a forward of its own")
     return [is_recurrent(child) for child in layer]
 
@@ -73,10 +73,10 @@ def run_child(child: nn.Module, batch: SequenceBatch, with_state: bool, start: A
     return encode_with_state(child, batch, start) if with_state else (encode(child, batch), None)
 
 
-for _kind in _KINDS:
-    register_recurrent(_kind, when=_container_keeps_state, outputs=_container_outputs)(_run_container)
-    register_empty_input(_kind, lambda layer, batch: batch)  # because the layers in it handle it
-    register_rows_of_children(_kind)
+for _container_type in _CONTAINER_TYPES:
+    register_recurrent(_container_type, when=_container_keeps_state, outputs=_container_outputs)(_run_container)
+    register_empty_input(_container_type, lambda layer, batch: batch)  # because the layers in it handle it
+    register_rows_of_children(_container_type)
 
 
 def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size: int) -> list[object]:
