@@ -70,7 +70,7 @@ def _register_over_steps(
     @outside_graphs
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
         if getattr(layer, "return_indices", False):
-            must = "return no indices, because they would count the steps of the whole batch"
+            must = "not return indices, because they would count the steps of the whole batch"
             raise complaint(SeqbatchValueError, "layer", must, f"{type(layer).__name__}(..., return_indices=True)")
         is_stock = keeps_forward(layer, layer_type)
         _require_steps_of_channels(layer, batch, is_stock)

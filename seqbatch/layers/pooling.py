@@ -151,7 +151,7 @@ _REDUCTIONS: dict[type[nn.Module], Callable[[Any, SequenceBatch], Tensor]] = {
 def _pooled(layer: nn.Module, batch: SequenceBatch) -> Tensor:
     """Compute the one step of each sequence that is not empty, end to end."""
     reduced = next(_REDUCTIONS[base] for base in type(layer).__mro__ if base in _REDUCTIONS)(layer, batch)
-    if in_a_graph():  # because a graph must not depend on which sequences are empty
+    if in_a_graph():  # where it is unknown which sequences are empty
         return reduced[(batch.structure.tensor > 0).to(batch.device)]
     if batch.structure.running is batch.structure:
         return reduced
