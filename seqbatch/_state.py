@@ -452,8 +452,9 @@ class ContainerState(State):
 
     def __init__(self, states: Iterable[Any]) -> None:
         self._set(_to_tuple(states))
-        if not in_a_graph() and len(self._sizes) > 1:  # because the comparison would specialize a graph
-            raise complaint(SeqbatchValueError, "states", "have the same batch size", sorted(self._sizes))
+        # The comparison would specialize a graph.
+        if not in_a_graph() and len(sizes := batch_sizes_of(self)) > 1:
+            raise complaint(SeqbatchValueError, "states", "have the same batch size", sorted(sizes))
 
     @classmethod
     def _of(cls, states: tuple[Any, ...]) -> Self:
@@ -469,18 +470,7 @@ class ContainerState(State):
     @property
     def batch_size(self) -> int:
         """The number of sequences; 0 if no state in it has a `batch_size`."""
-        return next(iter(self._sizes), 0)
-
-    @property
-    def _sizes(self) -> set[int]:
-        """The batch sizes of the states in it that have one."""
-        sizes: set[int] = set()
-        for state in self.states:
-            if isinstance(state, ContainerState):
-                sizes |= state._sizes
-            elif hasattr(state, "batch_size"):
-                sizes.add(int(state.batch_size))
-        return sizes
+        return next(iter(batch_sizes_of(self)), 0)
 
     def _require(self, method: str) -> None:
         self._require_in("states", method)
@@ -506,6 +496,17 @@ class ContainerState(State):
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[Any, ...]]]:
         require_gatherable(self)
         return type(self), (self.states,)
+
+
+def batch_sizes_of(container_state: ContainerState) -> set[int]:
+    """Return the batch sizes of the states in a state of a container that have one."""
+    sizes: set[int] = set()
+    for state in container_state.states:
+        if isinstance(state, ContainerState):
+            sizes |= batch_sizes_of(state)
+        elif hasattr(state, "batch_size"):
+            sizes.add(int(state.batch_size))
+    return sizes
 
 
 def _register_pytree(kind: type[_TensorState]) -> None:

@@ -112,6 +112,11 @@ def test_no_imports_go_round_in_circles() -> None:
     assert len([*TopologicalSorter(graph).static_order()]) == len(FILES)
 
 
+def test_containers_are_imported_by_containers_only() -> None:
+    found = {file for file, path in FILES.items() if "_encoders.containers" in imported_files(path)}
+    assert found == {"_encoders", "layers.two_way"}
+
+
 def test_runtime_dependencies_are_attrs_and_torch() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = [re.split(r"[^\w-]", dependency)[0] for dependency in project["dependencies"]]

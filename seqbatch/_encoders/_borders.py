@@ -1,11 +1,12 @@
 """Borders: the padding that a layer adds to each sequence, and the rows it is read from, computed on the host."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
 
 from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.plans import Plan, undo
 
 
 class Border(NamedTuple):
@@ -53,18 +54,44 @@ class Border(NamedTuple):
             steps = torch.where(steps < 0, steps % dilation, steps)
         return torch.where((steps >= 0) & (steps < lengths), steps, -1)
 
-    def rows(self, lengths: Lengths, wide: Tensor, dilation: int = 1) -> Tensor:
+    def rows(self, lengths: Lengths, widths: Tensor, dilation: int = 1) -> Tensor:
         """Compute the row of the flat values that each position holds; the number of rows for none.
 
         Args:
             lengths: the lengths.
-            wide: `(batch,)`, int64: the number of positions of each sequence, from the first of its border.
+            widths: `(batch,)`, int64: the number of positions of each sequence, from the first of its border.
             dilation: as for `sources`.
         """
-        places = int(wide.sum())
-        counts, starts = (repeated(one, wide, places) for one in (lengths.tensor, lengths.offsets[:-1]))
-        steps = self.sources(runs(torch.full_like(wide, -self.left), wide, places), counts, dilation)
+        positions = int(widths.sum())
+        counts, starts = (repeated(one, widths, positions) for one in (lengths.tensor, lengths.offsets[:-1]))
+        steps = self.sources(runs(torch.full_like(widths, -self.left), widths, positions), counts, dilation)
         return torch.where(steps < 0, lengths.total, starts + steps)
+
+
+class BorderLayout(NamedTuple):
+    """Each sequence with its border.
+
+    Args:
+        plan: from flat values to those of the padded sequences.
+        lengths: the lengths of the padded sequences; None if they are those of the sequences.
+    """
+
+    plan: Plan
+    lengths: Lengths | None
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the layout to a device."""
+        return type(self)(self.plan.to(device), self.lengths)
+
+
+def border_layout(lengths: Lengths, border: Border) -> BorderLayout:
+    """Lay out each sequence with its border."""
+    widths = torch.where(lengths.tensor > 0, lengths.tensor + (border.left + border.right), 0)
+    take = border.rows(lengths, widths)
+    # A constant border takes no step twice.
+    give = undo(take, lengths.total + 1)[: lengths.total] if border.mode == "constant" else None
+    padded = tuple(widths.tolist())
+    return BorderLayout(Plan(take, give, True, True), None if padded == lengths.counts else Lengths(padded))
 
 
 def repeated(values: Tensor, counts: Tensor, total: int) -> Tensor:

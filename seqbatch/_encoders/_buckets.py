@@ -22,7 +22,7 @@ class Buckets(NamedTuple):
     Args:
         shapes: sequences and steps of each bucket.
         enter: the plan from flat values to rows; None if they are equal.
-        masks: the mask that is added to the scores of each bucket, see `_mask_of`; None without padding.
+        masks: the mask that is added to the scores of each bucket, see `_mask_of_padding`; None without padding.
     """
 
     shapes: list[tuple[int, int]]
@@ -59,7 +59,7 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
         dtype: the dtype of the masks.
     """
     order, counts = lengths.order, lengths.tensor.index_select(0, lengths.order)
-    shapes = cut(counts.tolist(), overhead)
+    shapes = bucket_shapes(counts.tolist(), overhead)
     firsts = lengths.offsets.index_select(0, order)
     takes, masks = [], []
     for part, first, (_, longest) in zip(
@@ -68,7 +68,7 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
         steps = torch.arange(longest, device="cpu")
         # Padding takes the row after the last, which `Plan` fills.
         takes.append(torch.where(steps < part[:, None], steps + first[:, None], lengths.total).flatten())
-        masks.append(None if causal else _mask_of(part, extra, dtype))
+        masks.append(None if causal else _mask_of_padding(part, extra, dtype))
     take = torch.cat(takes)
     if torch.equal(take, torch.arange(lengths.total, device="cpu")):
         return Buckets(shapes, None, masks)
@@ -76,7 +76,7 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
     return Buckets(shapes, Plan(take, give, take_fills=len(take) > lengths.total), masks)
 
 
-def cut(counts: list[int], overhead: int) -> list[tuple[int, int]]:
+def bucket_shapes(counts: list[int], overhead: int) -> list[tuple[int, int]]:
     """Assign sequences to buckets: a bucket is full when its padding would cost more than another bucket.
 
     So padding never costs more than the buckets do, and there are few buckets, however skewed the lengths are.
@@ -92,7 +92,7 @@ def cut(counts: list[int], overhead: int) -> list[tuple[int, int]]:
     number, longest, padding = 0, 0, 0
     for count, equals in groupby(counts):
         more = len([*equals])
-        padding += more * (_cost(longest) - _cost(count))
+        padding += more * (_pairs_of_steps(longest) - _pairs_of_steps(count))
         if number and padding > overhead:
             shapes.append((number, longest))
             number, padding = 0, 0
@@ -102,12 +102,12 @@ def cut(counts: list[int], overhead: int) -> list[tuple[int, int]]:
     return [*shapes, (number, longest)]
 
 
-def _cost(steps: int) -> int:
+def _pairs_of_steps(steps: int) -> int:
     """Return the cost of a sequence, in pairs of steps."""
     return steps * (steps + STEP)
 
 
-def _mask_of(counts: Tensor, extra: int, dtype: torch.dtype) -> Tensor | None:
+def _mask_of_padding(counts: Tensor, extra: int, dtype: torch.dtype) -> Tensor | None:
     """Build the mask that is added to the scores of a bucket: -inf where a key is padding.
 
     Args:

@@ -30,9 +30,9 @@ from seqbatch.errors import SeqbatchValueError
 Encoder = TypeVar("Encoder", bound=Callable[..., Any])
 
 
-def keeps_forward(layer: nn.Module, kind: type[nn.Module]) -> bool:
+def keeps_forward(layer: nn.Module, layer_type: type[nn.Module]) -> bool:
     """Return True if a layer has the `forward` of the class that an encoder is registered for."""
-    return type(layer).forward is kind.forward and "forward" not in vars(layer)
+    return type(layer).forward is layer_type.forward and "forward" not in vars(layer)
 
 
 def _by_type(layer: nn.Module) -> tuple[str, str]:
@@ -168,30 +168,29 @@ def rounds_by_range(layer: Any) -> bool:
 
 def autocasts(device: torch.device) -> bool:
     """Return True if `torch.autocast` is on for a device."""
-    kind = device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def register_features(
-    kind: type[nn.Module], features: Callable[[Any], tuple[int, ...] | None], dtype: torch.dtype | None = None
+    layer_type: type[nn.Module], features: Callable[[Any], tuple[int, ...] | None], dtype: torch.dtype | None = None
 ) -> None:
     """Register the features that a layer takes, so that a batch made of an empty list gets outputs of the right size.
 
     Args:
-        kind: the type of layer.
+        layer_type: the type of layer.
         features: from the layer to the features of a step; None if they are unknown.
         dtype: the dtype that it takes, if that is not the dtype of its weights.
     """
 
     def make(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
-        sizes = features(layer) if keeps_forward(layer, kind) and not is_lazy(layer) else None
+        sizes = features(layer) if keeps_forward(layer, layer_type) and not is_lazy(layer) else None
         if sizes is None:
             return None
         held = (*layer.parameters(), *layer.buffers())
         like = next((tensor for tensor in held if tensor.is_floating_point() or tensor.is_complex()), batch.values)
         return batch.with_values(torch.empty(0, *sizes, dtype=dtype or like.dtype, device=like.device))
 
-    register_empty_input(kind, make)
+    register_empty_input(layer_type, make)
 
 
 def run_on_nothing(layer: nn.Module, result: Tensor, batch: SequenceBatch) -> Tensor:

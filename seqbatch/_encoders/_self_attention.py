@@ -51,14 +51,14 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
             key, value = torch.cat([before.expand(-1, shape[0], -1, -1, -1), parts[1:]], 3).unbind()
             if causal:  # extra queries, whose results are dropped, because the mask lets query n attend to n keys
                 query = functional.pad(query, (0, 0, extra, 0))
-        with _kernels():
+        with _supported_kernels():
             attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
         attended = attended[:, :, -shape[1] :]
         results.append(attended.transpose(1, 2).reshape(len(rows), attention.embed_dim))
     return functional.linear(buckets.join(results), attention.out_proj.weight, attention.out_proj.bias)
 
 
-def _kernels() -> AbstractContextManager[Any]:
+def _supported_kernels() -> AbstractContextManager[Any]:
     """Exclude the kernels of PyTorch that do not support `vmap` and forward mode, while either is active."""
     asks_more = is_transformed() and not takes_gradients_only()
     return sdpa_kernel(SDPBackend.MATH) if asks_more else nullcontext()

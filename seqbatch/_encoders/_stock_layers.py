@@ -38,23 +38,25 @@ def _is_untouched(module: nn.Module) -> bool:
     )
 
 
-def is_plain(layer: nn.Module) -> bool:
+def is_stock_attention(layer: nn.Module) -> bool:
     """Return True if an attention layer is stock, and all modules in it are stock and work on each step alone."""
-    return not has_global_hooks() and all(_is_untouched(module) and _is_known(module) for module in layer.modules())
+    return not has_global_hooks() and all(
+        _is_untouched(module) and _is_stock_part(module) for module in layer.modules()
+    )
 
 
-def _is_known(module: nn.Module) -> bool:
+def _is_stock_part(module: nn.Module) -> bool:
     if type(module) in _STEPWISE:
         held = vars(module)
         return "forward" not in held and len(held.get("normalized_shape", "1")) == 1
-    for kind, methods in _METHODS.items():
-        if isinstance(module, kind):
-            kept = all(getattr(type(module), name) is getattr(kind, name) for name in methods)
-            return kept and not vars(module).keys() & {*methods} and _holds_what_it_should(module)
+    for layer_type, methods in _METHODS.items():
+        if isinstance(module, layer_type):
+            kept = all(getattr(type(module), name) is getattr(layer_type, name) for name in methods)
+            return kept and not vars(module).keys() & {*methods} and _has_stock_parts(module)
     return False
 
 
-def _holds_what_it_should(module: nn.Module) -> bool:
+def _has_stock_parts(module: nn.Module) -> bool:
     """Return True if a layer holds submodules and an activation of the types that it is built with."""
     if isinstance(module, nn.TransformerEncoder):
         return all(isinstance(layer, nn.TransformerEncoderLayer) for layer in module.layers)

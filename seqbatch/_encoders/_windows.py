@@ -81,38 +81,28 @@ class Windows(NamedTuple):
         return self.kernel / divisor.double()
 
 
-class Layout(NamedTuple):
+class WindowLayout(NamedTuple):
     """All sequences in one long sequence, and which of its windows belong to a sequence.
 
     Args:
-        lay: the plan from flat values to the long sequence; None if equal lengths allow a dense batch.
-        pick: the plan from the windows of the long sequence to the flat outputs; None in the same case.
+        plans: from flat values to the long sequence, and from its windows to the flat outputs; None if equal lengths
+            allow a dense batch.
         lengths: the lengths of the outputs; None if they are those of the sequences.
-        corrections: `(windows,)`, float64: the factors of the windows of the long sequence; None for 1.
+        corrections: `(windows, 1)`, float64: the factors of the flat outputs; None for 1.
     """
 
-    lay: Plan | None
-    pick: Plan | None
+    plans: tuple[Plan, Plan] | None
     lengths: Lengths | None
     corrections: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
         """Copy the layout to a device."""
-        lay, pick = (None if plan is None else plan.to(device) for plan in (self.lay, self.pick))
+        plans = None if self.plans is None else (self.plans[0].to(device), self.plans[1].to(device))
         corrections = None if self.corrections is None else to_device(self.corrections, device)
-        return type(self)(lay, pick, self.lengths, corrections)
+        return type(self)(plans, self.lengths, corrections)
 
 
-def border_layout(lengths: Lengths, border: Border) -> Layout:
-    """Lay out each sequence with its border; nothing is picked."""
-    wide = torch.where(lengths.tensor > 0, lengths.tensor + (border.left + border.right), 0)
-    take = border.rows(lengths, wide)
-    give = undo(take, lengths.total + 1)[: lengths.total] if border.mode == "constant" else None
-    padded = tuple(wide.tolist())
-    return Layout(Plan(take, give, True, True), None, None if padded == lengths.counts else Lengths(padded))
-
-
-def window_layout(lengths: Lengths, windows: Windows) -> Layout:
+def window_layout(lengths: Lengths, windows: Windows) -> WindowLayout:
     """Lay out all sequences in one long sequence, which the layer itself pads at its two ends.
 
     The sequences are so far apart that no window of one reads a step of another, and each starts at a multiple of the
@@ -124,29 +114,25 @@ def window_layout(lengths: Lengths, windows: Windows) -> Layout:
     numbers = Lengths(tuple(numbers_of[length] for length in lengths.counts))
     changed = None if numbers.counts == lengths.counts else numbers
     if len(numbers_of.keys() - {0}) == 1 and not windows.may_read_nothing(lengths.longest):
-        return Layout(None, None, changed)
-    first, end = _spread(lengths, numbers_of, windows)
-    long = _rounded(end - windows.border.left)
-    number = windows.number(long)
-    take = runs(first, numbers.tensor, numbers.total)
-    pick = Plan(take, undo(take, number), give_fills=True)
-    lay = _lay(lengths, numbers_of, windows, first * windows.stride, long)
+        return WindowLayout(None, changed)
+    first, end = _first_windows(lengths, numbers_of, windows)
+    steps = _rounded_up(end - windows.border.left)
+    picked = runs(first, numbers.tensor, numbers.total)
+    take = _long_sequence(lengths, numbers_of, windows, first, steps)
     if not windows.are_dense(numbers.counts):
-        read = torch.zeros(windows.border.left + long, dtype=torch.bool, device="cpu")
+        is_read = torch.zeros(windows.border.left + steps, dtype=torch.bool, device="cpu")
         for tap in range(0, windows.span, windows.dilation):
-            read[pick.take * windows.stride + tap] = True
-        unread = ~read[windows.border.left :]
-        lay.take[unread] = lengths.total
-        if lay.give is not None:
-            lay.give[torch.cat([unread, unread.new_ones(1)])[lay.give]] = long
-    corrections = None
-    if windows.divides_by is not None:
-        corrections = torch.ones(number, dtype=torch.float64, device="cpu")
-        corrections[pick.take] = windows.corrections(lengths, numbers)
-    return Layout(lay, pick, changed, corrections)
+            is_read[picked * windows.stride + tap] = True
+        take[~is_read[windows.border.left :]] = lengths.total
+    # Other borders may take a step twice.
+    give = undo(take, lengths.total + 1)[: lengths.total] if windows.border.mode == "constant" else None
+    lay = Plan(take, give, take_fills=True, give_fills=True)
+    pick = Plan(picked, undo(picked, windows.number(steps)), give_fills=True)
+    corrections = None if windows.divides_by is None else windows.corrections(lengths, numbers)[:, None]
+    return WindowLayout((lay, pick), changed, corrections)
 
 
-def _spread(lengths: Lengths, numbers_of: dict[int, int], windows: Windows) -> tuple[Tensor, int]:
+def _first_windows(lengths: Lengths, numbers_of: dict[int, int], windows: Windows) -> tuple[Tensor, int]:
     """Compute where each sequence starts in the long one.
 
     Args:
@@ -170,33 +156,26 @@ def _spread(lengths: Lengths, numbers_of: dict[int, int], windows: Windows) -> t
     return torch.tensor(firsts, dtype=torch.int64, device="cpu"), end * stride + max(windows.span, left + 1)
 
 
-def _rounded(steps: int) -> int:
+def _rounded_up(steps: int) -> int:
     """Round up by 3 % at most, because kernels are prepared for each size, which costs more than the extra steps."""
     unit = 1 << max(steps.bit_length() - 6, 0)
     return -(-steps // unit) * unit
 
 
-def _lay(lengths: Lengths, numbers_of: dict[int, int], windows: Windows, starts: Tensor, long: int) -> Plan:
-    """Compute the plan of the long sequence of `long` steps, with first windows at `starts`, as in `_spread`."""
+def _long_sequence(lengths: Lengths, numbers_of: dict[int, int], windows: Windows, first: Tensor, steps: int) -> Tensor:
+    """Compute the row of the flat values at each of `steps` steps; arguments are as in `_first_windows`."""
     border = windows.border
-    if border.mode != "constant":
-        both = border.left + border.right
-        wide = _each(lengths, {length: min(length + both, windows.reach(n)) for length, n in numbers_of.items()})
-        take = torch.full((long,), lengths.total, device="cpu")
-        rows = border.rows(lengths, wide, windows.dilation)
-        take[runs(starts - border.left, wide, len(rows))] = rows
-        return Plan(take, None, take_fills=True)
-    read = {length: min(length, max(windows.reach(number) - border.left, 0)) for length, number in numbers_of.items()}
-    if all(read[length] == length for length in read):
-        give = runs(starts, lengths.tensor, lengths.total)
+    # A constant border is not laid out, because it is what stands between sequences. So borders may overlap.
+    is_laid = border.mode != "constant"
+    left, both = (border.left, border.left + border.right) if is_laid else (0, 0)
+    width_of = {
+        length: min(length + both, max(windows.reach(number) - border.left + left, 0))
+        for length, number in numbers_of.items()
+    }
+    widths = torch.tensor([width_of[length] for length in lengths.counts], dtype=torch.int64, device="cpu")
+    if is_laid:
+        rows = border.rows(lengths, widths, windows.dilation)
     else:
-        wide = _each(lengths, read)
-        taken = int(wide.sum())
-        kept = runs(lengths.offsets[:-1], wide, taken)
-        give = torch.full((lengths.total,), long, device="cpu").scatter_(0, kept, runs(starts, wide, taken))
-    return Plan(undo(give, long + 1)[:long], give, take_fills=True, give_fills=True)
-
-
-def _each(lengths: Lengths, values: dict[int, int]) -> Tensor:
-    """Look up the value of each sequence by its length: `(batch,)`, int64."""
-    return torch.tensor([values[length] for length in lengths.counts], dtype=torch.int64, device="cpu")
+        rows = runs(lengths.offsets[:-1], widths, int(widths.sum()))
+    places = runs(first * windows.stride - left, widths, len(rows))
+    return torch.full((steps,), lengths.total, device="cpu").scatter_(0, places, rows)

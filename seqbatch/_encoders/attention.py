@@ -34,7 +34,7 @@ from seqbatch._encoders._layer_checks import (
     takes_its_weights_dtype,
 )
 from seqbatch._encoders._self_attention import attend
-from seqbatch._encoders._stock_layers import is_plain
+from seqbatch._encoders._stock_layers import is_stock_attention
 from seqbatch._structure.lengths import Lengths
 from seqbatch.errors import SeqbatchValueError
 
@@ -42,37 +42,41 @@ from seqbatch.errors import SeqbatchValueError
 # fifth less time than one call, because the hidden values stay in the cache; 512 and 4,096 are slower.
 AT_ONCE = 1024
 
-KINDS: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+ATTENTION_TYPES: tuple[type[nn.Module], ...] = (
+    nn.MultiheadAttention,
+    nn.TransformerEncoder,
+    nn.TransformerEncoderLayer,
+)
 
 
-def _register(kind: type[nn.Module]) -> None:
-    @register_encoder(kind)
+def _register_attention(layer_type: type[nn.Module]) -> None:
+    @register_encoder(layer_type)
     @outside_graphs
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
         def call(group: Tensor) -> Any:
             return layer(group, group, group) if isinstance(layer, nn.MultiheadAttention) else layer(group)
 
-        plain = is_plain(layer)
-        require_input(layer, batch, plain)
-        return run(layer, batch, call, plain=plain, causal=False)
+        is_stock = is_stock_attention(layer)
+        require_attention_input(layer, batch, is_stock)
+        return run_attention(layer, batch, call, is_stock=is_stock, causal=False)
 
 
 def features_of(layer: nn.Module) -> tuple[int, ...] | None:
-    """Return the features that a layer of one of the `KINDS` takes; None if it holds no attention."""
+    """Return the features that a layer of one of the `ATTENTION_TYPES` takes; None if it holds no attention."""
     attentions = (module for module in layer.modules() if isinstance(module, nn.MultiheadAttention))
     return next(((attention.embed_dim,) for attention in attentions), None)
 
 
-for _kind in KINDS:
-    _register(_kind)
+for _kind in ATTENTION_TYPES:
+    _register_attention(_kind)
     register_features(_kind, features_of)
 
 
-def require_input(layer: nn.Module, batch: SequenceBatch, plain: bool) -> None:
-    """Raise unless a layer of one of the `KINDS` takes a batch; one with its own `forward` may take anything."""
-    kind = next(kind for kind in KINDS if isinstance(layer, kind))
+def require_attention_input(layer: nn.Module, batch: SequenceBatch, is_stock: bool) -> None:
+    """Raise unless an attention layer takes a batch; one with its own `forward` may take anything."""
+    layer_type = next(layer_type for layer_type in ATTENTION_TYPES if isinstance(layer, layer_type))
     attentions = [module for module in layer.modules() if isinstance(module, nn.MultiheadAttention)]
-    if not keeps_forward(layer, kind) or not attentions:
+    if not keeps_forward(layer, layer_type) or not attentions:
         return
     for attention in attentions:
         sizes = attention.embed_dim, attention.kdim, attention.vdim
@@ -80,40 +84,42 @@ def require_input(layer: nn.Module, batch: SequenceBatch, plain: bool) -> None:
             must = f"have kdim and vdim {sizes[0]}, as its embed_dim, because each sequence attends to itself"
             raise complaint(SeqbatchValueError, "layer", must, f"kdim {sizes[1]} and vdim {sizes[2]}")
     require_features(batch, (attentions[0].embed_dim,), layer, exactly=True)
-    if plain or all(takes_its_weights_dtype(module) for module in layer.modules()):
+    if is_stock or all(takes_its_weights_dtype(module) for module in layer.modules()):
         require_dtype(batch, layer)
         require_device(batch, layer)
 
 
-def run(
-    layer: nn.Module, batch: SequenceBatch, call: Callable[[Tensor], Any], *, plain: bool, causal: bool
+def run_attention(
+    layer: nn.Module, batch: SequenceBatch, call: Callable[[Tensor], Any], *, is_stock: bool, causal: bool
 ) -> SequenceBatch:
-    """Run a layer of one of the `KINDS`, so that each sequence attends to itself.
+    """Run a layer of one of the `ATTENTION_TYPES`, so that each sequence attends to itself.
 
     Args:
         layer: the layer.
         batch: the batch.
         call: calls the layer itself on a Tensor of three dimensions, in the order of the layer's `batch_first`.
-        plain: True if the layer is stock; then all but the attention runs on the flat values.
+        is_stock: True if the layer is stock; then all but the attention runs on the flat values.
         causal: True if steps do not attend to later ones; `call` must do the same.
     """
     if not batch.total_steps:
         # The same operations on no rows, because `torch.autocast` may change the dtype.
-        nothing = _run_plain(layer, batch.values, batch.structure.running, causal) if plain else batch.values
+        nothing = (
+            _run_on_flat_values(layer, batch.values, batch.structure.running, causal) if is_stock else batch.values
+        )
         return batch.with_values(run_on_nothing(layer, nothing, batch))
-    if not plain:
+    if not is_stock:
         has_range = any(isinstance(part, QUANTIZED_CELLS) or rounds_by_range(part) for part in layer.modules())
         return (run_one_by_one if has_range else run_in_groups)(_batch_first(layer, call), batch)
-    return batch.with_values(_run_plain(layer, batch.values, batch.structure.running, causal))
+    return batch.with_values(_run_on_flat_values(layer, batch.values, batch.structure.running, causal))
 
 
-def _run_plain(layer: Any, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
+def _run_on_flat_values(layer: Any, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
     """Compute what the layer's `forward` does, on flat values, with attention in buckets."""
     if isinstance(layer, nn.MultiheadAttention):
         return attend(layer, values, lengths, causal)
     if isinstance(layer, nn.TransformerEncoder):
         for part in layer.layers:
-            values = _run_plain(part, values, lengths, causal)
+            values = _run_on_flat_values(part, values, lengths, causal)
         return values if layer.norm is None else layer.norm(values)
     if layer.norm_first:
         values = values + layer.dropout1(attend(layer.self_attn, layer.norm1(values), lengths, causal))
@@ -125,11 +131,11 @@ def _run_plain(layer: Any, values: Tensor, lengths: Lengths, causal: bool) -> Te
 
 def _feed_forward(layer: Any, values: Tensor) -> Tensor:
     if torch.is_grad_enabled() or not values.is_cpu:
-        return _feed(layer, values)
-    return torch.cat([_feed(layer, part) for part in values.split(AT_ONCE)])
+        return _feed_rows_forward(layer, values)
+    return torch.cat([_feed_rows_forward(layer, part) for part in values.split(AT_ONCE)])
 
 
-def _feed(layer: Any, values: Tensor) -> Tensor:
+def _feed_rows_forward(layer: Any, values: Tensor) -> Tensor:
     hidden = layer.dropout(layer.activation(layer.linear1(values)))
     result: Tensor = layer.dropout2(layer.linear2(hidden))
     return result

@@ -29,7 +29,8 @@ from seqbatch._batch import SequenceBatch
 from seqbatch._checks.arguments import require_tensor
 from seqbatch._checks.grammar import complaint, counted, describe
 from seqbatch._encode.registry import register_encoder
-from seqbatch._encoders._borders import Border
+from seqbatch._encoders._borders import Border, border_layout
+from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import (
     keeps_forward,
     outside_graphs,
@@ -49,69 +50,69 @@ from seqbatch._encoders._window_options import (
     windows_of_mean,
     windows_of_power_mean,
 )
-from seqbatch._encoders._windows import Windows, border_layout, window_layout
-from seqbatch._encoders.containers import call_as_itself
+from seqbatch._encoders._windows import Windows, window_layout
 from seqbatch._ops.layouts import rearrange
 from seqbatch._structure.lengths import Lengths
 from seqbatch._torch import has_hooks_before
 from seqbatch.errors import SeqbatchValueError
 
-# From all steps end to end, `(1, channels, total_steps)`, to those of the outputs, and their lengths if they change.
-_Run = Callable[[Tensor], tuple[Tensor, Lengths | None]]
+# From all steps end to end, `(1, channels, total_steps)`, to those of the outputs, and their lengths.
+_Run = Callable[[Tensor], tuple[Tensor, Lengths]]
 _Start = Callable[[nn.Module, SequenceBatch], _Run]
 
 
-def _register(kind: type[nn.Module], rule: Callable[[Any], Windows | Border], start: _Start | None = None) -> None:
+def _register_over_steps(
+    layer_type: type[nn.Module], rule: Callable[[Any], Windows | Border], start: _Start | None = None
+) -> None:
     """Register the encoder of a layer, by the `rule` of its windows or border; `start` replaces the long sequence."""
 
-    @register_encoder(kind)
+    @register_encoder(layer_type)
     @outside_graphs
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
         if getattr(layer, "return_indices", False):
-            must = "return no indices, because they would count the steps of the whole batch"
+            must = "not return indices, because they would count the steps of the whole batch"
             raise complaint(SeqbatchValueError, "layer", must, f"{type(layer).__name__}(..., return_indices=True)")
-        plain = keeps_forward(layer, kind)
-        _require_channels(layer, batch, plain)
-        if not plain:
-            return _call(layer, batch, _by_length(layer, batch))
+        is_stock = keeps_forward(layer, layer_type)
+        _require_steps_of_channels(layer, batch, is_stock)
+        if not is_stock:
+            return _call_on_all_steps(layer, batch, _by_length(layer, batch))
         drawn = rule(layer)
         if isinstance(drawn, Windows):
             require_options(layer, drawn)
-        _require_lengths(layer, drawn, batch)
+        _require_enough_steps(layer, drawn, batch)
         with refusals_of(layer, batch):
-            return _call(layer, batch, start(layer, batch) if start else _laid_out(layer, batch, drawn))
+            return _call_on_all_steps(layer, batch, start(layer, batch) if start else _laid_out(layer, batch, drawn))
 
 
-def _call(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
+def _call_on_all_steps(layer: nn.Module, batch: SequenceBatch, run: _Run) -> SequenceBatch:
     """Call the layer as itself on all steps end to end."""
-    changed: list[Lengths | None] = []
 
-    def forward(steps: Tensor) -> Tensor:
+    def forward(steps: Tensor) -> tuple[Tensor, Lengths]:
         if steps.shape[-1] != batch.total_steps:
             must = f"get all {counted(batch.total_steps, 'step')} from the hooks before it"
             raise complaint(SeqbatchValueError, "layer", must, steps.shape[-1])
-        result, lengths = run(steps)
-        changed.append(lengths)
-        return result
+        return run(steps)
 
-    values = call_as_itself(layer, forward, batch.values.T[None])[0].T
-    return batch.with_values(values) if changed[0] is None else SequenceBatch(values, changed[0])
+    result, lengths = call_as_itself(layer, forward, batch.values.T[None])
+    return SequenceBatch(result[0].T, lengths)
 
 
 def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
     """Run a layer on all sequences in one long sequence, or as a dense batch if their lengths are equal."""
     layout = batch.structure.plan(window_layout, windows, device=batch.device)
-    fill = _fill_of(layer)
+    lengths = batch.structure if layout.lengths is None else layout.lengths
 
-    def run(steps: Tensor) -> tuple[Tensor, Lengths | None]:
+    def run(steps: Tensor) -> tuple[Tensor, Lengths]:
         values = steps[0].T
-        if layout.lay is None or layout.pick is None:
-            result = layer.forward(_channels_first(layer, values.unflatten(0, (-1, batch.max_length))))
-            return result.mT.flatten(0, 1).T[None], layout.lengths
-        result = layer.forward(_channels_first(layer, rearrange(values, layout.lay, fill)[None]))
+        if layout.plans is None:
+            dense = layer.forward(_channels_first(layer, values.unflatten(0, (-1, batch.max_length))))
+            return dense.mT.flatten(0, 1).T[None], lengths
+        lay, pick = layout.plans
+        result = layer.forward(_channels_first(layer, rearrange(values, lay, _fill_of(layer))[None]))
+        picked = rearrange(result[0].T.contiguous(), pick)
         if layout.corrections is not None:
-            result = result * layout.corrections.to(result.dtype)
-        return rearrange(result[0].T.contiguous(), layout.pick).T[None], layout.lengths
+            picked = picked * layout.corrections.to(picked.dtype)
+        return picked.T[None], lengths
 
     return run
 
@@ -130,9 +131,9 @@ def _channels_first(layer: nn.Module, steps: Tensor) -> Tensor:
 def _in_borders(layer: Any, batch: SequenceBatch, border: Border) -> _Run:
     """Pad each sequence by one gather, with the value of the layer."""
     layout = batch.structure.plan(border_layout, border, device=batch.device)
-    plan, fill = layout.lay, getattr(layer, "value", 0)
-    assert plan is not None, "a border is always laid out"
-    return lambda steps: (rearrange(steps[0].T, plan, fill).T[None], layout.lengths)
+    lengths = batch.structure if layout.lengths is None else layout.lengths
+    fill = getattr(layer, "value", 0)
+    return lambda steps: (rearrange(steps[0].T, layout.plan, fill).T[None], lengths)
 
 
 def _laid_out(layer: nn.Module, batch: SequenceBatch, rule: Windows | Border) -> _Run:
@@ -156,10 +157,10 @@ def _in_groups(layer: nn.Module, batch: SequenceBatch, groups: list[list[int]]) 
     """Run a layer on groups of sequences of equal length, whatever number of steps it returns."""
     counts = batch.structure.running.counts
 
-    def run(steps: Tensor) -> tuple[Tensor, Lengths | None]:
+    def run(steps: Tensor) -> tuple[Tensor, Lengths]:
         if not counts:
             nothing = steps.new_zeros(1, getattr(layer, "out_channels", steps.shape[1]), 0)
-            return run_on_nothing(layer, nothing, batch.with_values(steps[0].T)), None
+            return run_on_nothing(layer, nothing, batch.with_values(steps[0].T)), batch.structure
         parts, results = steps.split(counts, -1), [steps] * len(counts)
         for chosen in groups:
             # A copy, even of one, because a layer's own `forward` may modify it in place.
@@ -168,14 +169,14 @@ def _in_groups(layer: nn.Module, batch: SequenceBatch, groups: list[list[int]]) 
                 results[i] = one
         found = iter(results)
         lengths = tuple(next(found).shape[-1] if count else 0 for count in batch.lengths)
-        return torch.cat(results, -1), None if lengths == batch.lengths else Lengths(lengths)
+        return torch.cat(results, -1), batch.structure if lengths == batch.lengths else Lengths(lengths)
 
     return run
 
 
-def _require_channels(layer: Any, batch: SequenceBatch, plain: bool) -> None:
+def _require_steps_of_channels(layer: Any, batch: SequenceBatch, is_stock: bool) -> None:
     """Raise unless the batch has the channels, the dtype and the device that the layer takes."""
-    if plain and hasattr(layer, "in_channels"):
+    if is_stock and hasattr(layer, "in_channels"):
         require_features(batch, (layer.in_channels,), layer, exactly=True)
         require_dtype(batch, layer)
         require_device(batch, layer)
@@ -185,11 +186,11 @@ def _require_channels(layer: Any, batch: SequenceBatch, plain: bool) -> None:
         if not batch.feature_shape:
             remedy = "Pass x.unsqueeze(-1) for one channel."
         raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape), remedy)
-    if plain and isinstance(layer, _POOLS) and not (batch.dtype.is_floating_point or has_hooks_before(layer)):
+    if is_stock and isinstance(layer, _POOLS) and not (batch.dtype.is_floating_point or has_hooks_before(layer)):
         raise complaint(SeqbatchValueError, "sequences", f"be floating, for {describe(layer)}", batch.dtype)
 
 
-def _require_lengths(layer: nn.Module, rule: Windows | Border, batch: SequenceBatch) -> None:
+def _require_enough_steps(layer: nn.Module, rule: Windows | Border, batch: SequenceBatch) -> None:
     """Raise if a sequence is too short to be padded or to fill one window."""
     border = rule.border if isinstance(rule, Windows) else rule
     least, what, remedy = border.least, "be padded", "Leave it out"
@@ -203,16 +204,16 @@ def _require_lengths(layer: nn.Module, rule: Windows | Border, batch: SequenceBa
 
 
 _POOLS = (nn.AvgPool1d, nn.LPPool1d, nn.MaxPool1d)
-_register(nn.Conv1d, windows_of_convolution)
+_register_over_steps(nn.Conv1d, windows_of_convolution)
 register_features(nn.Conv1d, lambda layer: (layer.in_channels,))
 for _kind in quantized_layers("Conv1d"):
-    _register(_kind, windows_of_convolution, _one_by_one)
+    _register_over_steps(_kind, windows_of_convolution, _one_by_one)
     register_features(_kind, lambda layer: (layer.in_channels,))
-_register(nn.MaxPool1d, windows_of_maximum)
-_register(nn.AvgPool1d, windows_of_mean)
+_register_over_steps(nn.MaxPool1d, windows_of_maximum)
+_register_over_steps(nn.AvgPool1d, windows_of_mean)
 # By length, because the gradient of a window that is not picked would be 0 times NaN, and reach other sequences.
-_register(nn.LPPool1d, windows_of_power_mean, _by_length)
-_register(nn.CircularPad1d, partial(border_of, "circular"))
-_register(nn.ConstantPad1d, partial(border_of, "constant"))
-_register(nn.ReflectionPad1d, partial(border_of, "reflect"))
-_register(nn.ReplicationPad1d, partial(border_of, "replicate"))
+_register_over_steps(nn.LPPool1d, windows_of_power_mean, _by_length)
+_register_over_steps(nn.CircularPad1d, partial(border_of, "circular"))
+_register_over_steps(nn.ConstantPad1d, partial(border_of, "constant"))
+_register_over_steps(nn.ReflectionPad1d, partial(border_of, "reflect"))
+_register_over_steps(nn.ReplicationPad1d, partial(border_of, "replicate"))

@@ -42,7 +42,7 @@ def _check_batch_norm(layer: Any, batch: SequenceBatch) -> None:
         must = f"have features of 1 or 2 dimensions, for {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape))
     # Options first, because in evaluation the sizes need not be compared, which would specialize a graph.
-    if _takes_statistics(layer) and not _synchronizes(layer) and batch.values.numel() == batch.feature_shape[0]:
+    if _uses_own_statistics(layer) and not _synchronizes(layer) and batch.values.numel() == batch.feature_shape[0]:
         must = f"have 2 steps or more together, because {describe(layer)} computes statistics over them"
         raise complaint(SeqbatchValueError, "sequences", must, 1)
 
@@ -56,8 +56,8 @@ def _check_group_norm(layer: nn.GroupNorm, batch: SequenceBatch) -> None:
 
 def _check_instance_norm(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> None:
     require_features(batch, (layer.num_features,), layer, exactly=True)
-    _require_kind(batch, layer)
-    if _takes_statistics(layer) and 1 in batch.lengths:
+    _require_floating_like(batch, layer)
+    if _uses_own_statistics(layer) and 1 in batch.lengths:
         must = f"have 2 steps or more, or none, because {describe(layer)} computes statistics over them"
         raise complaint(SeqbatchValueError, f"sequences[{batch.lengths.index(1)}]", must, 1)
 
@@ -70,10 +70,10 @@ def _require_channels(batch: SequenceBatch, channels: int, layer: nn.Module) -> 
         remedy = "For a padded Tensor call SequenceBatch.from_padded." if found[-1:] == (channels,) else ""
         must = f"have features that begin with ({channels or 'any'},), for {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, found, remedy)
-    _require_kind(batch, layer)
+    _require_floating_like(batch, layer)
 
 
-def _require_kind(batch: SequenceBatch, layer: nn.Module) -> None:
+def _require_floating_like(batch: SequenceBatch, layer: nn.Module) -> None:
     """Raise unless a batch has the dtype and device of a norm's tensors; half precision may have float32 weights."""
     if not batch.dtype.is_floating_point:
         raise complaint(SeqbatchTypeError, "sequences", f"have a floating dtype, for {describe(layer)}", batch.dtype)
@@ -85,7 +85,7 @@ def _require_kind(batch: SequenceBatch, layer: nn.Module) -> None:
     raise complaint(SeqbatchValueError, "sequences", must, batch.dtype)
 
 
-def _takes_statistics(layer: Any) -> bool:
+def _uses_own_statistics(layer: Any) -> bool:
     """Return True if a norm uses the statistics of its input, and not its running statistics."""
     return bool(layer.training) or layer.running_mean is None
 
@@ -96,7 +96,7 @@ def _synchronizes(layer: nn.Module) -> bool:
     return spread and isinstance(layer, nn.SyncBatchNorm)
 
 
-def _features_of(layer: Any) -> tuple[int, ...] | None:
+def _channels_of(layer: Any) -> tuple[int, ...] | None:
     # None for size 0, because a lazy layer without weights and statistics takes any number.
     return (layer.num_features,) if layer.num_features else None
 
@@ -108,8 +108,8 @@ def _call_batch_norm(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     that are read from a padded tensor.
     """
     if in_a_graph():
-        computes = not (is_lazy(layer) or has_hooks(layer) or _takes_statistics(layer))
-        return batch.map(partial(_by_kept_statistics, layer) if computes else layer)
+        computes = not (is_lazy(layer) or has_hooks(layer) or _uses_own_statistics(layer))
+        return batch.map(partial(_normalize_by_running_statistics, layer) if computes else layer)
     if batch.batch_size or not layer.training or layer.num_batches_tracked is None or _synchronizes(layer):
         return batch.map(layer)
     # Restore the count, because PyTorch would count an empty batch, which changes the mean with momentum=None.
@@ -119,7 +119,7 @@ def _call_batch_norm(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return outputs
 
 
-def _by_kept_statistics(layer: Any, values: Tensor) -> Tensor:
+def _normalize_by_running_statistics(layer: Any, values: Tensor) -> Tensor:
     # In single precision for half precision, as PyTorch computes it.
     wide = values.float() if values.dtype in _HALF else values
     channels = (-1, *(1 for _ in values.shape[2:]))
@@ -137,20 +137,20 @@ def _by_kept_statistics(layer: Any, values: Tensor) -> Tensor:
 
 for _kind in (nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.SyncBatchNorm):
     register_stepwise(_kind, _check_batch_norm, _call_batch_norm)
-    register_features(_kind, _features_of)
+    register_features(_kind, _channels_of)
 register_stepwise(nn.GroupNorm, _check_group_norm)
 register_features(nn.GroupNorm, lambda layer: (layer.num_channels,))
-register_features(nn.InstanceNorm1d, _features_of)
+register_features(nn.InstanceNorm1d, _channels_of)
 
 
 @register_encoder(nn.InstanceNorm1d)
 @outside_graphs
 def _(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> SequenceBatch:
-    kept = keeps_forward(layer, nn.InstanceNorm1d)
-    if kept:
+    is_stock = keeps_forward(layer, nn.InstanceNorm1d)
+    if is_stock:
         _check_instance_norm(layer, batch)
-    if kept and is_untouched(layer):
-        return _normalize(layer, batch)
+    if is_stock and is_untouched(layer):
+        return _normalize_sequences(layer, batch)
     groups = {*batch.lengths} - {0}
     if layer.training and layer.running_mean is not None and len(groups) > 1:
         must = "have no hooks and no forward of its own, because it keeps statistics and is called once for each length"
@@ -158,11 +158,11 @@ def _(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> SequenceBatch:
     return run_in_groups(lambda group: layer(group.mT).mT, batch) if groups else batch
 
 
-def _normalize(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+def _normalize_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     """Compute for all sequences what the layer does for one."""
-    if not _takes_statistics(layer):
-        kept = layer.running_mean, layer.running_var, layer.weight, layer.bias
-        return batch.map(lambda values: functional.batch_norm(values, *kept, eps=layer.eps))
+    if not _uses_own_statistics(layer):
+        held = layer.running_mean, layer.running_var, layer.weight, layer.bias
+        return batch.map(lambda values: functional.batch_norm(values, *held, eps=layer.eps))
     wide = batch.map(Tensor.float) if batch.dtype in _HALF else batch
     rows = batch.segment_ids
     means = wide.mean()
@@ -174,16 +174,16 @@ def _normalize(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     if layer.bias is not None:
         values = values + layer.bias
     if layer.running_mean is not None and batch.total_steps:
-        _keep(layer, batch, means.detach(), variances.detach())
+        _update_statistics(layer, batch, means.detach(), variances.detach())
     return batch.with_values(values.to(batch.dtype))
 
 
 @torch.no_grad()
-def _keep(layer: Any, batch: SequenceBatch, means: Tensor, variances: Tensor) -> None:
+def _update_statistics(layer: Any, batch: SequenceBatch, means: Tensor, variances: Tensor) -> None:
     """Update the running statistics of the layer by those of the sequences, each sequence counted once."""
     counts = batch.structure.on(batch.device).tensor[:, None]
     there = counts > 0
     unbiased = variances * counts / (counts - 1).clamp(min=1)
     share = (layer.momentum or 0.0) / there.sum()
-    for kept, found in ((layer.running_mean, means), (layer.running_var, unbiased)):
-        kept.mul_(1 - (layer.momentum or 0.0)).add_((found * there).sum(0) * share)
+    for running, found in ((layer.running_mean, means), (layer.running_var, unbiased)):
+        running.mul_(1 - (layer.momentum or 0.0)).add_((found * there).sum(0) * share)

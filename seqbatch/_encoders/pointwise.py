@@ -11,6 +11,7 @@ from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, counted, describe
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
+from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import (
     keeps_forward,
     outside_graphs,
@@ -22,7 +23,6 @@ from seqbatch._encoders._layer_checks import (
     require_features,
     rounds_by_range,
 )
-from seqbatch._encoders.containers import call_as_itself
 from seqbatch._torch import hooks_before, in_a_graph
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -70,7 +70,7 @@ _WITH_FEATURES: dict[type[nn.Module], str] = {
 
 
 def register_stepwise(
-    kind: type[nn.Module],
+    layer_type: type[nn.Module],
     check: Callable[[Any, SequenceBatch], None],
     call: Callable[[Any, SequenceBatch], SequenceBatch] | None = None,
 ) -> None:
@@ -79,28 +79,28 @@ def register_stepwise(
     `call` replaces the call of a layer with a stock `forward`.
     """
 
-    @register_encoder(kind)
+    @register_encoder(layer_type)
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
-        plain = keeps_forward(layer, kind)
-        if plain:
+        is_stock = keeps_forward(layer, layer_type)
+        if is_stock:
             check(layer, batch)
         # A copy for a layer that may work in place, because the values are the caller's.
-        given = batch.clone() if not plain or getattr(layer, "inplace", False) else batch
-        with refusals_of(layer, batch) if plain else nullcontext():
-            return call(layer, given) if call and plain else given.map(layer)
+        given = batch.clone() if not is_stock or getattr(layer, "inplace", False) else batch
+        with refusals_of(layer, batch) if is_stock else nullcontext():
+            return call(layer, given) if call and is_stock else given.map(layer)
 
 
-def _check_nothing(layer: nn.Module, batch: SequenceBatch) -> None:
+def _accept_any_input(layer: nn.Module, batch: SequenceBatch) -> None:
     """Check nothing, because PyTorch checks the input of an activation before it modifies anything."""
 
 
-def _features_of(layer: nn.Module) -> tuple[int, ...]:
-    sizes = next(getattr(layer, name) for kind, name in _WITH_FEATURES.items() if isinstance(layer, kind))
+def _features_taken(layer: nn.Module) -> tuple[int, ...]:
+    sizes = next(getattr(layer, name) for layer_type, name in _WITH_FEATURES.items() if isinstance(layer, layer_type))
     return (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
 
 def _check_features(layer: nn.Module, batch: SequenceBatch) -> None:
-    require_features(batch, _features_of(layer), layer)
+    require_features(batch, _features_taken(layer), layer)
     require_device(batch, layer)
     if isinstance(layer, nn.Linear) or batch.dtype not in (torch.bfloat16, torch.float16):
         require_dtype(batch, layer)  # because norms take half precision with float32 weights too
@@ -128,41 +128,41 @@ def _check_axis(layer: Any, batch: SequenceBatch) -> None:
     axes = 1 + len(batch.feature_shape)
     if layer.dim is None or layer.dim in (0, -axes):
         remedy = "Pass dim=-1 for the last feature" if axes > 1 else "Such a sequence has no features"
-        over_steps = next((call for kind, call in _OVER_STEPS.items() if isinstance(layer, kind)), None)
+        over_steps = next((call for layer_type, call in _OVER_STEPS.items() if isinstance(layer, layer_type)), None)
         remedy += f"; over the steps call {over_steps}." if over_steps else "."
         must = f"work along a feature, not along the steps of a sequence of {counted(axes, 'dimension')}"
         raise complaint(SeqbatchValueError, "layer", must, describe(layer), remedy)
 
 
-def _register_quantized(kind: type[nn.Module]) -> None:
+def _register_quantized(layer_type: type[nn.Module]) -> None:
     """Register the encoder of a quantized `nn.Linear`, whose hooks run once, even if each sequence runs alone."""
 
     def run(layer: Any, batch: SequenceBatch) -> SequenceBatch:
-        plain = keeps_forward(layer, kind)
-        if plain:
+        is_stock = keeps_forward(layer, layer_type)
+        if is_stock:
             require_features(batch, (layer.in_features,), layer)
 
-        def forward(values: Tensor) -> Tensor:
+        def forward(values: Tensor) -> tuple[Tensor, None]:
             parts = values.split(batch.structure.running.counts) if rounds_by_range(layer) else [values]
             results = [layer.forward(part) for part in parts]
-            return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features)
+            return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features), None
 
         # A copy for a layer with its own `forward`, because that may modify the caller's values in place.
-        given = batch.values if plain else batch.values.clone()
-        with refusals_of(layer, batch) if plain else nullcontext():
-            return batch.with_values(call_as_itself(layer, forward, given))
+        given = batch.values if is_stock else batch.values.clone()
+        with refusals_of(layer, batch) if is_stock else nullcontext():
+            return batch.with_values(call_as_itself(layer, forward, given)[0])
 
-    register_encoder(kind)(outside_graphs(run, WHY_OUTSIDE_GRAPHS, cause_of))
+    register_encoder(layer_type)(outside_graphs(run, WHY_OUTSIDE_GRAPHS, cause_of))
 
 
 for _kind in ELEMENTWISE:
-    register_stepwise(_kind, _check_nothing)
+    register_stepwise(_kind, _accept_any_input)
 for _kind in quantized_layers("Linear"):
     _register_quantized(_kind)
     register_features(_kind, lambda layer: (layer.in_features,))
 for _kind in _WITH_FEATURES:
     register_stepwise(_kind, _check_features)
-    register_features(_kind, _features_of)
+    register_features(_kind, _features_taken)
 for _kind in _ALONG_AN_AXIS:
     register_stepwise(_kind, _check_axis)
 register_stepwise(nn.Embedding, _check_tokens)

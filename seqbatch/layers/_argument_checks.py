@@ -10,9 +10,9 @@ from seqbatch._encoders._layer_checks import keeps_forward
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
-def refuse_own_forward(layer: nn.Module, kind: type[nn.Module]) -> None:
+def refuse_own_forward(layer: nn.Module, layer_type: type[nn.Module]) -> None:
     """Raise if a subclass has its own `forward`, because that takes one sequence and may do anything with it."""
-    if not keeps_forward(layer, kind):
+    if not keeps_forward(layer, layer_type):
         raise unsupported(layer, reason="it has a forward of its own")
 
 

@@ -8,8 +8,14 @@ from seqbatch._checks.arguments import require_steps
 from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._layer_checks import keeps_forward, outside_graphs, register_features
-from seqbatch._encoders._stock_layers import is_plain, is_untouched
-from seqbatch._encoders.attention import KINDS, features_of, is_batch_first, require_input, run
+from seqbatch._encoders._stock_layers import is_stock_attention, is_untouched
+from seqbatch._encoders.attention import (
+    ATTENTION_TYPES,
+    features_of,
+    is_batch_first,
+    require_attention_input,
+    run_attention,
+)
 from seqbatch.errors import SeqbatchTypeError
 
 
@@ -35,7 +41,7 @@ class Causal(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        if not isinstance(layer, KINDS):
+        if not isinstance(layer, ATTENTION_TYPES):
             must = "be an nn.MultiheadAttention, nn.TransformerEncoderLayer or nn.TransformerEncoder"
             raise complaint(SeqbatchTypeError, "layer", must, type_name(layer))
         self.layer = layer
@@ -67,10 +73,10 @@ class Causal(nn.Module):
 @outside_graphs
 def _(layer: Causal, batch: SequenceBatch) -> SequenceBatch:
     kept = keeps_forward(layer, Causal)
-    plain = is_plain(layer.layer)
+    is_stock = is_stock_attention(layer.layer)
     if kept:
-        require_input(layer.layer, batch, plain)
-    return run(layer.layer, batch, layer, plain=plain and kept and is_untouched(layer), causal=True)
+        require_attention_input(layer.layer, batch, is_stock)
+    return run_attention(layer.layer, batch, layer, is_stock=is_stock and kept and is_untouched(layer), causal=True)
 
 
 register_features(Causal, features_of)

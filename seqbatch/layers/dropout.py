@@ -7,7 +7,7 @@ from seqbatch._batch import SequenceBatch
 from seqbatch._checks.arguments import integer, require_steps
 from seqbatch._checks.grammar import complaint, describe
 from seqbatch._encode.registry import register_encoder
-from seqbatch._encoders.containers import call_as_itself
+from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.layers._argument_checks import probability, refuse_own_forward, require_floating
 
@@ -51,20 +51,20 @@ class LockedDropout(nn.Module):
         """
         values = require_steps("sequence", sequence)
         require_floating("sequence", values, self)
-        mask = self._mask(1, values)
+        mask = _draw_masks(self, 1, values)
         return values if mask is None else values * mask
 
     def extra_repr(self) -> str:
         """Return the arguments, which `repr` of the layer shows."""
         return f"p={self.p}"
 
-    def _mask(self, number: int, values: Tensor) -> Tensor | None:
-        """Draw the mask of each of a number of sequences; None if nothing is dropped."""
-        if not self.training or self.p == 0:
-            return None
-        dtype = values.dtype.to_real() if values.is_complex() else values.dtype
-        ones = values.new_ones(number, *values.shape[1:], dtype=dtype)
-        return nn.functional.dropout(ones, self.p)
+
+def _draw_masks(layer: LockedDropout, number: int, values: Tensor) -> Tensor | None:
+    """Draw the mask of each of a number of sequences; None if nothing is dropped."""
+    if not layer.training or layer.p == 0:
+        return None
+    dtype = values.dtype.to_real() if values.is_complex() else values.dtype
+    return nn.functional.dropout(values.new_ones(number, *values.shape[1:], dtype=dtype), layer.p)
 
 
 @register_encoder(LockedDropout)
@@ -72,11 +72,11 @@ def _(layer: LockedDropout, batch: SequenceBatch) -> SequenceBatch:
     refuse_own_forward(layer, LockedDropout)
     require_floating("sequences", batch.values, layer)
 
-    def forward(values: Tensor) -> Tensor:
-        mask = layer._mask(batch.batch_size, values)
-        return values if mask is None else values * mask.index_select(0, batch.segment_ids)
+    def forward(values: Tensor) -> tuple[Tensor, None]:
+        masks = _draw_masks(layer, batch.batch_size, values)
+        return values if masks is None else values * masks.index_select(0, batch.segment_ids), None
 
-    return batch.with_values(call_as_itself(layer, forward, batch.values))
+    return batch.with_values(call_as_itself(layer, forward, batch.values)[0])
 
 
 class WordDropout(nn.Module):
@@ -121,7 +121,7 @@ class WordDropout(nn.Module):
             SeqbatchValueError: it has no dimension of steps, or the token is out of the range of its dtype.
         """
         values = require_steps("sequence", sequence)
-        self._require_dtype("sequence", values)
+        _require_words("sequence", values, self)
         if not self.training or self.p == 0:
             return values
         # Not by an in-place draw, because `vmap` with randomness="different" refuses that.
@@ -132,23 +132,25 @@ class WordDropout(nn.Module):
         """Return the arguments, which `repr` of the layer shows."""
         return f"p={self.p}" if self.token is None else f"p={self.p}, token={self.token}"
 
-    def _require_dtype(self, subject: str, values: Tensor) -> None:
-        if self.token is None:
-            # Without the value of `p`, because a SymFloat cannot be formatted while tracing.
-            remedy = "For ids pass the one that replaces a dropped word: WordDropout(p, token=unknown)."
-            require_floating(subject, values, self, remedy)
-        elif values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:
-            must = f"have an integer dtype, for {describe(self)}"
-            raise complaint(SeqbatchTypeError, subject, must, values.dtype, "For features pass no token.")
-        else:
-            span = torch.iinfo(values.dtype)
-            if not span.min <= self.token <= span.max:
-                must = f"be from {span.min} to {span.max}, for {values.dtype} of `{subject}`"
-                raise complaint(SeqbatchValueError, "token", must, self.token)
+
+def _require_words(subject: str, values: Tensor, layer: WordDropout) -> None:
+    """Raise unless a layer with a token gets ids, of a dtype that has the token, and one without gets features."""
+    if layer.token is None:
+        # Without the value of `p`, because a SymFloat cannot be formatted while tracing.
+        remedy = "For ids pass the one that replaces a dropped word: WordDropout(p, token=unknown)."
+        require_floating(subject, values, layer, remedy)
+    elif values.is_floating_point() or values.is_complex() or values.dtype is torch.bool:
+        must = f"have an integer dtype, for {describe(layer)}"
+        raise complaint(SeqbatchTypeError, subject, must, values.dtype, "For features pass no token.")
+    else:
+        span = torch.iinfo(values.dtype)
+        if not span.min <= layer.token <= span.max:
+            must = f"be from {span.min} to {span.max}, for {values.dtype} of `{subject}`"
+            raise complaint(SeqbatchValueError, "token", must, layer.token)
 
 
 @register_encoder(WordDropout)
 def _(layer: WordDropout, batch: SequenceBatch) -> SequenceBatch:
     refuse_own_forward(layer, WordDropout)
-    layer._require_dtype("sequences", batch.values)
+    _require_words("sequences", batch.values, layer)
     return batch.map(layer)

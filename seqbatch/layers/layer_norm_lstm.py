@@ -1,7 +1,5 @@
 """LayerNormLSTM: an LSTM with layer normalization, as an example of a custom recurrent layer."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -9,10 +7,10 @@ from seqbatch._batch import SequenceBatch
 from seqbatch._checks.arguments import require_steps
 from seqbatch._encode import encode_with_state
 from seqbatch._encode.registry import register_recurrent
+from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import outside_graphs
 from seqbatch._encoders._recurrent_checks import require_recurrent_input
 from seqbatch._encoders.cells import register_cell
-from seqbatch._encoders.containers import call_as_itself
 from seqbatch._state import LSTMState
 from seqbatch.layers._argument_checks import refuse_own_forward, size
 
@@ -156,11 +154,10 @@ def _(layer: LayerNormLSTM, batch: SequenceBatch, state: LSTMState | None) -> tu
     refuse_own_forward(layer, LayerNormLSTM)
     require_recurrent_input(batch, layer)
 
-    def forward(values: Tensor) -> Any:
-        outputs, end = encode_with_state(layer.cell, batch.with_values(values), state)
-        return outputs.values, (end.hidden[0, 0], end.cell[0, 0])
-
     # Hooks of the layer see the result in the form that its own `forward` returns, but of flat values.
-    result: Any = call_as_itself(layer, forward, batch.values)
-    values, (hidden, cell) = result
+    def forward(values: Tensor) -> tuple[tuple[Tensor, Pair], None]:
+        outputs, end = encode_with_state(layer.cell, batch.with_values(values), state)
+        return (outputs.values, (end.hidden[0, 0], end.cell[0, 0])), None
+
+    (values, (hidden, cell)), _ = call_as_itself(layer, forward, batch.values)
     return batch.with_values(values), LSTMState(hidden[None, None], cell[None, None])

@@ -1,14 +1,15 @@
 """Pools: layers that reduce each sequence to one step; an empty sequence stays empty."""
 
-from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode.registry import register_encoder
+from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import register_features, require_device, require_dtype, require_features
-from seqbatch._encoders.containers import call_as_itself
 from seqbatch._torch import in_a_graph
 from seqbatch.layers._argument_checks import as_batch, refuse_own_forward, size
 
@@ -29,31 +30,7 @@ class _Pool(nn.Module):
             SeqbatchTypeError: it is not a Tensor, or of a dtype that the pool does not take.
             SeqbatchValueError: it has no dimension of steps.
         """
-        return self._pool(as_batch(sequence))
-
-    def _check(self, batch: SequenceBatch) -> None:
-        """Raise unless the pool takes this batch."""
-
-    @abstractmethod
-    def _reduce(self, batch: SequenceBatch) -> Tensor:
-        """Compute `(batch, *features)`; the rows of empty sequences are unused."""
-
-    def _pool(self, batch: SequenceBatch) -> Tensor:
-        """Compute the one step of each sequence that is not empty, end to end."""
-        reduced = self._reduce(batch)
-        if in_a_graph():
-            return reduced[(batch.structure.tensor > 0).to(batch.device)]
-        if batch.structure.running is batch.structure:
-            return reduced
-        return reduced.index_select(0, batch.structure.on(batch.device).not_empty)
-
-
-@register_encoder(_Pool)  # type: ignore[type-abstract]  # for its subclasses
-def _(layer: _Pool, batch: SequenceBatch) -> SequenceBatch:
-    refuse_own_forward(layer, _Pool)
-    layer._check(batch)
-    values = call_as_itself(layer, lambda values: layer._pool(batch.with_values(values)), batch.values)
-    return SequenceBatch(values, batch.structure.tensor.clamp(max=1))
+        return _pooled(self, as_batch(sequence))
 
 
 class SumPool(_Pool):
@@ -65,9 +42,6 @@ class SumPool(_Pool):
     [tensor([3]), tensor([3])]
     """
 
-    def _reduce(self, batch: SequenceBatch) -> Tensor:
-        return batch.sum()
-
 
 class MeanPool(_Pool):
     """Averages the steps of each sequence, as `SequenceBatch.mean`; the dtype must be floating or complex.
@@ -77,9 +51,6 @@ class MeanPool(_Pool):
     >>> encode(MeanPool(), [torch.tensor([1.0, 2.0]), torch.tensor([3.0])])
     [tensor([1.5000]), tensor([3.])]
     """
-
-    def _reduce(self, batch: SequenceBatch) -> Tensor:
-        return batch.mean()
 
 
 class MaxPool(_Pool):
@@ -92,9 +63,6 @@ class MaxPool(_Pool):
     [tensor([2]), tensor([3])]
     """
 
-    def _reduce(self, batch: SequenceBatch) -> Tensor:
-        return batch.max()
-
 
 class MinPool(_Pool):
     """Takes the smallest step of each sequence, feature by feature, as `SequenceBatch.min`; complex has no smallest.
@@ -106,9 +74,6 @@ class MinPool(_Pool):
     [tensor([1]), tensor([3])]
     """
 
-    def _reduce(self, batch: SequenceBatch) -> Tensor:
-        return batch.min()
-
 
 class FirstStep(_Pool):
     """Takes the first step of each sequence, as `SequenceBatch.first`.
@@ -118,9 +83,6 @@ class FirstStep(_Pool):
     >>> encode(FirstStep(), [torch.tensor([1, 2]), torch.tensor([3])])
     [tensor([1]), tensor([3])]
     """
-
-    def _reduce(self, batch: SequenceBatch) -> Tensor:
-        return batch.first()
 
 
 class LastStep(_Pool):
@@ -132,9 +94,6 @@ class LastStep(_Pool):
     >>> encode(LastStep(), [torch.tensor([1, 2]), torch.tensor([3])])
     [tensor([2]), tensor([3])]
     """
-
-    def _reduce(self, batch: SequenceBatch) -> Tensor:
-        return batch.last()
 
 
 class AttentionPool(_Pool):
@@ -172,14 +131,43 @@ class AttentionPool(_Pool):
         """Return the arguments, which `repr` of the layer shows."""
         return f"{self.features}"
 
-    def _check(self, batch: SequenceBatch) -> None:
-        require_features(batch, (self.features,), self, exactly=True)
-        require_dtype(batch, self)
-        require_device(batch, self)
 
-    def _reduce(self, batch: SequenceBatch) -> Tensor:
-        shares = batch.map(lambda values: values @ self.query).softmax()
-        return batch.map(lambda values, shares: values * shares[:, None], shares).sum()
+def _attended(layer: AttentionPool, batch: SequenceBatch) -> Tensor:
+    shares = batch.map(lambda values: values @ layer.query).softmax()
+    return batch.map(lambda values, shares: values * shares[:, None], shares).sum()
+
+
+# By type of pool: `(layer, batch)` to `(batch, *features)`, where the rows of empty sequences are unused.
+_REDUCTIONS: dict[type[nn.Module], Callable[[Any, SequenceBatch], Tensor]] = {
+    AttentionPool: _attended,
+    FirstStep: lambda layer, batch: batch.first(),
+    LastStep: lambda layer, batch: batch.last(),
+    MaxPool: lambda layer, batch: batch.max(),
+    MeanPool: lambda layer, batch: batch.mean(),
+    MinPool: lambda layer, batch: batch.min(),
+    SumPool: lambda layer, batch: batch.sum(),
+}
+
+
+def _pooled(layer: nn.Module, batch: SequenceBatch) -> Tensor:
+    """Compute the one step of each sequence that is not empty, end to end."""
+    reduced = next(_REDUCTIONS[base] for base in type(layer).__mro__ if base in _REDUCTIONS)(layer, batch)
+    if in_a_graph():  # where it is unknown which sequences are empty
+        return reduced[(batch.structure.tensor > 0).to(batch.device)]
+    if batch.structure.running is batch.structure:
+        return reduced
+    return reduced.index_select(0, batch.structure.on(batch.device).not_empty)
+
+
+@register_encoder(_Pool)  # for its subclasses
+def _(layer: _Pool, batch: SequenceBatch) -> SequenceBatch:
+    refuse_own_forward(layer, _Pool)
+    if isinstance(layer, AttentionPool):
+        require_features(batch, (layer.features,), layer, exactly=True)
+        require_dtype(batch, layer)
+        require_device(batch, layer)
+    values, _ = call_as_itself(layer, lambda values: (_pooled(layer, batch.with_values(values)), None), batch.values)
+    return SequenceBatch(values, batch.structure.tensor.clamp(max=1))
 
 
 register_features(AttentionPool, lambda layer: (layer.features,))

@@ -1,6 +1,5 @@
 """Residual: adds the input of a layer to its output."""
 
-from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -9,7 +8,7 @@ from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint, describe
 from seqbatch._encode import encode, encode_with_state
 from seqbatch._encode.registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
-from seqbatch._encoders.containers import call_as_itself
+from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import as_batch, module, refuse_own_forward
 
@@ -53,55 +52,51 @@ class Residual(nn.Module):
             UnsupportedLayerError: no encoder handles the layer.
         """
         batch = as_batch(sequence)
-        return self._add(batch, encode(self.layer, batch))
-
-    def _add(self, batch: SequenceBatch, outputs: SequenceBatch) -> Tensor:
-        """Add the output of the layer to its input, or raise."""
-        if is_nothing(batch):
-            return outputs.values
-        features = tuple(outputs.feature_shape), tuple(batch.feature_shape)
-        lengths = (0, 0) if outputs.structure is batch.structure else (outputs.lengths, batch.lengths)
-        for what, (found, wanted) in (("lengths", lengths), ("features", features)):
-            if found != wanted:
-                must = f"keep the {what} of its input, for a residual connection"
-                remedy = f"It is {describe(self.layer)}."
-                raise complaint(SeqbatchValueError, "layer.layer", must, f"{found} from {wanted}", remedy)
-        return batch.values + outputs.values
+        return _add_input(self, batch, encode(self.layer, batch))
 
 
-def _holds_state(layer: Residual) -> bool:
+def _add_input(layer: Residual, batch: SequenceBatch, outputs: SequenceBatch) -> Tensor:
+    """Add the output of the inner layer to its input, or raise."""
+    if is_nothing(batch):
+        return outputs.values
+    features = tuple(outputs.feature_shape), tuple(batch.feature_shape)
+    lengths = (0, 0) if outputs.structure is batch.structure else (outputs.lengths, batch.lengths)
+    for what, (found, wanted) in (("lengths", lengths), ("features", features)):
+        if found != wanted:
+            must = f"keep the {what} of its input, for a residual connection"
+            remedy = f"It is {describe(layer.layer)}."
+            raise complaint(SeqbatchValueError, "layer.layer", must, f"{found} from {wanted}", remedy)
+    return batch.values + outputs.values
+
+
+def _residual_keeps_state(layer: Residual) -> bool:
     refuse_own_forward(layer, Residual)
     return is_recurrent(layer.layer)
 
 
-def _run(layer: Residual, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
-    states: list[Any] = []
-
-    def run_layer(given: SequenceBatch) -> SequenceBatch:
-        outputs, end = encode_with_state(layer.layer, given, state)
-        states.append(end)
-        return outputs
-
-    return _run_as_itself(layer, batch, run_layer), states[0]
-
-
-def _run_outputs(layer: Residual, batch: SequenceBatch) -> SequenceBatch:
-    """Run the layer as `_run` from the initial state, when only the outputs are needed; it need not keep a state."""
-    return _run_as_itself(layer, batch, lambda given: encode(layer.layer, given))
-
-
-def _run_as_itself(
-    layer: Residual, batch: SequenceBatch, run_layer: Callable[[SequenceBatch], SequenceBatch]
-) -> SequenceBatch:
+def _run_residual(layer: Residual, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
     refuse_own_forward(layer, Residual)
 
-    def forward(values: Tensor) -> Tensor:
+    def forward(values: Tensor) -> tuple[Tensor, Any]:
         given = batch.with_values(values)
-        return layer._add(given, run_layer(given))
+        outputs, end = encode_with_state(layer.layer, given, state)
+        return _add_input(layer, given, outputs), end
 
-    return batch.with_values(call_as_itself(layer, forward, batch.values))
+    result, end = call_as_itself(layer, forward, batch.values)
+    return batch.with_values(result), end
 
 
-register_recurrent(Residual, when=_holds_state, outputs=_run_outputs)(_run)
+def _residual_outputs(layer: Residual, batch: SequenceBatch) -> SequenceBatch:
+    """Run the layer as `_run_residual`, when only the outputs are needed; it need not keep a state."""
+    refuse_own_forward(layer, Residual)
+
+    def forward(values: Tensor) -> tuple[Tensor, None]:
+        given = batch.with_values(values)
+        return _add_input(layer, given, encode(layer.layer, given)), None
+
+    return batch.with_values(call_as_itself(layer, forward, batch.values)[0])
+
+
+register_recurrent(Residual, when=_residual_keeps_state, outputs=_residual_outputs)(_run_residual)
 register_empty_input(Residual, lambda layer, batch: batch)
 register_rows_of_children(Residual)

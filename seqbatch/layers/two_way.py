@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint, describe
-from seqbatch._encode import encode
 from seqbatch._encode.registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
-from seqbatch._encoders.containers import RunChild, call_as_itself, run_from, states_of
+from seqbatch._encoders._hooked_call import call_as_itself
+from seqbatch._encoders.containers import run_child, states_of
 from seqbatch._state import ContainerState
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import as_batch, module, refuse_own_forward
@@ -41,8 +41,8 @@ class TwoWay(nn.Module):
 
     def __init__(self, forward_layer: nn.Module, backward_layer: nn.Module) -> None:
         super().__init__()
-        self.forward_layer: nn.Module = _one_way("forward_layer", forward_layer)
-        self.backward_layer: nn.Module = _one_way("backward_layer", backward_layer)
+        self.forward_layer: nn.Module = _layer_of_one_direction("forward_layer", forward_layer)
+        self.backward_layer: nn.Module = _layer_of_one_direction("backward_layer", backward_layer)
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Run on one sequence, from the states that the layers start from.
@@ -58,21 +58,10 @@ class TwoWay(nn.Module):
             SeqbatchValueError: a layer does not take it, or the outputs cannot be joined.
             UnsupportedLayerError: no encoder handles a layer.
         """
-        return self._run(as_batch(sequence), lambda i, layer, given: encode(layer, given)).values
-
-    def _keep_states(self) -> list[bool]:
-        return [is_recurrent(self.forward_layer), is_recurrent(self.backward_layer)]
-
-    def _run(self, batch: SequenceBatch, run_layer: RunChild) -> SequenceBatch:
-        """Run both layers by a function, and join their outputs."""
-        results = [run_layer(0, self.forward_layer, batch), run_layer(1, self.backward_layer, batch.reverse())]
-        if any(map(is_nothing, results)):
-            return batch
-        _require_alike(*results)
-        return results[0].map(lambda one, other: torch.cat([one, other], -1), results[1].reverse())
+        return _run_both(self, as_batch(sequence), [False, False], [None, None])[0].values
 
 
-def _one_way(subject: str, value: object) -> nn.Module:
+def _layer_of_one_direction(subject: str, value: object) -> nn.Module:
     """Return the value if it is a layer of one direction, else raise."""
     layer = module(subject, value)
     for part in layer.modules():
@@ -88,46 +77,64 @@ def _require_alike(forward: SequenceBatch, backward: SequenceBatch) -> None:
         must = "return steps of at least one feature dimension, along which they are joined"
         raise complaint(SeqbatchValueError, "layer.forward_layer", must, "features ()")
     if backward.structure is not forward.structure and backward.lengths != forward.lengths:
-        raise _unlike("lengths", backward.lengths, forward.lengths)
+        raise _unlike_outputs("lengths", backward.lengths, forward.lengths)
     found, wanted = tuple(backward.feature_shape), tuple(forward.feature_shape)
     if len(found) != len(wanted) or found[:-1] != wanted[:-1]:
-        raise _unlike("features, but for the last,", found, wanted)
+        raise _unlike_outputs("features, but for the last,", found, wanted)
 
 
-def _unlike(what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> SeqbatchValueError:
+def _unlike_outputs(what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> SeqbatchValueError:
     must = f"return the {what} that `layer.forward_layer` returns"
     return complaint(SeqbatchValueError, "layer.backward_layer", must, f"{found}, and there {wanted}")
 
 
-def _hold_states(layer: TwoWay) -> bool:
+def _are_recurrent(layer: TwoWay) -> list[bool]:
+    """Return for each of the two layers whether it keeps a state."""
     refuse_own_forward(layer, TwoWay)
-    return any(layer._keep_states())
+    return [is_recurrent(layer.forward_layer), is_recurrent(layer.backward_layer)]
 
 
-def _run(layer: TwoWay, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, ContainerState]:
+def _two_way_keeps_state(layer: TwoWay) -> bool:
+    return any(_are_recurrent(layer))
+
+
+def _run_both(
+    layer: TwoWay, batch: SequenceBatch, with_state: list[bool], states: list[Any]
+) -> tuple[SequenceBatch, tuple[Any, Any]]:
+    """Run each layer, with a state or without, and join their outputs; return them and the final states."""
+    forward, first = run_child(layer.forward_layer, batch, with_state[0], states[0])
+    backward, second = run_child(layer.backward_layer, batch.reverse(), with_state[1], states[1])
+    if is_nothing(forward) or is_nothing(backward):
+        return batch, (first, second)
+    _require_alike(forward, backward)
+    return forward.map(lambda one, other: torch.cat([one, other], -1), backward.reverse()), (first, second)
+
+
+def _run_hooked(
+    layer: TwoWay, batch: SequenceBatch, with_state: list[bool], states: list[Any]
+) -> tuple[SequenceBatch, tuple[Any, Any]]:
+    """Run as `_run_both`, with the hooks of the layer."""
+
+    def forward(values: Tensor) -> tuple[Tensor, tuple[SequenceBatch, tuple[Any, Any]]]:
+        outputs, ends = _run_both(layer, batch.with_values(values), with_state, states)
+        return outputs.values, (outputs, ends)
+
+    values, (outputs, ends) = call_as_itself(layer, forward, batch.values)
+    return outputs.with_values(values), ends
+
+
+def _run_two_way(layer: TwoWay, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, ContainerState]:
+    with_state = _are_recurrent(layer)
+    outputs, ends = _run_hooked(layer, batch, with_state, states_of(layer, state, with_state, batch.batch_size))
+    return outputs, ContainerState(ends)
+
+
+def _two_way_outputs(layer: TwoWay, batch: SequenceBatch) -> SequenceBatch:
+    """Run the layers as `_run_two_way` from the initial states, when only the outputs are needed."""
     refuse_own_forward(layer, TwoWay)
-    keep_states = layer._keep_states()
-    states = states_of(layer, state, keep_states, batch.batch_size)
-    return _run_as_itself(layer, batch, run_from(states, keep_states)), ContainerState(tuple(states))
+    return _run_hooked(layer, batch, [False, False], [None, None])[0]
 
 
-def _run_outputs(layer: TwoWay, batch: SequenceBatch) -> SequenceBatch:
-    """Run the layers as `_run` from the initial states, when only the outputs are needed."""
-    refuse_own_forward(layer, TwoWay)
-    return _run_as_itself(layer, batch, lambda i, layer, given: encode(layer, given))
-
-
-def _run_as_itself(layer: TwoWay, batch: SequenceBatch, run_layer: RunChild) -> SequenceBatch:
-    results: list[SequenceBatch] = []
-
-    def forward(values: Tensor) -> Tensor:
-        results.append(layer._run(batch.with_values(values), run_layer))
-        return results[0].values
-
-    values = call_as_itself(layer, forward, batch.values)
-    return results[0].with_values(values)
-
-
-register_recurrent(TwoWay, when=_hold_states, outputs=_run_outputs)(_run)
+register_recurrent(TwoWay, when=_two_way_keeps_state, outputs=_two_way_outputs)(_run_two_way)
 register_empty_input(TwoWay, lambda layer, batch: batch)
 register_rows_of_children(TwoWay)

@@ -15,7 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
 from seqbatch import encode
-from seqbatch._encoders._stock_layers import is_plain
+from seqbatch._encoders._stock_layers import is_stock_attention
 from seqbatch.layers import Causal
 
 LENGTHS = [3, 0, 1, 5, 3, 1]
@@ -211,7 +211,7 @@ class OwnStack(nn.Module):
 @pytest.mark.parametrize("name", CALLED)
 def test_layers_that_are_called_themselves(name: str) -> None:
     layer = CALLED[name]()
-    assert not is_plain(layer)
+    assert not is_stock_attention(layer)
     laws.check_alone(layer, xs())
     laws.check_order(layer, xs(), [4, 2, 0, 1, 5, 3])
     if name != "pruned":  # of which PyTorch sets the weight anew at each call
@@ -230,7 +230,7 @@ def test_an_attention_that_gives_no_weights() -> None:
 def test_quantized_layers_inside(training: bool) -> None:
     layer: Any = spread(nn.TransformerEncoderLayer(SIZE, 2, 4, 0.0)).float().train(training)
     layer.linear1 = quantized.Linear(SIZE, 4)
-    assert not is_plain(layer)
+    assert not is_stock_attention(layer)
     with torch.no_grad():  # of which PyTorch knows none there
         given = [scale * x.float() for scale, x in zip((1, 50, 1), (xs()[0], xs()[0], xs()[1]), strict=True)]
         assert_close(encode(layer, given), [layer(x) for x in given])
@@ -263,7 +263,7 @@ def test_subclasses_that_change_nothing_need_not_be() -> None:
         pass
 
     layer = spread(Block(SIZE, 2, 4, 0.0))
-    assert is_plain(layer)
+    assert is_stock_attention(layer)
     laws.check_alone(layer, xs())
 
 

@@ -24,10 +24,10 @@ from seqbatch import (
 
 
 def models() -> st.SearchStrategy[nn.Sequential]:
-    def build(two_way: bool, nested: bool, between: nn.Module) -> nn.Sequential:
+    def build(bidirectional: bool, nested: bool, between: nn.Module) -> nn.Sequential:
         laws.seed(0)
-        lstm = nn.LSTM(3, 2, bidirectional=two_way)
-        gru = nn.GRU(4 if two_way else 2, 3)
+        lstm = nn.LSTM(3, 2, bidirectional=bidirectional)
+        gru = nn.GRU(4 if bidirectional else 2, 3)
         inner = [nn.Sequential(between, gru)] if nested else [between, gru]
         return nn.Sequential(nn.Linear(2, 3), lstm, *inner, nn.ReLU(inplace=True)).double()
 

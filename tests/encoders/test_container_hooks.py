@@ -1,6 +1,7 @@
 """Hooks of nn.Sequential: they run once, on flat values, and are given the very layer."""
 
 import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -163,3 +164,16 @@ def test_hooks_of_a_sequential_inside_another_are_given_that_one() -> None:
     encode(model, batch())
     assert len(seen) == 1
     assert seen[0] is inner
+
+
+def test_the_result_of_a_layer_with_hooks_is_freed_without_the_garbage_collector() -> None:
+    model = small_model()
+    model.register_forward_hook(lambda module, args, output: None)
+    gc.disable()
+    try:
+        outputs = encode(model, batch())
+        values = weakref.ref(outputs.values)
+        del outputs
+        assert values() is None
+    finally:
+        gc.enable()

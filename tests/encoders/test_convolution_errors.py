@@ -114,7 +114,7 @@ def test_indices_of_maxima(lengths: list[int]) -> None:
 
     for kind in (nn.MaxPool1d, Own):
         message = (
-            r"`layer` must return no indices, because they would count the steps of the whole batch; "
+            r"`layer` must not return indices, because they would count the steps of the whole batch; "
             rf"got {kind.__name__}\(\.\.\., return_indices=True\)\."
         )
         laws.check_refused(kind(2, return_indices=True), zeros(lengths, 2), SeqbatchValueError, message)

@@ -34,7 +34,7 @@ LAYERS: dict[str, Callable[[], nn.Module]] = {
     "linear": lambda: nn.Linear(2, 2),
     "in place": lambda: nn.ReLU(inplace=True),
     "lstm": lambda: nn.LSTM(2, 2, num_layers=2),
-    "two-way": lambda: nn.GRU(2, 1, bidirectional=True),
+    "bidirectional": lambda: nn.GRU(2, 1, bidirectional=True),
     "stack": lambda: nn.Sequential(nn.Linear(2, 3), nn.GRU(3, 2)),
     "nested": lambda: Residual(nn.RNN(2, 2)),
 }
