@@ -6,6 +6,7 @@ says what would go wrong in seqbatch.
 
 import ast
 import importlib
+import inspect
 import re
 import subprocess
 import sys
@@ -691,6 +692,8 @@ def test_TRANSFORMER_PARTS(norm_first: bool) -> None:  # noqa: N802  # as the co
     vars(layer).update({name: part(name) for name in _torch.TRANSFORMER_PARTS})
     layer(torch.ones(3, 4))
     assert called == list(_torch.TRANSFORMER_PARTS)
+    methods = re.findall(r"self\.(_\w+)\(", inspect.getsource(nn.TransformerEncoderLayer.forward))
+    assert {*methods} == {*_torch.TRANSFORMER_PARTS}
 
 
 class Asks(nn.Module):
