@@ -35,7 +35,7 @@ from torch.nn.modules.module import (
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils import _pytree
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 # ------------------------------------------------------------------------------------------------------------- tracing
 
@@ -83,7 +83,7 @@ def keep_out_of_graphs(function: Callable[..., Any], reason: str) -> None:
     vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
 
 
-def constant_in_graphs(function: Function) -> Function:
+def constant_in_graphs(function: _Function) -> _Function:
     """Have `torch.compile` call a function without arguments while tracing, and take its result for a constant.
 
     This is `torch.compiler.assume_constant_result` without importing PyTorch's compiler.
