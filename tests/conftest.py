@@ -40,7 +40,6 @@ SLOW = {
         "kernels/test_installing.py",
         "kernels/test_loading.py",
         "kernels/test_sanitized.py",
-        "kernels/test_symbols.py",
         "libraries",
         "onnx/test_export.py",
         "onnx/test_layers.py",
