@@ -1,7 +1,6 @@
 """Print the rooms of the package by floor, with the rooms that each imports, as the table of architecture.md.
 
-    python docs/house.py  # prints the table
-    python docs/house.py --write  # replaces the table in the page
+`python docs/house.py` prints the table, and `python docs/house.py --write` replaces it in the page.
 """
 
 import ast

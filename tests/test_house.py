@@ -22,7 +22,7 @@ import seqbatch.layers
 import seqbatch.onnx
 import seqbatch.testing
 
-PACKAGE, TESTS = Path(seqbatch.__file__).parent, Path(__file__).parent
+PACKAGE, ROOT = Path(seqbatch.__file__).parent, Path(__file__).parents[1]
 
 # What a user may import. All else at the top of the package is private, and says so by an underscore.
 PUBLIC = {"__init__", "__main__", "data", "errors", "layers", "onnx", "py.typed", "testing"}
@@ -113,7 +113,7 @@ def test_no_imports_go_round_in_circles() -> None:
 
 
 def test_runtime_dependencies_are_attrs_and_torch() -> None:
-    project = tomllib.loads((TESTS.parent / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = [re.split(r"[^\w-]", dependency)[0] for dependency in project["dependencies"]]
     assert names == ["attrs", "torch"]
     used = {file: {name.split(".")[0] for name in imports(path)} for file, path in FILES.items()}
@@ -206,7 +206,11 @@ def test_there_is_something_public() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, id=path.name) for root in (PACKAGE, TESTS) for path in sorted(root.rglob("*.py"))],
+    [
+        pytest.param(path, id=str(path.relative_to(folder.parent)))
+        for folder in (PACKAGE, ROOT / "tests", ROOT / "benchmarks")
+        for path in sorted(folder.rglob("*.py"))
+    ],
 )
 def test_every_file_opens_with_what_it_is_for(path: Path) -> None:
     text = path.read_text()

@@ -5,15 +5,15 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import SECONDS, TESTS, torchrun
+from processes import HELPERS, SECONDS, torchrun
 
-EXAMPLE = TESTS.parent / "docs" / "examples" / "japanese_vowels_distributed.py"
+EXAMPLE = Path(__file__).parents[2] / "docs" / "examples" / "japanese_vowels_distributed.py"
 
 
 @pytest.fixture(scope="module")
 def checked() -> tuple[int, str]:
     """Return the output of the checks in two processes, all in one run."""
-    return torchrun(TESTS / "ranks" / "checks.py")
+    return torchrun(HELPERS / "ranks" / "checks.py")
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_nothing_else_was_checked(checked: tuple[int, str]) -> None:
     ],
 )
 def test_a_fault_in_one_process_ends_both(fault: str, said: str) -> None:
-    status, printed = torchrun(TESTS / "ranks" / "faults.py", fault)
+    status, printed = torchrun(HELPERS / "ranks" / "faults.py", fault)
     assert status == 1
     assert said in printed
 

@@ -1,4 +1,4 @@
-"""mean_loss in one process, with torch.distributed and without; tests/ranks has two."""
+"""mean_loss in one process, with torch.distributed and without; tests/helpers/ranks has two."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -87,7 +87,7 @@ def test_the_count_may_be_of_any_floating_or_integer_dtype(dtype: torch.dtype) -
 def test_the_count_is_summed_in_a_dtype_of_the_device(
     dtype: torch.dtype, device: str, wanted: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the losses are of, for others may be of another; tests/ranks has such processes."""
+    """Whatever the losses are of, for others may be of another; tests/helpers/ranks has such processes."""
     summed: list[torch.dtype] = []
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda group: 1)
@@ -142,7 +142,7 @@ def test_errors(losses: Any, count: Any, kind: type[Exception], said: str) -> No
 
 
 def test_a_process_outside_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch tells it; tests/ranks has such processes."""
+    """As torch tells it; tests/helpers/ranks has such processes."""
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda group: -1)
     with pytest.raises(SeqbatchValueError, match=r"^`group` must hold this process; got one of others\.$"):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from processes import PATHS, TESTS
+from processes import HELPERS, PATHS
 from ranks.training import Run, exact
 
-SCRIPT = TESTS / "ranks" / "resume.py"
+SCRIPT = HELPERS / "ranks" / "resume.py"
 # Of seven batches each; it is stopped in the second epoch, and ends in the third.
 STOP, END = 10, 17
 

@@ -10,7 +10,7 @@ import torch
 from attentions import SIZE, every_kind, layers, spread
 from hypothesis import given
 from hypothesis import strategies as st
-from kinds import for_each_kind
+from parametrize import for_each_kind
 from strategies import make, sequences
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel

@@ -7,7 +7,7 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
-from kinds import for_each_kind
+from parametrize import for_each_kind
 from reference import run_alone
 from strategies import for_all_lengths, sequences
 from torch import Tensor, nn

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from kinds import for_each_kind
+from parametrize import for_each_kind
 from strategies import PATTERNS, RECURRENT_KINDS, make, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
 from torch.testing import assert_close

@@ -7,7 +7,7 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
-from kinds import for_each_kind
+from parametrize import for_each_kind
 from strategies import cells, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import seqbatch
 
-TESTS = Path(__file__).parents[1]
+HELPERS = Path(__file__).parents[1] / "helpers"
 THREADS, TIMES = 8, 10
 FORK = """
 import os, signal
@@ -38,7 +38,7 @@ print(status, torch.equal(run_lstm(lstm, values, lengths, 4), wanted))
 
 
 def test_a_child_of_fork_does_not_wait_for_threads_that_are_gone() -> None:
-    path = os.pathsep.join([str(TESTS), str(Path(seqbatch.__file__).parents[1])])
+    path = os.pathsep.join([str(HELPERS), str(Path(seqbatch.__file__).parents[1])])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_WAIT_POLICY": "passive"}
     command = [
         sys.executable,

@@ -7,7 +7,7 @@ import laws
 import pytest
 import torch
 from hypothesis import strategies as st
-from kinds import for_each_kind
+from parametrize import for_each_kind
 from strategies import features, for_all_lengths, make, sequences
 from torch import nn
 from torch.testing import assert_close

@@ -9,12 +9,12 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, operations
-from processes import TESTS, torchrun
+from processes import HELPERS, torchrun
 from torch import distributed
 
 from seqbatch import ContainerState, LSTMState, RNNState, SeqbatchTypeError, SequenceBatch
 
-SCRIPT = TESTS / "ranks" / "gathering.py"
+SCRIPT = HELPERS / "ranks" / "gathering.py"
 CHECKS = [
     "gathered",
     "gathered objects",

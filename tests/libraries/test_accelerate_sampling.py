@@ -8,7 +8,7 @@ import pytest
 import torch
 from accelerate import Accelerator, DataLoaderConfiguration
 from accelerate.state import GradientState
-from processes import TESTS, torchrun
+from processes import HELPERS, torchrun
 from ranks.trainers import Model, plain_loader, tracked_loader
 
 from seqbatch import SeqbatchError, SeqbatchValueError
@@ -148,7 +148,7 @@ def test_skipping_batches_resumes_if_the_epoch_is_set() -> None:
 @pytest.fixture(scope="module")
 def checked() -> tuple[int, str]:
     """Return what the checks in two processes print."""
-    return torchrun(TESTS / "ranks" / "accelerate_checks.py")
+    return torchrun(HELPERS / "ranks" / "accelerate_checks.py")
 
 
 @pytest.mark.parametrize("check", ["every sample once", "loaders are not sharded again"])

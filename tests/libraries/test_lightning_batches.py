@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader
 
 from seqbatch import SeqbatchTypeError, SequenceBatch, encode
 
-RANKS = Path(__file__).parents[1] / "ranks"
+RANKS = Path(__file__).parents[1] / "helpers" / "ranks"
 SECONDS = 300
 
 # What Lightning warns of by itself: few workers, no logger, deprecated functions of PyTorch that it calls.

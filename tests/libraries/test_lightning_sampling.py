@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from processes import TESTS, torchrun
+from processes import HELPERS, torchrun
 from ranks.trainers import LENGTHS, Model, plain_loader, tracked_loader, trainer
 
 pytestmark = [
@@ -92,7 +92,7 @@ def test_lightning_says_that_a_dataloader_cannot_resume(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def checked() -> tuple[int, str]:
     """Return what the checks in two processes print."""
-    return torchrun(TESTS / "ranks" / "lightning_checks.py")
+    return torchrun(HELPERS / "ranks" / "lightning_checks.py")
 
 
 @pytest.mark.parametrize("check", ["every sample once", "loaders are not sharded again", "fabric"])

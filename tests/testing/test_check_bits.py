@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 import wrong_encoders as wrong
+from law_calls import LAWS
 from strategies import sequences, state_for
-from test_laws import LAWS
 from torch import Tensor, nn
 
 from seqbatch import SequenceBatch, _kernels, register_encoder, register_recurrent

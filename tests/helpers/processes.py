@@ -9,10 +9,10 @@ import pytest
 
 import seqbatch
 
-TESTS = Path(__file__).parent
+HELPERS = Path(__file__).parent
 SECONDS = 240
 # They import the package that is tested, and not another that may be installed.
-PATHS = os.pathsep.join([str(TESTS), str(Path(seqbatch.__file__).parents[1])])
+PATHS = os.pathsep.join([str(HELPERS), str(Path(seqbatch.__file__).parents[1])])
 
 
 def torchrun(script: Path, *options: str, processes: int = 2) -> tuple[int, str]:

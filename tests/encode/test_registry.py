@@ -272,7 +272,7 @@ def test_is_recurrent_refuses_what_is_no_layer_and_what_nobody_handles() -> None
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Install the package in tests/plugin, and give the folder it is in."""
+    """Install the package in tests/encode/plugin, and give the folder it is in."""
     target = tmp_path_factory.mktemp("installed")
     source = Path(__file__).with_name("plugin")
     pip = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "--quiet", "--no-input"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 # The folder of cmake and ninja, where the virtual environment is not activated.
 PATH = os.pathsep.join([sysconfig.get_path("scripts"), os.environ["PATH"]])
 SECONDS = 1200  # enough for the compiler on a busy machine

@@ -14,7 +14,7 @@ import sampling
 from torch import Tensor, nn
 from workloads import WIDTHS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 RESULTS = json.loads((ROOT / "docs" / "performance.json").read_text())
 PAGE = (ROOT / "docs" / "performance.md").read_text()
 
@@ -42,7 +42,7 @@ def test_readme_quotes_the_results() -> None:
 
 
 def test_it_prints_the_tables_of_results() -> None:
-    command = [sys.executable, "tests/bench", "--tables", "docs/performance.json"]
+    command = [sys.executable, "benchmarks", "--tables", "docs/performance.json"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for section in ("layers", "steps", "conversions", "families"):
@@ -53,7 +53,7 @@ def test_it_runs(tmp_path: Path) -> None:
     results, picture = tmp_path / "results.json", tmp_path / "picture.png"
     what = ["--what", "layers", "steps", "conversions", "families", "--kinds", "gru", "--families", "BatchNorm1d"]
     options = [*what, "--only", "tiny", "--rounds", "1", "--json", str(results), "--picture", str(picture)]
-    command = [sys.executable, "tests/bench", *options]
+    command = [sys.executable, "benchmarks", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "| gru | train | tiny |" in done.stdout

@@ -1,4 +1,4 @@
-"""The benchmark: `tox run -e bench`, or `python tests/bench --help`. Prints ratios, writes them as JSON, draws them."""
+"""The benchmark: `tox run -e bench`, or `python benchmarks --help`. Prints ratios, writes them as JSON, draws them."""
 
 import argparse
 import json
@@ -24,7 +24,7 @@ Tasks = list[Callable[[], dict[str, Any]]]
 
 def parse_options() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python tests/bench", description=(__doc__ or "").partition(":")[0])
+    parser = argparse.ArgumentParser(prog="python benchmarks", description=(__doc__ or "").partition(":")[0])
     add = parser.add_argument
     add("--what", nargs="+", default=[*SECTIONS], choices=[*SECTIONS], help="what to measure (%(default)s)")
     add("--device", default="cpu", choices=["cpu", "cuda"], help="where to run (%(default)s)")
