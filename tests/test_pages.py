@@ -44,3 +44,10 @@ def test_links_lead_somewhere(page: Path) -> None:
             if fragment:
                 headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
                 assert fragment in map(anchor, headings), target
+
+
+def test_pre_commit_has_the_version_of_ruff_that_ci_has() -> None:
+    hooks, constraints = ((ROOT / name).read_text() for name in (".pre-commit-config.yaml", "constraints.txt"))
+    assert re.findall(r"ruff-pre-commit\n    rev: v(.+)", hooks) == re.findall(
+        r"^ruff==(.+)$", constraints, re.MULTILINE
+    )
