@@ -102,7 +102,7 @@ def test_alone_by_the_layer_itself_on_equal_lengths(
         laws.check_alone(layer, xs, state_for(layer, len(xs)) if stateful else None)
 
 
-# Not among ENGINES, for it serves equal lengths only, which these laws leave equal.
+# Not among ENGINES, because it runs equal lengths only, which these laws leave equal.
 @laws.fewer_examples(4)
 @given(
     layer=recurrent_layers(),

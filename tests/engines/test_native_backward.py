@@ -58,7 +58,7 @@ def loss_of(results: list[Tensor]) -> Tensor:
 
 @every_kind
 def test_arguments_that_depend_on_each_other(kind: Any) -> None:
-    """Where a graph is made of the gradients, the path through the state must not count twice."""
+    """With `create_graph=True` the path through the state must not count twice."""
     layer = kind(3, 4, dtype=torch.float64)
     found = []
     for run in (in_chunks, alone_in_chunks):

@@ -8,7 +8,7 @@ from compiler import build, needs_compiler, run
 
 @needs_compiler
 def test_no_function_is_shared_by_instruction_sets(tmp_path: Path) -> None:
-    """Of weak functions the linker keeps one, and that for AVX-512 would end the process on an older processor."""
+    """The linker keeps one of several weak functions, and that for AVX-512 would crash on an older processor."""
     build(tmp_path, "seqbatch_kernels")
     objects = [*tmp_path.rglob("recurrent.cpp.o")]
     assert "baseline" in {path.relative_to(tmp_path).parts[1].removesuffix(".dir") for path in objects}
