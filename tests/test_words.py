@@ -145,4 +145,5 @@ def test_wrong_words_are_found() -> None:
     source = "x = 1  # one\n# two\n# three\n\n# four\n"
     assert [one for one in comments(source) if one] == ["one", "two three", "four"]
     assert [*docstrings(ast.parse("def f():\n    'Give.'"))] == ["", "Give."]
-    assert WRONG_BEGINNINGS.match("Give.") and not WRONG_BEGINNINGS.match("Given lengths.")
+    assert WRONG_BEGINNINGS.match("Give.")
+    assert not WRONG_BEGINNINGS.match("Given lengths.")
