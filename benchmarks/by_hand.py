@@ -1,7 +1,7 @@
 """Layers run on padded sequences by hand: pad, run the layer and cut, in the way of PyTorch that is exact for it.
 
 All go from a layer and a list of tensors to a list of tensors; pools to one tensor, a row for each sequence. A mask
-keeps padding out only where it would tell on a result: what comes after the end of a sequence is cut off.
+keeps padding out only where it would affect a result: what comes after the end of a sequence is cut off.
 """
 
 from typing import Any
@@ -63,7 +63,7 @@ def loop(cell: Any, steps: Tensor) -> list[Tensor]:
 
 
 def cell_steps(cell: Any, sequences: list[Tensor]) -> list[Tensor]:
-    """A sequence that has ended runs on through padding, for its state is not asked for."""
+    """A sequence that has ended runs on through padding, because its final state is not needed."""
     return _cut(torch.stack(loop(cell, pad_sequence(sequences)), 1), sequences)
 
 

@@ -30,7 +30,7 @@ from seqbatch import SequenceBatch
 
 Way = Callable[..., Any]
 # A conversion is far shorter than a layer, and a median over more rounds costs little; but above so many seconds, which
-# is a hundred times what is possible, one round tells enough.
+# is a hundred times what is possible, one round is enough.
 ROUNDS = 4
 SLOW = 0.1
 

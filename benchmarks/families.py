@@ -40,8 +40,8 @@ def _windows_alone(layer: Any, sequence: Tensor) -> Tensor:
 class Family:
     """A layer: how it is made of a size, run on padded sequences by hand, and run on one sequence alone.
 
-    Of token ids where it `takes_tokens`; to one tensor where it `pools`; and where sequences are `together` in training
-    what one gets depends on the others, so that a sequence cannot run alone.
+    If it `takes_tokens`, sequences are token ids. If it `pools`, the result is one tensor. If sequences are `together`
+    in training, the result of one depends on the others, so that a sequence cannot run alone.
     """
 
     make: Callable[[int], nn.Module]
@@ -140,7 +140,7 @@ def measure(name: str, workload: Sequences, training: bool, rounds: int, device:
     given = attrs.evolve(workload, features=0) if family.takes_tokens else workload
     sequences = given.sequences(training, device)
     ways = family.ways(training)
-    # Random ones, for a norm has none for its input where those of its outputs are all equal.
+    # Random ones, because equal gradients of the outputs of a norm give its input no gradient.
     gradients = [torch.randn_like(output) for output in run(ways["seqbatch"], layer, sequences, [])] if training else []
     taken = check(ways, layer, sequences, gradients)
     kept = bearable(ways, taken, PATIENCE)

@@ -59,7 +59,7 @@ def check(
     """Raise unless all contenders give what the first other one gives: outputs, and gradients for training.
 
     Returns:
-        seconds that the call of each took, which was its first, and is only good for telling who is far too slow.
+        seconds that the call of each took, which was its first, and only shows which are far too slow.
     """
     results, taken = [], {}
     for name, way in ways.items():

@@ -35,5 +35,5 @@ __all__ = [
 ]
 
 # So that `torch.load` with its default weights_only=True reads checkpoints that hold batches and states. This, the
-# pytrees and the operators are all that importing seqbatch tells torch, and it concerns these classes alone.
+# pytrees and the operators are all that importing seqbatch registers with torch, for these classes alone.
 torch.serialization.add_safe_globals([ContainerState, LSTMState, RNNState, SequenceBatch, _Lengths])

@@ -4,7 +4,7 @@ import ast
 import io
 import re
 import tokenize
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,10 @@ OTHERS = [ROOT / name for name in ("pyproject.toml", "tox.ini", "CMakeLists.txt"
 
 # A docstring begins with what a function does: return, compute, check, raise, build, convert, run.
 WRONG_BEGINNINGS = re.compile(r"(Tell|Give|Make sure|Let|Say|Ask)\b")
-WRONG_WORDS = re.compile(r"(?<!there )\bis no (?!longer)|\b(nobody|everybody|whoever|whom)\b", re.IGNORECASE)
+WRONG_WORDS = re.compile(
+    r"(?<!there )\bis no (?!longer)|\b(nobody|everybody|whoever|whom|tells?|told)\b|\bof no steps\b", re.IGNORECASE
+)
+WRONG_ORDER = re.compile(r"(?:^|[.?!] )(?:Of|Nor|So many|So much)\b")
 MOST_WORDS = 30
 
 
@@ -28,10 +31,23 @@ def docstrings(tree: ast.AST) -> Iterator[str]:
             yield ast.get_docstring(node) or ""
 
 
-def comments(text: str) -> str:
-    """Return the comments of a Python file, which may continue on the next line."""
-    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
-    return " ".join(token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT)
+def comments(text: str) -> Iterator[str]:
+    """Yield the comments of a Python file; lines of comments below each other are one comment."""
+    last, lines = (0, 0), [""]
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            if token.start != (last[0] + 1, last[1]):
+                yield " ".join(lines)
+                lines = []
+            last = token.start
+            lines.append(token.string.lstrip("# "))
+    yield " ".join(lines)
+
+
+def wrong_words(prose: Iterable[str]) -> list[str]:
+    """Return the words that prose must not have, and the beginnings of sentences with an inverted order."""
+    texts = [" ".join(one.split()) for one in prose]
+    return [found[0] for text in texts for wrong in (WRONG_WORDS, WRONG_ORDER) for found in wrong.finditer(text)]
 
 
 def paragraphs(text: str) -> Iterator[str]:
@@ -69,15 +85,14 @@ def test_docstrings_begin_with_a_standard_verb(path: Path) -> None:
 @pytest.mark.parametrize("path", named(PYTHON))
 def test_words_of_code_are_plain(path: Path) -> None:
     text = path.read_text()
-    prose = [*docstrings(ast.parse(text)), comments(text)]
+    prose = [*docstrings(ast.parse(text)), *comments(text)]
     if path != Path(__file__):  # which names the words in a pattern, and in no prose
-        assert [found[0] for one in prose for found in WRONG_WORDS.finditer(" ".join(one.split()))] == []
+        assert wrong_words(prose) == []
 
 
 @pytest.mark.parametrize("path", named([*PAGES, *(path for path in OTHERS if path.exists())]))
 def test_words_of_pages_are_plain(path: Path) -> None:
-    text = " ".join(path.read_text().split())
-    assert [found[0] for found in WRONG_WORDS.finditer(text)] == []
+    assert wrong_words([path.read_text()]) == []
 
 
 @pytest.mark.parametrize("path", named(PAGES))
@@ -117,3 +132,18 @@ code. code.
         2,
         2,
     ]
+
+
+def test_wrong_words_are_found() -> None:
+    prose = [
+        "It is no list. Nobody\nwas told.",
+        "There is no list. It is no longer. Offsets tell",
+        "of no steps",
+        "Of two.",
+    ]
+    assert wrong_words(prose) == ["is no ", "Nobody", "told", "tell", "of no steps", "Of"]
+    source = "x = 1  # one\n# two\n# three\n\n# four\n"
+    assert [one for one in comments(source) if one] == ["one", "two three", "four"]
+    assert [*docstrings(ast.parse("def f():\n    'Give.'"))] == ["", "Give."]
+    assert WRONG_BEGINNINGS.match("Give.")
+    assert not WRONG_BEGINNINGS.match("Given lengths.")

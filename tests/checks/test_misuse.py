@@ -118,7 +118,7 @@ def test_adding_the_data_of_packed_sequences_in_different_order() -> None:
     xs, ys = ([steps(n, 5, seed=seed + i) for i, n in enumerate((3, 6, 3))] for seed in (0, 3))
     right = [x + y for x, y in zip(xs, ys, strict=True)]
     one, other = pack(xs, [1, 0, 2]), pack(ys, [1, 2, 0])
-    # No error, for both have the same numbers of steps; but the first was added to the third.
+    # No error, because both have the same numbers of steps; but the first was added to the third.
     read = pad_packed_sequence(PackedSequence(one.data + other.data, *one[1:]), batch_first=True)[0]
     assert wrong(read[0, :3], right[0])
     assert wrong(read[2, :3], right[2])

@@ -155,7 +155,7 @@ def test_fields_of_tuples_and_classes_can_be_said() -> None:
 
 
 def test_what_a_field_becomes_does_not_depend_on_the_other_samples() -> None:
-    # Of one shape, as `torch.utils.data.default_collate` would stack them; the next batch may have others.
+    # They have one shape, so `torch.utils.data.default_collate` would stack them; the next batch may differ.
     same = [torch.ones(4, 2), torch.ones(4, 2)]
     assert isinstance(collate_sequences(same), SequenceBatch)
     assert isinstance(collate_sequences([torch.ones(4, 2)]), SequenceBatch)

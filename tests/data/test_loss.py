@@ -142,7 +142,7 @@ def test_errors(losses: Any, count: Any, kind: type[Exception], said: str) -> No
 
 
 def test_a_process_outside_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As torch tells it; tests/helpers/ranks has such processes."""
+    """Patches torch to report such a process; tests/helpers/ranks has real ones."""
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda group: -1)
     with pytest.raises(SeqbatchValueError, match=r"^`group` must hold this process; got one of others\.$"):

@@ -12,7 +12,7 @@ from processes import HELPERS, PATHS
 from ranks.training import Run, exact
 
 SCRIPT = HELPERS / "ranks" / "resume.py"
-# Of seven batches each; it is stopped in the second epoch, and ends in the third.
+# An epoch has seven batches; the run is stopped in the second epoch, and ends in the third.
 STOP, END = 10, 17
 
 

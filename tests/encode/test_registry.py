@@ -64,7 +64,7 @@ XS = [torch.tensor([1.0, 2.0]), torch.tensor([]), torch.tensor([3.0])]
 
 
 def adding(number: int) -> Any:
-    """Make an encoder that differs from others in its result."""
+    """Return an encoder that adds a number, so that a result shows which one ran."""
     return lambda layer, batch: batch.map(lambda values: values + number)
 
 

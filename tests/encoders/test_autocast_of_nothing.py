@@ -1,4 +1,4 @@
-"""Under `torch.autocast`, sequences of no steps and a batch of none have the dtype that other sequences have."""
+"""Under `torch.autocast`, empty sequences and an empty batch have the dtype that other sequences have."""
 
 from typing import Any
 

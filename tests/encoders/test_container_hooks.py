@@ -44,7 +44,7 @@ def batch() -> SequenceBatch:
 
 
 def register(model: nn.Module, kind: str, hook: Callable[..., Any]) -> None:
-    """Register a hook of one kind, which is told the module and as many other arguments as the kind has."""
+    """Register a hook of one kind, which gets the module and the other arguments of its kind."""
     ways: dict[str, Callable[[], Any]] = {
         "pre": lambda: model.register_forward_pre_hook(hook),
         "pre, with kwargs": lambda: model.register_forward_pre_hook(hook, with_kwargs=True),

@@ -75,7 +75,7 @@ def test_layers_give_their_own_features(name: str, training: bool) -> None:
     assert encode(layer, []) == []
     assert encode(nn.LSTM(4, 3, dtype=dtype), outputs).feature_shape == (3,)  # what comes next takes it
     assert nn.Linear(4, 2, dtype=dtype)(outputs.last()).shape == (0, 2)
-    if weights:  # as for sequences of no steps: distributed training waits for the gradient of every weight
+    if weights:  # as for empty sequences, because distributed training waits for the gradient of every weight
         outputs.values.sum().backward()
         assert all(weight.grad is not None and not weight.grad.any() for weight in weights)
 

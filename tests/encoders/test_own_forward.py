@@ -30,7 +30,7 @@ class WithNoise(nn.LSTM):
 
 
 class AddsPosition(nn.GRU):
-    """Knows the position of each step, which a PackedSequence would not tell."""
+    """Adds the position of each step, which a PackedSequence does not have."""
 
     def forward(self, input: Any, hx: Any = None) -> Any:
         axis = 1 if self.batch_first else 0

@@ -55,7 +55,7 @@ LAYERS: list[nn.Module] = [
 for _layer in LAYERS:
     _layer.double()
 FEATURES = (2, 4)
-# Each example is one of every layer, for these have no options that are drawn.
+# Each example has one of every layer, because these have no options to draw.
 few_examples = laws.fewer_examples(12)
 
 

@@ -176,5 +176,5 @@ def test_embedding_on_another_device() -> None:
         encode(nn.Embedding(9, 4, device="meta"), [ids(1)])
     with pytest.raises(SeqbatchValueError, match=message.format("cpu", "meta")):
         encode(nn.Embedding(9, 4), [ids(1).to("meta")])
-    # There its ids are not looked at, for that would wait for the device.
+    # Its ids are not read there, because that would synchronize with the device.
     assert encode(nn.Embedding(9, 4, device="meta"), [ids(99).to("meta")])[0].shape == (1, 4)

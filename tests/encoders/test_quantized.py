@@ -19,7 +19,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
 ]
-# Of ranges so unequal that what is rounded by the largest is lost in the others.
+# Ranges so unequal that rounding by the largest loses the others.
 SPREAD = (1.0, 100.0, 1.0, 1.0)
 
 

@@ -23,7 +23,12 @@ CASES = [
     (nn.BatchNorm1d(4, momentum=None), (4, 2), DOUBLE, DOUBLE),
     (nn.BatchNorm1d(4), (4,), FLOAT, HALF),
     (nn.BatchNorm1d(4), (4, 2), BRAIN, BRAIN),
-    (nn.SyncBatchNorm(4), (4, 2, 9), FLOAT, FLOAT),  # 9, for PyTorch takes sizes for one that are equal at first
+    (
+        nn.SyncBatchNorm(4),
+        (4, 2, 9),
+        FLOAT,
+        FLOAT,
+    ),  # 9, because PyTorch takes sizes for the same that are equal at first
 ]
 every_case = pytest.mark.parametrize(("layer", "features", "held", "dtype"), CASES, ids=str)
 SIZES = PATTERNS | SMALL

@@ -153,10 +153,10 @@ torch.save(found, f"{folder}/found.pt")
 """
 
 
-# Of what Inductor does itself.
+# Warnings about Inductor itself.
 @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated", r"ignore:`isinstance\(treespec, LeafSpec\)` is")
 def test_ahead_of_time_where_python_is(tmp_path: Path) -> None:
-    """What AOTInductor makes runs where Python has imported seqbatch, for the operators are Python's."""
+    """A program of AOTInductor runs where Python has imported seqbatch, because the operators are Python's."""
     model, batch = Summary().eval(), signals([3, 0, 2])
     dimensions = ({0: STEPS}, {0: BATCH})
     program = export(model, (batch.values, torch.tensor(batch.lengths)), dynamic_shapes=dimensions)

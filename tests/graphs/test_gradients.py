@@ -282,7 +282,7 @@ def test_of_tensors_whose_elements_lie_in_another_order(layout: str) -> None:
 
 @pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
 def test_of_arguments_that_depend_on_each_other(kind: str) -> None:
-    """Where a graph is made of the gradients, the path through the state must not count twice."""
+    """With `create_graph=True` the path through the state must not count twice."""
     layer: nn.Module = getattr(nn, kind)(4, 3, dtype=torch.float64)
     values = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
 

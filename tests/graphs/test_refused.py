@@ -1,4 +1,4 @@
-"""What a graph does not hold: it is told, and runs without one where the model need not be one graph."""
+"""What a graph cannot contain: an error with `fullgraph=True`, and otherwise a graph break."""
 
 import re
 from typing import Any
@@ -50,7 +50,7 @@ NEEDS: dict[str, tuple[Any, str]] = {
 }
 
 
-# Of what PyTorch's compiler does itself, where a graph goes on.
+# Warnings about PyTorch's own compiler, when a graph continues after a break.
 @pytest.mark.filterwarnings(
     "ignore:.* should not be instantiated", "ignore:The .grad attribute of a Tensor that is not"
 )

@@ -51,7 +51,7 @@ def encoder_layers(draw: st.DrawFn) -> nn.TransformerEncoderLayer:
 @st.composite
 def encoders(draw: st.DrawFn) -> nn.TransformerEncoder:
     norm = draw(st.sampled_from([None, nn.LayerNorm(SIZE), nn.RMSNorm(SIZE)]))
-    with warnings.catch_warnings(action="ignore"):  # PyTorch tells which layers it cannot run on nested tensors
+    with warnings.catch_warnings(action="ignore"):  # PyTorch warns which layers it cannot run on nested tensors
         return nn.TransformerEncoder(draw(encoder_layers()), draw(st.integers(1, 2)), norm, draw(st.booleans()))
 
 

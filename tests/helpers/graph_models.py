@@ -14,7 +14,7 @@ from torch.utils import _pytree
 from seqbatch import LSTMState, RNNState, SequenceBatch, encode, encode_with_state
 
 Function = Callable[..., Any]
-# One of each of the six patterns, and none; several sequences in each, for torch makes other graphs for sizes 0 and 1.
+# The six patterns, and an empty batch. Each has several sequences, because torch specializes sizes 0 and 1.
 PATTERNS: dict[str, list[int]] = {
     "ragged": [3, 5, 2],
     "equal": [4, 4],

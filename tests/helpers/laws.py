@@ -20,10 +20,10 @@ Sequences = list[Tensor]
 
 
 def fewer_examples(times: int) -> settings:
-    """Decorate a test of which an example takes long, as of the law Padding, or tells less than one of the law Alone.
+    """Run fewer examples of a test whose examples take long, or show less than those of the law Alone.
 
-    Of Padding it is as long as a dozen of others, for each sequence is filled in turn. A fourth is enough for a layer
-    of one type, whose options are few; of several types each must come in every pattern.
+    An example of the law Padding takes as long as a dozen others, because each sequence is filled in turn. A fourth is
+    enough for a layer of one type, which has few options. With several types, each must come in every pattern.
     """
     return settings(max_examples=max(5, settings().max_examples // times))
 
@@ -73,7 +73,7 @@ def _padded(side: Any, batch_first: bool, masked: bool) -> Callable[[SequenceBat
 
 
 def _packed(batch: SequenceBatch) -> SequenceBatch:
-    """Leave out the sequences of no steps, which this layout cannot hold, and set them in again."""
+    """Leave out the empty sequences, which this layout cannot hold, and insert them again."""
     there = [i for i, length in enumerate(batch.lengths) if length]
     back = SequenceBatch.from_packed(batch[there].to_packed())
     assert back.lengths == tuple(batch.lengths[i] for i in there), "other lengths by way of packed"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import seqbatch.onnx
 from seqbatch import SequenceBatch, encode
 
-# Of what PyTorch's exporter does itself.
+# Warnings about PyTorch's own exporter.
 IGNORED = pytest.mark.filterwarnings(
     r"ignore:`isinstance\(treespec, LeafSpec\)` is",
     "ignore:`torch.jit.*` is deprecated",

@@ -47,7 +47,7 @@ def _run(layer: nn.Module, sequence: Tensor, hidden: Hidden | None) -> tuple[Ten
         return _run_over_steps(layer, sequence), [], hidden or []
     if type(layer).__name__ in _BY_HAND:
         return _BY_HAND[type(layer).__name__](layer, sequence, hidden)
-    return layer(sequence.clone()), [], hidden or []  # a copy, for a layer that works in place
+    return layer(sequence.clone()), [], hidden or []  # a copy, because the layer may work in place
 
 
 def _run_recurrent(layer: nn.RNNBase, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
@@ -61,7 +61,7 @@ def _run_recurrent(layer: nn.RNNBase, sequence: Tensor, hidden: Hidden | None) -
         given: Any = () if mine is None else (mine[0],) if len(mine) == 1 else (tuple(mine),)
         output, end = layer(sequence, *given)
         final = list(end) if isinstance(end, tuple) else [end]
-    else:  # PyTorch refuses a sequence of no steps; nothing happens to its state
+    else:  # PyTorch refuses an empty sequence; its state stays as it is
         output = sequence.new_zeros(0, directions * sizes[0])
         final = mine or [sequence.new_zeros(layer.num_layers * directions, size) for size in sizes]
     return output, [part.unflatten(0, (layer.num_layers, directions)) for part in final], left
@@ -86,7 +86,7 @@ def _run_cell(cell: nn.RNNCellBase, sequence: Tensor, hidden: Hidden | None) -> 
 
 
 def _run_over_steps(layer: Any, sequence: Tensor) -> Tensor:
-    """Run a layer that takes `(batch, channels, steps)`; of no steps it is to make none, whatever it would do."""
+    """Run a layer that takes `(batch, channels, steps)`; the output of an empty sequence must be empty."""
     if not len(sequence):
         return sequence.new_zeros(0, getattr(layer, "out_channels", sequence.shape[1]))
     output: Tensor = layer(sequence.T[None].clone())[0].T

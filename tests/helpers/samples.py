@@ -54,7 +54,7 @@ def set_after(kind: Callable[[Any], Any]) -> Callable[[Any, Any], Any]:
     return build
 
 
-# Of each kind of container of two fields: how it is made of them, and how they are read from it.
+# For each type of container of two fields: how it is built from them, and how they are read from it.
 CONTAINERS: dict[type, tuple[Callable[[Any, Any], Any], Callable[[Any], tuple[Any, Any]]]] = {
     tuple: (lambda one, other: (one, other), lambda it: (it[0], it[1])),
     list: (lambda one, other: [one, other], lambda it: (it[0], it[1])),
@@ -139,4 +139,4 @@ def assert_same(found: Any, wanted: Any) -> None:
     elif isinstance(wanted, Tensor):
         assert_same_bits(found, wanted)
     else:
-        assert repr(found) == repr(wanted)  # which tells -0.0 from 0.0, and knows nan
+        assert repr(found) == repr(wanted)  # which distinguishes -0.0 from 0.0, and shows nan

@@ -212,7 +212,7 @@ def test_nothing_is_shared_with_the_caller() -> None:
 @pytest.mark.parametrize("order", [[2, 1, 0], None])
 def test_the_order_of_packed_data_is_kept(order: list[int] | None) -> None:
     orders = [None if order is None else torch.tensor(order) for _ in range(2)]
-    # Of equal lengths, which sorting would leave in order.
+    # The lengths are equal, so sorting would leave them in order.
     packed = PackedSequence(make((6, 2), torch.float64), torch.tensor([3, 3]), *orders)
     again: Any = SequenceBatch.from_packed(packed).to_packed()
     assert again.sorted_indices.tolist() == (order or [0, 1, 2])

@@ -1,4 +1,4 @@
-"""Every law for pools, which make one step of each sequence, and none of none."""
+"""Every law for pools, which reduce each sequence to one step, and an empty batch to an empty one."""
 
 from collections.abc import Iterator
 from typing import Any

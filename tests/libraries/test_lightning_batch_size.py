@@ -1,4 +1,4 @@
-"""Lightning: the mean of an epoch that it logs is that over sequences if `log` is told how many a batch has."""
+"""Lightning: the mean that it logs for an epoch is that over sequences, if `log` gets the batch size."""
 
 import warnings
 from pathlib import Path
@@ -16,7 +16,7 @@ from seqbatch import SequenceBatch, encode
 from seqbatch.data import collate_sequences
 
 pytestmark = [
-    # Of Lightning: advice on workers and on logging, and what it uses of other libraries.
+    # Lightning's advice on workers and on logging, and its use of other libraries.
     pytest.mark.filterwarnings("ignore:.*does not have many workers:UserWarning"),
     pytest.mark.filterwarnings("ignore:.*is smaller than the logging interval:UserWarning"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),

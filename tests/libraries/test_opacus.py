@@ -30,7 +30,7 @@ from seqbatch.data import encode_chunks
 from seqbatch.layers import AttentionPool, Causal, LayerNormLSTM, Residual, TwoWay
 
 pytestmark = [
-    # Of opacus itself, in its hooks and its engine.
+    # Warnings about opacus itself, its hooks and its engine.
     pytest.mark.filterwarnings("ignore:Full backward hook is firing:UserWarning"),
     pytest.mark.filterwarnings("ignore:Secure RNG turned off:UserWarning"),
     pytest.mark.filterwarnings("ignore:Optimal order is the largest alpha:UserWarning"),

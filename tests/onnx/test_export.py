@@ -219,7 +219,7 @@ def test_lengths_that_do_not_fit_what_is_padded_stop_the_run(batch_first: bool, 
     run = Session(Told(SequenceBatch.sum), signals([3, 5]), tmp_path / "model.onnx", batch_first=batch_first)
     padded = torch.ones(2, 3, 4) if batch_first else torch.ones(3, 2, 4)
     assert_close(run.given(padded, [3, 0])[0], torch.tensor([[3.0], [0.0]]).expand(2, 4))
-    # Of the first, four steps would be three and one of the second.
+    # Four steps of the first sequence would be its three and one of the second.
     for lengths in ([4, 1], [4, 0], [3, 9], [-1, 3], [3], [], [3, 3, 3]):
         with pytest.raises(Exception, match=r"Gather.*out of data bounds"):
             run.given(padded, lengths)

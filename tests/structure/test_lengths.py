@@ -46,9 +46,9 @@ def sequential_from_state_to_state(batch: SequenceBatch) -> Any:
     return encode_with_state(model, batch, encode_with_state(model, batch)[1])
 
 
-# What makes a batch may wait for the device, to read there: SequenceBatch and from_padded the lengths, from_offsets and
-# from_nested the offsets, from_mask the mask, from_packed the order. So may an index that is a Tensor there, and `in`,
-# `count` and `index`, which compare values. Here all of that is on the host.
+# Functions that build a batch may synchronize with the device, to read there: SequenceBatch and from_padded the
+# lengths, from_offsets and from_nested the offsets, from_mask the mask, from_packed the order. So may an index that
+# is a Tensor there, and `in`, `count` and `index`, which compare values. Here all of that is on the host.
 CALLS: dict[str, Callable[[SequenceBatch], Any]] = {
     "from_sequences": lambda batch: SequenceBatch.from_sequences(batch.to_sequences()),
     "to_padded and from_padded": lambda batch: SequenceBatch.from_padded(

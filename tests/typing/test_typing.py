@@ -1,4 +1,4 @@
-"""What users are told by mypy and pyright: nothing about correct.py, and each line marked wrong of wrong.py.
+"""The errors of mypy and pyright: none in correct.py, and one on each line marked wrong in wrong.py.
 
 Run where both checkers are installed: `python -m pytest tests/typing`.
 """

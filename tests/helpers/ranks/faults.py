@@ -26,7 +26,7 @@ def batches(fault: str) -> Iterator[Any]:
 
 
 def main() -> None:
-    # The other process waits so long, and no longer, for one that is late.
+    # The other process waits this long, and then fails.
     distributed.init_process_group("gloo", timeout=timedelta(seconds=3))
     model = DistributedDataParallel(make_model("lstm"))
     train(model, batches(sys.argv[1]), torch.optim.SGD(model.parameters(), 0.1))

@@ -1,0 +1,53 @@
+"""The pages agree with the repository: the table of rooms, the paths that they name, and the links between them."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+every_page = pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
+# The rooms of seqbatch/, of which pages may leave out the name of the package.
+ROOMS = [path.name for path in (ROOT / "seqbatch").iterdir() if path.is_dir()]
+FOLDERS = ("seqbatch", "tests", "benchmarks", "docs")
+
+
+def anchor(heading: str) -> str:
+    """Return the anchor of a heading, as GitHub builds it."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_page_has_the_table_of_rooms() -> None:
+    house = runpy.run_path(str(ROOT / "docs" / "house.py"))
+    assert house["table"]() in house["PAGE"].read_text(), "run `python docs/house.py --write`"
+
+
+@every_page
+def test_paths_in_pages_exist(page: Path) -> None:
+    spans = re.findall(r"`([\w.]+/[\w./*]*|[\w]+\.md)`", page.read_text())
+    for span in spans:
+        first = span.split("/")[0]
+        if first in (*FOLDERS, *ROOMS):
+            root = ROOT if first in FOLDERS and "/" in span else ROOT / "seqbatch"
+            assert [*root.glob(span.rstrip("/"))], span
+
+
+@every_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)]+)\)", page.read_text()):
+        if not target.startswith("http"):
+            name, _, fragment = target.partition("#")
+            found = (page.parent / name).resolve() if name else page
+            assert found.exists(), target
+            if fragment:
+                headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+                assert fragment in map(anchor, headings), target
+
+
+def test_pre_commit_has_the_version_of_ruff_that_ci_has() -> None:
+    hooks, constraints = ((ROOT / name).read_text() for name in (".pre-commit-config.yaml", "constraints.txt"))
+    assert re.findall(r"ruff-pre-commit\n    rev: v(.+)", hooks) == re.findall(
+        r"^ruff==(.+)$", constraints, re.MULTILINE
+    )
