@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.plans import ranges, repeat
 
 
 class Border(NamedTuple):
@@ -62,22 +63,6 @@ class Border(NamedTuple):
             dilation: as for `sources`.
         """
         places = int(wide.sum())
-        counts, starts = (repeated(one, wide, places) for one in (lengths.tensor, lengths.offsets[:-1]))
-        steps = self.sources(runs(torch.full_like(wide, -self.left), wide, places), counts, dilation)
+        counts, starts = (repeat(one, wide, places) for one in (lengths.tensor, lengths.offsets[:-1]))
+        steps = self.sources(ranges(torch.full_like(wide, -self.left), wide, places), counts, dilation)
         return torch.where(steps < 0, lengths.total, starts + steps)
-
-
-def repeated(values: Tensor, counts: Tensor, total: int) -> Tensor:
-    """Repeat each value by its count, `total` in all; values and counts are `(batch,)`, int64.
-
-    This is `torch.repeat_interleave` without threads, which take longer to wake than a few steps do.
-    """
-    jumps = values.diff(prepend=values.new_zeros(1))
-    return values.new_zeros(total + 1).index_add_(0, counts.cumsum(0) - counts, jumps)[:total].cumsum(0)
-
-
-def runs(starts: Tensor, counts: Tensor, total: int) -> Tensor:
-    """Compute the indices `start, start + 1, ...` of each sequence, `count` of them, end to end; `total` in all."""
-    jumps = starts - torch.cat([starts.new_ones(1), (starts + counts)[:-1]])  # from the end of the sequence before
-    steps = torch.ones(total + 1, dtype=torch.int64, device="cpu").index_add_(0, counts.cumsum(0) - counts, jumps)
-    return steps[:total].cumsum(0)

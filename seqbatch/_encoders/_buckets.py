@@ -10,7 +10,7 @@ from torch import Tensor
 from seqbatch._batch import SequenceBatch
 from seqbatch._ops.layouts import rearrange
 from seqbatch._structure.lengths import Lengths, to_device
-from seqbatch._structure.plans import Plan, undo
+from seqbatch._structure.plans import Plan
 
 # The cost of one step outside of attention, in pairs of steps.
 STEP = 32
@@ -72,8 +72,7 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
     take = torch.cat(takes)
     if torch.equal(take, torch.arange(lengths.total, device="cpu")):
         return Buckets(shapes, None, masks)
-    give = undo(take, lengths.total + 1)[: lengths.total]
-    return Buckets(shapes, Plan(take, give, take_fills=len(take) > lengths.total), masks)
+    return Buckets(shapes, Plan.gather(take, lengths.total), masks)
 
 
 def cut(counts: list[int], overhead: int) -> list[tuple[int, int]]:

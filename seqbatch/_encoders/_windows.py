@@ -6,9 +6,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from seqbatch._encoders._borders import Border, repeated, runs
+from seqbatch._encoders._borders import Border
 from seqbatch._structure.lengths import Lengths, to_device
-from seqbatch._structure.plans import Plan, undo
+from seqbatch._structure.plans import Plan, ranges, repeat
 
 
 class Windows(NamedTuple):
@@ -72,8 +72,8 @@ class Windows(NamedTuple):
     def corrections(self, lengths: Lengths, numbers: Lengths) -> Tensor:
         """Compute the factor of each window's mean that corrects its division by the kernel size: `(windows,)`."""
         number = numbers.total
-        counts = repeated(lengths.tensor, numbers.tensor, number)
-        start = runs(numbers.tensor * 0, numbers.tensor, number) * self.stride - self.border.left
+        counts = repeat(lengths.tensor, numbers.tensor, number)
+        start = ranges(numbers.tensor * 0, numbers.tensor, number) * self.stride - self.border.left
         if self.divides_by == "padded":
             divisor = (counts + self.border.right).minimum(start + self.kernel) - start
         else:
@@ -107,9 +107,13 @@ def border_layout(lengths: Lengths, border: Border) -> Layout:
     """Lay out each sequence with its border; nothing is picked."""
     wide = torch.where(lengths.tensor > 0, lengths.tensor + (border.left + border.right), 0)
     take = border.rows(lengths, wide)
-    give = undo(take, lengths.total + 1)[: lengths.total] if border.mode == "constant" else None
+    if border.mode == "constant":
+        real = (take < lengths.total).nonzero().flatten()
+        plan = Plan.match(take[real], real, lengths.total, len(take))
+    else:
+        plan = Plan.copy(take, may_fill=True)
     padded = tuple(wide.tolist())
-    return Layout(Plan(take, give, True, True), None, None if padded == lengths.counts else Lengths(padded))
+    return Layout(plan, None, None if padded == lengths.counts else Lengths(padded))
 
 
 def window_layout(lengths: Lengths, windows: Windows) -> Layout:
@@ -128,17 +132,14 @@ def window_layout(lengths: Lengths, windows: Windows) -> Layout:
     first, end = _spread(lengths, numbers_of, windows)
     long = _rounded(end - windows.border.left)
     number = windows.number(long)
-    take = runs(first, numbers.tensor, numbers.total)
-    pick = Plan(take, undo(take, number), give_fills=True)
-    lay = _lay(lengths, numbers_of, windows, first * windows.stride, long)
+    pick = Plan.gather(ranges(first, numbers.tensor, numbers.total), number)
+    read = None
     if not windows.are_dense(numbers.counts):
         read = torch.zeros(windows.border.left + long, dtype=torch.bool, device="cpu")
         for tap in range(0, windows.span, windows.dilation):
             read[pick.take * windows.stride + tap] = True
-        unread = ~read[windows.border.left :]
-        lay.take[unread] = lengths.total
-        if lay.give is not None:
-            lay.give[torch.cat([unread, unread.new_ones(1)])[lay.give]] = long
+        read = read[windows.border.left :]
+    lay = _lay(lengths, numbers_of, windows, first * windows.stride, long, read)
     corrections = None
     if windows.divides_by is not None:
         corrections = torch.ones(number, dtype=torch.float64, device="cpu")
@@ -176,25 +177,38 @@ def _rounded(steps: int) -> int:
     return -(-steps // unit) * unit
 
 
-def _lay(lengths: Lengths, numbers_of: dict[int, int], windows: Windows, starts: Tensor, long: int) -> Plan:
-    """Compute the plan of the long sequence of `long` steps, with first windows at `starts`, as in `_spread`."""
+def _lay(
+    lengths: Lengths, numbers_of: dict[int, int], windows: Windows, starts: Tensor, long: int, read: Tensor | None
+) -> Plan:
+    """Compute the plan of the long sequence.
+
+    Args:
+        lengths: the lengths.
+        numbers_of: the number of windows of a sequence, by its length.
+        windows: the windows.
+        starts: `(batch,)`, int64, in steps of the long sequence: where the first window of each sequence starts.
+        long: the steps of the long sequence.
+        read: `(long,)`, bool: the steps that a picked window reads; None if windows read every step between them.
+    """
     border = windows.border
     if border.mode != "constant":
         both = border.left + border.right
         wide = _each(lengths, {length: min(length + both, windows.reach(n)) for length, n in numbers_of.items()})
         take = torch.full((long,), lengths.total, device="cpu")
         rows = border.rows(lengths, wide, windows.dilation)
-        take[runs(starts - border.left, wide, len(rows))] = rows
-        return Plan(take, None, take_fills=True)
-    read = {length: min(length, max(windows.reach(number) - border.left, 0)) for length, number in numbers_of.items()}
-    if all(read[length] == length for length in read):
-        give = runs(starts, lengths.tensor, lengths.total)
-    else:
-        wide = _each(lengths, read)
-        taken = int(wide.sum())
-        kept = runs(lengths.offsets[:-1], wide, taken)
-        give = torch.full((lengths.total,), long, device="cpu").scatter_(0, kept, runs(starts, wide, taken))
-    return Plan(undo(give, long + 1)[:long], give, take_fills=True, give_fills=True)
+        take[ranges(starts - border.left, wide, len(rows))] = rows
+        return Plan.copy(take if read is None else take.where(read, lengths.total), may_fill=True)
+    reached = {
+        length: min(length, max(windows.reach(number) - border.left, 0)) for length, number in numbers_of.items()
+    }
+    if read is None and all(reached[length] == length for length in reached):
+        return Plan.scatter(ranges(starts, lengths.tensor, lengths.total), long)
+    wide = _each(lengths, reached)
+    taken = int(wide.sum())
+    rows, places = ranges(lengths.offsets[:-1], wide, taken), ranges(starts, wide, taken)
+    if read is not None:
+        rows, places = rows[read[places]], places[read[places]]
+    return Plan.match(rows, places, lengths.total, long)
 
 
 def _each(lengths: Lengths, values: dict[int, int]) -> Tensor:

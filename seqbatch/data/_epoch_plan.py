@@ -27,7 +27,7 @@ class Rules:
 
 
 @attrs.frozen(eq=False)
-class Plan:
+class EpochPlan:
     """The batches of an epoch, for all processes.
 
     Args:
@@ -71,7 +71,7 @@ def count_batches(lengths: Tensor, rules: Rules) -> int:
     return max(_whole_rounds(count, rules), min(_whole_rounds(count + int(ROOM * count), rules), most))
 
 
-def plan_epoch(lengths: Tensor, rules: Rules, epoch: int, batches: int) -> Plan:
+def plan_epoch(lengths: Tensor, rules: Rules, epoch: int, batches: int) -> EpochPlan:
     """Plan the batches of an epoch, the same ones in every process.
 
     Args:
@@ -87,7 +87,7 @@ def plan_epoch(lengths: Tensor, rules: Rules, epoch: int, batches: int) -> Plan:
     steps = _steps(bounds, ends)
     batch_of = torch.repeat_interleave(torch.arange(len(steps), device="cpu"), bounds.diff())
     longest = torch.zeros_like(steps).scatter_reduce_(0, batch_of, lengths[ordered], "amax")
-    return Plan(ordered, bounds, _rounds(steps, longest, rules, generator), steps, longest)
+    return EpochPlan(ordered, bounds, _rounds(steps, longest, rules, generator), steps, longest)
 
 
 def _cut_into(lengths: Tensor, rules: Rules, batches: int, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ from torch import Tensor, distributed
 
 from seqbatch._checks.arguments import at_least
 from seqbatch._checks.grammar import complaint, type_name
-from seqbatch.data._epoch_plan import Plan, Rules, plan_epoch
+from seqbatch.data._epoch_plan import EpochPlan, Rules, plan_epoch
 from seqbatch.data._passes import Passes, Position, TrackedPass
 from seqbatch.data._sampler_arguments import batches_within, current_processes
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
@@ -39,7 +39,7 @@ class Epochs:
         self._digest = hashlib.sha256(lengths.numpy().tobytes()).hexdigest()[:16]
         # The number of batches in all processes, by the number of processes; and the plan that was made last.
         self._counts: dict[int, int] = {}
-        self._planned: tuple[int, int, Plan] | None = None
+        self._planned: tuple[int, int, EpochPlan] | None = None
 
     def processes(self) -> tuple[int, int]:
         """Return rank and world size, as they are now."""
@@ -53,7 +53,7 @@ class Epochs:
         """
         return self._batches(self.processes()[1])
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch."""
         _, world_size = self.processes()
         if self._planned is None or self._planned[:2] != (epoch, world_size):

@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
 from seqbatch.data._bucket_sampler import BucketBatchSampler
-from seqbatch.data._epoch_plan import Plan
+from seqbatch.data._epoch_plan import EpochPlan
 
 SEQUENCES, BATCH = 1_000_000, 32
 WORLD_SIZES = (8, 64, 512)
@@ -149,7 +149,7 @@ def _draw_balance(axes: Any, names: list[str], results: list[dict[str, Any]], co
     axes.set(ylabel="balance", ylim=(0, 1.1))
 
 
-def _balance(plan: Plan, rounds: Tensor) -> dict[str, float]:
+def _balance(plan: EpochPlan, rounds: Tensor) -> dict[str, float]:
     found = {}
     for name, cost in (("steps", plan.steps), ("longest", plan.longest)):
         by_process = cost[rounds].double()
