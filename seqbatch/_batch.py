@@ -30,8 +30,8 @@ from seqbatch._checks.per_sample_gradients import require_no_samples, samples_re
 from seqbatch._checks.stacked import remember_iterated, require_not_stacked
 from seqbatch._checks.tracing import refuse_in_a_graph
 from seqbatch._ops.layouts import rearrange
-from seqbatch._structure.lengths import Lengths
 from seqbatch._structure.plans import select_plan
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import in_a_graph, register_pytree
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -361,7 +361,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_sequences()
         [tensor([1, 2]), tensor([3])]
         """
-        return list(torch.split(self.values, list(self.structure.sizes or self.structure.counts)))
+        return list(torch.split(self.values, list(self.structure.traced_sizes or self.structure.counts)))
 
     def to_padded(
         self,
@@ -915,7 +915,7 @@ def _unflatten(values: Any, lengths: Any) -> SequenceBatch:
     # Only plain Tensors have values to check: while PyTorch traces or transforms, other objects stand for them.
     if type(values) is type(lengths) is Tensor:
         return SequenceBatch(values, lengths)
-    return SequenceBatch._of(values, Lengths.from_tensor(lengths))
+    return SequenceBatch._of(values, Lengths(lengths))
 
 
 register_pytree(SequenceBatch, ["values", "lengths"], lambda batch: [batch.values, batch.structure.tensor], _unflatten)

@@ -5,8 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from seqbatch._structure.lengths import Lengths
 from seqbatch._structure.plans import ranges, repeat
+from seqbatch._structure.sequence_lengths import Lengths
 
 
 class Border(NamedTuple):

@@ -20,7 +20,7 @@ from seqbatch._encoders._layer_checks import (
 )
 from seqbatch._engines import Hidden, one_by_one
 from seqbatch._state import ContainerState, LSTMState, RNNState
-from seqbatch._structure.lengths import Lengths, to_device
+from seqbatch._structure.sequence_lengths import Lengths, to_device
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 StateType = type[LSTMState] | type[RNNState]
@@ -119,7 +119,7 @@ def run_where_steps_are(
         the outputs `(total_steps, size)`, and the final state in PyTorch's layout.
     """
     lengths = batch.structure
-    running = lengths.running
+    running = lengths.without_empty
     if running is lengths and lengths.total:
         return run(batch.values, lengths, hidden)
     # The layer's dtype and device for a batch made of an empty list, because that has none of its own.

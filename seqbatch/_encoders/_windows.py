@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from seqbatch._encoders._borders import Border
-from seqbatch._structure.lengths import Lengths, to_device
 from seqbatch._structure.plans import Plan, ranges, repeat
+from seqbatch._structure.sequence_lengths import Lengths, to_device
 
 
 class Windows(NamedTuple):

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from seqbatch._engines import by_length, native, packed, stepwise
 from seqbatch._engines._interface import Engine
 from seqbatch._engines._stock import takes_packed
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import STOCK_TENSORS, has_backward_hooks, has_hooks, is_intercepted, is_parametrized
 
 _FORWARDS = (nn.LSTM.forward, nn.GRU.forward, nn.RNN.forward)

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from seqbatch._engines._interface import Hidden, as_arguments, parts_of
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 
 
 def run(

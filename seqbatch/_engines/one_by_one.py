@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._engines._interface import Hidden, as_arguments, parts_of
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 
 
 def run(layer: nn.Module, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:

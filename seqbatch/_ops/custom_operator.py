@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqbatch._checks.arguments import lengths_of
 from seqbatch._checks.grammar import complaint
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_transformed
 from seqbatch.errors import SeqbatchError, SeqbatchValueError
 

@@ -18,8 +18,8 @@ from seqbatch._checks.layouts import (
 from seqbatch._kernels import row_copies
 from seqbatch._ops import layouts, reductions
 from seqbatch._structure.cached import outside_inference_mode
-from seqbatch._structure.lengths import Lengths, to_device
 from seqbatch._structure.plans import real_steps
+from seqbatch._structure.sequence_lengths import Lengths, to_device
 from seqbatch.errors import SeqbatchValueError
 
 # ----------------------------------------------------------------------------------------------------------- structure
@@ -29,7 +29,7 @@ def lengths_from(subject: str, value: object) -> Lengths:
     if isinstance(value, Tensor):
         value = outside_inference_mode(value.clone)  # first, because another thread may write to it meanwhile
         if measured := row_copies.measure_lengths(value):
-            return Lengths.measured(value, *measured)
+            return Lengths.from_measurements(value, *measured)
     return Lengths(lengths_of(subject, value))
 
 
@@ -138,4 +138,4 @@ def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
 
 
 def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
-    return reductions.FUNCTIONS[how](values, lengths)
+    return reductions.REDUCTIONS[how](values, lengths)

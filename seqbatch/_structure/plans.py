@@ -7,7 +7,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from seqbatch._structure.lengths import Lengths, ints, to_device
+from seqbatch._structure.sequence_lengths import Lengths, int64_tensor, to_device
 
 # On the host, because `torch.set_default_device` must not move them.
 _arange, _full, _ones = (partial(make, device="cpu") for make in (torch.arange, torch.full, torch.ones))
@@ -80,7 +80,7 @@ class Plan(NamedTuple):  # not an attrs class, because torch.compile cannot trac
     def to(self, device: torch.device) -> Self:
         """Copy the plan to a device."""
         give = None if self.give is None else to_device(self.give, device)
-        return self._replace(take=to_device(self.take, device), give=give)
+        return type(self)(to_device(self.take, device), give, self.take_fills, self.give_fills)
 
 
 def reverse_plan(lengths: Lengths) -> Plan:
@@ -92,10 +92,10 @@ def reverse_plan(lengths: Lengths) -> Plan:
 
 def packed_plan(lengths: Lengths) -> Plan:
     """Compute the plan from flat values to the data of a PackedSequence: by step, the longest sequence first."""
-    sizes, starts = lengths.step_sizes, list(accumulate(lengths.counts, initial=0))
+    sizes, starts = lengths.batch_size_list, list(accumulate(lengths.counts, initial=0))
     # In Python, because for so few integers that is faster than calling torch.
-    parts = [list(accumulate(sizes, initial=0))[:-1], sizes, [starts[i] for i in lengths.sequence_order]]
-    firsts, repeats, starts_in_order = ints(*parts).split([len(sizes), len(sizes), len(lengths)])
+    parts = [list(accumulate(sizes, initial=0))[:-1], sizes, [starts[i] for i in lengths.order_list]]
+    firsts, repeats, starts_in_order = int64_tensor(*parts).split([len(sizes), len(sizes), len(lengths)])
     steps = torch.repeat_interleave(repeats, output_size=lengths.total)
     places = _arange(lengths.total) - firsts.index_select(0, steps)
     take = starts_in_order.index_select(0, places) + steps
@@ -141,7 +141,7 @@ def edge_plan(lengths: Lengths, last: bool) -> Plan:
 
 def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
     """Compute the plan from flat values to those of the chosen sequences, in the order chosen."""
-    rows = ints(chosen)
+    rows = int64_tensor(chosen)
     counts = lengths.tensor[rows]
     take = ranges(lengths.offsets[rows], counts, int(counts.sum()))
     return Plan.copy(take) if len(set(chosen)) < len(chosen) else Plan.gather(take, lengths.total)

@@ -43,7 +43,7 @@ class _Pool(nn.Module):
         reduced = self._reduce(batch)
         if in_a_graph():
             return reduced[(batch.structure.tensor > 0).to(batch.device)]
-        if batch.structure.running is batch.structure:
+        if batch.structure.without_empty is batch.structure:
             return reduced
         return reduced.index_select(0, batch.structure.on(batch.device).not_empty)
 

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import RNNState, SeqbatchTypeError, _kernels, encode, encode_with_state
 from seqbatch._engines import by_length, choose, native, packed, stepwise
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import HOOKS
 
 FLOAT = torch.zeros(3, 2)
