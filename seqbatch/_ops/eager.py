@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch._checks.arguments import lengths_of, same_lengths
+from seqbatch._checks.arguments import lengths_of, require_equal_lengths
 from seqbatch._checks.grammar import complaint
-from seqbatch._checks.layouts import (
+from seqbatch._checks.layout_arguments import (
     PaddingSide,
     lengths_of_offsets,
     require_mask,
@@ -22,7 +22,7 @@ from seqbatch._structure.plans import real_steps
 from seqbatch._structure.sequence_lengths import Lengths, to_device
 from seqbatch.errors import SeqbatchValueError
 
-# ----------------------------------------------------------------------------------------------------------- structure
+# ------------------------------------------------------------------------------------------------------------- lengths
 
 
 def lengths_from(subject: str, value: object) -> Lengths:
@@ -52,7 +52,7 @@ def require_total(lengths: Lengths, steps: int) -> None:
 
 def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
     if lengths is not like:
-        same_lengths(subject, lengths.counts, like.counts)
+        require_equal_lengths(subject, lengths.counts, like.counts)
 
 
 def offsets(lengths: Lengths, device: torch.device) -> Tensor:

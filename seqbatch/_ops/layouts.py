@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
 from seqbatch import _kernels
-from seqbatch._checks.layouts import PaddingSide
+from seqbatch._checks.layout_arguments import PaddingSide
 from seqbatch._kernels import row_copies
 from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
 from seqbatch._structure.sequence_lengths import Lengths

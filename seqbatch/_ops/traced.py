@@ -13,14 +13,14 @@ from torch.nn import functional
 from seqbatch._checks.arguments import integer, integers, require_integers, require_tensor
 from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._checks.indices import refuse_bytes
-from seqbatch._checks.layouts import PaddingSide, require_bools
+from seqbatch._checks.layout_arguments import PaddingSide, require_bools
 from seqbatch._checks.tracing import not_in_a_graph, require_in_graph
 from seqbatch._ops import reductions
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import known_or_false
 from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
 
-# ----------------------------------------------------------------------------------------------------------- structure
+# ------------------------------------------------------------------------------------------------------------- lengths
 
 
 def lengths_from(subject: str, value: object) -> Lengths:

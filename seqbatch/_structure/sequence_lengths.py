@@ -25,7 +25,7 @@ class Movable(Protocol):
 
 
 AnyPlan = TypeVar("AnyPlan", bound=Movable)
-# The number of plans that a structure keeps. One model needs few; only padding to ever new lengths would add more.
+# The number of plans that `Lengths` keeps. One model needs few; only padding to ever new lengths would add more.
 MAX_CACHED_PLANS = 32
 # On the host, because `torch.set_default_device` must not move them.
 _arange, _full, _empty = (partial(make, device="cpu") for make in (torch.arange, torch.full, torch.empty))

@@ -68,7 +68,7 @@ class TrackedLoader(Generic[Batch]):
         (0, 0)
         """
         passes = self._epochs.passes
-        if passes.uncounted:
+        if passes.untracked_passes:
             remedy = "Iterate over the tracked loader, or call set_epoch before."
             must = "know how many batches were returned"
             raise complaint(SeqbatchError, "state_dict", must, "a pass over the DataLoader itself", remedy)
