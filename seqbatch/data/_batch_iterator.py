@@ -4,7 +4,6 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from seqbatch._checks.grammar import complaint
-from seqbatch.data._epoch_plan import EpochPlan
 from seqbatch.data._epochs import Epochs
 from seqbatch.data._passes import Position, require_one_process
 from seqbatch.errors import SeqbatchError
@@ -19,18 +18,18 @@ class BatchIterator(Iterator[list[int]]):
 
     def __init__(self, epochs: Epochs) -> None:
         self._epochs = epochs
-        # Once the pass has begun: the position of the batch that is drawn next, the plan of its epoch, and the rank.
-        self._begun: tuple[Position, EpochPlan, int] | None = None
+        # Once the pass has begun: the position of the batch that is drawn next, and the batches from there on.
+        self._begun: tuple[Position, Iterator[list[int]]] | None = None
 
     def __next__(self) -> list[int]:
-        position, plan, rank = self._begun or self._begin(self._epochs.begin_drawing())
-        if position.batch == len(plan.rounds):
-            raise StopIteration
-        self._begun = Position(position.epoch, position.batch + 1), plan, rank
-        return plan.batch(position.batch, rank)
+        position, batches = self._begun or self._begin(self._epochs.begin_drawing())
+        batch = next(batches)
+        self._begun = Position(position.epoch, position.batch + 1), batches
+        return batch
 
-    def _begin(self, position: Position) -> tuple[Position, EpochPlan, int]:
-        self._begun = position, self._epochs.plan(position.epoch), self._epochs.processes()[0]
+    def _begin(self, position: Position) -> tuple[Position, Iterator[list[int]]]:
+        plan, (rank, _) = self._epochs.plan(position.epoch), self._epochs.processes()
+        self._begun = position, plan.batches(rank, position.batch)
         return self._begun
 
     def state_dict(self) -> dict[str, Any]:

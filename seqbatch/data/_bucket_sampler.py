@@ -59,6 +59,8 @@ class BucketBatchSampler(Sampler[list[int]]):
     BucketBatchSampler(5 sequences, batch_size 2, process 0 of 1, epoch 0)
     """
 
+    __module__ = "seqbatch.data"  # so that errors and pickles do not hold the layout of files
+
     def __init__(
         self,
         lengths: Sequence[int] | Tensor,

@@ -25,6 +25,7 @@ class Chunk:
     Chunk(sequences=(0, 1), spans=((3, 3), (4, 5)))
     """
 
+    __module__ = "seqbatch.data"  # so that errors and pickles do not hold the layout of files
     sequences: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     lengths: tuple[int, ...] = attrs.field(repr=False)

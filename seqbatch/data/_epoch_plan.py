@@ -1,6 +1,7 @@
 """The plan of an epoch: the sequences of each batch, and the batches that processes run at the same time."""
 
 import hashlib
+from collections.abc import Iterator
 
 import attrs
 import torch
@@ -44,12 +45,11 @@ class EpochPlan:
     steps: Tensor
     longest: Tensor
 
-    def batch(self, position: int, rank: int) -> list[int]:
-        """Return the sequences of a batch of one process, by its position in the epoch."""
-        i = int(self.rounds[position, rank])
-        begin, end = self.bounds[i : i + 2].tolist()
-        batch: list[int] = self.order[begin:end].tolist()
-        return batch
+    def batches(self, rank: int, first: int) -> Iterator[list[int]]:
+        """Yield the sequences of each batch of one process, from one position of the epoch on."""
+        bounds = self.bounds.tolist()
+        for i in self.rounds[first:, rank].tolist():
+            yield self.order[bounds[i] : bounds[i + 1]].tolist()
 
     def share_of_real_steps(self) -> float:
         """Return the share of steps that are not padding, each batch padded to its longest; 1 without steps."""

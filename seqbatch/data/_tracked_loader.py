@@ -32,6 +32,8 @@ class TrackedLoader(Generic[Batch]):
     [[10, 20], [30]]
     """
 
+    __module__ = "seqbatch.data"  # so that errors and pickles do not hold the layout of files
+
     def __init__(self, epochs: Epochs, loader: Iterable[Batch]) -> None:
         self._epochs = epochs
         self._loader = loader

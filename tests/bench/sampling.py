@@ -72,7 +72,7 @@ def measure(point: Point, rounds: int, sequences: int = SEQUENCES) -> dict[str, 
             "plan": _median(lambda: sampler._epochs.plan(next(epochs)), rounds),
         },
         "microseconds": 1e6 * _median(partial(_draw_all, sampler), rounds) / len(plan.rounds),
-        "fill": {"bucketed": plan.fill(), "random": random.fill()},
+        "fill": {"bucketed": plan.share_of_real_steps(), "random": random.share_of_real_steps()},
         "balance": {"bucketed": _balance(plan, plan.rounds), "random": _balance(random, _shuffled(random.rounds))},
     }
 
