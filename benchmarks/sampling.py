@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
 from seqbatch.data._bucket_sampler import BucketBatchSampler
-from seqbatch.data._epoch_plan import Plan
+from seqbatch.data._epoch_plan import EpochPlan
 
 SEQUENCES, BATCH = 1_000_000, 32
 WORLD_SIZES = (8, 64, 512)
@@ -72,7 +72,7 @@ def measure(point: Point, rounds: int, sequences: int = SEQUENCES) -> dict[str, 
             "plan": _median(lambda: sampler._epochs.plan(next(epochs)), rounds),
         },
         "microseconds": 1e6 * _median(partial(_draw_all, sampler), rounds) / len(plan.rounds),
-        "fill": {"bucketed": plan.fill(), "random": random.fill()},
+        "fill": {"bucketed": plan.share_of_real_steps(), "random": random.share_of_real_steps()},
         "balance": {"bucketed": _balance(plan, plan.rounds), "random": _balance(random, _shuffled(random.rounds))},
     }
 
@@ -149,7 +149,7 @@ def _draw_balance(axes: Any, names: list[str], results: list[dict[str, Any]], co
     axes.set(ylabel="balance", ylim=(0, 1.1))
 
 
-def _balance(plan: Plan, rounds: Tensor) -> dict[str, float]:
+def _balance(plan: EpochPlan, rounds: Tensor) -> dict[str, float]:
     found = {}
     for name, cost in (("steps", plan.steps), ("longest", plan.longest)):
         by_process = cost[rounds].double()

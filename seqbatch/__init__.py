@@ -8,7 +8,7 @@ from seqbatch._batch import SequenceBatch
 from seqbatch._encode import encode, encode_with_state
 from seqbatch._encode.registry import is_recurrent, register_encoder, register_recurrent
 from seqbatch._state import ContainerState, LSTMState, RNNState
-from seqbatch._structure.lengths import Lengths as _Lengths
+from seqbatch._structure.sequence_lengths import Lengths as _Lengths
 from seqbatch.errors import (
     SeqbatchError,
     SeqbatchIndexError,

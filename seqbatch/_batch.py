@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import _ops
-from seqbatch._checks.arguments import require_steps, same_kind, sequences_of
+from seqbatch._checks.arguments import require_alike, require_steps, sequences_of
 from seqbatch._checks.exporters import refuse_exporters
 from seqbatch._checks.gathering import require_gatherable
 from seqbatch._checks.grammar import complaint, counted, type_name
@@ -24,14 +24,14 @@ from seqbatch._checks.indices import (
     one_position,
     several_positions,
 )
-from seqbatch._checks.layouts import PaddingSide, padded_shape, require_bool, require_side
+from seqbatch._checks.layout_arguments import PaddingSide, require_bool, require_padded, require_side
 from seqbatch._checks.not_a_tensor import NotAnArray
 from seqbatch._checks.per_sample_gradients import require_no_samples, samples_refused
 from seqbatch._checks.stacked import remember_iterated, require_not_stacked
 from seqbatch._checks.tracing import refuse_in_a_graph
 from seqbatch._ops.layouts import rearrange
-from seqbatch._structure.lengths import Lengths
 from seqbatch._structure.plans import select_plan
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import in_a_graph, register_pytree
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -120,16 +120,17 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         self._set(made.values, made.structure)
 
     @classmethod
-    def _of(cls, values: Tensor, lengths: Lengths) -> Self:
+    def _of(cls, values: Tensor, structure: Lengths) -> Self:
+        """Build a batch without checks of its values and lengths."""
         batch = cls.__new__(cls)
-        batch._set(values, lengths)
+        batch._set(values, structure)
         return batch
 
-    def _set(self, values: Tensor, lengths: Lengths) -> None:
+    def _set(self, values: Tensor, structure: Lengths) -> None:
         refuse_exporters()
         # As attrs does it, but in a form that `torch.compile` can trace.
         object.__setattr__(self, "values", values)
-        object.__setattr__(self, "structure", lengths)
+        object.__setattr__(self, "structure", structure)
 
     # ------------------------------------------------------------------------------------------------------- properties
 
@@ -248,7 +249,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> batch.values
         tensor([1, 2, 3])
         """
-        padded_shape("padded", padded, batch_first)
+        require_padded("padded", padded, batch_first)
         side = require_side(padding_side)
         structure = _ops.lengths_from("lengths", lengths)
         return cls._of(_ops.from_padded(padded, structure, batch_first, side), structure)
@@ -275,7 +276,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_mask(torch.tensor([[0, 1], [2, 3]]), mask, batch_first=True).values
         tensor([1, 2, 3])
         """
-        padded_shape("padded", padded, batch_first)
+        require_padded("padded", padded, batch_first)
         return cls._of(*_ops.from_mask(padded, mask, batch_first))
 
     @classmethod
@@ -361,7 +362,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]).to_sequences()
         [tensor([1, 2]), tensor([3])]
         """
-        return list(torch.split(self.values, list(self.structure.sizes or self.structure.counts)))
+        return list(torch.split(self.values, list(self.structure.traced_sizes or self.structure.counts)))
 
     def to_padded(
         self,
@@ -457,7 +458,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
     def __repr__(self) -> str:
         number, steps = counted(self.batch_size, "sequence"), counted(self.max_length, "step")
-        shortest = min(self.lengths, default=0)
+        shortest = self.structure.shortest
         span = "" if shortest == self.max_length else f"{shortest} to "
         features = f"features {tuple(self.feature_shape)}"
         return f"{type(self).__name__}({number} of {span}{steps}, {features}, {self.dtype}, {self.device})"
@@ -504,8 +505,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             start = int(self.structure.offsets[i])
             return self.values[start : start + self.lengths[i]]
         chosen = several_positions("index", index, len(self))
-        lengths = Lengths(tuple(self.lengths[i] for i in chosen))
-        return self._of(rearrange(self.values, select_plan(self.structure, chosen).to(self.device)), lengths)
+        structure = Lengths(tuple(self.lengths[i] for i in chosen))
+        return self._of(rearrange(self.values, select_plan(self.structure, chosen).to(self.device)), structure)
 
     def __contains__(self, sequence: object) -> bool:
         return self.count(sequence) > 0
@@ -566,7 +567,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
                 raise complaint(SeqbatchTypeError, f"batches[{i}]", "be a SequenceBatch", type_name(part))
         known = [(i, part) for i, part in enumerate(parts) if in_a_graph() or not is_nothing(part)]
         for i, part in known:
-            same_kind(f"batches[{i}]", part.values, f"batches[{known[0][0]}]", known[0][1].values)
+            require_alike(f"batches[{i}]", part.values, f"batches[{known[0][0]}]", known[0][1].values)
         if not parts:
             return cls.from_sequences([])
         values = torch.cat([part.values for _, part in known or enumerate(parts)])
@@ -915,7 +916,7 @@ def _unflatten(values: Any, lengths: Any) -> SequenceBatch:
     # Only plain Tensors have values to check: while PyTorch traces or transforms, other objects stand for them.
     if type(values) is type(lengths) is Tensor:
         return SequenceBatch(values, lengths)
-    return SequenceBatch._of(values, Lengths.from_tensor(lengths))
+    return SequenceBatch._of(values, Lengths(lengths))
 
 
 register_pytree(SequenceBatch, ["values", "lengths"], lambda batch: [batch.values, batch.structure.tensor], _unflatten)

@@ -67,8 +67,8 @@ class State(NotATensor, ABC):
         tensor([3., 1.])
         """
         self._require("select")
-        chosen = _chosen(indices, self)
-        return self._map(lambda part: _select(part, chosen))
+        chosen = _positions_of(indices, self)
+        return self._map(lambda part: _select_part(part, chosen))
 
     def reset(self, indices: Index[AnyScalar]) -> Self:
         """Set the states of some sequences to zeros, and keep those of the others.
@@ -87,8 +87,8 @@ class State(NotATensor, ABC):
         tensor([0., 2., 0.])
         """
         self._require("reset")
-        chosen = _chosen(indices, self)
-        return self._map(lambda part: _reset(part, chosen))
+        chosen = _positions_of(indices, self)
+        return self._map(lambda part: _reset_part(part, chosen))
 
     def detach(self) -> Self:
         """Share the values without their gradient graph, as truncated back-propagation needs between chunks.
@@ -177,7 +177,7 @@ class State(NotATensor, ABC):
         return self.to(torch.bfloat16)
 
 
-def _chosen(index: Any, state: State) -> list[int] | Tensor:
+def _positions_of(index: Any, state: State) -> list[int] | Tensor:
     """Return the positions of an index, counted from the front, or raise; a Tensor stays as it is while tracing."""
     refuse_exporters()
     index = as_index("index", index)
@@ -188,22 +188,22 @@ def _chosen(index: Any, state: State) -> list[int] | Tensor:
     return several_positions("index", index, state.batch_size)
 
 
-def _select(part: Any, chosen: list[int] | Tensor) -> Any:
+def _select_part(part: Any, chosen: list[int] | Tensor) -> Any:
     if not isinstance(part, Tensor):
         return part.select(chosen)
-    index = _index(chosen, part)
+    index = _index_tensor(chosen, part)
     return part[:, :, index] if index.dtype is torch.bool else part.index_select(2, index)
 
 
-def _reset(part: Any, chosen: list[int] | Tensor) -> Any:
+def _reset_part(part: Any, chosen: list[int] | Tensor) -> Any:
     if not isinstance(part, Tensor):
         return part.reset(chosen)
-    index = _index(chosen, part)
+    index = _index_tensor(chosen, part)
     # Not by positions, because their number is unknown while tracing.
     return part.masked_fill(index[:, None], 0) if index.dtype is torch.bool else part.index_fill(2, index, 0)
 
 
-def _index(chosen: list[int] | Tensor, tensor: Tensor) -> Tensor:
+def _index_tensor(chosen: list[int] | Tensor, tensor: Tensor) -> Tensor:
     if isinstance(chosen, Tensor):
         return traced.positions_of(chosen, tensor.shape[2]).to(tensor.device)
     return torch.tensor(chosen, dtype=torch.int64, device="cpu").to(tensor.device, non_blocking=True)
@@ -264,7 +264,7 @@ class _TensorState(State):
         return f"{type(self).__name__}({what}, {self.hidden.dtype}, {self.hidden.device})"
 
 
-def _require_part(subject: str, value: object) -> Tensor:
+def _require_state_tensor(subject: str, value: object) -> Tensor:
     """Return the value if it is a floating Tensor of four dimensions, else raise."""
     tensor = require_tensor(subject, value)
     if not tensor.is_floating_point():
@@ -296,7 +296,7 @@ class RNNState(_TensorState):
     hidden: Tensor
 
     def __init__(self, hidden: Tensor) -> None:
-        object.__setattr__(self, "hidden", _require_part("hidden", hidden))
+        object.__setattr__(self, "hidden", _require_state_tensor("hidden", hidden))
 
     def to_torch(self) -> Tensor:
         """Convert to PyTorch's layout.
@@ -352,11 +352,11 @@ class LSTMState(_TensorState):
     cell: Tensor
 
     def __init__(self, hidden: Tensor, cell: Tensor) -> None:
-        object.__setattr__(self, "hidden", _require_part("hidden", hidden))
-        object.__setattr__(self, "cell", _require_part("cell", cell))
+        object.__setattr__(self, "hidden", _require_state_tensor("hidden", hidden))
+        object.__setattr__(self, "cell", _require_state_tensor("cell", cell))
         is_alike = cell.dtype is hidden.dtype and cell.device == hidden.device
         if not is_alike or cell.shape[:3] != hidden.shape[:3]:
-            raise _unlike(cell, hidden)
+            raise _cell_mismatch(cell, hidden)
 
     def to_torch(self) -> tuple[Tensor, Tensor]:
         """Convert to PyTorch's layout.
@@ -394,7 +394,7 @@ class LSTMState(_TensorState):
         return cls(*(_split_directions(f"hx[{i}]", part, layer, ("LSTM",)) for i, part in enumerate(hx)))
 
 
-def _unlike(cell: Tensor, hidden: Tensor) -> SeqbatchValueError:
+def _cell_mismatch(cell: Tensor, hidden: Tensor) -> SeqbatchValueError:
     """Build the error for a cell state that differs from the hidden state in more than the size."""
     compared = [
         ("layers, directions and batch", tuple(cell.shape[:3]), tuple(hidden.shape[:3])),

@@ -36,10 +36,10 @@ def advice_for(layer: nn.Module) -> tuple[str, str]:
             return "be a layer itself, and not a wrapper of one", remedy
     if not vars(layer).keys().isdisjoint(("_original_forward", "_old_forward")):
         return "have the `forward` of its class, and not one of accelerate", _PREPARE
-    return "have an encoder", f"{_made_of_layers(layer)}{_plug_in(type(layer).__name__)}"
+    return "have an encoder", f"{_advice_for_container(layer)}{_advice_to_register(type(layer).__name__)}"
 
 
-def _made_of_layers(layer: nn.Module) -> str:
+def _advice_for_container(layer: nn.Module) -> str:
     names = ", ".join(f"`{name}`" for name, _ in layer.named_children())
     if not names:
         return ""
@@ -49,7 +49,7 @@ def _made_of_layers(layer: nn.Module) -> str:
     )
 
 
-def _plug_in(name: str) -> str:
+def _advice_to_register(name: str) -> str:
     return (
         "Register an encoder:\n\n"
         f"    @register_encoder({name})\n"

@@ -53,7 +53,7 @@ def require_steps(subject: str, value: object) -> Tensor:
     return tensor
 
 
-def same_kind(subject: str, tensor: Tensor, first: str, like: Tensor) -> None:
+def require_alike(subject: str, tensor: Tensor, first: str, like: Tensor) -> None:
     """Raise unless both sequences have the same features, dtype and device."""
     for what, found, wanted in (
         ("features", tuple(tensor.shape[1:]), tuple(like.shape[1:])),
@@ -77,7 +77,7 @@ def sequences_of(subject: str, value: object) -> list[Tensor]:
     if not _are_alike(tensors):
         for i, tensor in enumerate(tensors):
             require_steps(f"{subject}[{i}]", tensor)
-            same_kind(f"{subject}[{i}]", tensor, f"{subject}[0]", tensors[0])
+            require_alike(f"{subject}[{i}]", tensor, f"{subject}[0]", tensors[0])
     return tensors
 
 
@@ -93,7 +93,7 @@ def _are_alike(tensors: list[Any]) -> bool:
     return all(shapes) and all(shape[1:] == features for shape in shapes)  # not by a set: a SymInt has no hash
 
 
-def same_lengths(subject: str, lengths: tuple[int, ...], like: tuple[int, ...]) -> None:
+def require_equal_lengths(subject: str, lengths: tuple[int, ...], like: tuple[int, ...]) -> None:
     """Raise unless the lengths of another batch are those of this one."""
     if len(lengths) != len(like):
         raise complaint(

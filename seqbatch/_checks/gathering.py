@@ -9,6 +9,7 @@ functions among its callers. Nothing else in this package reads the stack; here 
 part of the data.
 """
 
+import inspect
 import sys
 from types import FrameType
 
@@ -41,7 +42,7 @@ def require_gatherable(own: object) -> None:
 def _outermost_call() -> tuple[tuple[str, str] | None, object]:
     """Return which of the two functions was called first on the stack, and what it gathers."""
     call, gathered = None, None
-    frame: FrameType | None = sys._getframe()
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         function = frame.f_globals.get("__name__", ""), frame.f_code.co_name
         if function in _GATHERED:

@@ -7,13 +7,13 @@ from torch import nn
 from seqbatch._torch import in_a_graph
 from seqbatch.errors import SeqbatchError
 
-Kind = TypeVar("Kind", bound=SeqbatchError)
+Error = TypeVar("Error", bound=SeqbatchError)
 
 
-def complaint(kind: type[Kind], subject: str, must: str, found: object, remedy: str = "") -> Kind:
+def complaint(error: type[Error], subject: str, must: str, found: object, remedy: str = "") -> Error:
     """Build the error "`subject` must ...; got ... Remedy." of the given class."""
     ending = f" {remedy}" if remedy else ""
-    return kind(f"`{subject}` must {must}; got {found}.{ending}")
+    return error(f"`{subject}` must {must}; got {found}.{ending}")
 
 
 def type_name(value: object) -> str:
@@ -21,10 +21,10 @@ def type_name(value: object) -> str:
     return "None" if value is None else class_name(type(value))
 
 
-def class_name(kind: type) -> str:
+def class_name(cls: type) -> str:
     """Name a class, with an article and its module."""
-    where = "" if kind.__module__ == "builtins" else f"{kind.__module__}."
-    name = f"{where}{kind.__qualname__}"
+    where = "" if cls.__module__ == "builtins" else f"{cls.__module__}."
+    name = f"{where}{cls.__qualname__}"
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 

@@ -5,8 +5,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from seqbatch._structure.lengths import Lengths
-from seqbatch._structure.plans import Plan, undo
+from seqbatch._structure.plans import Plan, ranges, repeat
+from seqbatch._structure.sequence_lengths import Lengths
 
 
 class Border(NamedTuple):
@@ -63,9 +63,16 @@ class Border(NamedTuple):
             dilation: as for `sources`.
         """
         positions = int(widths.sum())
-        counts, starts = (repeated(one, widths, positions) for one in (lengths.tensor, lengths.offsets[:-1]))
-        steps = self.sources(runs(torch.full_like(widths, -self.left), widths, positions), counts, dilation)
+        counts, starts = (repeat(one, widths, positions) for one in (lengths.tensor, lengths.offsets[:-1]))
+        steps = self.sources(ranges(torch.full_like(widths, -self.left), widths, positions), counts, dilation)
         return torch.where(steps < 0, lengths.total, starts + steps)
+
+    def plan(self, take: Tensor, steps: int) -> Plan:
+        """Build the plan from flat values of some steps to positions whose rows `rows` has computed."""
+        if self.mode != "constant":
+            return Plan.copy(take, may_fill=True)
+        is_step = (take < steps).nonzero().flatten()  # no step twice, because a constant border reads none
+        return Plan.match(take[is_step], is_step, steps, len(take))
 
 
 class BorderLayout(NamedTuple):
@@ -88,23 +95,5 @@ def border_layout(lengths: Lengths, border: Border) -> BorderLayout:
     """Lay out each sequence with its border."""
     widths = torch.where(lengths.tensor > 0, lengths.tensor + (border.left + border.right), 0)
     take = border.rows(lengths, widths)
-    # A constant border takes no step twice.
-    give = undo(take, lengths.total + 1)[: lengths.total] if border.mode == "constant" else None
     padded = tuple(widths.tolist())
-    return BorderLayout(Plan(take, give, True, True), None if padded == lengths.counts else Lengths(padded))
-
-
-def repeated(values: Tensor, counts: Tensor, total: int) -> Tensor:
-    """Repeat each value by its count, `total` in all; values and counts are `(batch,)`, int64.
-
-    This is `torch.repeat_interleave` without threads, which take longer to wake than a few steps do.
-    """
-    jumps = values.diff(prepend=values.new_zeros(1))
-    return values.new_zeros(total + 1).index_add_(0, counts.cumsum(0) - counts, jumps)[:total].cumsum(0)
-
-
-def runs(starts: Tensor, counts: Tensor, total: int) -> Tensor:
-    """Compute the indices `start, start + 1, ...` of each sequence, `count` of them, end to end; `total` in all."""
-    jumps = starts - torch.cat([starts.new_ones(1), (starts + counts)[:-1]])  # from the end of the sequence before
-    steps = torch.ones(total + 1, dtype=torch.int64, device="cpu").index_add_(0, counts.cumsum(0) - counts, jumps)
-    return steps[:total].cumsum(0)
+    return BorderLayout(border.plan(take, lengths.total), None if padded == lengths.counts else Lengths(padded))

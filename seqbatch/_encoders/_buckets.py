@@ -9,8 +9,8 @@ from torch import Tensor
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._ops.layouts import rearrange
-from seqbatch._structure.lengths import Lengths, to_device
-from seqbatch._structure.plans import Plan, undo
+from seqbatch._structure.plans import Plan
+from seqbatch._structure.sequence_lengths import Lengths, to_device
 
 # The cost of one step outside of attention, in pairs of steps.
 STEP = 32
@@ -72,8 +72,7 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
     take = torch.cat(takes)
     if torch.equal(take, torch.arange(lengths.total, device="cpu")):
         return Buckets(shapes, None, masks)
-    give = undo(take, lengths.total + 1)[: lengths.total]
-    return Buckets(shapes, Plan(take, give, take_fills=len(take) > lengths.total), masks)
+    return Buckets(shapes, Plan.gather(take, lengths.total), masks)
 
 
 def bucket_shapes(counts: list[int], overhead: int) -> list[tuple[int, int]]:
@@ -138,7 +137,7 @@ def run_in_groups(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> Seq
         call: from `(number, steps, *features)` to the same number of sequences and steps.
         batch: a batch of at least one step.
     """
-    lengths: Any = batch.structure.running
+    lengths: Any = batch.structure.without_empty
     groups = lengths.plan(buckets_of, 0, False, 0, torch.float32, device=batch.device)
     parts = zip(groups.split(groups.fill(batch.values)), groups.shapes, strict=True)
     results = [call(part.unflatten(0, shape)).flatten(0, 1) for part, shape in parts]

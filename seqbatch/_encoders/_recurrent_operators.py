@@ -17,7 +17,7 @@ from seqbatch._encoders._recurrent_runs import run_by_engine
 from seqbatch._engines import Hidden, is_stock_recurrent, native
 from seqbatch._ops.custom_operator import Gradients, Operator, Tensors
 from seqbatch._state import LSTMState, RNNState
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 
 
 def run_by_operators(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: StateForm) -> tuple[Tensor, Hidden]:
@@ -129,7 +129,7 @@ class _RecurrentOperator:
         if not torch.is_grad_enabled() and self._kernels_can_run(call, values, lengths):
             start = _of_running(call.start, lengths)
             results = native.compute(
-                call.mode, lengths.running, call.directions, values, call.weights, start, keep=call.keeps
+                call.mode, lengths.without_empty, call.directions, values, call.weights, start, keep=call.keeps
             )
             output, *ends, gates = results
             # A copy, because callers may modify the output in place before the backward pass.
@@ -166,7 +166,7 @@ class _RecurrentOperator:
         output, gates = saved
         of_values, *found = native.compute_gradients(
             call.mode,
-            lengths.running,
+            lengths.without_empty,
             call.directions,
             number,
             output,
@@ -233,14 +233,14 @@ class _RecurrentOperator:
 
 def _of_running(parts: Sequence[Any], lengths: Lengths) -> list[Any]:
     """Select the sequences that have a step in tensors `(rows, batch, size)`; None stays None."""
-    if lengths.running is lengths:
+    if lengths.without_empty is lengths:
         return [*parts]
     return [None if part is None else part.index_select(1, lengths.not_empty) for part in parts]
 
 
 def _of_all(parts: Sequence[Any], others: Sequence[Tensor], lengths: Lengths) -> list[Any]:
     """Undo `_of_running`, with the parts of `others` for empty sequences."""
-    if lengths.running is lengths:
+    if lengths.without_empty is lengths:
         return [*parts]
     return [other.index_copy(1, lengths.not_empty, part) for part, other in zip(parts, others, strict=True)]
 

@@ -11,7 +11,7 @@ from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._encoders._layer_checks import rounds_by_range, run_on_nothing
 from seqbatch._encoders._recurrent_checks import StateForm
 from seqbatch._engines import Hidden
-from seqbatch._structure.lengths import Lengths, to_device
+from seqbatch._structure.sequence_lengths import Lengths, to_device
 
 # Runs a layer from flat values, lengths without zeros, and their initial state.
 RunValues = Callable[[Tensor, Lengths, Hidden | None], tuple[Tensor, Hidden]]
@@ -43,7 +43,7 @@ def run_without_empty(
         the outputs `(total_steps, size)`, and the final state in PyTorch's layout.
     """
     lengths = batch.structure
-    running = lengths.running
+    running = lengths.without_empty
     if running is lengths and lengths.total:
         return run_values(batch.values, lengths, hidden)
     # The layer's dtype and device for a batch made of an empty list, because that has none of its own.

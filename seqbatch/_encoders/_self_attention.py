@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqbatch._encoders._buckets import buckets_of
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_transformed, takes_gradients_only
 
 # The cost of one extra bucket, in pairs of steps times features: measured on the CPU, forward and backward. Elsewhere

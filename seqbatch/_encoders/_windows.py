@@ -6,9 +6,9 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from seqbatch._encoders._borders import Border, repeated, runs
-from seqbatch._structure.lengths import Lengths, to_device
-from seqbatch._structure.plans import Plan, undo
+from seqbatch._encoders._borders import Border
+from seqbatch._structure.plans import Plan, ranges, repeat
+from seqbatch._structure.sequence_lengths import Lengths, to_device
 
 
 class Windows(NamedTuple):
@@ -72,8 +72,8 @@ class Windows(NamedTuple):
     def corrections(self, lengths: Lengths, numbers: Lengths) -> Tensor:
         """Compute the factor of each window's mean that corrects its division by the kernel size: `(windows,)`."""
         number = numbers.total
-        counts = repeated(lengths.tensor, numbers.tensor, number)
-        start = runs(numbers.tensor * 0, numbers.tensor, number) * self.stride - self.border.left
+        counts = repeat(lengths.tensor, numbers.tensor, number)
+        start = ranges(numbers.tensor * 0, numbers.tensor, number) * self.stride - self.border.left
         if self.divides_by == "padded":
             divisor = (counts + self.border.right).minimum(start + self.kernel) - start
         else:
@@ -117,19 +117,16 @@ def window_layout(lengths: Lengths, windows: Windows) -> WindowLayout:
         return WindowLayout(None, changed)
     first, end = _first_windows(lengths, numbers_of, windows)
     steps = _rounded_up(end - windows.border.left)
-    picked = runs(first, numbers.tensor, numbers.total)
+    picked = ranges(first, numbers.tensor, numbers.total)
     take = _long_sequence(lengths, numbers_of, windows, first, steps)
     if not windows.are_dense(numbers.counts):
         is_read = torch.zeros(windows.border.left + steps, dtype=torch.bool, device="cpu")
         for tap in range(0, windows.span, windows.dilation):
             is_read[picked * windows.stride + tap] = True
         take[~is_read[windows.border.left :]] = lengths.total
-    # Other borders may take a step twice.
-    give = undo(take, lengths.total + 1)[: lengths.total] if windows.border.mode == "constant" else None
-    lay = Plan(take, give, take_fills=True, give_fills=True)
-    pick = Plan(picked, undo(picked, windows.number(steps)), give_fills=True)
+    plans = windows.border.plan(take, lengths.total), Plan.gather(picked, windows.number(steps))
     corrections = None if windows.divides_by is None else windows.corrections(lengths, numbers)[:, None]
-    return WindowLayout((lay, pick), changed, corrections)
+    return WindowLayout(plans, changed, corrections)
 
 
 def _first_windows(lengths: Lengths, numbers_of: dict[int, int], windows: Windows) -> tuple[Tensor, int]:
@@ -176,6 +173,6 @@ def _long_sequence(lengths: Lengths, numbers_of: dict[int, int], windows: Window
     if is_laid:
         rows = border.rows(lengths, widths, windows.dilation)
     else:
-        rows = runs(lengths.offsets[:-1], widths, int(widths.sum()))
-    places = runs(first * windows.stride - left, widths, len(rows))
+        rows = ranges(lengths.offsets[:-1], widths, int(widths.sum()))
+    places = ranges(first * windows.stride - left, widths, len(rows))
     return torch.full((steps,), lengths.total, device="cpu").scatter_(0, places, rows)

@@ -35,7 +35,7 @@ from seqbatch._encoders._layer_checks import (
 )
 from seqbatch._encoders._self_attention import attend
 from seqbatch._encoders._stock_layers import is_stock_attention
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch.errors import SeqbatchValueError
 
 # The number of steps per call of the feed-forward part, when no gradients are recorded. On the CPU this takes up to a
@@ -104,13 +104,15 @@ def run_attention(
     if not batch.total_steps:
         # The same operations on no rows, because `torch.autocast` may change the dtype.
         nothing = (
-            _run_on_flat_values(layer, batch.values, batch.structure.running, causal) if is_stock else batch.values
+            _run_on_flat_values(layer, batch.values, batch.structure.without_empty, causal)
+            if is_stock
+            else batch.values
         )
         return batch.with_values(run_on_nothing(layer, nothing, batch))
     if not is_stock:
         has_range = any(isinstance(part, QUANTIZED_CELLS) or rounds_by_range(part) for part in layer.modules())
         return (run_one_by_one if has_range else run_in_groups)(_batch_first(layer, call), batch)
-    return batch.with_values(_run_on_flat_values(layer, batch.values, batch.structure.running, causal))
+    return batch.with_values(_run_on_flat_values(layer, batch.values, batch.structure.without_empty, causal))
 
 
 def _run_on_flat_values(layer: Any, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:

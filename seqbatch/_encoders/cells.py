@@ -24,8 +24,8 @@ from seqbatch._encoders._recurrent_runs import run_without_empty
 from seqbatch._engines import Hidden
 from seqbatch._ops.layouts import rearrange
 from seqbatch._state import LSTMState, RNNState
-from seqbatch._structure.lengths import Lengths
 from seqbatch._structure.plans import packed_plan
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import (
     has_hooks,
     is_parametrized,
@@ -111,7 +111,7 @@ def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | N
     state: Hidden = () if hidden is None else tuple(part[0].index_select(0, there.order) for part in hidden)
     outputs: list[Tensor] = []
     ended: list[Hidden] = []
-    for rows in _split_steps(rearrange(values, plan), lengths.step_sizes):
+    for rows in _split_steps(rearrange(values, plan), lengths.batch_size_list):
         count = len(rows)
         if state and len(state[0]) > count:
             ended.append(tuple(part[count:] for part in state))

@@ -52,7 +52,7 @@ from seqbatch._encoders._window_options import (
 )
 from seqbatch._encoders._windows import Windows, window_layout
 from seqbatch._ops.layouts import rearrange
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import has_hooks_before
 from seqbatch.errors import SeqbatchValueError
 
@@ -143,19 +143,19 @@ def _laid_out(layer: nn.Module, batch: SequenceBatch, rule: Windows | Border) ->
 def _by_length(layer: nn.Module, batch: SequenceBatch) -> _Run:
     """Run a layer on all sequences of a length at once."""
     groups: dict[int, list[int]] = {}
-    for i, count in enumerate(batch.structure.running.counts):
+    for i, count in enumerate(batch.structure.without_empty.counts):
         groups.setdefault(count, []).append(i)
     return _in_groups(layer, batch, [*groups.values()])
 
 
 def _one_by_one(layer: nn.Module, batch: SequenceBatch) -> _Run:
     """Run a layer on each sequence alone, because one that quantizes its input mixes the sequences of a batch."""
-    return _in_groups(layer, batch, [[i] for i in range(len(batch.structure.running))])
+    return _in_groups(layer, batch, [[i] for i in range(len(batch.structure.without_empty))])
 
 
 def _in_groups(layer: nn.Module, batch: SequenceBatch, groups: list[list[int]]) -> _Run:
     """Run a layer on groups of sequences of equal length, whatever number of steps it returns."""
-    counts = batch.structure.running.counts
+    counts = batch.structure.without_empty.counts
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths]:
         if not counts:
@@ -197,7 +197,7 @@ def _require_enough_steps(layer: nn.Module, rule: Windows | Border, batch: Seque
     if isinstance(rule, Windows) and rule.least > least:
         least, what, remedy = rule.least, "fill a window", "Pad it or leave it out"
     counts = batch.lengths
-    if min(batch.structure.running.counts, default=least) < least:
+    if min(batch.structure.without_empty.counts, default=least) < least:
         i = next(i for i, count in enumerate(counts) if 0 < count < least)
         must = f"have {counted(least, 'step')} at least to {what}, for {describe(layer)}"
         raise complaint(SeqbatchValueError, f"sequences[{i}]", must, counts[i], f"{remedy}, by batch[indices].")

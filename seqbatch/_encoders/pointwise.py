@@ -143,7 +143,7 @@ def _register_quantized(layer_type: type[nn.Module]) -> None:
             require_features(batch, (layer.in_features,), layer)
 
         def forward(values: Tensor) -> tuple[Tensor, None]:
-            parts = values.split(batch.structure.running.counts) if rounds_by_range(layer) else [values]
+            parts = values.split(batch.structure.without_empty.counts) if rounds_by_range(layer) else [values]
             results = [layer.forward(part) for part in parts]
             return torch.cat(results) if results else values.new_zeros(*values.shape[:-1], layer.out_features), None
 

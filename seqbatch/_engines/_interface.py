@@ -6,7 +6,7 @@ from torch import Tensor
 
 from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._engines._stock import has_stock_forward
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 Hidden = tuple[Tensor, ...]

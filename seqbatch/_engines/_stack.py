@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._engines._interface import Hidden
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import parameters_of
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from seqbatch._checks.grammar import complaint
 from seqbatch._engines._interface import EngineCall, Hidden, as_arguments, own_encoder, parts_of, require_shapes
 from seqbatch._engines._stock import takes_packed
-from seqbatch._structure.lengths import Lengths, ints, to_device
+from seqbatch._structure.sequence_lengths import Lengths, int64_tensor, to_device
 from seqbatch._torch import has_hooks
 from seqbatch.errors import SeqbatchTypeError
 
@@ -43,7 +43,7 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     sequences = values.split(lengths.counts)
     outputs, finals = [], []
     for count, places in groups.items():
-        chosen = to_device(ints(places), values.device)
+        chosen = to_device(int64_tensor(places), values.device)
         start = None if hidden is None else tuple(part.index_select(1, chosen) for part in hidden)
         group = torch.cat([sequences[i] for i in places])
         try:
@@ -58,7 +58,7 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
         finals.append(final)
     order = [i for places in groups.values() for i in places]
     ranks = sorted(range(len(order)), key=order.__getitem__)
-    rank = to_device(ints(ranks), values.device)
+    rank = to_device(int64_tensor(ranks), values.device)
     ends = tuple(torch.cat(parts, 1).index_select(1, rank) for parts in zip(*finals, strict=True))
     return torch.cat([outputs[i] for i in ranks]), ends
 

@@ -10,7 +10,7 @@ from seqbatch import _kernels
 from seqbatch._engines._interface import EngineCall, Hidden
 from seqbatch._engines._stack import run_layers, weights_of
 from seqbatch._engines.stepwise import run_layer_stepwise
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import are_batched, is_dense, is_intercepted, wants_gradients
 
 Tensors = tuple[Tensor, ...]

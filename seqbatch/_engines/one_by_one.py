@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._engines._interface import EngineCall, Hidden, as_arguments, parts_of
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 
 
 def can_run(call: EngineCall) -> bool:

@@ -5,7 +5,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._engines._interface import EngineCall, Hidden, as_arguments, parts_of
 from seqbatch._ops.layouts import flat_to_packed, packed_to_flat
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 
 
 def can_run(call: EngineCall) -> bool:

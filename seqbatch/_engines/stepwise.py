@@ -9,8 +9,8 @@ from torch.nn.functional import linear
 from seqbatch._engines._interface import EngineCall, Hidden
 from seqbatch._engines._stack import run_layers
 from seqbatch._ops.layouts import rearrange
-from seqbatch._structure.lengths import Lengths
 from seqbatch._structure.plans import packed_plan, turn_plan
+from seqbatch._structure.sequence_lengths import Lengths
 
 
 def can_run(call: EngineCall) -> bool:
@@ -59,7 +59,7 @@ def _run_direction(
     project = rest[-1] if len(rest) % 2 else None
     state = start
     outputs, ended = [], []
-    for step in linear(rows, w_ih, b_ih).split(lengths.step_sizes):
+    for step in linear(rows, w_ih, b_ih).split(lengths.batch_size_list):
         count = step.shape[0]
         if count < state[0].shape[0]:
             ended.append(tuple(part[count:] for part in state))

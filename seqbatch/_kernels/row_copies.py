@@ -16,7 +16,7 @@ def can_read(*tensors: Tensor) -> bool:
     return all(is_dense(tensor) and tensor.data_ptr() for tensor in tensors)
 
 
-def _are_numbers(*tensors: Tensor) -> bool:
+def _are_int64_vectors(*tensors: Tensor) -> bool:
     """Return True if the kernels can read all these tensors as int64 of one axis."""
     if not can_read(*tensors):
         return False
@@ -75,7 +75,7 @@ def measure_lengths(lengths: Tensor) -> list[int] | None:
 
     Returns None if the kernels cannot read them as int64, if one is negative or if the sum is too large.
     """
-    return _kernels.measure(lengths.data_ptr(), lengths.shape[0]) if _are_numbers(lengths) else None
+    return _kernels.measure(lengths.data_ptr(), lengths.shape[0]) if _are_int64_vectors(lengths) else None
 
 
 def sort_lengths(lengths: Tensor, longest: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -100,9 +100,9 @@ def unpack_lengths(packed: object) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor
     if not isinstance(packed, PackedSequence) or not isinstance(packed.data, Tensor) or not packed.data.dim():
         return None
     sizes, order, rank, steps = packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices, packed.data.shape[0]
-    if order is None and rank is None and _are_numbers(sizes) and 0 < sizes[0] <= steps:
+    if order is None and rank is None and _are_int64_vectors(sizes) and 0 < sizes[0] <= steps:
         order = rank = torch.arange(int(sizes[0]), device="cpu")
-    if order is None or rank is None or not _are_numbers(sizes, order, rank) or order.shape != rank.shape:
+    if order is None or rank is None or not _are_int64_vectors(sizes, order, rank) or order.shape != rank.shape:
         return None
     # Copies are checked, because another thread may write to the caller's meanwhile.
     sizes, order, rank = sizes.clone(), order.clone(), rank.clone()

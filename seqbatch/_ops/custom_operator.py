@@ -13,7 +13,7 @@ from torch import Tensor
 
 from seqbatch._checks.arguments import lengths_of
 from seqbatch._checks.grammar import complaint
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_transformed
 from seqbatch.errors import SeqbatchError, SeqbatchValueError
 
@@ -68,12 +68,12 @@ class Operator:
         )
         self.forward.register_fake(self._fake)
         self.backward.register_fake(self._fake_backward)
-        self.forward.register_autograd(self._differentiate, setup_context=self._keep)
+        self.forward.register_autograd(self._differentiate, setup_context=self._setup_context)
 
     def __call__(self, values: Tensor, lengths: Tensor, *rest: Any) -> Tensors:
         """Call the operator and return its results; lengths are `(batch,)`, int64, on the host."""
         _refuse_transforms()
-        return _all_of(self.forward(values, lengths, *rest))[: self.results]
+        return _as_tuple(self.forward(values, lengths, *rest))[: self.results]
 
     def _sources(self, values: Tensor, rest: Sequence[Any]) -> list[Tensor]:
         """Return the tensors that may have gradients."""
@@ -90,8 +90,8 @@ class Operator:
         _refuse_transforms()
         sources = self._sources(values, rest)
         with torch.no_grad():
-            found = self._call(sources, _structure_of(lengths, len(values)), rest)
-        return _as_declared(_in_order(_apart(found, sources)))
+            found = self._call(sources, _checked_lengths(lengths, len(values)), rest)
+        return _as_declared(_with_declared_strides(_without_shared_memory(found, sources)))
 
     def _run_backward(
         self,
@@ -102,15 +102,16 @@ class Operator:
         lengths: Tensor,
         *rest: Any,
     ) -> list[Tensor]:
-        sources, structure = self._sources(values, rest), _structure_of(lengths, len(values))
-        found = self.own_backward(gradients, saved, wanted, values, structure, *rest)
+        sources, checked = self._sources(values, rest), _checked_lengths(lengths, len(values))
+        found = self.own_backward(gradients, saved, wanted, values, checked, *rest)
         if found is None:
             with torch.inference_mode(False):  # which also enables autograd, disabled in an operator
                 own = [part.detach().requires_grad_(asked) for part, asked in zip(sources, wanted, strict=True)]
-                found = self._gradients(self._call(own, structure, rest), gradients, own, wanted)
+                found = self._gradients(self._call(own, checked, rest), gradients, own, wanted)
         triples = zip(sources, found, wanted, strict=True)
-        parts = [_nothing_like(source) if part is None or not asked else part for source, part, asked in triples]
-        return [*_in_order(_apart(parts, [*sources, *(part for part in gradients if part is not None)]))]
+        parts = [_unwanted_gradient(source) if part is None or not asked else part for source, part, asked in triples]
+        others = [*sources, *(part for part in gradients if part is not None)]
+        return [*_with_declared_strides(_without_shared_memory(parts, others))]
 
     def _gradients(
         self,
@@ -132,7 +133,7 @@ class Operator:
         return [next(parts) if one else None for one in wanted]
 
     def _fake(self, values: Tensor, lengths: Tensor, *rest: Any) -> Tensor | Tensors:
-        return _as_declared(_in_order(self.fake(values, lengths, *rest)))
+        return _as_declared(_with_declared_strides(self.fake(values, lengths, *rest)))
 
     def _fake_backward(
         self,
@@ -144,11 +145,12 @@ class Operator:
         *rest: Any,
     ) -> list[Tensor]:
         pairs = zip(self._sources(values, rest), wanted, strict=True)
-        return [*_in_order(torch.empty_like(source) if asked else _nothing_like(source) for source, asked in pairs)]
+        parts = (torch.empty_like(source) if asked else _unwanted_gradient(source) for source, asked in pairs)
+        return [*_with_declared_strides(parts)]
 
-    def _keep(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor | Tensors) -> None:
+    def _setup_context(self, ctx: Any, inputs: tuple[Any, ...], output: Tensor | Tensors) -> None:
         values, lengths, *rest = inputs
-        saved = _all_of(output)[self.results :]
+        saved = _as_tuple(output)[self.results :]
         ctx.mark_non_differentiable(*saved)
         ctx.options = rest[1:] if self.has_others else rest
         ctx.save_for_backward(*saved, lengths, *self._sources(values, rest))
@@ -163,7 +165,7 @@ class Operator:
         if torch.is_grad_enabled():  # gradients of gradients, which the backward operator does not have
             # Views, because one of them may be computed from another: no path through the graph around counts here.
             sources = [source.view_as(source) for source in sources]
-            results = self._call(sources, _structure_of(lengths, len(sources[0])), rest)
+            results = self._call(sources, _checked_lengths(lengths, len(sources[0])), rest)
             found = self._gradients(results, of_results, sources, wanted, again=True)
         else:
             found = self.backward(of_results, saved, wanted, sources[0], lengths, *rest)
@@ -179,16 +181,16 @@ def _refuse_transforms() -> None:
         raise complaint(SeqbatchError, "operator of seqbatch", "be differentiated backward only", found, remedy)
 
 
-def _structure_of(lengths: Tensor, steps: int) -> Lengths:
-    """Return the structure of lengths whose values are read here for the first time, else raise."""
+def _checked_lengths(lengths: Tensor, steps: int) -> Lengths:
+    """Return lengths whose values are read here for the first time, else raise."""
     counts = lengths_of("lengths", lengths)
     if sum(counts) != steps:
         raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", sum(counts))
-    return _kept_structure(counts)
+    return _cached_lengths(counts)
 
 
 @lru_cache(maxsize=8)  # so that layers, directions and the backward pass share plans
-def _kept_structure(counts: tuple[int, ...]) -> Lengths:
+def _cached_lengths(counts: tuple[int, ...]) -> Lengths:
     return Lengths(counts)
 
 
@@ -197,17 +199,17 @@ def _as_declared(tensors: Tensors) -> Tensor | Tensors:
     return tensors[0] if len(tensors) == 1 else tensors
 
 
-def _all_of(output: Tensor | Tensors) -> Tensors:
+def _as_tuple(output: Tensor | Tensors) -> Tensors:
     """Return what an operator returns as a tuple."""
     return (output,) if isinstance(output, Tensor) else output
 
 
-def _nothing_like(source: Tensor) -> Tensor:
+def _unwanted_gradient(source: Tensor) -> Tensor:
     """Return a tensor without elements, which stands for a gradient that is not wanted."""
     return source.new_empty(0)
 
 
-def _apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> Tensors:
+def _without_shared_memory(results: Sequence[Tensor], given: Sequence[Tensor]) -> Tensors:
     """Copy those results that share memory with the inputs or with each other, which an operator must not return."""
     memories = {part.untyped_storage().data_ptr() for part in given}
     free = []
@@ -218,6 +220,6 @@ def _apart(results: Sequence[Tensor], given: Sequence[Tensor]) -> Tensors:
     return tuple(free)
 
 
-def _in_order(results: Iterable[Tensor]) -> Tensors:
+def _with_declared_strides(results: Iterable[Tensor]) -> Tensors:
     """Make results contiguous, because the graph reads them with the strides of the fake ones."""
     return tuple(part.contiguous() for part in results)

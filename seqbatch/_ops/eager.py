@@ -4,9 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch._checks.arguments import lengths_of, same_lengths
+from seqbatch._checks.arguments import lengths_of, require_equal_lengths
 from seqbatch._checks.grammar import complaint
-from seqbatch._checks.layouts import (
+from seqbatch._checks.layout_arguments import (
     PaddingSide,
     lengths_of_offsets,
     require_mask,
@@ -18,18 +18,18 @@ from seqbatch._checks.layouts import (
 from seqbatch._kernels import row_copies
 from seqbatch._ops import layouts, reductions
 from seqbatch._structure.cached import outside_inference_mode
-from seqbatch._structure.lengths import Lengths, to_device
 from seqbatch._structure.plans import real_steps
+from seqbatch._structure.sequence_lengths import Lengths, to_device
 from seqbatch.errors import SeqbatchValueError
 
-# ----------------------------------------------------------------------------------------------------------- structure
+# ------------------------------------------------------------------------------------------------------------- lengths
 
 
 def lengths_from(subject: str, value: object) -> Lengths:
     if isinstance(value, Tensor):
         value = outside_inference_mode(value.clone)  # first, because another thread may write to it meanwhile
         if measured := row_copies.measure_lengths(value):
-            return Lengths.measured(value, *measured)
+            return Lengths.from_measurements(value, *measured)
     return Lengths(lengths_of(subject, value))
 
 
@@ -52,7 +52,7 @@ def require_total(lengths: Lengths, steps: int) -> None:
 
 def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
     if lengths is not like:
-        same_lengths(subject, lengths.counts, like.counts)
+        require_equal_lengths(subject, lengths.counts, like.counts)
 
 
 def offsets(lengths: Lengths, device: torch.device) -> Tensor:
@@ -138,4 +138,4 @@ def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
 
 
 def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
-    return reductions.FUNCTIONS[how](values, lengths)
+    return reductions.REDUCTIONS[how](values, lengths)

@@ -8,19 +8,19 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
 from seqbatch import _kernels
-from seqbatch._checks.layouts import PaddingSide
+from seqbatch._checks.layout_arguments import PaddingSide
 from seqbatch._kernels import row_copies
-from seqbatch._structure.lengths import Lengths
 from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_transformed
 
 # Without kernels: up to this many sequences, copying one by one is faster than planning a gather.
-FEW = 64
+COPY_LOOP_LIMIT = 64
 # Dtypes that PyTorch cannot gather on the CPU, and those of the same size that it can.
-_BITS = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
+_GATHERABLE = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: torch.int64}
 
 
-class _Padded(NamedTuple):
+class _PaddedLayout(NamedTuple):
     """The layout of a padded tensor, which flat values are copied to or from."""
 
     lengths: Lengths
@@ -52,7 +52,7 @@ class _Padded(NamedTuple):
         )
 
 
-class _Packed(NamedTuple):
+class _PackedLayout(NamedTuple):
     """The layout of the data of a PackedSequence, which flat values are copied to or from."""
 
     lengths: Lengths
@@ -74,13 +74,15 @@ class _Packed(NamedTuple):
         )
 
 
-class _Copy(torch.autograd.Function):
+class _KernelCopy(torch.autograd.Function):
     """A copy by the kernels between flat values and another layout; the backward pass is the copy back."""
 
     @staticmethod
-    def forward(ctx: Any, source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex) -> Tensor:
+    def forward(
+        ctx: Any, source: Tensor, layout: _PaddedLayout | _PackedLayout, into_flat: bool, fill: complex
+    ) -> Tensor:
         ctx.layout, ctx.into_flat = layout, into_flat
-        return _copy(source, layout, into_flat, fill)
+        return _copy_by_kernels(source, layout, into_flat, fill)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
@@ -93,7 +95,7 @@ class _Rearrange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, plan: Plan, fill: complex) -> Tensor:
         ctx.plan = plan
-        return _gather(values, plan, fill)
+        return rearrange(values, plan, fill)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
@@ -106,11 +108,11 @@ class _ToNested(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, values: Tensor, lengths: Lengths) -> Tensor:
         ctx.lengths = lengths
-        return _nest(values.detach(), lengths)
+        return _nested_view(values.detach(), lengths)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _apply(_FromNested, gradients[0], ctx.lengths), None
+        return call_autograd_function(_FromNested, gradients[0], ctx.lengths), None
 
 
 class _FromNested(torch.autograd.Function):
@@ -119,24 +121,34 @@ class _FromNested(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, nested: Any, lengths: Lengths) -> Tensor:
         ctx.lengths = lengths
-        return _values(nested)
+        return _nested_values(nested)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _apply(_ToNested, gradients[0], ctx.lengths), None
+        return call_autograd_function(_ToNested, gradients[0], ctx.lengths), None
 
 
-def _mode_for(tensor: Tensor) -> Any:
-    """Leave `torch.inference_mode` for a tensor from outside it, of which PyTorch creates no nested view inside."""
+def _inference_mode_of(tensor: Tensor) -> Any:
+    """Leave `torch.inference_mode` for a tensor from outside it, because it can have no nested view inside."""
     if not torch.is_inference_mode_enabled():
         return nullcontext()
     return torch.inference_mode(tensor.is_inference())
 
 
-def _apply(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+def call_autograd_function(function: type[torch.autograd.Function], *arguments: Any) -> Tensor:
+    """Call a function with a backward pass of its own."""
     apply: Any = function.apply  # because torch does not annotate it
     result: Tensor = apply(*arguments)
     return result
+
+
+def needs_own_backward(values: Tensor) -> bool:
+    """Return True if autograd records what is computed from values.
+
+    False within the forward pass of an autograd function; and within transforms, which differentiate PyTorch's own
+    functions.
+    """
+    return values.requires_grad and torch.is_grad_enabled() and not is_transformed()
 
 
 def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
@@ -150,33 +162,29 @@ def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
     Returns:
         `(rows_out, *features)`.
     """
-    if plan.give is None or not values.requires_grad or is_transformed():
-        return _gather(values, plan, fill)
-    return _apply(_Rearrange, values, plan, fill)
-
-
-def _gather(values: Tensor, plan: Plan, fill: complex) -> Tensor:
+    if plan.give is not None and needs_own_backward(values):
+        return call_autograd_function(_Rearrange, values, plan, fill)
     if plan.take_fills:
         # Copying with one extra row is cheaper than filling the output and scattering into it.
         values = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
-    if values.dtype in _BITS:  # a view of other bits drops gradients, which integers do not have
-        return values.view(_BITS[values.dtype]).index_select(0, plan.take).view(values.dtype)
+    if values.dtype in _GATHERABLE:  # a view of other bits drops gradients, which integers do not have
+        return values.view(_GATHERABLE[values.dtype]).index_select(0, plan.take).view(values.dtype)
     return values.index_select(0, plan.take)
 
 
-def _convert(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex = 0) -> Tensor:
+def _convert(source: Tensor, layout: _PaddedLayout | _PackedLayout, into_flat: bool, fill: complex = 0) -> Tensor:
     """Convert flat values to another layout, or that to flat values; a copy, through which gradients flow."""
     if row_copies.can_read(source, layout.lengths.tensor):
-        if source.requires_grad and torch.is_grad_enabled():
-            return _apply(_Copy, source, layout, into_flat, fill)
-        return _copy(source, layout, into_flat, fill)
+        if needs_own_backward(source):
+            return call_autograd_function(_KernelCopy, source, layout, into_flat, fill)
+        return _copy_by_kernels(source, layout, into_flat, fill)
     plan = layout.plan(source.device)
     if into_flat:
         return rearrange(source.reshape(len(plan.take), *source.shape[len(layout.shape) :]), plan.inverse)
     return rearrange(source, plan, fill).reshape(*layout.shape, *source.shape[1:])
 
 
-def _copy(source: Tensor, layout: _Padded | _Packed, into_flat: bool, fill: complex) -> Tensor:
+def _copy_by_kernels(source: Tensor, layout: _PaddedLayout | _PackedLayout, into_flat: bool, fill: complex) -> Tensor:
     """Copy by the kernels, which must support the source."""
     if not into_flat:
         source = source.contiguous()
@@ -195,27 +203,27 @@ def flat_to_padded(
     values: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide, time: int, fill: complex
 ) -> Tensor:
     """Convert flat values to `(batch, time, *features)` or `(time, batch, *features)`."""
-    if fill == 0 and time == lengths.longest and _copies_fast(values, lengths):
+    if fill == 0 and time == lengths.longest and _copy_loop_is_faster(values, lengths):
         return pad_sequence(list(values.split(lengths.counts)), batch_first, 0, side)
-    return _convert(values, _Padded(lengths, batch_first, side, time), False, fill)
+    return _convert(values, _PaddedLayout(lengths, batch_first, side, time), False, fill)
 
 
-def _copies_fast(values: Tensor, lengths: Lengths) -> bool:
+def _copy_loop_is_faster(values: Tensor, lengths: Lengths) -> bool:
     """Return True if copying sequence by sequence is faster than planning a gather: few of them, on the CPU.
 
     False if a backward pass may follow, because that would fill one tensor of full size for each sequence.
     """
     if _kernels.IS_THERE or not values.is_cpu or not lengths.total or values.requires_grad or is_transformed():
         return False
-    return len(lengths) <= FEW
+    return len(lengths) <= COPY_LOOP_LIMIT
 
 
 def padded_to_flat(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:
     """Convert a padded tensor to flat values; its padding is never read."""
-    if side == "right" and _copies_fast(padded, lengths):
+    if side == "right" and _copy_loop_is_faster(padded, lengths):
         sequences = zip(padded.unbind(0 if batch_first else 1), lengths.counts, strict=True)
         return torch.cat([sequence[:count] for sequence, count in sequences])
-    return _convert(padded, _Padded(lengths, batch_first, side, padded.shape[1 if batch_first else 0]), True)
+    return _convert(padded, _PaddedLayout(lengths, batch_first, side, padded.shape[1 if batch_first else 0]), True)
 
 
 def masked_to_flat(padded: Tensor, mask: Tensor, batch_first: bool) -> Tensor:
@@ -226,35 +234,35 @@ def masked_to_flat(padded: Tensor, mask: Tensor, batch_first: bool) -> Tensor:
 
 def flat_to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
     """Convert flat values to PyTorch's packed form; no length may be 0."""
-    data = _convert(values, _Packed(lengths), False)
+    data = _convert(values, _PackedLayout(lengths), False)
     # Copies, because callers may modify the result, and the originals are cached.
-    there = lengths.on(values.device)
-    return PackedSequence(data, lengths.batch_sizes.clone(), there.order.clone(), there.rank.clone())
+    on_device = lengths.on(values.device)
+    return PackedSequence(data, lengths.batch_sizes.clone(), on_device.order.clone(), on_device.rank.clone())
 
 
 def packed_to_flat(data: Tensor, lengths: Lengths) -> Tensor:
     """Convert the data of a PackedSequence to flat values; the lengths hold its order."""
-    return _convert(data, _Packed(lengths), True)
+    return _convert(data, _PackedLayout(lengths), True)
 
 
 def flat_to_nested(values: Tensor, lengths: Lengths) -> Tensor:
     """Convert flat values to a nested tensor of jagged layout, a view of them."""
-    return _apply(_ToNested, values, lengths) if values.requires_grad else _nest(values, lengths)
+    return call_autograd_function(_ToNested, values, lengths) if values.requires_grad else _nested_view(values, lengths)
 
 
-def _nest(values: Tensor, lengths: Lengths) -> Tensor:
-    with _mode_for(values):
+def _nested_view(values: Tensor, lengths: Lengths) -> Tensor:
+    with _inference_mode_of(values):
         nested: Tensor = torch.nested.nested_tensor_from_jagged(
             values,
-            lengths.on(values.device).jagged,
+            lengths.nested_offsets(values.device),
             min_seqlen=lengths.shortest,
             max_seqlen=lengths.longest,
         )
     return nested
 
 
-def _values(nested: Any) -> Tensor:
-    with _mode_for(nested):
+def _nested_values(nested: Any) -> Tensor:
+    with _inference_mode_of(nested):
         values: Tensor = (nested.detach() if nested.requires_grad else nested).values()
     return values
 
@@ -262,12 +270,12 @@ def _values(nested: Any) -> Tensor:
 def nested_to_flat(nested: Tensor) -> tuple[Tensor, Lengths]:
     """Convert a nested tensor of jagged layout to flat values, a view of it unless it has holes, and lengths."""
     jagged: Any = nested  # because torch does not annotate the methods of this layout
-    offsets, counts, values = jagged.offsets(), jagged.lengths(), _values(nested)
+    offsets, counts, values = jagged.offsets(), jagged.lengths(), _nested_values(nested)
     lengths = Lengths(tuple((offsets.diff() if counts is None else counts).tolist()))
     starts = offsets.cpu()
     if counts is None and starts[0] == 0 and starts[-1] == len(values):
-        lengths.adopt_offsets(offsets)
-        return _apply(_FromNested, nested, lengths) if nested.requires_grad else values, lengths
+        lengths.adopt_nested_offsets(offsets)
+        return call_autograd_function(_FromNested, nested, lengths) if nested.requires_grad else values, lengths
     values = jagged.values()
     plan = window_plan(starts[:-1], lengths, len(values))
     return rearrange(values, plan.to(values.device)), lengths

@@ -13,25 +13,25 @@ from torch.nn import functional
 from seqbatch._checks.arguments import integer, integers, require_integers, require_tensor
 from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._checks.indices import refuse_bytes
-from seqbatch._checks.layouts import PaddingSide, require_bools
+from seqbatch._checks.layout_arguments import PaddingSide, require_bools
 from seqbatch._checks.tracing import not_in_a_graph, require_in_graph
 from seqbatch._ops import reductions
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import check_size, check_size_or, known_or_false
 from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
 
-# ----------------------------------------------------------------------------------------------------------- structure
+# ------------------------------------------------------------------------------------------------------------- lengths
 
 
 def lengths_from(subject: str, value: object) -> Lengths:
     if isinstance(value, Tensor):
-        return Lengths.from_tensor(require_integers(subject, value).to("cpu", torch.int64, copy=True))
+        return Lengths(require_integers(subject, value).to("cpu", torch.int64, copy=True))
     return lengths_of_sizes(tuple(integers(subject, value)))
 
 
 def lengths_of_sizes(sizes: tuple[int, ...]) -> Lengths:
-    lengths = Lengths.from_tensor(torch.tensor(sizes, dtype=torch.int64, device="cpu"))
-    lengths.sizes = sizes
+    lengths = Lengths(torch.tensor(sizes, dtype=torch.int64, device="cpu"))
+    lengths.traced_sizes = sizes
     return lengths
 
 
@@ -42,11 +42,11 @@ def lengths_from_offsets(subject: str, value: object, steps: int) -> Lengths:
     require_in_graph((offsets[:1] == 0).all(), f"`{subject}` must start with 0")
     require_in_graph((offsets[-1:] == steps).all(), f"`{subject}` must end with the steps of `values`")
     require_in_graph((lengths >= 0).all(), f"`{subject}` must never fall")
-    return Lengths.from_tensor(lengths)
+    return Lengths(lengths)
 
 
 def joined_lengths(parts: list[Lengths]) -> Lengths:
-    return Lengths.from_tensor(torch.cat([part.tensor for part in parts]))
+    return Lengths(torch.cat([part.tensor for part in parts]))
 
 
 def require_total(lengths: Lengths, steps: int) -> None:
@@ -122,7 +122,7 @@ def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, 
     starts = (real & ~functional.pad(real, (1, 0))[:, :-1]).sum(1)
     require_in_graph((starts <= 1).all(), "`mask` must have its True steps side by side in each sequence")
     values: Tensor = by_batch[real.to(padded.device)]
-    return values, Lengths.from_tensor(real.sum(1).cpu())
+    return values, Lengths(real.sum(1).cpu())
 
 
 def _checked_mask(lengths: Tensor, batch_first: bool, side: PaddingSide, time: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Kept: a cached property, computed outside of torch.inference_mode, and refused while tracing."""
+"""CachedProperty: computed once, outside of torch.inference_mode, and refused while tracing."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -19,8 +19,10 @@ def outside_inference_mode(make: Callable[[], T]) -> T:
         return make()
 
 
-class Kept(Generic[T]):
+class CachedProperty(Generic[T]):
     """A property that is computed once, outside `torch.inference_mode`, so that autograd can use it.
+
+    While a transform or a mode intercepts operations, the value is computed at each access.
 
     `functools.cached_property` has a lock, which takes time and which `torch.compile` cannot trace.
     """

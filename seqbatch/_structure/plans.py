@@ -7,28 +7,69 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from seqbatch._structure.lengths import Lengths, ints, to_device
+from seqbatch._structure.sequence_lengths import Lengths, int64_tensor, to_device
 
 # On the host, because `torch.set_default_device` must not move them.
-_arange, _full, _tensor = (partial(make, device="cpu") for make in (torch.arange, torch.full, torch.tensor))
+_arange, _full, _ones = (partial(make, device="cpu") for make in (torch.arange, torch.full, torch.ones))
 
 
 class Plan(NamedTuple):  # not an attrs class, because torch.compile cannot trace the __init__ of one
     """How the rows of one tensor become the rows of another: a gather, and the gather that undoes it.
+
+    Build one by the class methods, which derive the flags from sizes.
 
     Args:
         take: `(rows_out,)`, int64: the source row of each output row. An index equal to the number of source rows
             means "no row": there the output is filled.
         give: `(rows_in,)`, int64: the output row that each source row went to, with the same meaning of "no row". None
             if a source row may be taken more than once, because no single gather undoes that.
-        take_fills: whether `take` says "no row" anywhere.
-        give_fills: whether `give` says "no row" anywhere.
+        take_fills: False if `take` says "no row" nowhere.
+        give_fills: False if `give` says "no row" nowhere.
     """
 
     take: Tensor
     give: Tensor | None
-    take_fills: bool = False
-    give_fills: bool = False
+    take_fills: bool
+    give_fills: bool
+
+    @classmethod
+    def gather(cls, take: Tensor, rows_in: int) -> "Plan":
+        """Build the plan that takes each source row at most once.
+
+        Args:
+            take: as above. It may say "no row" only if it takes every source row.
+            rows_in: the number of source rows.
+        """
+        return cls(take, invert(take, rows_in), len(take) > rows_in, rows_in > len(take))
+
+    @classmethod
+    def scatter(cls, give: Tensor, rows_out: int) -> "Plan":
+        """Build the plan that moves source row i to output row `give[i]`: the inverse of `gather`."""
+        return cls.gather(give, rows_out).inverse
+
+    @classmethod
+    def involution(cls, take: Tensor) -> "Plan":
+        """Build the plan of a permutation that is its own inverse."""
+        return cls(take, take, take_fills=False, give_fills=False)
+
+    @classmethod
+    def match(cls, sources: Tensor, outputs: Tensor, rows_in: int, rows_out: int) -> "Plan":
+        """Build the plan that moves source row `sources[i]` to output row `outputs[i]`, and fills all other outputs.
+
+        Args:
+            sources: `(rows,)`, int64, each row at most once.
+            outputs: the same of output rows.
+            rows_in: the number of source rows.
+            rows_out: the number of output rows.
+        """
+        take = _full((rows_out,), rows_in).scatter_(0, outputs, sources)
+        give = _full((rows_in,), rows_out).scatter_(0, sources, outputs)
+        return cls(take, give, rows_out > len(sources), rows_in > len(sources))
+
+    @classmethod
+    def copy(cls, take: Tensor, *, may_fill: bool = False) -> "Plan":
+        """Build a plan that may take a source row more than once, and so has no inverse."""
+        return cls(take, None, may_fill, give_fills=False)
 
     @property
     def inverse(self) -> "Plan":
@@ -46,19 +87,19 @@ def reverse_plan(lengths: Lengths) -> Plan:
     """Compute the plan that reverses every sequence."""
     ends = lengths.offsets[:-1] + lengths.offsets[1:] - 1
     back = ends.index_select(0, lengths.segment_ids) - _arange(lengths.total)
-    return Plan(back, back)
+    return Plan.involution(back)
 
 
 def packed_plan(lengths: Lengths) -> Plan:
     """Compute the plan from flat values to the data of a PackedSequence: by step, the longest sequence first."""
-    sizes, starts = lengths.step_sizes, list(accumulate(lengths.counts, initial=0))
+    sizes, starts = lengths.batch_size_list, list(accumulate(lengths.counts, initial=0))
     # In Python, because for so few integers that is faster than calling torch.
-    parts = [list(accumulate(sizes, initial=0))[:-1], sizes, [starts[i] for i in lengths.sequence_order]]
-    firsts, repeats, starts_in_order = ints(*parts).split([len(sizes), len(sizes), len(lengths)])
+    parts = [list(accumulate(sizes, initial=0))[:-1], sizes, [starts[i] for i in lengths.order_list]]
+    firsts, repeats, starts_in_order = int64_tensor(*parts).split([len(sizes), len(sizes), len(lengths)])
     steps = torch.repeat_interleave(repeats, output_size=lengths.total)
     places = _arange(lengths.total) - firsts.index_select(0, steps)
     take = starts_in_order.index_select(0, places) + steps
-    return Plan(take, undo(take, lengths.total))
+    return Plan.gather(take, lengths.total)
 
 
 def padded_plan(lengths: Lengths, batch_first: bool, side: str, time: int) -> Plan:
@@ -70,8 +111,7 @@ def padded_plan(lengths: Lengths, batch_first: bool, side: str, time: int) -> Pl
     shifts = torch.sub(firsts, lengths.offsets[:-1], alpha=stride)
     give = torch.repeat_interleave(shifts, lengths.tensor, output_size=lengths.total)
     give.add_(_arange(lengths.total), alpha=stride)
-    cells = len(lengths) * time
-    return Plan(undo(give, cells), give, take_fills=cells > lengths.total)
+    return Plan.scatter(give, len(lengths) * time)
 
 
 def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
@@ -81,7 +121,7 @@ def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
     else:
         rows, steps = mask.T.nonzero(as_tuple=True)
         take = steps * mask.shape[1] + rows
-    return Plan(take, undo(take, mask.numel()), give_fills=mask.numel() > len(take))
+    return Plan.gather(take, mask.numel())
 
 
 def window_plan(starts: Tensor, lengths: Lengths, rows: int) -> Plan:
@@ -89,28 +129,22 @@ def window_plan(starts: Tensor, lengths: Lengths, rows: int) -> Plan:
 
     No two sequences may overlap.
     """
-    take = _runs(starts, lengths.tensor)
-    return Plan(take, undo(take, rows), give_fills=rows > lengths.total)
+    return Plan.gather(ranges(starts, lengths.tensor, lengths.total), rows)
 
 
 def edge_plan(lengths: Lengths, last: bool) -> Plan:
     """Compute the plan from flat values to the first or last step of each sequence; an empty one takes no row."""
     full = lengths.not_empty
     edges = lengths.offsets[1:][full] - 1 if last else lengths.offsets[:-1][full]
-    take = _full((len(lengths),), lengths.total)
-    take[full] = edges
-    give = _full((lengths.total,), len(lengths))
-    give[edges] = full
-    return Plan(take, give, take_fills=len(full) < len(lengths), give_fills=lengths.total > len(full))
+    return Plan.match(edges, full, lengths.total, len(lengths))
 
 
 def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
     """Compute the plan from flat values to those of the chosen sequences, in the order chosen."""
-    rows = _tensor(chosen, dtype=torch.int64)
-    take = _runs(lengths.offsets[rows], lengths.tensor[rows])
-    if len(set(chosen)) < len(chosen):
-        return Plan(take, None)
-    return Plan(take, undo(take, lengths.total), give_fills=len(take) < lengths.total)
+    rows = int64_tensor(chosen)
+    counts = lengths.tensor[rows]
+    take = ranges(lengths.offsets[rows], counts, int(counts.sum()))
+    return Plan.copy(take) if len(set(chosen)) < len(chosen) else Plan.gather(take, lengths.total)
 
 
 def real_steps(lengths: Lengths, batch_first: bool, side: str, time: int) -> Tensor:
@@ -122,19 +156,35 @@ def real_steps(lengths: Lengths, batch_first: bool, side: str, time: int) -> Ten
     return steps < counts[:, None] if batch_first else steps[:, None] < counts
 
 
-def _runs(starts: Tensor, counts: Tensor) -> Tensor:
-    """Compute the indices `start, start + 1, ...` of each sequence, `count` of them, end to end."""
-    ends = counts.cumsum(0)
-    return _arange(int(counts.sum())) + torch.repeat_interleave(starts - (ends - counts), counts)
-
-
-def undo(index: Tensor, rows: int) -> Tensor:
-    """Compute the gather that undoes a gather from `rows` rows; of a row that is taken twice it uses either copy."""
-    return _full((rows,), len(index)).scatter_(0, index, _arange(len(index)))
-
-
 def turn_plan(lengths: Lengths) -> Plan:
     """Compute the plan from packed rows to every sequence back to front, packed too; it is its own inverse."""
     packed = packed_plan(lengths)
     turn = packed.inverse.take[reverse_plan(lengths).take[packed.take]]
-    return Plan(turn, turn)
+    return Plan.involution(turn)
+
+
+# -------------------------------------------------------------------------------------------------------------- indices
+
+
+def invert(index: Tensor, rows: int) -> Tensor:
+    """Compute the gather that undoes a gather from `rows` rows, where an index of `rows` means "no row".
+
+    For a row that is taken twice it uses either copy.
+    """
+    return _full((rows + 1,), len(index)).scatter_(0, index, _arange(len(index)))[:rows]
+
+
+def repeat(values: Tensor, counts: Tensor, total: int) -> Tensor:
+    """Repeat each value by its count, `total` in all; values and counts are `(batch,)`, int64.
+
+    This is `torch.repeat_interleave` without threads, which take longer to wake than a few steps do.
+    """
+    jumps = values.diff(prepend=values.new_zeros(1))
+    return values.new_zeros(total + 1).index_add_(0, counts.cumsum(0) - counts, jumps)[:total].cumsum(0)
+
+
+def ranges(starts: Tensor, counts: Tensor, total: int) -> Tensor:
+    """Compute the indices `start, start + 1, ...` of each sequence, `count` of them, end to end; `total` in all."""
+    jumps = starts - torch.cat([starts.new_ones(1), (starts + counts)[:-1]])  # from the end of the sequence before
+    steps = _ones((total + 1,), dtype=torch.int64).index_add_(0, counts.cumsum(0) - counts, jumps)
+    return steps[:total].cumsum(0)

@@ -18,31 +18,26 @@ class BatchIterator(Iterator[list[int]]):
 
     def __init__(self, epochs: Epochs) -> None:
         self._epochs = epochs
-        self._drawn: Position | None = None
+        # Once the pass has begun: the position of the batch that is drawn next, and the batches from there on.
+        self._begun: tuple[Position, Iterator[list[int]]] | None = None
 
     def __next__(self) -> list[int]:
-        if self._drawn is None:
-            self._begin(self._epochs.begin_drawing())
-        assert self._drawn is not None
-        i = self._drawn.batch
-        if i == len(self._mine):
-            raise StopIteration
-        self._drawn = Position(self._drawn.epoch, i + 1)
-        begin, end = self._bounds[self._mine[i]], self._bounds[self._mine[i] + 1]
-        batch: list[int] = self._order[begin:end].tolist()
+        position, batches = self._begun or self._begin(self._epochs.begin_drawing())
+        batch = next(batches)
+        self._begun = Position(position.epoch, position.batch + 1), batches
         return batch
 
-    def _begin(self, position: Position) -> None:
-        plan = self._epochs.plan(position.epoch)
-        self._drawn, self._order, self._bounds = position, plan.order, plan.bounds.tolist()
-        self._mine: list[int] = plan.rounds[:, self._epochs.processes()[0]].tolist()
+    def _begin(self, position: Position) -> tuple[Position, Iterator[list[int]]]:
+        plan, (rank, _) = self._epochs.plan(position.epoch), self._epochs.processes()
+        self._begun = position, plan.batches(rank, position.batch)
+        return self._begun
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the batches drawn; a StatefulDataLoader knows which of these it has returned.
 
         The sampler itself has no such method: a DataLoader draws ahead, so its state would skip batches.
         """
-        return self._epochs.state(self._epochs.passes.next_drawn() if self._drawn is None else self._drawn)
+        return self._epochs.state(self._epochs.passes.next_drawn() if self._begun is None else self._begun[0])
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue after the batches that another iterator has drawn; the next pass is the next epoch."""

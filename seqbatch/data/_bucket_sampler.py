@@ -9,9 +9,9 @@ from torch.utils.data import Sampler
 from seqbatch._checks.arguments import at_least, integer
 from seqbatch._checks.grammar import complaint, counted, type_name
 from seqbatch.data._batch_iterator import BatchIterator
-from seqbatch.data._epoch_plan import Rules
+from seqbatch.data._epoch_plan import PlanOptions
 from seqbatch.data._epochs import Epochs
-from seqbatch.data._sampler_arguments import given_processes, known_lengths, limits, usual_pool
+from seqbatch.data._sampler_arguments import default_pool, require_lengths, require_limits, require_processes
 from seqbatch.data._tracked_loader import Batch, TrackedLoader
 from seqbatch.errors import SeqbatchError
 
@@ -59,6 +59,8 @@ class BucketBatchSampler(Sampler[list[int]]):
     BucketBatchSampler(5 sequences, batch_size 2, process 0 of 1, epoch 0)
     """
 
+    __module__ = "seqbatch.data"  # so that errors and pickles do not hold the layout of files
+
     def __init__(
         self,
         lengths: Sequence[int] | Tensor,
@@ -72,11 +74,11 @@ class BucketBatchSampler(Sampler[list[int]]):
         rank: int | None = None,
         world_size: int | None = None,
     ) -> None:
-        given = given_processes(rank, world_size)
-        known = known_lengths(lengths)
-        batch_size, max_steps = limits(batch_size, max_steps)
-        pool = usual_pool(known, batch_size, max_steps) if pool is None else at_least("pool", pool, 1)
-        self._rules = Rules(
+        processes = require_processes(rank, world_size)
+        known = require_lengths(lengths)
+        batch_size, max_steps = require_limits(batch_size, max_steps)
+        pool = default_pool(known, batch_size, max_steps) if pool is None else at_least("pool", pool, 1)
+        self._options = PlanOptions(
             batch_size=batch_size,
             max_steps=max_steps,
             shuffle=bool(shuffle),
@@ -85,7 +87,7 @@ class BucketBatchSampler(Sampler[list[int]]):
             pool=min(pool, len(known)) if shuffle else len(known),
             world_size=1,
         )
-        self._epochs = Epochs(torch.frombuffer(known, dtype=torch.int64), self._rules, given)
+        self._epochs = Epochs(torch.frombuffer(known, dtype=torch.int64), self._options, processes)
         len(self)  # raises unless the sequences can be put into batches
 
     @property
@@ -106,7 +108,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         >>> BucketBatchSampler([5, 1, 4, 2], batch_size=2, shuffle=False).fill  # 12 steps in 2 x 2 and 2 x 5
         0.8571428571428571
         """
-        return self._epochs.plan(self.epoch).fill()
+        return self._epochs.plan(self.epoch).share_of_real_steps()
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass, which begins at the start, or at a loaded state if that is in this epoch.
@@ -174,7 +176,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         return self._epochs.batches()
 
     def __repr__(self) -> str:
-        limits = {"batch_size": self._rules.batch_size, "max_steps": self._rules.max_steps}
+        limits = {"batch_size": self._options.batch_size, "max_steps": self._options.max_steps}
         parts = [counted(len(self._epochs.lengths), "sequence")]
         parts += [f"{name} {limit}" for name, limit in limits.items() if limit is not None]
         rank, world_size = self._epochs.processes()

@@ -25,6 +25,7 @@ class Chunk:
     Chunk(sequences=(0, 1), spans=((3, 3), (4, 5)))
     """
 
+    __module__ = "seqbatch.data"  # so that errors and pickles do not hold the layout of files
     sequences: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
     lengths: tuple[int, ...] = attrs.field(repr=False)
@@ -109,7 +110,7 @@ def chunks_of(lengths: Sequence[int] | Tensor, *, lanes: int, steps: int) -> lis
     lanes, steps = at_least("lanes", lanes, 1), at_least("steps", steps, 1)
     parts = [
         [(i, begin, min(begin + steps, whole[i])) for i in lane for begin in range(0, whole[i], steps)]
-        for lane in _fill([-(-length // steps) for length in whole], lanes)
+        for lane in _assign_to_lanes([-(-length // steps) for length in whole], lanes)
     ]
     chunks = []
     for t in range(max(map(len, parts), default=0)):
@@ -119,7 +120,7 @@ def chunks_of(lengths: Sequence[int] | Tensor, *, lanes: int, steps: int) -> lis
     return chunks
 
 
-def _fill(counts: list[int], lanes: int) -> list[list[int]]:
+def _assign_to_lanes(counts: list[int], lanes: int) -> list[list[int]]:
     """Assign sequences to lanes by their numbers of chunks, and return those of each lane; no lane is empty."""
     filled: list[list[int]] = [[] for _ in range(min(lanes, len(counts)))]
     loads = [(0, lane) for lane in range(len(filled))]

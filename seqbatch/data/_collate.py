@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from seqbatch._batch import SequenceBatch
-from seqbatch._checks.arguments import from_array, require_steps, require_tensor, same_kind
+from seqbatch._checks.arguments import from_array, require_alike, require_steps, require_tensor
 from seqbatch._checks.grammar import complaint, counted, type_name
 from seqbatch.data._fields import NUMBERS, Container, container_of, has_steps, is_kept, kind_of
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -17,21 +17,21 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 # As `torch.utils.data.default_collate`, but independent of the default dtype.
 _DTYPES = dict(zip(NUMBERS, (torch.bool, torch.int64, torch.float64, torch.complex128), strict=True))
 
-_Chosen = tuple[Hashable, ...] | None
+_SequenceNames = tuple[Hashable, ...] | None
 
 
 @attrs.frozen
-class _Place:
-    """The place of a value in a sample: as Python writes it, and as `sequences` names it; empty for the sample."""
+class _FieldPath:
+    """The path to a field of a sample: the code that reads it, and its name in `sequences`; empty for the sample."""
 
-    path: str = ""
+    code: str = ""
     name: Hashable = None
 
-    def field(self, container: Container, key: Hashable) -> "_Place":
-        return _Place(self.path + container.show(key), f"{self.name}.{key}" if self.path else key)
+    def field(self, container: Container, key: Hashable) -> "_FieldPath":
+        return _FieldPath(self.code + container.show(key), f"{self.name}.{key}" if self.code else key)
 
-    def of(self, i: int) -> str:
-        return f"samples[{i}]{self.path}"
+    def in_sample(self, i: int) -> str:
+        return f"samples[{i}]{self.code}"
 
 
 @overload
@@ -93,10 +93,10 @@ def collate_sequences(samples: Sequence[Any], *, sequences: Collection[str | int
         raise complaint(SeqbatchTypeError, "samples", "be a list of samples", type_name(samples), remedy)
     if not samples:
         raise complaint(SeqbatchValueError, "samples", "hold at least one sample", "none")
-    return _collate(list(samples), _Place(), _chosen(sequences, samples[0]))
+    return _collate(list(samples), _FieldPath(), _require_names(sequences, samples[0]))
 
 
-def _chosen(sequences: object, sample: object) -> _Chosen:
+def _require_names(sequences: object, sample: object) -> _SequenceNames:
     """Return the names of the sequences, each of which must be in the sample, else raise."""
     if sequences is None:
         return None
@@ -104,13 +104,13 @@ def _chosen(sequences: object, sample: object) -> _Chosen:
         remedy = f"Pass [{sequences!r}] for one field." if isinstance(sequences, str) else ""
         found = repr(sequences) if isinstance(sequences, str) else type_name(sequences)
         raise complaint(SeqbatchTypeError, "sequences", "be a collection of fields", found, remedy)
-    there = [place for place in _tensors_in(sample, _Place()) if place.path]
+    there = [path for path in _tensors_in(sample, _FieldPath()) if path.code]
     for name in sequences:
-        fitting = [place.of(0) for place in there if place.name == name]
+        fitting = [path.in_sample(0) for path in there if path.name == name]
         if isinstance(name, bool):  # because it would match the position 0 or 1
             raise complaint(SeqbatchTypeError, "sequences", "hold names and positions", repr(name))
         if not fitting:
-            must = f"name Tensors or arrays in the samples, of {[place.name for place in there]}"
+            must = f"name Tensors or arrays in the samples, of {[path.name for path in there]}"
             raise complaint(SeqbatchValueError, "sequences", must, repr(name))
         if len(fitting) > 1:
             found = f"{name!r}, which fits `{'` and `'.join(fitting)}`"
@@ -118,50 +118,54 @@ def _chosen(sequences: object, sample: object) -> _Chosen:
     return tuple(sequences)
 
 
-def _tensors_in(value: object, place: _Place) -> Iterator[_Place]:
-    """Yield the place of every Tensor and array in a sample."""
+def _tensors_in(value: object, path: _FieldPath) -> Iterator[_FieldPath]:
+    """Yield the path of every Tensor and array in a sample."""
     kind = kind_of(value)
     if kind is Tensor:
-        yield place
+        yield path
     if container := container_of(kind):
         for key, field in container.read(value).items():
-            yield from _tensors_in(field, place.field(container, key))
+            yield from _tensors_in(field, path.field(container, key))
 
 
-def _collate(values: list[Any], place: _Place, chosen: _Chosen) -> Any:
-    """Combine the values at one place of all samples."""
+def _collate(values: list[Any], path: _FieldPath, names: _SequenceNames) -> Any:
+    """Combine the values of one field of all samples."""
     first = values[0]
     kind = kind_of(first)
     for i, value in enumerate(values):
         if type(value) is not type(first) and kind_of(value) is not kind:
-            raise complaint(SeqbatchTypeError, place.of(i), f"be {type_name(first)}, as samples[0]", type_name(value))
+            raise complaint(
+                SeqbatchTypeError, path.in_sample(i), f"be {type_name(first)}, as samples[0]", type_name(value)
+            )
     if kind is Tensor:
-        return _collate_tensors(values, place, chosen)
+        return _collate_tensors(values, path, names)
     if kind in _DTYPES:
-        return _collate_numbers(values, place, _DTYPES[kind])
+        return _collate_numbers(values, path, _DTYPES[kind])
     if kind is list:
-        _refuse_lists_of_sequences(values, place)
+        _refuse_lists_of_sequences(values, path)
     container = container_of(kind)
-    return values if container is None else _collate_fields(values, place, chosen, container)
+    return values if container is None else _collate_fields(values, path, names, container)
 
 
-def _refuse_lists_of_sequences(values: list[Any], place: _Place) -> None:
+def _refuse_lists_of_sequences(values: list[Any], path: _FieldPath) -> None:
     """Raise if a list holds sequences, because its items are fields, which collate only if all lists are as long."""
     for i, value in enumerate(values):
         if has_steps(value):
-            items = f"[item for sample in samples for item in sample{place.path}]"
+            items = f"[item for sample in samples for item in sample{path.code}]"
             are_tensors = all(isinstance(item, Tensor) for one in values for item in one)
             join = f"SequenceBatch.from_sequences({items})" if are_tensors else f"collate_sequences({items})"
-            numbers = f"[len(sample{place.path}) for sample in samples]"
+            numbers = f"[len(sample{path.code}) for sample in samples]"
             must = "not be a list that holds Tensors or arrays with a dimension, because lists may differ in length"
             remedy = (
                 "If its items are fields, make it a tuple. If it holds any number of items, write a collate_fn that "
                 f"joins those of all samples, `{join}`, and keeps their numbers, `{numbers}`."
             )
-            raise complaint(SeqbatchTypeError, place.of(i), must, f"a list of {counted(len(value), 'item')}", remedy)
+            raise complaint(
+                SeqbatchTypeError, path.in_sample(i), must, f"a list of {counted(len(value), 'item')}", remedy
+            )
 
 
-def _collate_fields(values: list[Any], place: _Place, chosen: _Chosen, container: Container) -> Any:
+def _collate_fields(values: list[Any], path: _FieldPath, names: _SequenceNames, container: Container) -> Any:
     """Combine containers, field by field."""
     fields = [container.read(value) for value in values]
     for i, found in enumerate(fields):
@@ -169,13 +173,13 @@ def _collate_fields(values: list[Any], place: _Place, chosen: _Chosen, container
             if isinstance(values[0], (list, tuple)):
                 must = f"have {counted(len(fields[0]), 'field')}, as samples[0]"
                 remedy = "If these are the steps of a sequence, make it a Tensor."
-                raise complaint(SeqbatchValueError, place.of(i), must, len(found), remedy)
-            raise complaint(SeqbatchValueError, place.of(i), f"have keys {[*fields[0]]}, as samples[0]", [*found])
-    made = {key: _collate([one[key] for one in fields], place.field(container, key), chosen) for key in fields[0]}
-    return _make(values[0], made, place, container)
+                raise complaint(SeqbatchValueError, path.in_sample(i), must, len(found), remedy)
+            raise complaint(SeqbatchValueError, path.in_sample(i), f"have keys {[*fields[0]]}, as samples[0]", [*found])
+    made = {key: _collate([one[key] for one in fields], path.field(container, key), names) for key in fields[0]}
+    return _rebuild(values[0], made, path, container)
 
 
-def _make(like: Any, fields: dict[Any, Any], place: _Place, container: Container) -> Any:
+def _rebuild(like: Any, fields: dict[Any, Any], path: _FieldPath, container: Container) -> Any:
     """Build a container of batches; raise if its class refuses or converts them."""
     remedy = "Its converters, validators and __post_init__ meet batches too; a dict has none."
     try:
@@ -183,58 +187,60 @@ def _make(like: Any, fields: dict[Any, Any], place: _Place, container: Container
     except Exception as error:
         found = f"{type_name(like)}, which raised {type(error).__name__}"
         must = "be of a class that takes batches"
-        raise complaint(SeqbatchTypeError, place.of(0), must, found, remedy) from error
+        raise complaint(SeqbatchTypeError, path.in_sample(0), must, found, remedy) from error
     for key, field in container.read(made).items():
         if not is_kept(field, fields[key]):
-            subject = place.field(container, key).of(0)
+            subject = path.field(container, key).in_sample(0)
             must = f"be kept as it is by {type_name(like)}, in a batch {type_name(fields[key])}"
             raise complaint(SeqbatchTypeError, subject, must, f"{type_name(field)} made of it", remedy)
     return made
 
 
-def _collate_numbers(values: list[Any], place: _Place, dtype: torch.dtype) -> Tensor:
+def _collate_numbers(values: list[Any], path: _FieldPath, dtype: torch.dtype) -> Tensor:
     if dtype is torch.int64:
         for i, value in enumerate(values):
             if not -(2**63) <= value < 2**63:
-                raise complaint(SeqbatchValueError, place.of(i), "be in the range of int64", value)
+                raise complaint(SeqbatchValueError, path.in_sample(i), "be in the range of int64", value)
     return torch.tensor(values, dtype=dtype)
 
 
-def _collate_tensors(values: list[Any], place: _Place, chosen: _Chosen) -> SequenceBatch | Tensor:
+def _collate_tensors(values: list[Any], path: _FieldPath, names: _SequenceNames) -> SequenceBatch | Tensor:
     """Join or stack Tensors and arrays."""
-    tensors = [value if isinstance(value, Tensor) else from_array(place.of(i), value) for i, value in enumerate(values)]
-    first = require_tensor(place.of(0), tensors[0])
+    tensors = [
+        value if isinstance(value, Tensor) else from_array(path.in_sample(i), value) for i, value in enumerate(values)
+    ]
+    first = require_tensor(path.in_sample(0), tensors[0])
     # A sample that is a Tensor is a sequence whatever its shape, because the annotation says so.
-    is_sequence = (first.dim() > 0 or not place.path) if chosen is None else place.name in chosen
-    free = 1 if is_sequence else 0
+    is_sequence = (first.dim() > 0 or not path.code) if names is None else path.name in names
+    free_axes = 1 if is_sequence else 0
     for i, tensor in enumerate(tensors):
-        if not _is_like(tensor, first, free):
-            _refuse(tensor, place.of(i), first, free)
+        if not _is_like(tensor, first, free_axes):
+            _raise_difference(tensor, path.in_sample(i), first, free_axes)
     if is_sequence:
         return SequenceBatch(torch.cat(tensors), [tensor.shape[0] for tensor in tensors])
     stacked: Tensor = default_collate(tensors)  # because in a worker process it writes to shared memory
     return stacked
 
 
-def _is_like(tensor: Tensor, first: Tensor, free: int) -> bool:
-    """Fast path: return True if a tensor is dense and like the first; the first `free` axes may differ."""
+def _is_like(tensor: Tensor, first: Tensor, free_axes: int) -> bool:
+    """Fast path: return True if a tensor is dense and like the first; the first `free_axes` axes may differ."""
     return (
         not tensor.is_nested
         and tensor.layout is torch.strided
-        and tensor.dim() >= free
-        and tensor.shape[free:] == first.shape[free:]
+        and tensor.dim() >= free_axes
+        and tensor.shape[free_axes:] == first.shape[free_axes:]
         and tensor.dtype is first.dtype
         and tensor.device == first.device
     )
 
 
-def _refuse(tensor: Tensor, subject: str, first: Tensor, free: int) -> None:
+def _raise_difference(tensor: Tensor, subject: str, first: Tensor, free_axes: int) -> None:
     """Raise the error that says how a tensor differs from the first."""
     require_tensor(subject, tensor)
-    if free:
+    if free_axes:
         require_steps(subject, tensor)
     elif tensor.shape != first.shape:
         remedy = "Name it in `sequences` if it is one." if first.dim() else ""
         must = f"have shape {tuple(first.shape)}, as samples[0]"
         raise complaint(SeqbatchValueError, subject, must, tuple(tensor.shape), remedy)
-    same_kind(subject, tensor, "samples[0]", first)
+    require_alike(subject, tensor, "samples[0]", first)

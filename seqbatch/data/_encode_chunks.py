@@ -118,10 +118,10 @@ def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) ->
     if isinstance(chunks, (Tensor, SequenceBatch, PackedSequence)) or not isinstance(chunks, Iterable):
         remedy = "Cut it by chunks.split(1000)." if isinstance(chunks, Tensor) else "For one chunk pass [chunk]."
         raise complaint(SeqbatchTypeError, "chunks", "be an iterable of chunks", type_name(chunks), remedy)
-    return _run(layer, chunks, state)
+    return _encode_each(layer, chunks, state)
 
 
-def _run(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[Any, Any]]:
+def _encode_each(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[Any, Any]]:
     size = None
     numbers = count()
     for chunk in chunks:  # not by `enumerate`, because it keeps a reference to the last chunk
@@ -138,12 +138,12 @@ def _run(layer: nn.Module, chunks: Iterable[Any], state: Any) -> Iterator[tuple[
             error.add_note(f"while chunks[{i}] was encoded")
             raise
         yield close(outputs), state
-        state = _cut(state)
+        state = _detach(state)
         # Deleted, so that the memory is free while the next chunk is read.
         del chunk, batch, close, outputs
 
 
-def _cut(state: Any) -> Any:
+def _detach(state: Any) -> Any:
     """Detach a state, so that no gradients flow through it."""
     if not torch.is_grad_enabled():
         return state

@@ -9,14 +9,14 @@ from torch import Tensor, distributed
 
 from seqbatch._checks.arguments import at_least
 from seqbatch._checks.grammar import complaint, type_name
-from seqbatch.data._epoch_plan import Plan, Rules, plan_epoch
+from seqbatch.data._epoch_plan import EpochPlan, PlanOptions, plan_epoch
 from seqbatch.data._passes import Passes, Position, TrackedPass
-from seqbatch.data._sampler_arguments import batches_within, current_processes
+from seqbatch.data._sampler_arguments import current_processes, require_batches
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
 
 # To be changed with the plans, because a position in an old plan has no meaning in a new one.
-VERSION = 2
-REASON = (
+PLAN_VERSION = 2
+_OTHER_PLAN = (
     "In an epoch planned otherwise some sequences would come twice and some never: finish the epoch as it was begun, "
     "or begin another by set_epoch."
 )
@@ -27,23 +27,23 @@ class Epochs:
 
     Args:
         lengths: `(sequences,)`, int64, on the host.
-        rules: the arguments of the plans; the number of processes is replaced.
-        given: rank and world size, or None for those of `torch.distributed` whenever a pass begins.
+        options: the arguments of the plans; the number of processes is replaced.
+        processes: rank and world size, or None for those of `torch.distributed` whenever a pass begins.
     """
 
-    def __init__(self, lengths: Tensor, rules: Rules, given: tuple[int, int] | None) -> None:
+    def __init__(self, lengths: Tensor, options: PlanOptions, processes: tuple[int, int] | None) -> None:
         self.lengths: Tensor = lengths
         self.passes: Passes = Passes()
-        self._rules = rules
-        self._given = given
+        self._options = options
+        self._processes = processes
         self._digest = hashlib.sha256(lengths.numpy().tobytes()).hexdigest()[:16]
-        # The number of batches in all processes, by the number of processes; and the plan that was made last.
-        self._counts: dict[int, int] = {}
-        self._planned: tuple[int, int, Plan] | None = None
+        # The number of batches in all processes, by options; and the plan that was made last.
+        self._counts: dict[PlanOptions, int] = {}
+        self._last_plan: tuple[int, PlanOptions, EpochPlan] | None = None
 
     def processes(self) -> tuple[int, int]:
         """Return rank and world size, as they are now."""
-        return self._given or current_processes()
+        return self._processes or current_processes()
 
     def batches(self) -> int:
         """Return the number of batches of an epoch in one process, the same in every epoch and process.
@@ -51,16 +51,16 @@ class Epochs:
         Raises:
             SeqbatchValueError: the sequences cannot be put into as many batches for each process.
         """
-        return self._batches(self.processes()[1])
+        options = self._current_options()
+        return self._total_batches(options) // options.world_size
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> EpochPlan:
         """Return the plan of an epoch."""
-        _, world_size = self.processes()
-        if self._planned is None or self._planned[:2] != (epoch, world_size):
-            batches = self._batches(world_size) * world_size
-            plan = plan_epoch(self.lengths, attrs.evolve(self._rules, world_size=world_size), epoch, batches)
-            self._planned = epoch, world_size, plan
-        return self._planned[2]
+        options = self._current_options()
+        if self._last_plan is None or self._last_plan[:2] != (epoch, options):
+            plan = plan_epoch(self.lengths, options, epoch, self._total_batches(options))
+            self._last_plan = epoch, options, plan
+        return self._last_plan[2]
 
     def begin_tracked(self) -> TrackedPass:
         """Begin a tracked pass; if the processes are those of `torch.distributed`, all of them must.
@@ -69,7 +69,7 @@ class Epochs:
             SeqbatchError: they do not begin the same pass.
         """
         world_size, batches = self.processes()[1], self.batches()
-        if self._given is None and world_size > 1:
+        if self._processes is None and world_size > 1:
             self._require_agreement(self.state(self.passes.upcoming))
         return self.passes.begin_tracked(batches, world_size)
 
@@ -79,7 +79,7 @@ class Epochs:
 
     def state(self, position: Position) -> dict[str, Any]:
         """Return a position as plain values, with all that it depends on."""
-        return {"epoch": position.epoch, "position": position.batch, **self._about()}
+        return {"epoch": position.epoch, "position": position.batch, **self._dependencies()}
 
     def read_state(self, state_dict: object) -> Position:
         """Return the position of a state.
@@ -90,26 +90,28 @@ class Epochs:
         """
         if not isinstance(state_dict, Mapping):
             raise complaint(SeqbatchTypeError, "state_dict", "be a mapping", type_name(state_dict))
-        for name, wanted in self._about().items():
+        for name, wanted in self._dependencies().items():
             if (found := state_dict.get(name)) != wanted:
                 must = f"have {name} {wanted!r}, as this sampler"
-                raise complaint(SeqbatchValueError, "state_dict", must, repr(found), REASON)
+                raise complaint(SeqbatchValueError, "state_dict", must, repr(found), _OTHER_PLAN)
         epoch, position = (at_least(f"state_dict[{name!r}]", state_dict.get(name), 0) for name in ("epoch", "position"))
         if position > self.batches():
             must = f"be at most {self.batches()}, the batches of an epoch"
             raise complaint(SeqbatchValueError, "state_dict['position']", must, position)
         return Position(epoch, position)
 
-    def _batches(self, world_size: int) -> int:
-        if world_size not in self._counts:
-            rules = attrs.evolve(self._rules, world_size=world_size)
-            self._counts[world_size] = batches_within(self.lengths, rules)
-        return self._counts[world_size] // world_size
+    def _current_options(self) -> PlanOptions:
+        return attrs.evolve(self._options, world_size=self.processes()[1])
 
-    def _about(self) -> dict[str, Any]:
+    def _total_batches(self, options: PlanOptions) -> int:
+        if options not in self._counts:
+            self._counts[options] = require_batches(self.lengths, options)
+        return self._counts[options]
+
+    def _dependencies(self) -> dict[str, Any]:
         """Return all that a plan depends on, so that equal values mean equal plans."""
-        rules = attrs.asdict(attrs.evolve(self._rules, world_size=self.processes()[1]))
-        return {"version": VERSION, "sequences": len(self.lengths), "lengths": self._digest, **rules}
+        options = attrs.asdict(self._current_options())
+        return {"version": PLAN_VERSION, "sequences": len(self.lengths), "lengths": self._digest, **options}
 
     def _require_agreement(self, own: dict[str, Any]) -> None:
         """Raise unless all processes begin the same pass, because each would otherwise run part of another plan."""

@@ -60,23 +60,23 @@ class Passes:
         upcoming: where the next tracked pass begins.
         world_size: the number of processes that `upcoming.batch` was counted in.
         tracked: the last tracked pass, unless `set_epoch` or a loaded state came after it.
-        uncounted: how many passes were begun since that are not tracked; how many batches they returned is unknown.
-        loaded: the position of the state that was loaded last.
-        is_resumed: whether a pass has begun since.
+        untracked_passes: how many passes that are not tracked were begun since; their batches are not counted.
+        first_epoch: the epoch of the state that was loaded last; 0 if none was.
+        has_begun: whether a pass has begun since.
     """
 
     upcoming: Position = Position()
     world_size: int = 1
     tracked: TrackedPass | None = None
-    uncounted: int = 0
-    loaded: Position | None = None
-    is_resumed: bool = False
+    untracked_passes: int = 0
+    first_epoch: int = 0
+    has_begun: bool = True
 
     def epoch(self) -> int:
         """Return the epoch of the current pass, else of the next one."""
         if self.tracked is not None and self.tracked.is_open:
             return self.tracked.epoch
-        return self.upcoming.epoch + max(0, self.uncounted - 1)
+        return self.upcoming.epoch + max(0, self.untracked_passes - 1)
 
     def position(self) -> Position:
         """Return where another process would continue."""
@@ -88,19 +88,19 @@ class Passes:
         Raises:
             SeqbatchValueError: it would discard a loaded state.
         """
-        loaded = self.loaded
-        if loaded is not None and (epoch < loaded.epoch or (epoch > loaded.epoch and not self.is_resumed)):
-            must = f"be {loaded.epoch}{' or more' if self.is_resumed else ''}, the epoch of the loaded state"
+        first = self.first_epoch
+        if epoch < first or (epoch > first and not self.has_begun):
+            must = f"be {first}{' or more' if self.has_begun else ''}, the epoch of the loaded state"
             remedy = "Count epochs from sampler.epoch on; a new sampler begins with epoch 0."
             raise complaint(SeqbatchValueError, "epoch", must, epoch, remedy)
-        self.tracked, self.uncounted = None, 0
+        self.tracked, self.untracked_passes = None, 0
         if epoch != self.upcoming.epoch:
             self.upcoming = Position(epoch)
 
     def load(self, position: Position, world_size: int) -> None:
         """Set the position of the next pass to that of a state."""
-        self.upcoming, self.world_size, self.tracked, self.uncounted = position, world_size, None, 0
-        self.loaded, self.is_resumed = position, False
+        self.upcoming, self.world_size, self.tracked, self.untracked_passes = position, world_size, None, 0
+        self.first_epoch, self.has_begun = position.epoch, False
 
     def begin_tracked(self, batches: int, world_size: int) -> TrackedPass:
         """Begin a tracked pass over an epoch of this many batches.
@@ -114,14 +114,14 @@ class Passes:
             remedy = "Load the state after the process group is made."
             raise complaint(SeqbatchError, "sampler", must, world_size, remedy)
         self.tracked = TrackedPass(start.epoch, batches, start.batch)
-        self.uncounted, self.is_resumed = 0, True
+        self.untracked_passes, self.has_begun = 0, True
         return self.tracked
 
     def next_drawn(self) -> Position:
         """Return where the pass begins whose first batch is drawn next: the tracked one, or else one that is not."""
         if self.tracked is not None and self.tracked.is_awaited():
             return Position(self.tracked.epoch, self.tracked.returned)
-        return Position(self.upcoming.epoch + self.uncounted) if self.uncounted else self.upcoming
+        return Position(self.upcoming.epoch + self.untracked_passes) if self.untracked_passes else self.upcoming
 
     def begin_drawing(self, world_size: int) -> Position:
         """Return where the pass begins whose first batch is drawn now.
@@ -135,8 +135,8 @@ class Passes:
             self.upcoming = Position(self.tracked.epoch + 1)
             return position
         require_one_process(world_size)
-        self.uncounted += 1
-        self.is_resumed = True
+        self.untracked_passes += 1
+        self.has_begun = True
         return position
 
     def count(self, tracked: TrackedPass) -> None:
@@ -153,7 +153,7 @@ class Passes:
         if not tracked.is_drawn or tracked.returned == tracked.batches:
             raise not_one_for_one("others")
         tracked.returned += 1
-        self.uncounted = 0
+        self.untracked_passes = 0
 
 
 def require_one_process(world_size: int) -> None:

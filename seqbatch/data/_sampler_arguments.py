@@ -7,11 +7,11 @@ from torch import Tensor, distributed
 
 from seqbatch._checks.arguments import at_least, lengths_of
 from seqbatch._checks.grammar import complaint, counted
-from seqbatch.data._epoch_plan import Rules, count_batches
+from seqbatch.data._epoch_plan import PlanOptions, count_batches
 from seqbatch.errors import SeqbatchValueError
 
 # Batches that are sorted together, on average: with more, fill hardly grows, and the shuffle is weaker.
-POOL = 64
+POOLED_BATCHES = 64
 
 
 def current_processes() -> tuple[int, int]:
@@ -21,7 +21,7 @@ def current_processes() -> tuple[int, int]:
     return distributed.get_rank(), distributed.get_world_size()
 
 
-def given_processes(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
+def require_processes(rank: int | None, world_size: int | None) -> tuple[int, int] | None:
     """Return rank and world size, or None if neither is given; raise if they are invalid."""
     if rank is None and world_size is None:
         return None
@@ -35,7 +35,7 @@ def given_processes(rank: int | None, world_size: int | None) -> tuple[int, int]
     return rank, world_size
 
 
-def limits(batch_size: int | None, max_steps: int | None) -> tuple[int | None, int | None]:
+def require_limits(batch_size: int | None, max_steps: int | None) -> tuple[int | None, int | None]:
     """Return both if one is given and neither is below 1, else raise."""
     if batch_size is None and max_steps is None:
         raise complaint(SeqbatchValueError, "batch_size", "be given, or max_steps", "neither")
@@ -45,15 +45,15 @@ def limits(batch_size: int | None, max_steps: int | None) -> tuple[int | None, i
     )
 
 
-def usual_pool(lengths: Sequence[int], batch_size: int | None, max_steps: int | None) -> int:
-    """Compute the number of sequences in POOL batches of mean length."""
+def default_pool(lengths: Sequence[int], batch_size: int | None, max_steps: int | None) -> int:
+    """Compute the number of sequences in POOLED_BATCHES batches of mean length."""
     most = batch_size or len(lengths)
     if max_steps is not None:
         most = min(most, max_steps * len(lengths) // max(1, sum(lengths)))
-    return POOL * max(1, most)
+    return POOLED_BATCHES * max(1, most)
 
 
-def known_lengths(lengths: Sequence[int] | Tensor) -> "array[int]":
+def require_lengths(lengths: Sequence[int] | Tensor) -> "array[int]":
     """Return at least one length as an array, else raise; their sums must not overflow."""
     known = lengths_of("lengths", lengths)
     if not known:
@@ -66,19 +66,19 @@ def known_lengths(lengths: Sequence[int] | Tensor) -> "array[int]":
     return array("q", known)
 
 
-def batches_within(lengths: Tensor, rules: Rules) -> int:
+def require_batches(lengths: Tensor, options: PlanOptions) -> int:
     """Return the number of batches of every epoch, of all processes together; raise if the limits do not allow it."""
-    if rules.max_steps is not None and int(lengths.max()) > rules.max_steps:
-        i = int((lengths > rules.max_steps).nonzero()[0])
-        must = f"be at most max_steps, {rules.max_steps}"
+    if options.max_steps is not None and int(lengths.max()) > options.max_steps:
+        i = int((lengths > options.max_steps).nonzero()[0])
+        must = f"be at most max_steps, {options.max_steps}"
         remedy = "Pass a larger max_steps, or leave the sequence out."
         raise complaint(SeqbatchValueError, f"lengths[{i}]", must, int(lengths[i]), remedy)
-    if len(lengths) < rules.world_size:
-        must = f"be at least {rules.world_size}, one for each process"
+    if len(lengths) < options.world_size:
+        must = f"be at least {options.world_size}, one for each process"
         raise complaint(SeqbatchValueError, "lengths", must, len(lengths))
-    batches = count_batches(lengths, rules)
+    batches = count_batches(lengths, options)
     if batches > len(lengths):
-        must = f"fit into as many batches, none empty, for each of {rules.world_size} processes"
+        must = f"fit into as many batches, none empty, for each of {options.world_size} processes"
         found = f"{counted(len(lengths), 'sequence')}, nearly each a batch by itself"
         raise complaint(SeqbatchValueError, "lengths", must, found, "Pass a larger batch_size or max_steps.")
     return batches

@@ -32,6 +32,8 @@ class TrackedLoader(Generic[Batch]):
     [[10, 20], [30]]
     """
 
+    __module__ = "seqbatch.data"  # so that errors and pickles do not hold the layout of files
+
     def __init__(self, epochs: Epochs, loader: Iterable[Batch]) -> None:
         self._epochs = epochs
         self._loader = loader
@@ -68,7 +70,7 @@ class TrackedLoader(Generic[Batch]):
         (0, 0)
         """
         passes = self._epochs.passes
-        if passes.uncounted:
+        if passes.untracked_passes:
             remedy = "Iterate over the tracked loader, or call set_epoch before."
             must = "know how many batches were returned"
             raise complaint(SeqbatchError, "state_dict", must, "a pass over the DataLoader itself", remedy)

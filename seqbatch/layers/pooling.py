@@ -154,7 +154,7 @@ def _pooled(layer: nn.Module, batch: SequenceBatch) -> Tensor:
     reduced = next(_REDUCTIONS[base] for base in type(layer).__mro__ if base in _REDUCTIONS)(layer, batch)
     if in_a_graph():  # where it is unknown which sequences are empty
         return reduced[(batch.structure.tensor > 0).to(batch.device)]
-    if batch.structure.running is batch.structure:
+    if batch.structure.without_empty is batch.structure:
         return reduced
     return reduced.index_select(0, batch.structure.on(batch.device).not_empty)
 

@@ -13,10 +13,10 @@ from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._torch import keys_of_results, leaves_by_path
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
-from seqbatch.onnx._length_check import checked_lengths, in_onnx
-from seqbatch.onnx._recurrent_nodes import gru, lstm, rnn
-from seqbatch.onnx._reduction_nodes import reduce
-from seqbatch.onnx._substitutes import embedding, group_norm
+from seqbatch.onnx._length_check import checked_lengths, checked_lengths_node
+from seqbatch.onnx._recurrent_nodes import gru_node, lstm_node, rnn_node
+from seqbatch.onnx._reduction_nodes import reduce_node
+from seqbatch.onnx._substitutes import embedding_node, group_norm_node
 
 # The dtypes in which ONNX Runtime runs the nodes for recurrent layers; ONNX itself has float64 too.
 _DTYPES = (torch.float16, torch.float32)
@@ -31,14 +31,14 @@ class _FromPadded(nn.Module):
 
     def forward(self, padded: Tensor, lengths: Tensor) -> dict[str, Tensor]:
         lengths = checked_lengths(lengths, padded, self.batch_first)
-        found = _named(self.model(SequenceBatch.from_padded(padded, lengths, batch_first=self.batch_first)))
+        found = _named_results(self.model(SequenceBatch.from_padded(padded, lengths, batch_first=self.batch_first)))
         return {
             name: leaf.to_padded(batch_first=self.batch_first) if isinstance(leaf, SequenceBatch) else leaf.clone()
             for name, leaf in found.items()
         }
 
 
-def _named(results: Any) -> dict[str, SequenceBatch | Tensor]:
+def _named_results(results: Any) -> dict[str, SequenceBatch | Tensor]:
     """Return the batches and tensors in the result of a model by name, else raise."""
     found: dict[str, SequenceBatch | Tensor] = {}
     for path, leaf in leaves_by_path(results, SequenceBatch):
@@ -121,13 +121,13 @@ def export(
         input_names=["padded", "lengths"],
         output_names=keys_of_results(program),
         custom_translation_table={
-            torch.ops.aten.embedding.default: embedding,
-            torch.ops.aten.group_norm.default: group_norm,
-            operators.checked_lengths.default: in_onnx,
-            operators.lstm.default: lstm,
-            operators.gru.default: gru,
-            operators.rnn.default: rnn,
-            operators.reduce.default: reduce,
+            torch.ops.aten.embedding.default: embedding_node,
+            torch.ops.aten.group_norm.default: group_norm_node,
+            operators.checked_lengths.default: checked_lengths_node,
+            operators.lstm.default: lstm_node,
+            operators.gru.default: gru_node,
+            operators.rnn.default: rnn_node,
+            operators.reduce.default: reduce_node,
         },
     )
     assert exported is not None
@@ -146,7 +146,7 @@ def _require_model(model: object) -> None:
             raise complaint(SeqbatchValueError, "model", "be in evaluation mode", found, "Call its eval.")
         if type(module).__module__.startswith("torch.ao.nn.quantized"):
             remedy = "Export the model before it is quantized, and quantize the file, as by onnxruntime.quantization."
-            raise _lacking(f"nn.{type(module).__name__} that is quantized", remedy)
+            raise _missing_in_onnx(f"nn.{type(module).__name__} that is quantized", remedy)
 
 
 def _require_nodes(program: ExportedProgram) -> None:
@@ -162,13 +162,13 @@ def _require_nodes(program: ExportedProgram) -> None:
         dtype = values.meta["val"].dtype
         is_projected = (len(others) - 2) // (num_layers * (2 if bidirectional else 1)) in (3, 5)
         if kind == "nn.LSTM" and is_projected:
-            raise _lacking(f"{kind} with proj_size, of which it has none")
+            raise _missing_in_onnx(f"{kind} with proj_size, of which it has none")
         if dtype not in _DTYPES:
             remedy = "Call float() on the model, and .to(torch.float32) on the example"
             remedy += "." if dtype is torch.float64 else ", and export outside of torch.autocast."
-            raise _lacking(f"{kind} in {dtype}, which ONNX Runtime does not run", remedy)
+            raise _missing_in_onnx(f"{kind} in {dtype}, which ONNX Runtime does not run", remedy)
 
 
-def _lacking(found: str, remedy: str = "") -> Exception:
+def _missing_in_onnx(found: str, remedy: str = "") -> Exception:
     """Build the error for a layer that is not in ONNX."""
     return complaint(UnsupportedLayerError, "model", "have layers that ONNX has", f"an {found}", remedy)

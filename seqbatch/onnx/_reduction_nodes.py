@@ -5,84 +5,84 @@ from typing import Any
 
 from onnx import TensorProto
 
-from seqbatch.onnx._conversions import (
-    Layout,
-    from_padded,
-    integer,
-    integers,
-    layout_of,
-    number,
+from seqbatch.onnx._layout_nodes import (
+    StepNodes,
+    flat_node,
+    float_node,
+    int_node,
+    ints_node,
     op,
-    per_sequence,
-    take,
-    to_padded,
-    widen,
+    padded_node,
+    per_sequence_node,
+    rows_node,
+    step_nodes,
+    widened_node,
 )
 
 _FLOATING = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 
 
-def reduce(values: Any, lengths: Any, how: str) -> Any:
+def reduce_node(values: Any, lengths: Any, how: str) -> Any:
     """Translate `seqbatch::reduce`."""
-    return _FUNCTIONS[how](values, layout_of(lengths))
+    return _NODES[how](values, step_nodes(lengths))
 
 
-def _sum(values: Any, layout: Layout) -> Any:
+def _sum_node(values: Any, steps: StepNodes) -> Any:
     if not _is_floating(values):
-        return _add(op.Cast(values, to=TensorProto.INT64), layout)
-    return op.CastLike(_add(widen(values), layout), values)
+        return _total_node(op.Cast(values, to=TensorProto.INT64), steps)
+    return op.CastLike(_total_node(widened_node(values), steps), values)
 
 
-def _mean(values: Any, layout: Layout) -> Any:
-    total = _add(widen(values), layout)
-    counts = per_sequence(op.Max(layout.lengths, integers(1)), values)
+def _mean_node(values: Any, steps: StepNodes) -> Any:
+    total = _total_node(widened_node(values), steps)
+    counts = per_sequence_node(op.Max(steps.lengths, ints_node(1)), values)
     return op.CastLike(op.Div(total, op.CastLike(counts, total)), values)
 
 
-def _add(values: Any, layout: Layout) -> Any:
-    return op.ReduceSum(to_padded(values, layout, integer(0)), integers(1), keepdims=0)
+def _total_node(values: Any, steps: StepNodes) -> Any:
+    return op.ReduceSum(padded_node(values, steps, int_node(0)), ints_node(1), keepdims=0)
 
 
-def _extreme(node: str, sign: int) -> Callable[[Any, Layout], Any]:
-    def run(values: Any, layout: Layout) -> Any:
+def _extreme_node(node: str, sign: int) -> Callable[[Any, StepNodes], Any]:
+    def run(values: Any, steps: StepNodes) -> Any:
         if _is_floating(values):
-            padded = to_padded(widen(values), layout, number(sign * float("inf")))
+            padded = padded_node(widened_node(values), steps, float_node(sign * float("inf")))
         else:
-            fill = integer(-(2**63) if sign < 0 else 2**63 - 1)
-            padded = to_padded(op.Cast(values, to=TensorProto.INT64), layout, fill)
-        found = getattr(op, node)(padded, integers(1), keepdims=0)
+            fill = int_node(-(2**63) if sign < 0 else 2**63 - 1)
+            padded = padded_node(op.Cast(values, to=TensorProto.INT64), steps, fill)
+        found = getattr(op, node)(padded, ints_node(1), keepdims=0)
         if _is_floating(values):  # because ONNX Runtime does not propagate NaN
-            lost = op.ReduceMax(op.Cast(op.IsNaN(padded), to=TensorProto.INT32), integers(1), keepdims=0)
-            found = op.Where(op.Cast(lost, to=TensorProto.BOOL), op.CastLike(number(float("nan")), found), found)
-        empty = per_sequence(op.Equal(layout.lengths, integer(0)), values)
-        return op.CastLike(op.Where(empty, op.CastLike(integer(0), found), found), values)
+            lost = op.ReduceMax(op.Cast(op.IsNaN(padded), to=TensorProto.INT32), ints_node(1), keepdims=0)
+            found = op.Where(op.Cast(lost, to=TensorProto.BOOL), op.CastLike(float_node(float("nan")), found), found)
+        empty = per_sequence_node(op.Equal(steps.lengths, int_node(0)), values)
+        return op.CastLike(op.Where(empty, op.CastLike(int_node(0), found), found), values)
 
     return run
 
 
-def _softmax(values: Any, layout: Layout) -> Any:
-    padded = to_padded(widen(values), layout, number(float("-inf")))
-    return op.CastLike(from_padded(op.Softmax(padded, axis=1), layout), values)
+def _softmax_node(values: Any, steps: StepNodes) -> Any:
+    padded = padded_node(widened_node(values), steps, float_node(float("-inf")))
+    return op.CastLike(flat_node(op.Softmax(padded, axis=1), steps), values)
 
 
-def _reverse(values: Any, layout: Layout) -> Any:
-    ends = op.Unsqueeze(op.Add(layout.offsets, layout.lengths), integers(1))
-    starts = op.Unsqueeze(layout.offsets, integers(1))
-    back = op.Sub(op.Sub(op.Add(ends, starts), integer(1)), layout.rows)
-    return op.Gather(values, from_padded(back, layout))
+def _reverse_node(values: Any, steps: StepNodes) -> Any:
+    ends = op.Unsqueeze(op.Add(steps.offsets, steps.lengths), ints_node(1))
+    starts = op.Unsqueeze(steps.offsets, ints_node(1))
+    back = op.Sub(op.Sub(op.Add(ends, starts), int_node(1)), steps.rows)
+    return op.Gather(values, flat_node(back, steps))
 
 
 def _is_floating(values: Any) -> bool:
     return values.dtype in _FLOATING
 
 
-_FUNCTIONS: dict[str, Callable[[Any, Layout], Any]] = {
-    "first": lambda values, layout: take(values, layout, layout.offsets),
-    "last": lambda values, layout: take(values, layout, op.Sub(op.Add(layout.offsets, layout.lengths), integer(1))),
-    "max": _extreme("ReduceMax", -1),
-    "mean": _mean,
-    "min": _extreme("ReduceMin", 1),
-    "reverse": _reverse,
-    "softmax": _softmax,
-    "sum": _sum,
+_NODES: dict[str, Callable[[Any, StepNodes], Any]] = {
+    "first": lambda values, steps: rows_node(values, steps, steps.offsets),
+    "last": lambda values, steps: rows_node(values, steps, op.Sub(op.Add(steps.offsets, steps.lengths), int_node(1))),
+    "max": _extreme_node("ReduceMax", -1),
+    "mean": _mean_node,
+    "min": _extreme_node("ReduceMin", 1),
+    "reverse": _reverse_node,
+    "softmax": _softmax_node,
+    "sum": _sum_node,
 }

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode.registry import is_recurrent
-from seqbatch.testing._comparison import Run, as_real, by_each_way, run, select, tensors_of
+from seqbatch.testing._comparison import Run, as_real, by_each_function, run_encoder, select, tensors_of
 from seqbatch.testing._oracle import Sequences
 
 _THREADS = (1, 2, 3)
@@ -46,7 +46,7 @@ def check_bits(layer: nn.Module, sequences: Sequences, state: Any = None, *, in_
     """
     if in_chunks is None:
         in_chunks = is_recurrent(layer) and not any(getattr(one, "bidirectional", False) for one in layer.modules())
-    by_each_way(layer, lambda run: _check(layer, run, sequences, state, in_chunks), state)
+    by_each_function(layer, lambda run: _check_bits_by(layer, run, sequences, state, in_chunks), state)
 
 
 @attrs.frozen
@@ -57,12 +57,12 @@ class _Results:
     of_state: list[Tensor]
 
 
-def _check(layer: nn.Module, run_layer: Run, sequences: Sequences, state: Any, in_chunks: bool) -> None:
+def _check_bits_by(layer: nn.Module, run: Run, sequences: Sequences, state: Any, in_chunks: bool) -> None:
     """Check the law for one function that runs the layer."""
     everyone = [*range(len(sequences))]
 
     def results(indices: list[int], **options: Any) -> _Results:
-        return _run(layer, run_layer, sequences, state, indices, **options)
+        return _run_together(layer, run, sequences, state, indices, **options)
 
     alone = [results([i]) for i in everyone]
 
@@ -92,16 +92,16 @@ def _check(layer: nn.Module, run_layer: Run, sequences: Sequences, state: Any, i
         with mode():
             require_same(results(everyone), f"under torch.{mode.__name__}")
     require_same(results(everyone, recorded=False), "without gradients of the sequences")
-    if run_layer is not run:
-        require_same(_run(layer, _run_for_outputs, sequences, None, everyone), "by encode_with_state")
+    if run is not run_encoder:
+        require_same(_run_together(layer, _run_for_outputs, sequences, None, everyone), "by encode_with_state")
     elif in_chunks:
         half = max(map(len, sequences), default=0) // 2
         require_same(results(everyone, cuts=[0, 1, max(half, 1), None]), "in chunks")
 
 
-def _run(
+def _run_together(
     layer: nn.Module,
-    run_layer: Run,
+    run: Run,
     sequences: Sequences,
     state: Any,
     indices: list[int],
@@ -111,11 +111,11 @@ def _run(
     recorded: bool = True,
 ) -> _Results:
     """Run some sequences together, one chunk after the other, and back if gradients are recorded."""
-    chunks = [[_copy(sequences[i][start:end], recorded) for i in indices] for start, end in pairwise(cuts)]
+    chunks = [[_copy_as_leaf(sequences[i][start:end], recorded) for i in indices] for start, end in pairwise(cuts)]
     current = select(state, indices)
     outputs = []
     for chunk in chunks:
-        output, current = run_layer(layer, SequenceBatch.from_sequences(chunk) if as_batch else chunk, current)
+        output, current = run(layer, SequenceBatch.from_sequences(chunk) if as_batch else chunk, current)
         outputs.append([*output])
     of_each = [
         {"output": torch.cat(parts)}
@@ -135,10 +135,10 @@ def _run(
 
 
 def _run_for_outputs(layer: nn.Module, sequences: Any, state: None) -> tuple[Any, None]:
-    return run(layer, sequences, state)[0], None
+    return run_encoder(layer, sequences, state)[0], None
 
 
-def _copy(sequence: Tensor, recorded: bool) -> Tensor:
+def _copy_as_leaf(sequence: Tensor, recorded: bool) -> Tensor:
     """Copy a sequence, and let the copy require a gradient if it can."""
     can = sequence.is_floating_point() or sequence.is_complex()
     return sequence.detach().clone().requires_grad_(recorded and can)

@@ -83,7 +83,7 @@ def check_encoder(
         if name in ("Alone", "Padding"):
             drawn.append(st.just([max(least, 1) * count for count in _LONG if count or not least]))
         for some, start in product(drawn, states):
-            _check(layer, name, law, some, make, start, examples)
+            _check_law(layer, name, law, some, make, start, examples)
     if times is not None and has_gradients:
         try:
             _memory_law.check_memory(_side_effects.copied(layer), make, times=times, least=least)
@@ -111,7 +111,7 @@ def _laws_of(alone: Alone, rule: Callable[[int], int], has_gradients: bool, leas
     return found
 
 
-def _check(
+def _check_law(
     layer: nn.Module,
     name: str,
     law: _Law,

@@ -17,7 +17,7 @@ from seqbatch.errors import SeqbatchTypeError
 Run = Callable[..., tuple[Any, Any]]
 
 
-def run(layer: nn.Module, sequences: Any, state: Any = None) -> tuple[Any, Any]:
+def run_encoder(layer: nn.Module, sequences: Any, state: Any = None) -> tuple[Any, Any]:
     """Run `encode_with_state`, or `encode` with None for the state if the layer keeps none."""
     if is_recurrent(layer):
         return encode_with_state(layer, sequences, state)
@@ -29,17 +29,17 @@ def run_for_outputs(layer: nn.Module, sequences: Any, state: None = None) -> tup
     return encode(layer, sequences), None
 
 
-def by_each_way(layer: nn.Module, check: Callable[[Run], None], state: Any = None) -> None:
-    """Check a layer by `run` and, if it keeps a state and none is given, by `encode` too."""
+def by_each_function(layer: nn.Module, check: Callable[[Run], None], state: Any = None) -> None:
+    """Check a layer by `run_encoder` and, if it keeps a state and none is given, by `encode` too."""
     if not is_recurrent(layer):
-        check(run)
+        check(run_encoder)
         return
-    ways: dict[str, Run] = {"encode_with_state": run}
+    functions: dict[str, Run] = {"encode_with_state": run_encoder}
     if state is None:
-        ways["encode"] = run_for_outputs
-    for name, way in ways.items():
+        functions["encode"] = run_for_outputs
+    for name, function in functions.items():
         try:
-            check(way)
+            check(function)
         except AssertionError as error:
             raise AssertionError(f"by {name}: {error}") from error
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode import encode
 from seqbatch._encode.registry import is_recurrent
-from seqbatch.testing._comparison import Run, assert_alike, by_each_way, gradients, run, select, tensors_of
+from seqbatch.testing._comparison import Run, assert_alike, by_each_function, gradients, run_encoder, select, tensors_of
 from seqbatch.testing._oracle import Alone, Sequences, beside_alone, call_alone
 
 
@@ -30,7 +30,7 @@ def check_alone(layer: nn.Module, sequences: Sequences, state: Any = None, *, al
 
     >>> check_alone(nn.Linear(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
     """
-    results = run(layer, sequences, state)
+    results = run_encoder(layer, sequences, state)
     found, wanted = beside_alone(layer, results, sequences, state, alone)
     assert_alike(found, wanted)
     if is_recurrent(layer) and state is None:
@@ -70,7 +70,7 @@ def check_order(layer: nn.Module, sequences: Sequences, order: list[int], state:
         assert_alike(permuted, [outputs[i] for i in order])
         assert_alike(tensors_of(permuted_final), tensors_of(select(final, order)))
 
-    by_each_way(layer, check, state)
+    by_each_function(layer, check, state)
 
 
 def check_lengths(layer: nn.Module, sequences: Sequences, *, rule: Callable[[int], int] = int) -> None:
@@ -92,7 +92,7 @@ def check_lengths(layer: nn.Module, sequences: Sequences, *, rule: Callable[[int
         wanted = [rule(len(sequence)) if len(sequence) else 0 for sequence in sequences]
         assert found == wanted, f"lengths must be {wanted}; got {found}"
 
-    by_each_way(layer, check)
+    by_each_function(layer, check)
 
 
 def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> None:
@@ -114,7 +114,7 @@ def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> No
     >>> check_empty(nn.GRU(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
     """
     assert sequences, "one sequence at least, to know the features"
-    by_each_way(layer, lambda run: _check_empty(layer, run, sequences, state), state)
+    by_each_function(layer, lambda run: _check_empty(layer, run, sequences, state), state)
 
 
 def _check_empty(layer: nn.Module, run: Run, sequences: Sequences, state: Any) -> None:
@@ -135,7 +135,7 @@ def _check_empty(layer: nn.Module, run: Run, sequences: Sequences, state: Any) -
     assert_alike(tensors_of(select(final, full)), tensors_of(without_final))
     left, begin = select(final, empty), select(start, empty)
     _check_initial(layer, sequences, (without, without_final), left, begin)
-    _check_nothing(layer, run, nothing, without[0], left, begin)
+    _check_only_empty(layer, run, nothing, without[0], left, begin)
 
 
 def _check_initial(
@@ -147,11 +147,11 @@ def _check_initial(
         assert_alike(tensors_of(left), tensors_of(start), told)
     elif left is not None:
         assert_alike(tensors_of(left), tensors_of(select(left, [0, 0, 0])), told)
-        outputs, final = run(layer, sequences, select(left, [0] * len(sequences)))
+        outputs, final = run_encoder(layer, sequences, select(left, [0] * len(sequences)))
         assert_alike([*outputs, *tensors_of(final)], [*wanted[0], *tensors_of(wanted[1])], told)
 
 
-def _check_nothing(layer: nn.Module, run: Run, nothing: Tensor, output: Tensor, left: Any, start: Any) -> None:
+def _check_only_empty(layer: nn.Module, run: Run, nothing: Tensor, output: Tensor, left: Any, start: Any) -> None:
     """Check the results of three empty sequences and of an empty batch, by one output and the states of three."""
     for count in (3, 0):
         chosen = [*range(count)]

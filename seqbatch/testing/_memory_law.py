@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
-from seqbatch.testing._comparison import Run, as_real, by_each_way
+from seqbatch.testing._comparison import Run, as_real, by_each_function
 
 
 def check_memory(
@@ -47,7 +47,7 @@ def check_memory(
         what = "times what the longest sequence takes by itself, by the step"
         assert found <= times, f"a peak of {found:.1f} {what}; at most {times} are right"
 
-    by_each_way(layer, check)
+    by_each_function(layer, check)
 
 
 def peak_by_step(layer: nn.Module, batch: SequenceBatch, run: Run) -> float:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
-from seqbatch.testing._comparison import Run, assert_alike, by_each_way, gradients, select, tensors_of
+from seqbatch.testing._comparison import Run, assert_alike, by_each_function, gradients, select, tensors_of
 from seqbatch.testing._oracle import Alone, Sequences, beside_alone, call_alone
 
 
@@ -43,7 +43,7 @@ def check_padding(
         _check_read(layer, run, sequences, poison, {"batch_first": batch_first, "padding_side": side}, alone)
         _check_neighbours(layer, run, sequences)
 
-    by_each_way(layer, check)
+    by_each_function(layer, check)
 
 
 def _check_read(

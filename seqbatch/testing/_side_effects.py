@@ -19,9 +19,9 @@ from seqbatch.errors import SeqbatchError, SeqbatchTypeError
 from seqbatch.testing._comparison import (
     Run,
     assert_alike,
-    by_each_way,
+    by_each_function,
     gradients,
-    run,
+    run_encoder,
     run_for_outputs,
     select,
     tensors_of,
@@ -56,7 +56,7 @@ def check_called_as_itself(
         if there:
             _check_backward_hooks(layer, run, [sequences[i] for i in there], select(state, there), alone)
 
-    by_each_way(layer, check, state)
+    by_each_function(layer, check, state)
 
 
 def _check_hooks(layer: nn.Module, run: Run, sequences: Sequences, state: Any, alone: Alone) -> None:
@@ -133,7 +133,7 @@ def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) 
     """
     batch = SequenceBatch.from_sequences(sequences)
     check = _watch(layer, sequences, state, batch.values)
-    run(layer, sequences, state)
+    run_encoder(layer, sequences, state)
     encode(layer, batch)
     for sequence in sequences[:1]:
         encode(layer, SequenceBatch(sequence, [len(sequence)]))  # without a copy, as for one Tensor
@@ -172,7 +172,7 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
         assert not [module for module in entered if not [*module.children()]], "a layer ran"
         check_same()
 
-    check(run)
+    check(run_encoder)
     if state is None:
         check(run_for_outputs)
 

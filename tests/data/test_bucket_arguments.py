@@ -1,5 +1,6 @@
 """What BucketBatchSampler refuses when it is made, and in what words."""
 
+import pickle
 import re
 from typing import Any
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import seqbatch.data
 from seqbatch import SeqbatchTypeError, SeqbatchValueError
 from seqbatch.data._bucket_sampler import BucketBatchSampler
 
@@ -72,3 +74,9 @@ def test_arguments_that_it_refuses(options: dict[str, Any], kind: type[Exception
 def test_lengths_that_it_refuses(lengths: Any, message: str) -> None:
     with pytest.raises((SeqbatchValueError, SeqbatchTypeError), match=f"^{re.escape(message)}$"):
         BucketBatchSampler(lengths, batch_size=2)
+
+
+def test_public_classes_hide_the_layout_of_files() -> None:
+    for kind in (seqbatch.data.BucketBatchSampler, seqbatch.data.TrackedLoader, seqbatch.data.Chunk):
+        assert kind.__module__ == "seqbatch.data"
+        assert pickle.loads(pickle.dumps(kind)) is kind

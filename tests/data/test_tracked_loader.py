@@ -339,7 +339,7 @@ def test_a_loader_of_another_sampler_is_refused(batch_size: int | None) -> None:
         DataLoader(data, batch_sampler=other) if batch_size else DataLoader(data, sampler=other, batch_size=None)
     )
     message = (
-        "`loader` must have this sampler as its batch_sampler; got a seqbatch.data._buckets.BucketBatchSampler. "
+        "`loader` must have this sampler as its batch_sampler; got a seqbatch.data.BucketBatchSampler. "
         "Track the DataLoader that was made with it, before a library prepares it."
     )
     with pytest.raises(SeqbatchError, match=f"^{re.escape(message)}$"):

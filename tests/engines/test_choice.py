@@ -21,7 +21,7 @@ from seqbatch._encoders._layer_checks import rounds_by_range
 from seqbatch._engines import Engine, by_length, describe_call, native, one_by_one, packed, stepwise
 from seqbatch._engines import choose as choose_by_call
 from seqbatch._engines._choice import ENGINES
-from seqbatch._structure.lengths import Lengths
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import HOOKS
 
 FLOAT = torch.zeros(3, 2)

@@ -11,7 +11,7 @@ from reference import run_alone
 from torch import Tensor, nn
 
 from seqbatch import SequenceBatch, is_recurrent, testing
-from seqbatch.testing._comparison import Run, assert_same_bits, by_each_way, tensors_of
+from seqbatch.testing._comparison import Run, assert_same_bits, by_each_function, tensors_of
 from seqbatch.testing._memory_law import peak_by_step
 
 __all__ = ["assert_same_bits", "tensors_of"]
@@ -57,7 +57,7 @@ def check_memory(layer: nn.Module, features: int, times: float, ones: int = 511,
         found = peak_by_step(layer, batch, run) * batch.total_steps / batch.values.nbytes
         assert found <= times, f"a peak of {found:.1f} times the values; at most {times} are right"
 
-    by_each_way(layer, check)
+    by_each_function(layer, check)
 
 
 def _padded(side: Any, batch_first: bool, masked: bool) -> Callable[[SequenceBatch], SequenceBatch]:

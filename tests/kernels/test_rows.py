@@ -39,7 +39,7 @@ def by_gathers(convert: Convert, source: Tensor) -> Tensor:
     """Convert without the kernels, and with a plan for any number of sequences."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_kernels, "IS_THERE", False)
-        patch.setattr("seqbatch._ops.layouts.FEW", 0)
+        patch.setattr("seqbatch._ops.layouts.COPY_LOOP_LIMIT", 0)
         return convert(source)
 
 

@@ -19,11 +19,13 @@ from seqbatch.layers import AttentionPool, FirstStep, LastStep, MaxPool, MeanPoo
 POOLS: list[Any] = [FirstStep, LastStep, MaxPool, MeanPool, MinPool, SumPool]
 
 
-@pytest.fixture(scope="module", autouse=True, params=[reductions.FEW, 0], ids=["one by one", "all at once"])
+@pytest.fixture(
+    scope="module", autouse=True, params=[reductions.REDUCTION_LOOP_LIMIT, 0], ids=["one by one", "all at once"]
+)
 def few(request: pytest.FixtureRequest) -> Iterator[None]:
     """Have both ways of unequal lengths tested, whatever the number of sequences."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reductions, "FEW", request.param)
+        patch.setattr(reductions, "REDUCTION_LOOP_LIMIT", request.param)
         yield
 
 

@@ -12,7 +12,7 @@ from torch.testing import assert_close
 
 from seqbatch import SeqbatchTypeError, SequenceBatch
 from seqbatch._ops import reductions as reductions
-from seqbatch._structure.lengths import CHUNK
+from seqbatch._structure.sequence_lengths import SUMMATION_CHUNK as CHUNK
 
 LOOP: dict[str, Callable[[Tensor], Tensor]] = {
     "sum": lambda x: x.sum(0),
@@ -36,11 +36,13 @@ REFUSED = [
 ALLOWED = [(name, dtype) for name in NAMES for dtype in DTYPES if (name, dtype) not in REFUSED]
 
 
-@pytest.fixture(scope="module", autouse=True, params=[reductions.FEW, 0], ids=["one by one", "all at once"])
+@pytest.fixture(
+    scope="module", autouse=True, params=[reductions.REDUCTION_LOOP_LIMIT, 0], ids=["one by one", "all at once"]
+)
 def few(request: pytest.FixtureRequest) -> Iterator[None]:
     """Have both ways of unequal lengths tested, whatever the number of sequences."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reductions, "FEW", request.param)
+        patch.setattr(reductions, "REDUCTION_LOOP_LIMIT", request.param)
         yield
 
 

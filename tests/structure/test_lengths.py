@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 from seqbatch import ContainerState, LSTMState, RNNState, SequenceBatch, _kernels, encode, encode_with_state
 from seqbatch._kernels import row_copies
-from seqbatch._structure.lengths import KEPT_PLANS
+from seqbatch._structure.sequence_lengths import MAX_CACHED_PLANS
 
 LENGTHS = [3, 0, 2]
 HOST_MASK = SequenceBatch(torch.zeros(5), LENGTHS).mask(batch_first=True)
@@ -192,12 +192,12 @@ def test_no_more_than_some_plans_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(_kernels, "IS_THERE", False)  # which need no plans
     batch = SequenceBatch(values(), LENGTHS)
     wanted = batch.to_padded(batch_first=True)
-    for extra in range(3 * KEPT_PLANS):
+    for extra in range(3 * MAX_CACHED_PLANS):
         padded = batch.to_padded(batch_first=True, total_length=3 + extra)
         assert_close(padded[:, :3], wanted)
         assert not padded[:, 3:].any()
-        assert len(batch.structure._plans) <= KEPT_PLANS
-    assert len(batch.structure._plans) == KEPT_PLANS
+        assert len(batch.structure._plans) <= MAX_CACHED_PLANS
+    assert len(batch.structure._plans) == MAX_CACHED_PLANS
     assert_close(batch.to_padded(batch_first=True), wanted)
 
 

@@ -55,7 +55,7 @@ def require_padding_value(padding_value: complex, dtype: torch.dtype) -> complex
         kept = written == number
         if dtype.is_floating_point or dtype.is_complex:  # because rounding is fine, and overflow is not
             parts = ((written.real, number.real), (written.imag, number.imag))
-            kept = all(_rounded(found, wanted, torch.finfo(dtype).max) for found, wanted in parts)
+            kept = all(_is_kept_up_to_rounding(found, wanted, torch.finfo(dtype).max) for found, wanted in parts)
     except (RuntimeError, TypeError, ValueError, OverflowError):  # which one torch raises depends on dtype and value
         kept = False
     if not kept:
@@ -63,12 +63,12 @@ def require_padding_value(padding_value: complex, dtype: torch.dtype) -> complex
     return number
 
 
-def _rounded(found: float, wanted: float, largest: float) -> bool:
+def _is_kept_up_to_rounding(found: float, wanted: float, largest: float) -> bool:
     """Return True if storing a number only rounded it. A dtype without infinity stores NaN for it: False."""
     return found == wanted or (math.isnan(found) and math.isnan(wanted)) or abs(wanted) <= largest
 
 
-def padded_shape(subject: str, value: object, batch_first: bool) -> tuple[int, int]:
+def require_padded(subject: str, value: object, batch_first: bool) -> tuple[int, int]:
     """Return the batch size and the time axis' size of a padded tensor, else raise."""
     require_bool("batch_first", batch_first)
     padded = require_tensor(subject, value)
