@@ -116,7 +116,7 @@ def window_layout(lengths: Lengths, windows: Windows) -> WindowLayout:
     if len(numbers_of.keys() - {0}) == 1 and not windows.may_read_nothing(lengths.longest):
         return WindowLayout(None, changed)
     first, end = _first_windows(lengths, numbers_of, windows)
-    steps = _rounded_up(end - windows.border.left)
+    steps = _rounded_to_unit(end - windows.border.left)
     picked = ranges(first, numbers.tensor, numbers.total)
     take = _long_sequence(lengths, numbers_of, windows, first, steps)
     if not windows.are_dense(numbers.counts):
@@ -153,7 +153,7 @@ def _first_windows(lengths: Lengths, numbers_of: dict[int, int], windows: Window
     return torch.tensor(firsts, dtype=torch.int64, device="cpu"), end * stride + max(windows.span, left + 1)
 
 
-def _rounded_up(steps: int) -> int:
+def _rounded_to_unit(steps: int) -> int:
     """Round up by 3 % at most, because kernels are prepared for each size, which costs more than the extra steps."""
     unit = 1 << max(steps.bit_length() - 6, 0)
     return -(-steps // unit) * unit

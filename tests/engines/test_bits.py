@@ -41,7 +41,7 @@ MADE: dict[str, Any] = {
 every_layer = pytest.mark.parametrize("kind", MADE)
 
 
-# Of features and units: those of a projection need not fill a vector either.
+# The numbers of features and units. A projection need not fill a vector either.
 PROJECTIONS = [(1, 2), (1, 16), (15, 16), (15, 33), (16, 17), (17, 33), (33, 64), (130, 300)]
 
 

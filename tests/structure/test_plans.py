@@ -1,4 +1,4 @@
-"""Plans: each constructor derives the inverse and the flags, so that nobody states what can be computed."""
+"""Plans: each constructor derives the inverse and the flags, so that callers state nothing that can be computed."""
 
 import re
 from pathlib import Path
