@@ -199,4 +199,5 @@ def run_on_nothing(layer: nn.Module, result: Tensor, batch: SequenceBatch) -> Te
     Their gradients are then zeros and not missing, because distributed training needs a gradient of every weight.
     """
     sources = [source for source in (batch.values, *layer.parameters()) if source.requires_grad]
-    return result + 0 * sum(source.sum() for source in sources) if sources else result
+    # Sums of no elements, because 0 times NaN or infinity is NaN.
+    return result + sum(source.flatten()[:0].sum() for source in sources) if sources else result

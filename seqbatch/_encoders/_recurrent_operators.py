@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from seqbatch._batch import SequenceBatch, is_nothing
+from seqbatch._checks.grammar import complaint
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch._encoders._layer_checks import autocasts, outside_graphs
 from seqbatch._encoders._recurrent_checks import StateForm, StateType, form_of
@@ -18,6 +19,7 @@ from seqbatch._engines import Hidden, is_stock_recurrent, native
 from seqbatch._ops.custom_operator import Gradients, Operator, Tensors
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._structure.sequence_lengths import Lengths
+from seqbatch.errors import SeqbatchValueError
 
 
 def run_by_operators(layer: Any, batch: SequenceBatch, hidden: Hidden | None, form: StateForm) -> tuple[Tensor, Hidden]:
@@ -126,6 +128,7 @@ class _RecurrentOperator:
     def run(self, values: Tensor, lengths: Lengths, *arguments: Any) -> Tensors:
         """Return outputs, final states, and the tensors that `backward` reads, zeros if the kernels do not run."""
         call = self._parse(values, *arguments)
+        self._require_states(call, values, lengths)
         if not torch.is_grad_enabled() and self._kernels_can_run(call, values, lengths):
             start = _of_running(call.start, lengths)
             results = native.compute(
@@ -201,21 +204,40 @@ class _RecurrentOperator:
 
         `more` are other tensors that they read, with their shapes.
         """
-        number, sizes = len(call.weights) // call.directions, [part.shape[2] for part in call.start]
-        projection = sizes[0] if number % 2 else 0
-        of_weights = (
-            native.shapes_of_weights(call.mode, number, values.shape[1], sizes[-1], projection) * call.directions
-        )
-        of_start = [(call.directions, len(lengths), size) for size in sizes]
+        if call.num_layers != 1:
+            return False
+        number, (size, projection) = len(call.weights) // call.directions, self._sizes(call)
+        of_weights = native.shapes_of_weights(call.mode, number, values.shape[1], size, projection) * call.directions
+        of_start = self._shapes_of_states(call, lengths)
         tensors = [*call.weights, *call.start, *(part for part, _ in more if part is not None)]
         shapes = [*of_weights, *of_start, *(shape for part, shape in more if part is not None)]
         return (
             native.serves(values)
-            and call.num_layers == 1
+            and projection < size  # as PyTorch asks
             and lengths.total > 0
             and len(tensors) == len(shapes)
             and all(map(native.is_read_as, tensors, shapes, repeat(values.dtype)))
         )
+
+    def _sizes(self, call: _OperatorCall) -> tuple[int, int]:
+        """Return the hidden size and the size of the projection, 0 without one, as the weights have them."""
+        number = len(call.weights) // (call.num_layers * call.directions)
+        recurrent = call.weights[1]
+        return recurrent.shape[0] // self.gates, recurrent.shape[1] if self.states == 2 and number % 2 else 0
+
+    def _shapes_of_states(self, call: _OperatorCall, lengths: Lengths) -> list[tuple[int, ...]]:
+        size, projection = self._sizes(call)
+        rows = call.num_layers * call.directions
+        return [(rows, len(lengths), one) for one in (projection or size, size)[: self.states]]
+
+    def _require_states(self, call: _OperatorCall, values: Tensor, lengths: Lengths) -> None:
+        """Raise unless the states have the shapes of the weights, because engines do not check what is in a graph."""
+        for i, (part, shape) in enumerate(zip(call.start, self._shapes_of_states(call, lengths), strict=True)):
+            found, wanted = (part.shape, part.dtype, part.device), (shape, values.dtype, values.device)
+            if found != wanted:
+                must = f"have shape {shape}, dtype {values.dtype} and be on {values.device}"
+                got = f"{tuple(part.shape)}, {part.dtype} and {part.device}"
+                raise complaint(SeqbatchValueError, f"others[{i}]", must, got)
 
     def _layer_for(self, call: _OperatorCall) -> _WeightlessLayer:
         weights, number = call.weights, len(call.weights) // (call.num_layers * call.directions)

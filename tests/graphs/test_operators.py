@@ -1,6 +1,7 @@
 """The operators that graphs call: what torch.library asks of one, their gradients, and what they save for backward."""
 
 import re
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -255,6 +256,30 @@ def test_weights_of_other_sizes_than_those_of_a_projection_reach_no_kernel(kerne
         given = [wrong if place == i else one for place, one in enumerate(others)]
         with pytest.raises((RuntimeError, ValueError)):
             operator_of(layer)(values, lengths, given, *options)
+    assert kernel_calls == []
+
+
+@pytest.mark.parametrize(
+    "layer", [nn.LSTM(4, 3), nn.LSTM(4, 3, proj_size=2), nn.GRU(4, 3), nn.LSTM(4, 3, num_layers=2)]
+)
+@pytest.mark.parametrize("change", [lambda part: part[..., :1], lambda part: part[:, :1], Tensor.float])
+def test_states_that_do_not_fit_the_weights(
+    layer: nn.RNNBase, change: Callable[[Tensor], Tensor], kernel_calls: list[str]
+) -> None:
+    values, lengths, others, *options = arguments(layer, wanted=False)
+    for i in range(2 if isinstance(layer, nn.LSTM) else 1):
+        given = [change(one) if place == i else one for place, one in enumerate(others)]
+        with pytest.raises(SeqbatchError, match=rf"^`others\[{i}\]` must have shape \("):
+            operator_of(layer)(values, lengths, given, *options)
+    assert kernel_calls == []
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_only_an_lstm_has_a_projection(bias: bool, kernel_calls: list[str]) -> None:
+    layer = nn.GRU(4, 3, bias=bias)
+    values, lengths, others, *options = arguments(layer, wanted=False)
+    with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
+        operator_of(layer)(values, lengths, [*others, values.new_zeros(3, 3)], *options)
     assert kernel_calls == []
 
 
