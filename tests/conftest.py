@@ -1,7 +1,22 @@
-"""Hypothesis profiles: `dev` while working, `ci` for many more examples; chosen by HYPOTHESIS_PROFILE."""
+"""Settings of all tests: what is slow, and how many examples Hypothesis tries.
+
+Folders are named after what they test: `tests/ops` tests `seqbatch/_ops`, and `tests/onnx` tests `seqbatch/onnx`. A
+file at the top tests one module of the package, or all of it. These folders have no counterpart in the package:
+
+- `graphs`, `libraries`, `transforms` and `typing`: with compilers, libraries, torch.func and type checkers.
+- `benchmarks`: tests of the benchmark.
+- `helpers`: modules that tests share. `helpers/reference.py` is the oracle. `helpers/ranks` has scripts that run in
+  several processes.
+
+To run one check in seconds, name its folder, file or test: `pytest tests/ops/test_reduce.py -k gradients`. To check
+every part of the package in about two minutes, run `pytest -m "not slow" --numprocesses=auto`. HYPOTHESIS_PROFILE
+chooses between `dev` and `ci`, which tries four times as many examples.
+"""
 
 import os
+from pathlib import Path
 
+import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
@@ -9,3 +24,50 @@ settings.register_profile("dev", deadline=None, max_examples=15, suppress_health
 settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 torch.manual_seed(0)
+
+TESTS = Path(__file__).parent
+# Those that compile, start processes, or try many layers. A faster test of the same folder or module stays.
+SLOW = {
+    TESTS / name
+    for name in (
+        "benchmarks",
+        "checks/test_exporters.py",
+        "data/test_data_loader.py",
+        "data/test_distributed.py",
+        "data/test_resume.py",
+        "engines/test_bits.py",
+        "graphs",
+        "kernels/test_installing.py",
+        "kernels/test_loading.py",
+        "kernels/test_sanitized.py",
+        "libraries",
+        "onnx/test_export.py",
+        "onnx/test_layers.py",
+        "test_examples.py",
+        "testing/test_kinds_of_layers.py",
+        "testing/test_plugin_example.py",
+        "testing/test_right_and_wrong_layers.py",
+        "typing",
+    )
+}
+
+
+def pytest_configure() -> None:
+    if missing := [str(path) for path in SLOW if not path.exists()]:
+        raise pytest.UsageError(f"SLOW in tests/conftest.py names what is not there: {missing}")
+
+
+def is_slow(path: Path) -> bool:
+    """Return True if a file, or a folder it is in, is slow."""
+    return not SLOW.isdisjoint({path, *path.parents})
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Collecting a file imports it, and the other libraries that it tests take seconds.
+    return True if config.option.markexpr == "not slow" and is_slow(collection_path) else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if is_slow(item.path):
+            item.add_marker("slow")

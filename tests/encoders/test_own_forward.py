@@ -88,6 +88,7 @@ def test_hooks_of_such_a_layer_run_once_for_each_length() -> None:
     assert seen == [(3, 2, 2), (1, 1, 2)]
 
 
+@pytest.mark.slow
 def test_such_a_layer_obeys_the_laws() -> None:
     def alone(layer: nn.Module, sequence: Tensor, state: Any) -> Any:
         output, end = layer(sequence[:, None], None if state is None else state.to_torch())

@@ -67,6 +67,7 @@ def test_order(lengths: list[int], engine_and_layer: Any, random: Any) -> None:
         laws.check_order(layer, xs, random.sample(range(len(xs)), len(xs)), state_for(layer, len(xs)))
 
 
+@pytest.mark.slow
 @for_each_kind(
     "engine_and_layer",
     every_engine,

@@ -176,7 +176,7 @@ def parts() -> None:
     assert slice_tensors(keyed, slice(0, 1))["x"] is batch
     assert concatenate([batch]) is batch
     for values in ([batch, batch], [keyed, keyed]):
-        with pytest.raises(TypeError, match=r"Can only concatenate tensors but got <class 'seqbatch\.batch"):
+        with pytest.raises(TypeError, match=r"Can only concatenate tensors but got <class 'seqbatch\.SequenceBatch'"):
             concatenate(values)
     for value in (batch, keyed):
         with pytest.raises(TypeError, match="Can only find the batch size of tensors but got <class 'seqbatch"):
