@@ -73,6 +73,7 @@ def test_order(lengths: list[int], random: Any) -> None:
         laws.check_order(layer, sequences(lengths, FEATURES), random.sample(range(len(lengths)), len(lengths)))
 
 
+@pytest.mark.slow
 @few_examples
 @for_all_lengths(side=st.sampled_from(["left", "right"]), batch_first=st.booleans())
 def test_padding(lengths: list[int], side: Any, batch_first: bool) -> None:

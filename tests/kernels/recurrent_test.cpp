@@ -130,7 +130,8 @@ struct Batch {
 
   Batch(const Sizes& s, const Lengths& lengths) : sizes(s), lengths(lengths) {
     const int64_t n = lengths.size(), H = s.hidden, O = s.output();
-    const double scale = 0.6 / std::sqrt(static_cast<double>(H));  // so that an RNN with relu neither grows nor dies
+    // So that an RNN with relu neither grows nor dies, and gates of many outputs are not at their limits.
+    const double scale = 0.6 / std::sqrt(static_cast<double>(std::max(H, O)));
     for (int d = 0; d < s.directions; d++) {
       weights[d] = {random_numbers<T>(s.gates() * H * s.input, scale), random_numbers<T>(s.gates() * H * O, scale),
                     random_numbers<T>(s.has_bias ? s.gates() * H : 0), random_numbers<T>(s.has_bias ? s.gates() * H : 0),

@@ -46,7 +46,7 @@ def install(source: Path, folder: Path, *more: str, **environment: str) -> tuple
 
 
 def check_that_no_function_is_shared_by_instruction_sets(folder: Path) -> None:
-    """The linker keeps one of several weak functions; one for AVX-512 would end the process on an older processor."""
+    """The linker keeps one of several weak functions, and that for AVX-512 would crash on an older processor."""
     objects = [*folder.rglob("recurrent.cpp.o")]
     assert "baseline" in {path.relative_to(folder).parts[1].removesuffix(".dir") for path in objects}
     nm = compiler.run("c++", "-print-prog-name=nm").strip()
