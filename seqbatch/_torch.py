@@ -128,9 +128,7 @@ def takes_gradients_only() -> bool:
 
 def is_mapped(tensor: Tensor) -> bool:
     """Return True if `torch.func.vmap` maps over a tensor; False while `torch.compile` traces, which cannot see it."""
-    if is_dynamo_compiling():
-        return False
-    while is_functorch_wrapped_tensor(tensor):
+    while not is_dynamo_compiling() and is_functorch_wrapped_tensor(tensor):
         if is_batchedtensor(tensor):
             return True
         tensor = get_unwrapped(tensor)
