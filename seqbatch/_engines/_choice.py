@@ -26,19 +26,24 @@ def describe_call(layer: Any, values: Tensor, rounds_by_range: bool) -> EngineCa
     `rounds_by_range` says whether the layer is quantized and rounds its input by the range of the whole input.
     """
     is_stock = is_stock_recurrent(layer)
-    return EngineCall(
+    runs_backward_hooks = not is_stock and torch.is_grad_enabled() and has_backward_hooks(layer)
+    must_be_seen = is_intercepted() or type(values) not in STOCK_TENSORS
+    return EngineCall(  # in order, because names would take longer
         layer,
         values,
         is_stock,
-        takes_packed=is_stock or takes_packed(layer),
-        runs_backward_hooks=not is_stock and torch.is_grad_enabled() and has_backward_hooks(layer),
-        is_parametrized=is_parametrized(layer),
-        rounds_by_range=rounds_by_range,
-        is_intercepted=is_intercepted() or type(values) not in STOCK_TENSORS,
-        autocasts=torch.is_autocast_enabled("cpu"),
+        is_stock or takes_packed(layer),
+        runs_backward_hooks,
+        is_parametrized(layer),
+        rounds_by_range,
+        must_be_seen,
+        torch.is_autocast_enabled("cpu"),
     )
 
 
 def choose(call: EngineCall) -> Engine:
     """Return the first engine that can run a call."""
-    return next(engine for engine in ENGINES if engine.can_run(call))
+    engines = iter(ENGINES)  # not by a generator, because one takes longer than asking an engine
+    while not (engine := next(engines)).can_run(call):
+        pass
+    return engine
