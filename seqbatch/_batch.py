@@ -471,7 +471,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         return self.batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
-        if not in_a_graph():
+        if not in_a_graph():  # because a graph holds no reference to a batch
             remember_iterated(self)
         return iter(self.to_sequences())
 
@@ -565,6 +565,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         for i, part in enumerate(parts):
             if not isinstance(part, SequenceBatch):
                 raise complaint(SeqbatchTypeError, f"batches[{i}]", "be a SequenceBatch", type_name(part))
+        # While tracing, whether a batch is empty is unknown.
         known = [(i, part) for i, part in enumerate(parts) if in_a_graph() or not is_nothing(part)]
         for i, part in known:
             require_alike(f"batches[{i}]", part.values, f"batches[{known[0][0]}]", known[0][1].values)
@@ -615,7 +616,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             if other.device != self.device:
                 raise complaint(SeqbatchValueError, f"others[{i}]", f"be on {self.device}, as this batch", other.device)
         flat = [self.values, *(other.values for other in others)]
-        if in_a_graph():
+        if in_a_graph():  # which cannot hold what an error does below
             return self._same_steps("function(values)", function(*flat))
         batches: list[SequenceBatch] = [self, *others]
         nothing = next((batch.values for batch in batches if is_nothing(batch)), None)

@@ -181,7 +181,7 @@ def _positions_of(index: Any, state: State) -> list[int] | Tensor:
     """Return the positions of an index, counted from the front, or raise; a Tensor stays as it is while tracing."""
     refuse_exporters()
     index = as_index("index", index)
-    if isinstance(index, Tensor) and in_a_graph():
+    if isinstance(index, Tensor) and in_a_graph():  # because its values are unknown while tracing
         return index
     if is_one_index(index):
         return [one_position("index", index, state.batch_size)]

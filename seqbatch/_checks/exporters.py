@@ -18,7 +18,7 @@ def refuse_exporters() -> None:
     """Raise if this thread runs the model for `torch.jit.trace` or `torch.onnx.export`."""
     if is_tracing():
         raise _not_by("torch.onnx.export" if torch.onnx.is_in_onnx_export() else "torch.jit.trace")
-    if is_exporting() and in_a_graph() and _exports_to_onnx():
+    if is_exporting() and in_a_graph() and _exports_to_onnx():  # in this thread: `is_exporting` is for all of them
         raise _not_by("torch.onnx.export")
 
 

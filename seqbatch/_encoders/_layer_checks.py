@@ -57,7 +57,7 @@ def outside_graphs(
     disabled: Callable[[], Any] = cache(lambda: torch.compiler.disable(encoder))
 
     def run(layer: nn.Module, *arguments: Any) -> Any:
-        if in_a_graph():
+        if in_a_graph():  # in `torch.export`, where there is nothing outside of the graph
             raise not_in_a_graph(*cause(layer))
         return (disabled() if is_compiler_imported() else encoder)(layer, *arguments)
 
