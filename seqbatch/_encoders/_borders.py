@@ -67,13 +67,6 @@ class Border(NamedTuple):
         steps = self.sources(ranges(torch.full_like(widths, -self.left), widths, positions), counts, dilation)
         return torch.where(steps < 0, lengths.total, starts + steps)
 
-    def plan(self, take: Tensor, steps: int) -> Plan:
-        """Build the plan from flat values of some steps to positions whose rows `rows` has computed."""
-        if self.mode != "constant":
-            return Plan.copy(take, may_fill=True)
-        is_step = (take < steps).nonzero().flatten()  # no step twice, because a constant border reads none
-        return Plan.match(take[is_step], is_step, steps, len(take))
-
 
 class BorderLayout(NamedTuple):
     """Each sequence with its border.
@@ -95,5 +88,10 @@ def border_layout(lengths: Lengths, border: Border) -> BorderLayout:
     """Lay out each sequence with its border."""
     widths = torch.where(lengths.tensor > 0, lengths.tensor + (border.left + border.right), 0)
     take = border.rows(lengths, widths)
+    if border.mode == "constant":
+        real = (take < lengths.total).nonzero().flatten()
+        plan = Plan.match(take[real], real, lengths.total, len(take))
+    else:
+        plan = Plan.copy(take, may_fill=True)
     padded = tuple(widths.tolist())
-    return BorderLayout(border.plan(take, lengths.total), None if padded == lengths.counts else Lengths(padded))
+    return BorderLayout(plan, None if padded == lengths.counts else Lengths(padded))

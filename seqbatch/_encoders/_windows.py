@@ -116,17 +116,23 @@ def window_layout(lengths: Lengths, windows: Windows) -> WindowLayout:
     if len(numbers_of.keys() - {0}) == 1 and not windows.may_read_nothing(lengths.longest):
         return WindowLayout(None, changed)
     first, end = _first_windows(lengths, numbers_of, windows)
-    steps = _rounded_to_unit(end - windows.border.left)
+    steps = _round_to_few_sizes(end - windows.border.left)
     picked = ranges(first, numbers.tensor, numbers.total)
-    take = _long_sequence(lengths, numbers_of, windows, first, steps)
+    rows, places = _rows_and_places(lengths, numbers_of, windows, first)
     if not windows.are_dense(numbers.counts):
         is_read = torch.zeros(windows.border.left + steps, dtype=torch.bool, device="cpu")
         for tap in range(0, windows.span, windows.dilation):
             is_read[picked * windows.stride + tap] = True
-        take[~is_read[windows.border.left :]] = lengths.total
-    plans = windows.border.plan(take, lengths.total), Plan.gather(picked, windows.number(steps))
+        is_read = is_read[windows.border.left :][places]
+        rows, places = rows[is_read], places[is_read]
+    if windows.border.mode == "constant":
+        lay = Plan.match(rows, places, lengths.total, steps)
+    else:
+        take = torch.full((steps,), lengths.total, device="cpu").scatter_(0, places, rows)
+        lay = Plan.copy(take, may_fill=True)
+    pick = Plan.gather(picked, windows.number(steps))
     corrections = None if windows.divides_by is None else windows.corrections(lengths, numbers)[:, None]
-    return WindowLayout(plans, changed, corrections)
+    return WindowLayout((lay, pick), changed, corrections)
 
 
 def _first_windows(lengths: Lengths, numbers_of: dict[int, int], windows: Windows) -> tuple[Tensor, int]:
@@ -153,14 +159,16 @@ def _first_windows(lengths: Lengths, numbers_of: dict[int, int], windows: Window
     return torch.tensor(firsts, dtype=torch.int64, device="cpu"), end * stride + max(windows.span, left + 1)
 
 
-def _rounded_to_unit(steps: int) -> int:
+def _round_to_few_sizes(steps: int) -> int:
     """Round up by 3 % at most, because kernels are prepared for each size, which costs more than the extra steps."""
     unit = 1 << max(steps.bit_length() - 6, 0)
     return -(-steps // unit) * unit
 
 
-def _long_sequence(lengths: Lengths, numbers_of: dict[int, int], windows: Windows, first: Tensor, steps: int) -> Tensor:
-    """Compute the row of the flat values at each of `steps` steps; arguments are as in `_first_windows`."""
+def _rows_and_places(
+    lengths: Lengths, numbers_of: dict[int, int], windows: Windows, first: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Compute the rows of the flat values, and their places in the long sequence; arguments as in `_first_windows`."""
     border = windows.border
     # A constant border is not laid out, because it is what stands between sequences. So borders may overlap.
     is_laid = border.mode != "constant"
@@ -174,5 +182,4 @@ def _long_sequence(lengths: Lengths, numbers_of: dict[int, int], windows: Window
         rows = border.rows(lengths, widths, windows.dilation)
     else:
         rows = ranges(lengths.offsets[:-1], widths, int(widths.sum()))
-    places = ranges(first * windows.stride - left, widths, len(rows))
-    return torch.full((steps,), lengths.total, device="cpu").scatter_(0, places, rows)
+    return rows, ranges(first * windows.stride - left, widths, len(rows))
