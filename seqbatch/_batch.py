@@ -674,12 +674,14 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         return self.with_values(_ops.reduce(self.values, self.structure, "reverse"))
 
     # ------------------------------------------------------------------------------------------- functions of sequences
+    # An empty sequence yields zeros and gets no gradient, because a NaN would reach every other one through the loss.
 
     def sum(self) -> Tensor:
         """Sum the steps of each sequence.
 
         Returns:
-            `(batch, *features)`; int64 for integers and bools, as `torch.sum`.
+            `(batch, *features)`; int64 for integers and bools, as `torch.sum`; zeros for an empty sequence. Gradients
+            flow.
 
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).sum()
         tensor([3, 3])
@@ -690,7 +692,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """Average the steps of each sequence, over its own length.
 
         Returns:
-            `(batch, *features)`, the dtype of the values.
+            `(batch, *features)`, the dtype of the values; zeros for an empty sequence. Gradients flow.
 
         Raises:
             SeqbatchTypeError: the dtype is neither floating nor complex.
@@ -706,7 +708,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """Return the largest step of each sequence, feature by feature, as `torch.amax`.
 
         Returns:
-            `(batch, *features)`, the dtype of the values; steps that are equally large share the gradient.
+            `(batch, *features)`, the dtype of the values; zeros for an empty sequence. Gradients flow;
+            steps that are equally large share theirs.
 
         Raises:
             SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no maximum.
@@ -721,7 +724,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """Return the smallest step of each sequence, feature by feature, as `torch.amin`.
 
         Returns:
-            `(batch, *features)`, the dtype of the values; steps that are equally small share the gradient.
+            `(batch, *features)`, the dtype of the values; zeros for an empty sequence. Gradients flow;
+            steps that are equally small share theirs.
 
         Raises:
             SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no minimum.
@@ -736,7 +740,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """Return the first step of each sequence.
 
         Returns:
-            `(batch, *features)`, any dtype.
+            `(batch, *features)`, any dtype; zeros for an empty sequence. Gradients flow.
 
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).first()
         tensor([1, 3])
@@ -750,7 +754,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         whole sequence is `state.last()`.
 
         Returns:
-            `(batch, *features)`, any dtype.
+            `(batch, *features)`, any dtype; zeros for an empty sequence. Gradients flow.
 
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).last()
         tensor([2, 3])

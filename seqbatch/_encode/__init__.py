@@ -1,6 +1,6 @@
 """encode and encode_with_state: run a layer on sequences in any layout, and return the same layout.
 
-One call of `encode(nn.LSTM(...), [xs, ys])` makes eight hops, each in a file of its own, and enters none twice:
+One call of `encode(nn.LSTM(...), [xs, ys])` takes eight steps, each in a file of its own, and enters none twice:
 
 1. `registry.find_encoder` finds the encoder by the type of the layer;
 2. `inputs.open_input` converts the sequences to a SequenceBatch;
@@ -11,7 +11,7 @@ One call of `encode(nn.LSTM(...), [xs, ys])` makes eight hops, each in a file of
 7. `run_without_empty`, which has not returned yet, restores the states of empty sequences;
 8. `results.require_outputs` checks what the encoder returns, and `encode` converts it back to the layout of the input.
 
-While tracing, `_encoders/_recurrent_operators` takes hop 4: its operators make hops 4 to 7 when the graph runs.
+While tracing, `_encoders/_recurrent_operators` takes step 4: its operators take steps 4 to 7 when the graph runs.
 """
 
 # mypy: disable-error-code="overload-overlap"

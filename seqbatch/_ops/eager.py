@@ -18,7 +18,6 @@ from seqbatch._checks.layout_arguments import (
 from seqbatch._kernels import row_copies
 from seqbatch._ops import layouts, reductions
 from seqbatch._structure.cached import outside_inference_mode
-from seqbatch._structure.plans import real_steps
 from seqbatch._structure.sequence_lengths import Lengths, to_device
 from seqbatch.errors import SeqbatchValueError
 
@@ -87,7 +86,11 @@ def mask(
     lengths: Lengths, batch_first: bool, side: PaddingSide, total_length: int | None, device: torch.device
 ) -> Tensor:
     time = require_total_length(total_length, lengths.longest)
-    return to_device(real_steps(lengths, batch_first, side, time), device)
+    steps, counts = torch.arange(time, device="cpu"), lengths.tensor
+    if side == "left":
+        steps = steps.flip(0)
+    real = steps < counts[:, None] if batch_first else steps[:, None] < counts
+    return to_device(real, device)
 
 
 def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:

@@ -147,15 +147,6 @@ def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
     return Plan.copy(take) if len(set(chosen)) < len(chosen) else Plan.gather(take, lengths.total)
 
 
-def real_steps(lengths: Lengths, batch_first: bool, side: str, time: int) -> Tensor:
-    """Compute the mask of real steps, `(batch, time)` or `(time, batch)`, bool, on the host."""
-    steps = _arange(time)
-    if side == "left":
-        steps = steps.flip(0)
-    counts = lengths.tensor
-    return steps < counts[:, None] if batch_first else steps[:, None] < counts
-
-
 def turn_plan(lengths: Lengths) -> Plan:
     """Compute the plan from packed rows to every sequence back to front, packed too; it is its own inverse."""
     packed = packed_plan(lengths)

@@ -13,9 +13,9 @@ from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
 from seqbatch import LSTMState, RNNState, SeqbatchError, SequenceBatch, _kernels, encode_with_state
+from seqbatch._ops.reductions import REDUCTIONS
 
 LENGTHS = [3, 0, 2, 1]
-REDUCTIONS = ["first", "last", "max", "mean", "min", "reverse", "softmax", "sum"]
 LAYERS: list[Any] = [
     nn.LSTM(4, 3, num_layers=2, bidirectional=True),
     nn.LSTM(4, 3, proj_size=2, bias=False),

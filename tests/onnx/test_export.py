@@ -15,6 +15,8 @@ from torch.testing import assert_close
 
 import seqbatch.onnx
 from seqbatch import LSTMState, RNNState, SequenceBatch, encode_with_state
+from seqbatch._ops.reductions import REDUCTIONS
+from seqbatch.onnx._reduction_nodes import _NODES
 
 pytestmark = IGNORED
 SIZES = PATTERNS | SMALL
@@ -32,6 +34,10 @@ def test_a_model(kind: str, tmp_path: Path) -> None:
         state: Any = LSTMState(*parts) if kind == "lstm" else RNNState(*parts)
         check_alone(model, batch, (outputs, means, state))
         assert_close(scores, outputs.to_padded(batch_first=True))  # with zeros in its padding
+
+
+def test_every_reduction_has_nodes() -> None:
+    assert _NODES.keys() == REDUCTIONS.keys()
 
 
 class Encoded(nn.Module):
