@@ -30,15 +30,21 @@ def test_fields(lengths: list[int], features: Any, dtype: torch.dtype) -> None:
     assert batch.feature_shape == features
     assert (batch.dtype, batch.device) == (dtype, torch.device("cpu"))
     assert batch.offsets.tolist() == [sum(lengths[:i]) for i in range(len(lengths) + 1)]
-    assert batch.offsets.dtype is torch.int64
+    assert batch.segment_ids.tolist() == [i for i, length in enumerate(lengths) for _ in range(length)]
+    assert batch.positions.tolist() == [step for length in lengths for step in range(length)]
+    assert {batch.offsets.dtype, batch.segment_ids.dtype, batch.positions.dtype} == {torch.int64}
     assert [tuple(x.shape) for x in batch] == [(length, *features) for length in lengths]
 
 
 def test_what_is_given_out_is_not_what_is_kept() -> None:
     batch = SequenceBatch(torch.zeros(3), [2, 1])
     batch.offsets.zero_()
+    batch.segment_ids.zero_()
+    batch.positions.zero_()
     batch.mask(batch_first=True).zero_()
     assert batch.offsets.tolist() == [0, 2, 3]
+    assert batch.segment_ids.tolist() == [0, 0, 1]
+    assert batch.positions.tolist() == [0, 1, 0]
     assert batch.mask(batch_first=True).sum() == 3
 
 

@@ -58,11 +58,11 @@ class Lengths:
 
     def __init__(self, values: tuple[int, ...] | Tensor) -> None:
         # `(batch,)`, int64, on the host. It is created at once, because a graph takes this tensor as its input.
-        if isinstance(values, Tensor):
-            self.tensor = values
-        else:
+        if isinstance(values, tuple):
             self.tensor = outside_inference_mode(lambda: int64_tensor(values))
             vars(self)["_counts"] = values
+        else:
+            self.tensor = values
         self._plans: dict[tuple[object, ...], Any] = {}
         self._on_device: dict[tuple[str, torch.device], Tensor] = {}
         # While tracing, the sizes of the tensors that were joined, if any were.

@@ -63,6 +63,8 @@ CALLS: dict[str, Callable[[SequenceBatch], Any]] = {
     "to_nested": lambda batch: batch.to_nested(),
     "from_offsets": lambda batch: SequenceBatch.from_offsets(batch.values, [0, 3, 3, 5]),
     "offsets": lambda batch: batch.offsets,
+    "segment_ids": lambda batch: batch.segment_ids,
+    "positions": lambda batch: batch.positions,
     "sum": lambda batch: batch.sum(),
     "sum of long sequences": lambda batch: SequenceBatch(batch.values.repeat(40, 1), [120, 80]).sum(),
     "mean": lambda batch: batch.mean(),

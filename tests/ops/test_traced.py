@@ -1,0 +1,69 @@
+"""The functions of `_ops`, eager and traced: equal signatures, and equal results where both have one."""
+
+import inspect
+from typing import Any
+
+import pytest
+import torch
+from graph_models import PATTERNS
+from torch import Tensor, nn
+from torch.export import Dim, export
+from torch.testing import assert_close
+
+from seqbatch import SeqbatchError, SequenceBatch, _ops
+from seqbatch._ops import eager, traced
+from seqbatch._structure.sequence_lengths import Lengths
+
+CPU = torch.device("cpu")
+NAMES = [name for name in vars(_ops) if hasattr(eager, name) and inspect.isfunction(getattr(traced, name, None))]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_signatures_are_equal(name: str) -> None:
+    parameters = [[*inspect.signature(getattr(module, name)).parameters] for module in (eager, traced)]
+    assert parameters[0] == parameters[1]
+
+
+def test_each_function_is_there_twice() -> None:
+    for module in (eager, traced):
+        own = {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+        assert {name for name in own if not name.startswith("_")} - set(NAMES) <= {"positions_of"}  # for a graph alone
+
+
+@pytest.mark.parametrize("lengths", PATTERNS.values(), ids=PATTERNS)
+@pytest.mark.parametrize("name", ["offsets", "segment_ids", "positions"])
+def test_tensors_of_lengths(name: str, lengths: list[int]) -> None:
+    arguments: tuple[Any, ...] = (CPU,) if name == "offsets" else (sum(lengths), CPU)
+    wanted = getattr(eager, name)(Lengths(tuple(lengths)), *arguments)
+    assert_close(getattr(traced, name)(Lengths(torch.tensor(lengths, dtype=torch.int64)), *arguments), wanted)
+
+
+class Model(nn.Module):
+    def forward(self, batch: SequenceBatch) -> tuple[Tensor, Tensor]:
+        same = batch.map(torch.add, batch.with_values(batch.values))
+        return same.segment_ids, batch.positions
+
+
+def test_they_are_exported_for_all_lengths() -> None:
+    example, other = SequenceBatch(torch.zeros(5, 2), [3, 2]), SequenceBatch(torch.zeros(7, 2), [0, 4, 3])
+    shapes = ([{0: Dim("steps", min=0)}, {0: Dim("batch", min=0)}],)
+    program = export(Model(), (example,), dynamic_shapes=shapes).module()
+    for batch in (example, other):
+        assert_close(program(batch), (batch.segment_ids, batch.positions))
+
+
+LENGTHS = Lengths(torch.tensor([2, 1]))
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "what"),
+    [
+        ("to_packed", (torch.zeros(3), LENGTHS), "lengths"),
+        ("from_packed", (None,), "the sizes of a PackedSequence"),
+        ("to_nested", (torch.zeros(3), LENGTHS), "the lengths of a nested tensor"),
+        ("from_nested", (None,), "the lengths of a nested tensor"),
+    ],
+)
+def test_layouts_that_a_graph_cannot_hold(name: str, arguments: tuple[Any, ...], what: str) -> None:
+    with pytest.raises(SeqbatchError, match=f"^`graph of .*; got a call that needs {what}\\. Call it outside"):
+        getattr(traced, name)(*arguments)
