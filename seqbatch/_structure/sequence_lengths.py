@@ -58,6 +58,7 @@ class Lengths:
 
     def __init__(self, values: tuple[int, ...] | Tensor) -> None:
         # `(batch,)`, int64, on the host. It is created at once, because a graph takes this tensor as its input.
+        self.tensor: Tensor
         if isinstance(values, tuple):
             self.tensor = outside_inference_mode(lambda: int64_tensor(values))
             vars(self)["_counts"] = values
@@ -289,7 +290,8 @@ class _LengthsOnDevice:
     """The tensors of `Lengths` on a device. `Lengths` holds the copies, because a reference cycle is freed late."""
 
     def __init__(self, lengths: Lengths, device: torch.device) -> None:
-        self.lengths, self.device = lengths, device
+        self.lengths: Lengths = lengths
+        self.device: torch.device = device
 
     tensor: Tensor = _copy_property("tensor")
     offsets: Tensor = _copy_property("offsets")
