@@ -239,3 +239,17 @@ def test_map_of_two_batches_one_of_which_has_no_features() -> None:
     for one, other in ((NOTHING, known), (known, NOTHING)):
         assert one.map(torch.mul, other).feature_shape == ()
     assert NOTHING.map(lambda values: values > 0).dtype is torch.bool
+
+
+@pytest.mark.parametrize("name", ["weight_hh_l0", "weight_hr_l0"])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_do_not_reach_the_state_of_an_empty_sequence(name: str, bad: float) -> None:
+    lstm = nn.LSTM(3, 4, proj_size=2)
+    with torch.no_grad():
+        lstm.get_parameter(name)[0, 0] = bad
+    outputs, state = encode_with_state(lstm, [torch.zeros(0, 3)])
+    assert outputs[0].shape == (0, 2)
+    assert not state.hidden.any()
+    assert not state.cell.any()
+    (gradient,) = torch.autograd.grad(state.hidden.sum() + state.cell.sum(), lstm.get_parameter(name))
+    assert not gradient.any()
