@@ -76,7 +76,7 @@ def is_compiler_imported() -> bool:
 
 
 def keep_out_of_graphs(function: Callable[..., Any], reason: str) -> None:
-    """Have `torch.compile` break its graph at a function, with this reason, as `torch.compiler.disable` does.
+    """Mark a function where `torch.compile` breaks its graph, with this reason, as `torch.compiler.disable` does.
 
     Unlike that, it does not import PyTorch's compiler, and does not disable what the function calls.
     """
@@ -84,7 +84,7 @@ def keep_out_of_graphs(function: Callable[..., Any], reason: str) -> None:
 
 
 def constant_in_graphs(function: _Function) -> _Function:
-    """Have `torch.compile` call a function without arguments while tracing, and take its result for a constant.
+    """Mark a function without arguments that `torch.compile` calls while tracing, to use its result as a constant.
 
     This is `torch.compiler.assume_constant_result` without importing PyTorch's compiler.
     """
@@ -93,7 +93,7 @@ def constant_in_graphs(function: _Function) -> _Function:
 
 
 def set_scripted(function: Callable[..., Any], make: Callable[[], Any]) -> None:
-    """Have `torch.jit.script` call `make`, and compile what that returns, in place of a function."""
+    """Replace a function, for `torch.jit.script`, by what `make` returns."""
     vars(function).update(__prepare_scriptable__=make)
 
 

@@ -16,7 +16,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 OTHERS = [ROOT / name for name in ("pyproject.toml", "tox.ini", "CMakeLists.txt", ".pre-commit-config.yaml")]
 
 # A docstring begins with what a function does: return, compute, check, raise, build, convert, run.
-WRONG_BEGINNINGS = re.compile(r"(Tell|Give|Make sure|Let|Say|Ask)\b")
+WRONG_BEGINNINGS = re.compile(r"(Tell|Give|Have|Make sure|Let|Say|Ask)\b")
 WRONG_WORDS = re.compile(
     r"(?<!there )\bis no (?!longer)|\b(nobody|everybody|whoever|whom|tells?|told)\b|\bof no steps\b", re.IGNORECASE
 )
@@ -29,6 +29,13 @@ def docstrings(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             yield ast.get_docstring(node) or ""
+
+
+def names_of_tests(tree: ast.AST) -> Iterator[str]:
+    """Yield the names of tests as prose."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name.replace("_", " ")
 
 
 def comments(text: str) -> Iterator[str]:

@@ -88,13 +88,13 @@ MADE_OF_LAYERS = (
 )
 
 
-def test_a_model_made_of_layers_is_told_to_call_encode_on_each() -> None:
+def test_the_error_for_a_model_made_of_layers_says_to_call_encode_on_each() -> None:
     message = refusal(UsersModel())
     found = r"^`layer` must have an encoder; got a \S+UsersModel: none is registered for it or its bases\. "
     assert re.match(found + MADE_OF_LAYERS.format("`lstm`, `head`"), message)
 
 
-def test_a_container_with_a_forward_of_its_own_is_told_so_too() -> None:
+def test_the_error_for_a_container_with_its_own_forward_says_so_too() -> None:
     class Own(nn.Sequential):
         def forward(self, input: Tensor) -> Tensor:
             return -input

@@ -247,7 +247,7 @@ def test_padding_that_the_dtype_cannot_hold(value: Any, dtype: torch.dtype) -> N
 
 
 @pytest.mark.parametrize(("value", "found"), [("0", "a str"), (None, "None"), (torch.tensor(0.0), r"a torch\.Tensor")])
-def test_padding_that_is_no_number(value: Any, found: str) -> None:
+def test_padding_that_is_not_a_number(value: Any, found: str) -> None:
     with pytest.raises(SeqbatchTypeError, match=rf"`padding_value` must be a number; got {found}\."):
         padded(torch.float32, value)
 

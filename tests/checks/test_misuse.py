@@ -152,7 +152,7 @@ def test_lengths_above_the_true_size() -> None:
         SequenceBatch(torch.cat(XS), [6, 6, 4])
 
 
-def test_rows_of_an_initial_state_that_belong_to_nobody() -> None:
+def test_rows_of_an_initial_state_without_a_sequence() -> None:
     lstm = layer(nn.LSTM, 5, 3)
     xs = [x[:3] for x in XS]
     hidden, cell = steps(1, 5, 3), steps(1, 5, 3, seed=1)

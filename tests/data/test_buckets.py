@@ -129,7 +129,7 @@ def test_longest_first_brings_the_batch_of_most_steps_forward_and_changes_nothin
 
 
 @given(cases())
-def test_fill_is_what_is_no_padding(case: Case) -> None:
+def test_fill_is_the_share_of_real_steps(case: Case) -> None:
     padded = sum(len(batch) * case.longest(batch) for batch in chain.from_iterable(case.batches()))
     wanted = sum(case.lengths) / padded if padded else 1.0
     assert [sampler.fill for sampler in case.samplers()] == [wanted] * case.world_size

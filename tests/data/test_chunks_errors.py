@@ -186,7 +186,7 @@ def test_a_layer_without_state_is_refused() -> None:
         encode_chunks(nn.Linear(4, 3), [torch.zeros(2, 4)])
 
 
-def test_what_is_no_layer_is_refused() -> None:
+def test_what_is_not_a_layer_is_refused() -> None:
     layer: Any = nn.LSTM
     with pytest.raises(SeqbatchTypeError, match=re.escape("`layer` must be an nn.Module; got a type.")):
         encode_chunks(layer, [])

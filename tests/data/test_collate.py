@@ -77,7 +77,7 @@ def test_integers_of_an_enumeration() -> None:
     assert collate_sequences([(Tag.NOUN,), (Tag.NOUN,)])[0].tolist() == [3, 3]
 
 
-def test_what_is_no_container_of_fields_stays_as_it_is() -> None:
+def test_what_is_not_a_container_of_fields_stays_as_it_is() -> None:
     packed = pack_sequence([torch.zeros(2, 3)])
     values: list[Any] = [Path("a"), {1, 2}, b"c", "d", SequenceBatch(torch.zeros(3), [2, 1]), packed, Tensor, range(3)]
     assert isinstance(packed, PackedSequence)

@@ -46,7 +46,7 @@ def refused(message: str, kind: type[SeqbatchError], samples: Any, sequences: An
         (None, "None"),
     ],
 )
-def test_samples_that_are_no_list(samples: Any, found: str) -> None:
+def test_samples_that_are_not_a_list(samples: Any, found: str) -> None:
     remedy = r"A DataLoader with batch_size=None passes one sample and not a list\."
     refused(rf"`samples` must be a list of samples; got {found}\. {remedy}", SeqbatchTypeError, samples)
 
@@ -243,7 +243,7 @@ def test_a_name_that_fits_two_fields(sample: Any, name: str, places: str) -> Non
     collate_sequences([sample, sample], sequences=[])
 
 
-def test_a_dot_in_a_key_is_no_fault_where_one_field_fits() -> None:
+def test_a_dot_in_a_key_is_allowed_if_one_field_fits() -> None:
     samples = [{"a.b": signal(steps), "a": {"b": 1, "c": signal()}} for steps in (2, 3)]
     batch: Any = collate_sequences(samples, sequences=["a.b"])
     assert batch["a.b"].lengths == (2, 3)
@@ -252,12 +252,12 @@ def test_a_dot_in_a_key_is_no_fault_where_one_field_fits() -> None:
 
 @pytest.mark.parametrize("flag", [True, False])
 @pytest.mark.parametrize("sample", [(signal(), signal()), {True: signal(), False: signal()}])
-def test_a_bool_is_no_position(sample: Any, flag: bool) -> None:
+def test_a_bool_is_not_a_position(sample: Any, flag: bool) -> None:
     message = rf"`sequences` must hold names and positions; got {flag}\."
     refused(message, SeqbatchTypeError, [sample, sample], [flag])
 
 
-def test_a_misspelt_name_is_told_before_what_follows_from_it() -> None:
+def test_a_misspelt_name_is_reported_before_what_follows_from_it() -> None:
     samples = [{"signal": signal(3)}, {"signal": signal(4)}]
     refused(r"`sequences` must name .* of \['signal'\]; got 'sgnal'\.", SeqbatchValueError, samples, ["sgnal"])
 
@@ -279,7 +279,7 @@ def test_what_is_said_to_be_a_sequence_and_has_no_steps() -> None:
         (np.array([True, False]), r"a numpy\.ndarray\."),
     ],
 )
-def test_sequences_that_are_no_collection(sequences: Any, found: str) -> None:
+def test_sequences_that_are_not_a_collection(sequences: Any, found: str) -> None:
     samples = [{"signal": signal()}]
     refused(rf"`sequences` must be a collection of fields; got {found}", SeqbatchTypeError, samples, sequences)
 
@@ -351,7 +351,7 @@ def test_fields_in_a_list_are_made_a_tuple() -> None:
     assert [one.lengths for one in batch] == [(3, 4), (2, 1)]
 
 
-def test_a_wrong_field_is_no_fault_of_the_class_around_it() -> None:
+def test_a_wrong_field_is_not_blamed_on_the_class_around_it() -> None:
     with pytest.raises(SeqbatchValueError) as caught:
         collate_sequences([Spoken(signal()), Spoken(signal(features=4))])
     assert not hasattr(caught.value, "__notes__")

@@ -91,7 +91,7 @@ def test_a_forward_of_its_own_takes_what_it_takes() -> None:
     torch.testing.assert_close(encode(layer, x), layer(x))
 
 
-def test_what_nobody_knows_the_axes_of() -> None:
+def test_inputs_whose_axes_are_unknown() -> None:
     layer: Any = Own(4, 2, 8)
     layer.self_attn = nn.Identity()
     message = r"got .*Own: Identity\(\) in it does not say whether it is batch_first\. If it is made of layers"

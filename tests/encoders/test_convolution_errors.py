@@ -64,7 +64,7 @@ both_lengths = pytest.mark.parametrize("lengths", [[3, 3], [3, 0, 5]], ids=["equ
 
 @both_lengths
 @pytest.mark.parametrize("layer", LAYERS[1:], ids=str)
-def test_steps_that_are_no_channels(layer: nn.Module, lengths: list[int]) -> None:
+def test_steps_that_are_not_channels(layer: nn.Module, lengths: list[int]) -> None:
     must = r"`sequences` must have features \(channels,\), for \w+\(.*\); got "
     message = must + r"\(\)\. Pass x\.unsqueeze\(-1\) for one channel\."
     laws.check_refused(layer, zeros(lengths), SeqbatchValueError, message)
@@ -161,7 +161,7 @@ def test_padding_of_more_than_half_the_kernel(layer: nn.Module, lengths: list[in
     ],
     ids=str,
 )
-def test_sizes_that_are_no_integers(layer: nn.Module, lengths: list[int]) -> None:
+def test_sizes_that_are_not_integers(layer: nn.Module, lengths: list[int]) -> None:
     message = rf"`layer` must have sizes and padding that are integers; got {type(layer).__name__}\(.*\)\."
     laws.check_refused(layer, zeros(lengths, 2), SeqbatchTypeError, message)
 
@@ -187,7 +187,7 @@ def changed(layer: nn.Module, **options: Any) -> nn.Module:
     ],
     ids=str,
 )
-def test_what_else_pytorch_refuses_is_told_with_its_words(layer: nn.Module, words: str, lengths: list[int]) -> None:
+def test_other_refusals_quote_pytorch(layer: nn.Module, words: str, lengths: list[int]) -> None:
     name = type(layer).__name__
     message = rf"`layer` must take features \(2,\) and torch\.float32; got {name}\(.*\)\. PyTorch says: {words}"
     with pytest.raises(SeqbatchValueError, match=message) as caught:

@@ -49,7 +49,7 @@ def test_wrong_device() -> None:
         encode(nn.Linear(4, 2, device="meta"), [torch.zeros(3, 4)])
 
 
-def test_embedding_of_what_are_no_tokens() -> None:
+def test_embedding_of_values_that_are_not_tokens() -> None:
     message = r"`sequences` must have dtype torch.int32 or torch.int64, for Embedding\(9, 4\); got torch.float32."
     with pytest.raises(SeqbatchTypeError, match=message):
         encode(nn.Embedding(9, 4), [torch.zeros(3)])
@@ -96,9 +96,7 @@ REFUSED_BY_TORCH: list[tuple[nn.Module, torch.Tensor, str]] = [
 
 
 @pytest.mark.parametrize(("layer", "x", "words"), REFUSED_BY_TORCH)
-def test_what_an_activation_refuses_is_told_with_the_words_of_pytorch(
-    layer: nn.Module, x: torch.Tensor, words: str
-) -> None:
+def test_what_an_activation_refuses_quotes_pytorch(layer: nn.Module, x: torch.Tensor, words: str) -> None:
     name = type(layer).__name__
     found = rf"features \({', '.join(map(str, x.shape[1:]))},?\) and {x.dtype}"
     message = rf"`layer` must take {found}; got {name}\(.*\)\. PyTorch says: {words}"
@@ -108,7 +106,7 @@ def test_what_an_activation_refuses_is_told_with_the_words_of_pytorch(
     assert isinstance(caught.value.__cause__, (IndexError, NotImplementedError, RuntimeError))
 
 
-def test_a_lack_of_memory_is_no_fault_of_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lack_of_memory_is_not_blamed_on_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     def run_out(layer: nn.Module, input: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError
 

@@ -159,7 +159,7 @@ def test_padding_that_the_dtype_holds(dtype: torch.dtype, fill: complex) -> None
 
 
 @pytest.mark.parametrize("fill", ["x", torch.tensor(1.0), np.float32(1)])
-def test_padding_that_is_no_number_of_python(fill: Any) -> None:
+def test_padding_that_is_not_a_python_number(fill: Any) -> None:
     said = "`padding_value` must be a number of Python in a graph; got a"
     with pytest.raises(Unsupported, match=said):
         compiled(filled)(SequenceBatch(torch.ones(5), [3, 2]), fill)

@@ -145,7 +145,7 @@ def test_word_dropout_of_another_dtype(training: bool, token: int | None, dtype:
         torch.export.export(Model(layer), (batch,))
 
 
-def test_what_was_compiled_by_itself_is_no_layer_to_register() -> None:
+def test_what_was_compiled_by_itself_is_not_a_layer_to_register() -> None:
     gru: Any = nn.GRU(4, 3)
     layer: Any = torch.compile(gru, backend="aot_eager")
     said = (

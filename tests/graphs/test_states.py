@@ -88,7 +88,7 @@ def test_other_indices(method: str, index: Any) -> None:
 
 @every_method
 @pytest.mark.parametrize("numbers", [[3], [0, -4], [9, 0]])
-def test_a_graph_raises_where_there_is_no_such_sequence(method: str, numbers: list[int]) -> None:
+def test_a_graph_raises_for_a_sequence_out_of_range(method: str, numbers: list[int]) -> None:
     model, example = Indexed(method), (STATES["RNNState"](3), torch.tensor([0, 1]))
     program = export(model, example, dynamic_shapes=([{2: BATCH}], {0: NUMBER})).module()
     for made in (compiled(model), program):
@@ -110,7 +110,7 @@ def test_a_graph_raises_where_there_is_no_such_sequence(method: str, numbers: li
     ],
 )
 @pytest.mark.parametrize("method", ["select", "reset"])
-def test_tensors_that_are_no_index(method: str, index: Tensor, kind: type[Exception], said: str) -> None:
+def test_tensors_that_are_not_an_index(method: str, index: Tensor, kind: type[Exception], said: str) -> None:
     model, state = Indexed(method), STATES["RNNState"](3)
     with pytest.raises(Unsupported, match=re.escape(f"`index` must {said}")):
         compiled(model)(state, index)

@@ -174,7 +174,7 @@ def test_sizes_that_there_are_none_of(make: Callable[[], nn.Module], message: st
         make()
 
 
-def test_sizes_that_are_no_integers() -> None:
+def test_sizes_that_are_not_integers() -> None:
     makers: list[Any] = [layers.LayerNormLSTM, layers.LayerNormLSTMCell]
     for maker in makers:
         with pytest.raises(SeqbatchTypeError, match=r"`input_size` must be an integer; got 'a'\."):
@@ -191,7 +191,7 @@ def test_sizes_that_are_no_integers() -> None:
         (lambda value: layers.TwoWay(nn.Tanh(), value), "backward_layer"),
     ],
 )
-def test_what_is_no_layer(make: Any, subject: str) -> None:
+def test_what_is_not_a_layer(make: Any, subject: str) -> None:
     with pytest.raises(SeqbatchTypeError, match=rf"`{subject}` must be an nn\.Module; got None\.$"):
         make(None)
     message = rf"`{subject}` must be an nn\.Module; got a type\. Pass a layer, not its class\."

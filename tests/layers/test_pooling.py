@@ -23,7 +23,7 @@ POOLS: list[Any] = [FirstStep, LastStep, MaxPool, MeanPool, MinPool, SumPool]
     scope="module", autouse=True, params=[reductions.REDUCTION_LOOP_LIMIT, 0], ids=["one by one", "all at once"]
 )
 def few(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have both ways of unequal lengths tested, whatever the number of sequences."""
+    """Run each test with the loop over sequences, and with the call for all at once."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reductions, "REDUCTION_LOOP_LIMIT", request.param)
         yield

@@ -81,7 +81,7 @@ class Around(nn.Module):
 
 @pytest.mark.parametrize("change", [prepared, hooked])
 @pytest.mark.parametrize("make", [lambda: nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 3)), lambda: Residual(nn.Tanh())])
-def test_a_container_is_refused_and_told_what_to_prepare(change: Any, make: Any) -> None:
+def test_the_error_for_a_container_says_what_to_prepare(change: Any, make: Any) -> None:
     layer = make()
     message = (
         r"^`layer` must have the `forward` of its class, and not one of accelerate; got a .*: it has a forward of its "

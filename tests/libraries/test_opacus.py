@@ -293,7 +293,7 @@ def test_frozen_layers_get_no_hooks() -> None:
         encode(linear, batch)
 
 
-def test_hooks_and_marks_of_others_are_no_fault() -> None:
+def test_hooks_and_marks_of_others_are_allowed() -> None:
     layer = nn.Linear(4, 4)
     GradSampleModule(layer).remove_hooks()  # which leaves marks on the weights
     seen: list[int] = []

@@ -21,7 +21,7 @@ sides, flags = st.sampled_from(["right", "left"]), st.booleans()
 
 @pytest.fixture(scope="module", autouse=True, params=[_kernels.IS_THERE, False], ids=["rows", "gathers"])
 def kernels(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Have both the copies of rows and the gathers tested."""
+    """Run each test with the copies of rows, and with the gathers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(_kernels, "IS_THERE", request.param)
         yield

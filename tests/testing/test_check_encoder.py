@@ -58,7 +58,7 @@ def test_it_says_which_law_and_by_which_lengths(fault: Callable[..., Any], law: 
         check_encoder(wrong.Scaled(), (2,))
 
 
-def test_the_law_of_memory_is_told_too() -> None:
+def test_the_law_of_memory_is_named_too() -> None:
     register_encoder(nn.Linear)(lambda layer, batch: batch.map(layer))
     with pytest.raises(
         AssertionError, match=r"Linear\(.*\) breaks the law Memory: a peak of [\d.]+ times what the longest"
@@ -87,7 +87,7 @@ def test_an_oracle_of_ones_own() -> None:
         check_alone(nn.Linear(2, 3), [torch.randn(3, 2)], alone=lambda layer, x, state: layer(x) + 1)
 
 
-def test_what_is_no_state_is_refused() -> None:
+def test_what_is_not_a_state_is_refused() -> None:
     with pytest.raises(TypeError, match=r"a Tensor, an attrs class, a tuple or a list of these; got int"):
         tensors_of(3)
 

@@ -148,7 +148,7 @@ def test_what_the_layer_itself_raises_going_back_is_not_hidden() -> None:
         ),
     ],
 )
-def test_hooks_of_the_backward_pass_that_are_lost_are_told_of(fault: Callable[..., Any], told: str) -> None:
+def test_hooks_of_the_backward_pass_that_are_lost_are_reported(fault: Callable[..., Any], told: str) -> None:
     register_encoder(wrong.Scaled)(fault)
     with pytest.raises(AssertionError, match=told):
         check_called_as_itself(wrong.Scaled(), [torch.randn(3, 2), torch.randn(1, 2)])
