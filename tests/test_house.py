@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from house import files_of, floors, imported_files, imports, rooms
 from torch import nn
 
 import seqbatch
@@ -27,51 +28,7 @@ PACKAGE, ROOT = Path(seqbatch.__file__).parent, Path(__file__).parents[1]
 # What a user may import. All else at the top of the package is private, and says so by an underscore.
 PUBLIC = {"__init__", "__main__", "data", "errors", "layers", "onnx", "py.typed", "testing"}
 MOST_ENTRIES, MOST_FLOORS = 18, 10
-FILES = {
-    ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__"): path
-    for path in sorted(PACKAGE.rglob("*.py"))
-}
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Yield the full name of each module that a file imports, at any depth; `from a import b` yields a.b."""
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name} has a relative import"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
-
-
-def imported_files(path: Path) -> set[str]:
-    """Return the files of the package that a file imports from."""
-    found = set()
-    for name in imports(path):
-        if name.split(".")[0] == "seqbatch":
-            parts = name.split(".")[1:]
-            while parts and ".".join(parts) not in FILES:
-                parts.pop()
-            found.add(".".join(parts) or "__init__")
-    return found
-
-
-def rooms() -> dict[str, set[str]]:
-    """Return the entries at the top of the package, and which others each imports."""
-    found: dict[str, set[str]] = {}
-    for file, path in FILES.items():
-        room = file.split(".")[0]
-        found.setdefault(room, set()).update(other.split(".")[0] for other in imported_files(path))
-        found[room].discard(room)
-    return found
-
-
-def floors() -> dict[str, int]:
-    """Return the floor of each room: one above the highest that it imports."""
-    found: dict[str, int] = {}
-    graph = rooms()
-    for room in TopologicalSorter(graph).static_order():  # which raises if imports go round in circles
-        found[room] = 1 + max((found[other] for other in graph[room]), default=0)
-    return found
+FILES = files_of(PACKAGE)
 
 
 def test_the_top_of_the_package_is_small() -> None:
@@ -81,7 +38,7 @@ def test_the_top_of_the_package_is_small() -> None:
 
 
 def test_rooms_stand_on_few_floors() -> None:
-    assert max(floors().values()) <= MOST_FLOORS
+    assert max(floors(rooms(FILES)).values()) <= MOST_FLOORS
 
 
 def names_in(path: Path) -> Iterator[str]:
@@ -104,17 +61,19 @@ def test_no_name_is_used_twice() -> None:
 
 
 def test_the_package_leaves_out_what_only_some_users_want() -> None:
-    assert {"data", "onnx", "testing"} & {file.split(".")[0] for file in imported_files(FILES["__init__"])} == set()
+    assert {"data", "onnx", "testing"} & {
+        file.split(".")[0] for file in imported_files(FILES["__init__"], FILES)
+    } == set()
 
 
 def test_no_imports_go_round_in_circles() -> None:
-    graph = {file: imported_files(path) for file, path in FILES.items()}
+    graph = {file: imported_files(path, FILES) for file, path in FILES.items()}
     assert len([*TopologicalSorter(graph).static_order()]) == len(FILES)
 
 
 def test_containers_are_imported_by_containers_only() -> None:
-    found = {file for file, path in FILES.items() if "_encoders.containers" in imported_files(path)}
-    assert found == {"_encoders", "layers.two_way"}
+    found = {file for file, path in FILES.items() if "_encoders.containers" in imported_files(path, FILES)}
+    assert found == {"_encoders", "layers.residual", "layers.two_way"}
 
 
 def test_runtime_dependencies_are_attrs_and_torch() -> None:
