@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 from accelerate import Accelerator, DataLoaderConfiguration
-from ranks.trainers import LENGTHS, Model, plain_loader, tracked_loader
+from ranks.running import everyones, run_checks
+from ranks.trainers import MUST_BE_TRACKED, Model, plain_loader, require_each_sample_once, tracked_loader
 from torch import distributed
 
 from seqbatch import SeqbatchError
-
-AGAIN = r"^`sampler` must be iterated over by sampler\.track\(loader\), because there are 2 processes"
 
 
 def prepared(loader: Any, **options: Any) -> Any:
@@ -30,17 +29,16 @@ def every_sample_once() -> None:
             optimizer.step()
             optimizer.zero_grad()
             seen.append(samples.tolist())
-        both: list[Any] = [None, None]
-        distributed.all_gather_object(both, seen)
+        both = everyones(seen)
         assert [len(part) for part in both] == [len(loader)] * 2
-        assert sorted(i for part in both for batch in part for i in batch) == list(range(len(LENGTHS)))
+        require_each_sample_once(both)
 
 
 def loaders_are_not_sharded_again() -> None:
     for options in ({"even_batches": False}, {"even_batches": True}, {"use_stateful_dataloader": True}):
         sampler, plain = plain_loader()
         loader = prepared(plain, **options)
-        with pytest.raises(SeqbatchError, match=AGAIN):
+        with pytest.raises(SeqbatchError, match=MUST_BE_TRACKED):
             next(iter(loader))
         with pytest.raises(
             SeqbatchError, match=r"^`loader` must have this sampler as its batch_sampler; got an accelerate"
@@ -48,7 +46,7 @@ def loaders_are_not_sharded_again() -> None:
             sampler.track(loader)
     loader = prepared(plain_loader()[1], dispatch_batches=True)
     if distributed.get_rank() == 0:  # which alone draws batches, and sends them to the others
-        with pytest.raises(SeqbatchError, match=AGAIN):
+        with pytest.raises(SeqbatchError, match=MUST_BE_TRACKED):
             next(iter(loader))
 
 
@@ -58,14 +56,5 @@ CHECKS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    for name, check in CHECKS.items():
-        check()
-        distributed.barrier()
-        if distributed.get_rank() == 0:
-            print(f"{name}: passed", flush=True)
-    distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(CHECKS)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from ranks.running import run_checks
 from ranks.training import LENGTHS, Run, Samples, Tagger, collate, exact, loader_of, losses_of, make_model, train
 from torch import Tensor, distributed, nn
 from torch.distributed.fsdp import fully_shard
@@ -254,12 +255,7 @@ CHECKS: dict[str, Callable[[], None]] = {
 
 def main() -> None:
     distributed.init_process_group("gloo", timeout=timedelta(seconds=30))
-    for name, check in CHECKS.items():
-        check()
-        distributed.barrier()
-        if distributed.get_rank() == 0:
-            print(f"{name}: passed", flush=True)
-    distributed.destroy_process_group()
+    run_checks(CHECKS)
     # PyTorch keeps the group of sharded models, and a thread of it that is busy while Python ends aborts the process.
     os._exit(0)
 

@@ -22,7 +22,8 @@ from accelerate.utils import (
     send_to_device,
     slice_tensors,
 )
-from torch import Tensor, distributed
+from ranks.running import everyones, run_checks
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from seqbatch import RNNState, SeqbatchTypeError, SequenceBatch
@@ -125,10 +126,8 @@ def pickled() -> None:
     file.seek(0)
     for found in (pickle.loads(pickle.dumps(keyed)), copy.deepcopy(keyed), torch.load(file, weights_only=False)):
         same(found["x"], batch_of(RANK).to_sequences())
-    everyones: Any = [None] * COUNT
     if COUNT > 1:
-        distributed.all_gather_object(everyones, keyed)
-        same([one for other in everyones for one in other["x"]], all_sequences())
+        same([one for other in everyones(keyed) for one in other["x"]], all_sequences())
     loader: Any = DataLoader(DATA, batch_size=2, collate_fn=as_dict, num_workers=1)
     same([one for batch in loader for one in batch["x"]], [sequence for sequence, _ in DATA])
 
@@ -220,14 +219,8 @@ def dispatch(form: str, split: str) -> None:
 def main() -> None:
     if sys.argv[1:]:
         dispatch(*sys.argv[1:])
-        return
-    for name, check in CHECKS.items():
-        check()
-        accelerator.wait_for_everyone()
-        if RANK == 0:
-            print(f"{name}: passed", flush=True)
-    if COUNT > 1:
-        distributed.destroy_process_group()
+    else:
+        run_checks(CHECKS)
 
 
 if __name__ == "__main__":

@@ -7,20 +7,20 @@ from typing import Any
 import lightning
 import pytest
 import torch
-from ranks.trainers import LENGTHS, Model, plain_loader, tracked_loader, trainer
-from torch import distributed
+from ranks.running import everyones, run_checks
+from ranks.trainers import (
+    LENGTHS,
+    MUST_BE_TRACKED,
+    Model,
+    plain_loader,
+    require_each_sample_once,
+    tracked_loader,
+    trainer,
+)
 
 from seqbatch import SeqbatchError
 
-AGAIN = r"^`sampler` must be iterated over by sampler\.track\(loader\), because there are 2 processes"
 two = functools.partial(trainer, devices=2, strategy="ddp")
-
-
-def both(own: object) -> list[Any]:
-    """Return what both processes have."""
-    found: list[Any] = [None, None]
-    distributed.all_gather_object(found, own)
-    return found
 
 
 def every_sample_once() -> None:
@@ -29,13 +29,12 @@ def every_sample_once() -> None:
     runner.fit(model, loader, tracked_loader(shuffle=False))
     batches = len(loader)
     assert runner.num_training_batches == batches
-    assert [len(seen) for seen in both(model.seen)] == [3 * batches] * 2
+    assert [len(seen) for seen in everyones(model.seen)] == [3 * batches] * 2
     for epoch in range(3):
-        seen = both(model.seen[epoch * batches : (epoch + 1) * batches])
-        assert sorted(i for part in seen for batch in part for i in batch) == list(range(len(LENGTHS)))
-    validated = [i for part in both(model.validated) for i in part]
+        require_each_sample_once(everyones(model.seen[epoch * batches : (epoch + 1) * batches]))
+    validated = [i for part in everyones(model.validated) for i in part]
     assert sorted(validated) == sorted([*range(len(LENGTHS))] * 3)
-    weights = both([parameter.detach() for parameter in model.parameters()])
+    weights = everyones([parameter.detach() for parameter in model.parameters()])
     torch.testing.assert_close(*weights, rtol=0, atol=0)
 
 
@@ -43,7 +42,7 @@ def loaders_are_not_sharded_again() -> None:
     with pytest.raises(TypeError, match="Lightning can't inject a \\(distributed\\) sampler into your batch sampler"):
         two(max_epochs=1).fit(Model(), plain_loader()[1])
     model = Model()
-    with pytest.raises(SeqbatchError, match=AGAIN):
+    with pytest.raises(SeqbatchError, match=MUST_BE_TRACKED):
         two(max_epochs=1, use_distributed_sampler=False).fit(model, plain_loader()[1])
     assert model.seen == []
 
@@ -63,13 +62,12 @@ def fabric() -> None:
     _, loader = plain_loader()
     with pytest.raises(TypeError, match="Lightning can't inject a \\(distributed\\) sampler into your batch sampler"):
         runner.setup_dataloaders(loader)
-    with pytest.raises(SeqbatchError, match=AGAIN):
+    with pytest.raises(SeqbatchError, match=MUST_BE_TRACKED):
         next(iter(runner.setup_dataloaders(loader, use_distributed_sampler=False)))
     tracked: Any = tracked_loader()
     with pytest.raises(TypeError, match="Only PyTorch DataLoader"):
         runner.setup_dataloaders(tracked)
-    seen = both([runner.to_device(samples).tolist() for _, samples in tracked])
-    assert sorted(i for part in seen for batch in part for i in batch) == list(range(len(LENGTHS)))
+    require_each_sample_once(everyones([runner.to_device(samples).tolist() for _, samples in tracked]))
 
 
 CHECKS: dict[str, Callable[[], None]] = {
@@ -79,14 +77,5 @@ CHECKS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    for name, check in CHECKS.items():
-        check()
-        distributed.barrier()
-        if distributed.get_rank() == 0:
-            print(f"{name}: passed", flush=True)
-    distributed.destroy_process_group()
-
-
 if __name__ == "__main__":
-    main()
+    run_checks(CHECKS)

@@ -1,4 +1,4 @@
-"""A small model that Lightning trains, which notes every sample that it is given."""
+"""A small model that Lightning and accelerate train, which notes every sample that it is given."""
 
 from typing import Any
 
@@ -12,6 +12,8 @@ from seqbatch.data import BucketBatchSampler, TrackedLoader, collate_sequences
 
 LENGTHS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 3, 2, 3, 8, 4]
 Sample = tuple[Tensor, Tensor]
+# The beginning of the error for a loader that is not tracked, in two processes.
+MUST_BE_TRACKED = r"^`sampler` must be iterated over by sampler\.track\(loader\), because there are 2 processes"
 
 
 class Samples(Dataset[Sample]):
@@ -64,6 +66,11 @@ def plain_loader(**options: Any) -> tuple[BucketBatchSampler, DataLoader[Sample]
 def tracked_loader(**options: Any) -> TrackedLoader[Sample]:
     sampler, loader = plain_loader(**options)
     return sampler.track(loader)
+
+
+def require_each_sample_once(seen: list[list[list[int]]]) -> None:
+    """Check the indices of the samples that processes saw, batch by batch, in one epoch."""
+    assert sorted(i for part in seen for batch in part for i in batch) == list(range(len(LENGTHS)))
 
 
 def trainer(**options: Any) -> lightning.Trainer:

@@ -1,0 +1,26 @@
+"""Runs checks in all processes at once, and prints what has passed."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import distributed
+
+
+def run_checks(checks: dict[str, Callable[[], None]]) -> None:
+    """Run checks in order, one at a time in all processes; the first that fails ends its process."""
+    together = distributed.is_initialized()
+    for name, check in checks.items():
+        check()
+        if together:
+            distributed.barrier()
+        if not together or distributed.get_rank() == 0:
+            print(f"{name}: passed", flush=True)
+    if together:
+        distributed.destroy_process_group()
+
+
+def everyones(own: Any) -> list[Any]:
+    """Return what each process has."""
+    found: list[Any] = [None] * distributed.get_world_size()
+    distributed.all_gather_object(found, own)
+    return found
