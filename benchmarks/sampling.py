@@ -16,7 +16,7 @@ from matplotlib.ticker import FixedLocator, NullLocator
 from torch import Tensor
 
 from seqbatch.data._bucket_sampler import BucketBatchSampler
-from seqbatch.data._epoch_plan import EpochPlan
+from seqbatch.data._epoch_batches import EpochBatches
 
 SEQUENCES, BATCH = 1_000_000, 32
 WORLD_SIZES = (8, 64, 512)
@@ -60,8 +60,8 @@ def measure(point: Point, rounds: int, sequences: int = SEQUENCES) -> dict[str, 
         return BucketBatchSampler(lengths, world_size=point.world_size, **options)
 
     sampler, epochs = make(), count(1)
-    plan = sampler._epochs.plan(0)
-    random = BucketBatchSampler(lengths, world_size=point.world_size, pool=1, **options)._epochs.plan(0)
+    plan = sampler._state.epoch_batches(0)
+    random = BucketBatchSampler(lengths, world_size=point.world_size, pool=1, **options)._state.epoch_batches(0)
     return {
         "distribution": point.distribution,
         "limit": point.limit,
@@ -69,7 +69,7 @@ def measure(point: Point, rounds: int, sequences: int = SEQUENCES) -> dict[str, 
         "batches": len(plan.rounds),
         "seconds": {
             "make": _median(make, rounds),
-            "plan": _median(lambda: sampler._epochs.plan(next(epochs)), rounds),
+            "plan": _median(lambda: sampler._state.epoch_batches(next(epochs)), rounds),
         },
         "microseconds": 1e6 * _median(partial(_draw_all, sampler), rounds) / len(plan.rounds),
         "fill": {"bucketed": plan.share_of_real_steps(), "random": random.share_of_real_steps()},
@@ -149,7 +149,7 @@ def _draw_balance(axes: Any, names: list[str], results: list[dict[str, Any]], co
     axes.set(ylabel="balance", ylim=(0, 1.1))
 
 
-def _balance(plan: EpochPlan, rounds: Tensor) -> dict[str, float]:
+def _balance(plan: EpochBatches, rounds: Tensor) -> dict[str, float]:
     found = {}
     for name, cost in (("steps", plan.steps), ("longest", plan.longest)):
         by_process = cost[rounds].double()

@@ -1,6 +1,7 @@
 """BucketBatchSampler: batches of sequences of similar length, for one process or many."""
 
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -8,10 +9,9 @@ from torch.utils.data import Sampler
 
 from seqbatch._checks.arguments import at_least, integer
 from seqbatch._checks.grammar import complaint, counted, type_name
-from seqbatch.data._batch_iterator import BatchIterator
-from seqbatch.data._epoch_plan import PlanOptions
-from seqbatch.data._epochs import Epochs
+from seqbatch.data._epoch_batches import BatchingOptions
 from seqbatch.data._sampler_arguments import default_pool, require_lengths, require_limits, require_processes
+from seqbatch.data._sampler_state import Position, SamplerState, require_one_process
 from seqbatch.data._tracked_loader import Batch, TrackedLoader
 from seqbatch.errors import SeqbatchError
 
@@ -78,7 +78,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         known = require_lengths(lengths)
         batch_size, max_steps = require_limits(batch_size, max_steps)
         pool = default_pool(known, batch_size, max_steps) if pool is None else at_least("pool", pool, 1)
-        self._options = PlanOptions(
+        self._options = BatchingOptions(
             batch_size=batch_size,
             max_steps=max_steps,
             shuffle=bool(shuffle),
@@ -87,7 +87,7 @@ class BucketBatchSampler(Sampler[list[int]]):
             pool=min(pool, len(known)) if shuffle else len(known),
             world_size=1,
         )
-        self._epochs = Epochs(torch.frombuffer(known, dtype=torch.int64), self._options, processes)
+        self._state = SamplerState(torch.frombuffer(known, dtype=torch.int64), self._options, processes)
         len(self)  # raises unless the sequences can be put into batches
 
     @property
@@ -97,7 +97,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         >>> BucketBatchSampler([5, 1, 4], batch_size=2).epoch
         0
         """
-        return self._epochs.passes.epoch()
+        return self._state.progress.epoch()
 
     @property
     def fill(self) -> float:
@@ -108,7 +108,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         >>> BucketBatchSampler([5, 1, 4, 2], batch_size=2, shuffle=False).fill  # 12 steps in 2 x 2 and 2 x 5
         0.8571428571428571
         """
-        return self._epochs.plan(self.epoch).share_of_real_steps()
+        return self._state.epoch_batches(self.epoch).share_of_real_steps()
 
     def set_epoch(self, epoch: int) -> None:
         """Set the epoch of the next pass, which begins at the start, or at a loaded state if that is in this epoch.
@@ -126,7 +126,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         >>> sampler.epoch
         3
         """
-        self._epochs.passes.set_epoch(at_least("epoch", epoch, 0))
+        self._state.progress.set_epoch(at_least("epoch", epoch, 0))
 
     def track(self, loader: Iterable[Batch]) -> TrackedLoader[Batch]:
         """Return a loader of the same batches that counts them, so that it can resume.
@@ -152,7 +152,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         [[10, 20], [30]]
         """
         self._require_own(loader)
-        return TrackedLoader(self._epochs, loader)
+        return TrackedLoader(self._state, loader)
 
     def _require_own(self, loader: object) -> None:
         """Raise if a loader is known to return other batches than this sampler."""
@@ -163,22 +163,64 @@ class BucketBatchSampler(Sampler[list[int]]):
             remedy = "Track the DataLoader that was made with it, before a library prepares it."
             must = "have this sampler as its batch_sampler"
             raise complaint(SeqbatchError, "loader", must, type_name(found), remedy)
-        data, samples = getattr(loader, "dataset", None), len(self._epochs.lengths)
+        data, samples = getattr(loader, "dataset", None), len(self._state.lengths)
         if isinstance(data, Sized) and len(data) != samples:
             must = f"be over {counted(samples, 'sample')}, as the lengths of the sampler"
             raise complaint(SeqbatchError, "loader", must, len(data))
 
     def __iter__(self) -> Iterator[list[int]]:
-        return BatchIterator(self._epochs)
+        return BatchIterator(self._state)
 
     def __len__(self) -> int:
         """The number of batches of an epoch in one process, the same in every epoch and process."""
-        return self._epochs.batches()
+        return self._state.batches()
 
     def __repr__(self) -> str:
         limits = {"batch_size": self._options.batch_size, "max_steps": self._options.max_steps}
-        parts = [counted(len(self._epochs.lengths), "sequence")]
+        parts = [counted(len(self._state.lengths), "sequence")]
         parts += [f"{name} {limit}" for name, limit in limits.items() if limit is not None]
-        rank, world_size = self._epochs.processes()
+        rank, world_size = self._state.processes()
         parts += [f"process {rank} of {world_size}", f"epoch {self.epoch}"]
         return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class BatchIterator(Iterator[list[int]]):
+    """The batches of one pass. It begins at the first draw, because a DataLoader with workers creates two and uses one.
+
+    Args:
+        state: that of the sampler.
+    """
+
+    def __init__(self, state: SamplerState) -> None:
+        self._state = state
+        # Once the pass has begun: the position of the batch that is drawn next, and the batches from there on.
+        self._begun: tuple[Position, Iterator[list[int]]] | None = None
+
+    def __next__(self) -> list[int]:
+        position, batches = self._begun or self._begin(self._state.begin_drawing())
+        batch = next(batches)
+        self._begun = Position(position.epoch, position.batch + 1), batches
+        return batch
+
+    def _begin(self, position: Position) -> tuple[Position, Iterator[list[int]]]:
+        planned, (rank, _) = self._state.epoch_batches(position.epoch), self._state.processes()
+        self._begun = position, planned.of_process(rank, position.batch)
+        return self._begun
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the position after the batches drawn; a StatefulDataLoader knows which of these it has returned.
+
+        The sampler itself has no such method: a DataLoader draws ahead, so its state would skip batches.
+        """
+        return self._state.to_dict(self._state.progress.next_drawn() if self._begun is None else self._begun[0])
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue after the batches that another iterator has drawn; the next pass is the next epoch."""
+        progress = self._state.progress
+        if progress.tracked is not None and progress.tracked.is_open:
+            must = "be resumed by the state of the tracked loader, which counts for it"
+            raise complaint(SeqbatchError, "loader", must, "a state of its own")
+        require_one_process(self._state.processes()[1])
+        position = self._state.read_dict(state_dict)
+        progress.load(position, 1)
+        self._begin(progress.begin_drawing(1))

@@ -7,7 +7,7 @@ from torch import Tensor, distributed
 
 from seqbatch._checks.arguments import at_least, lengths_of
 from seqbatch._checks.grammar import complaint, counted
-from seqbatch.data._epoch_plan import PlanOptions, count_batches
+from seqbatch.data._epoch_batches import BatchingOptions, count_batches
 from seqbatch.errors import SeqbatchValueError
 
 # Batches that are sorted together, on average: with more, fill hardly grows, and the shuffle is weaker.
@@ -66,7 +66,7 @@ def require_lengths(lengths: Sequence[int] | Tensor) -> "array[int]":
     return array("q", known)
 
 
-def require_batches(lengths: Tensor, options: PlanOptions) -> int:
+def require_batches(lengths: Tensor, options: BatchingOptions) -> int:
     """Return the number of batches of every epoch, of all processes together; raise if the limits do not allow it."""
     if options.max_steps is not None and int(lengths.max()) > options.max_steps:
         i = int((lengths > options.max_steps).nonzero()[0])

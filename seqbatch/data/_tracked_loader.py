@@ -4,8 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
 from seqbatch._checks.grammar import complaint
-from seqbatch.data._epochs import Epochs
-from seqbatch.data._passes import not_one_for_one
+from seqbatch.data._sampler_state import SamplerState, not_one_for_one
 from seqbatch.errors import SeqbatchError
 
 Batch = TypeVar("Batch")
@@ -22,7 +21,7 @@ class TrackedLoader(Generic[Batch]):
     and `load_state_dict`, as Lightning does, find them here. Libraries that shard a DataLoader leave this as it is.
 
     Args:
-        epochs: the epochs of the sampler, which `track` passes.
+        state: that of the sampler, which `track` passes.
         loader: the loader whose batches it returns.
 
     >>> from seqbatch.data import BucketBatchSampler
@@ -34,24 +33,24 @@ class TrackedLoader(Generic[Batch]):
 
     __module__ = "seqbatch.data"  # so that errors and pickles do not hold the layout of files
 
-    def __init__(self, epochs: Epochs, loader: Iterable[Batch]) -> None:
-        self._epochs = epochs
+    def __init__(self, state: SamplerState, loader: Iterable[Batch]) -> None:
+        self._state = state
         self._loader = loader
 
     def __iter__(self) -> Iterator[Batch]:
-        passes = self._epochs.passes
-        tracked = self._epochs.begin_tracked()
+        progress = self._state.progress
+        tracked = self._state.begin_tracked()
         try:
             for batch in self._loader:
-                passes.count(tracked)
+                progress.count(tracked)
                 yield batch
-            if passes.tracked is tracked and tracked.returned != tracked.batches:
+            if progress.tracked is tracked and tracked.returned != tracked.batches:
                 raise not_one_for_one("fewer")
         finally:
             tracked.is_open = False
 
     def __len__(self) -> int:
-        return self._epochs.batches()
+        return self._state.batches()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position after the last batch that was returned, the same in every process.
@@ -69,12 +68,12 @@ class TrackedLoader(Generic[Batch]):
         >>> state["epoch"], state["position"]
         (0, 0)
         """
-        passes = self._epochs.passes
-        if passes.untracked_passes:
+        progress = self._state.progress
+        if progress.untracked_passes:
             remedy = "Iterate over the tracked loader, or call set_epoch before."
             must = "know how many batches were returned"
             raise complaint(SeqbatchError, "state_dict", must, "a pass over the DataLoader itself", remedy)
-        return self._epochs.state(passes.position())
+        return self._state.to_dict(progress.position())
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue in the next pass where another tracked loader was, whose sampler must have the same arguments.
@@ -94,7 +93,7 @@ class TrackedLoader(Generic[Batch]):
         >>> len(list(loader)), len(list(loader))
         (1, 2)
         """
-        self._epochs.passes.load(self._epochs.read_state(state_dict), self._epochs.processes()[1])
+        self._state.progress.load(self._state.read_dict(state_dict), self._state.processes()[1])
 
     def __repr__(self) -> str:
-        return f"TrackedLoader({len(self)} batches, epoch {self._epochs.passes.position().epoch})"
+        return f"TrackedLoader({len(self)} batches, epoch {self._state.progress.position().epoch})"

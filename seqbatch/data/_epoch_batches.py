@@ -1,4 +1,4 @@
-"""The plan of an epoch: the sequences of each batch, and the batches that processes run at the same time."""
+"""The batches of an epoch: the sequences of each batch, and the batches that processes run at the same time."""
 
 import hashlib
 from collections.abc import Iterator
@@ -15,8 +15,8 @@ MAX_SHUFFLES = 10
 
 
 @attrs.frozen
-class PlanOptions:
-    """The arguments that determine a plan, as values that can be saved; None means no limit."""
+class BatchingOptions:
+    """The arguments that determine the batches of an epoch, as values that can be saved; None means no limit."""
 
     batch_size: int | None
     max_steps: int | None
@@ -28,7 +28,7 @@ class PlanOptions:
 
 
 @attrs.frozen(eq=False)
-class EpochPlan:
+class EpochBatches:
     """The batches of an epoch, for all processes.
 
     Args:
@@ -45,7 +45,7 @@ class EpochPlan:
     steps: Tensor
     longest: Tensor
 
-    def batches(self, rank: int, first: int) -> Iterator[list[int]]:
+    def of_process(self, rank: int, first: int) -> Iterator[list[int]]:
         """Yield the sequences of each batch of one process, from one position of the epoch on."""
         bounds = self.bounds.tolist()
         for i in self.rounds[first:, rank].tolist():
@@ -57,7 +57,7 @@ class EpochPlan:
         return int(self.steps.sum()) / padded if padded else 1.0
 
 
-def count_batches(lengths: Tensor, options: PlanOptions) -> int:
+def count_batches(lengths: Tensor, options: BatchingOptions) -> int:
     """Compute the number of batches of every epoch, of all processes together.
 
     With `max_steps`, the number of batches cut from shuffled sequences varies a little, so this adds some room. Every
@@ -78,8 +78,8 @@ def count_batches(lengths: Tensor, options: PlanOptions) -> int:
     return max(_rounded_up(count, options), min(_rounded_up(count + int(EXTRA_BATCHES * count), options), most))
 
 
-def plan_epoch(lengths: Tensor, options: PlanOptions, epoch: int, batches: int) -> EpochPlan:
-    """Plan the batches of an epoch, the same ones in every process.
+def make_batches(lengths: Tensor, options: BatchingOptions, epoch: int, batches: int) -> EpochBatches:
+    """Put the sequences of an epoch into batches, the same ones in every process.
 
     Args:
         lengths: `(sequences,)`, int64, on the host.
@@ -94,11 +94,11 @@ def plan_epoch(lengths: Tensor, options: PlanOptions, epoch: int, batches: int) 
     steps = _steps_of(bounds, ends)
     batch_of = torch.repeat_interleave(torch.arange(len(steps), device="cpu"), bounds.diff())
     longest = torch.zeros_like(steps).scatter_reduce_(0, batch_of, lengths[ordered], "amax")
-    return EpochPlan(ordered, bounds, _group_into_rounds(steps, longest, options, generator), steps, longest)
+    return EpochBatches(ordered, bounds, _group_into_rounds(steps, longest, options, generator), steps, longest)
 
 
 def _order_and_bounds(
-    lengths: Tensor, options: PlanOptions, batches: int, generator: torch.Generator | None
+    lengths: Tensor, options: BatchingOptions, batches: int, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
     """Return an order of the sequences and the bounds of at most `batches` batches in it."""
     order = torch.arange(len(lengths), device="cpu")
@@ -130,7 +130,7 @@ def _order_by_pools(lengths: Tensor, pool: int, generator: torch.Generator) -> T
     return (which * span + torch.where(which % 2 == 0, lengths, span - 1 - lengths)).argsort(stable=True)
 
 
-def _cut_into_batches(lengths: Tensor, options: PlanOptions) -> Tensor:
+def _cut_into_batches(lengths: Tensor, options: BatchingOptions) -> Tensor:
     """Cut sequences into batches in their order, each as large as it may be; `(batches + 1,)`."""
     ends, count = lengths.cumsum(0), len(lengths)
     total = int(ends[-1])
@@ -145,7 +145,7 @@ def _cut_into_batches(lengths: Tensor, options: PlanOptions) -> Tensor:
     return torch.tensor(bounds, device="cpu")
 
 
-def _rounded_up(batches: int, options: PlanOptions) -> int:
+def _rounded_up(batches: int, options: BatchingOptions) -> int:
     """Round a number of batches up to a multiple of the number of processes."""
     return -(-batches // options.world_size) * options.world_size
 
@@ -174,7 +174,7 @@ def _sorted_by(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _group_into_rounds(
-    steps: Tensor, longest: Tensor, options: PlanOptions, generator: torch.Generator | None
+    steps: Tensor, longest: Tensor, options: BatchingOptions, generator: torch.Generator | None
 ) -> Tensor:
     """Put batches of similar longest sequence into a round; `(rounds, world_size)`.
 
