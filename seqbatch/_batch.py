@@ -32,7 +32,7 @@ from seqbatch._checks.tracing import refuse_in_a_graph
 from seqbatch._ops.layouts import rearrange
 from seqbatch._structure.plans import select_plan
 from seqbatch._structure.sequence_lengths import Lengths
-from seqbatch._torch import in_a_graph, register_pytree
+from seqbatch._torch import in_a_graph, known_or_false, register_pytree
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 # How a Tensor of one row for each sequence becomes a batch.
@@ -50,19 +50,19 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
     It is a `collections.abc.Sequence[Tensor]`, is immutable, and is compared by identity. Arithmetic goes through
     `map`: `batch.map(torch.add, other)`. A `DataLoader` builds batches with
-    `collate_fn=SequenceBatch.from_sequences`. For a data set of batches pass `batch_size=None` and
-    `collate_fn=lambda batch: batch`, which copies nothing. Lightning takes the steps of the first sequence for the
-    batch size, which makes means of an epoch wrong: log with `self.log(name, value, batch_size=len(batch))`.
+    `collate_fn=SequenceBatch.from_sequences`.
 
     Layers of PyTorch and functions of torch or NumPy raise if they are called with it, because they do not know the
     lengths. The error says to call `encode(layer, batch)` or `batch.map(function)`. Two calls do not raise, because
     PyTorch reads any Sequence of Tensors there: `tensor[batch]` and `torch.tensor([batch])`.
 
+    Other libraries may take a step for a sample without an error: Lightning if `self.log` is called without
+    `batch_size=len(batch)`, and opacus if a layer is called on `batch.values`. See docs/with_other_libraries.md.
+
     Args:
         values: `(total_steps, *features)`: all steps of the first sequence, then all of the second, and so on. Without
-            lengths: several Tensors `(steps, *features)`, as for `from_sequences`. Libraries that rebuild a Sequence
-            from its elements, as Lightning does to convert dtypes, call it so. Where opacus computes gradients per
-            sample, do not call a layer on `batch.values`: each step would count as a sample, without an error.
+            lengths, the sequences one by one, as for `from_sequences`: libraries that rebuild a Sequence from its
+            elements call it so.
         lengths: `(batch,)`, integers, in steps; 0 is allowed. A Tensor on a device is copied to the host, which
             synchronizes; later calls do not. The `structure` of another batch is taken as it is.
 
@@ -73,11 +73,11 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             `SequenceBatch(values, batch.structure)`.
 
     Raises:
-        SeqbatchTypeError: the values are not a Tensor, or the lengths not integers. Without lengths: the values are a
-            Tensor, or not several Tensors.
-        SeqbatchValueError: the values have no dimension of steps, or the lengths are negative or do not add up to them.
-            Without lengths: a sequence has no dimension of steps or differs from the first, or the values are the
-            sequences of several batches stacked, as by `torch.utils.data.default_collate`.
+        SeqbatchTypeError: there are lengths, but they are not integers, or the values are not a Tensor; or there are no
+            lengths, and the values are not several Tensors.
+        SeqbatchValueError: the lengths are negative or do not add up to the steps; the values or a sequence have no
+            dimension of steps; or a sequence differs from the first, or is the stack of sequences of several batches,
+            as by `torch.utils.data.default_collate`.
         SeqbatchError: `torch.jit.trace` or `torch.onnx.export` runs the call.
 
     >>> SequenceBatch(torch.zeros(17, 5), [10, 7])
@@ -114,7 +114,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         if isinstance(sequences, Tensor):
             remedy = "For one sequence call SequenceBatch.from_sequences([values])."
             raise complaint(SeqbatchTypeError, "lengths", "be given with a Tensor of flat values", None, remedy)
-        if isinstance(sequences, list) and not in_a_graph():  # because the libraries that stack pass a list
+        if isinstance(sequences, list):  # because the libraries that stack pass a list
             require_not_stacked(sequences)
         made = self.from_sequences(sequences_of("values", sequences))
         self._set(made.values, made.structure)
@@ -471,8 +471,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         return self.batch_size
 
     def __iter__(self) -> Iterator[Tensor]:
-        if not in_a_graph():  # because a graph holds no reference to a batch
-            remember_iterated(self)
+        remember_iterated(self)
         return iter(self.to_sequences())
 
     @overload
@@ -565,8 +564,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         for i, part in enumerate(parts):
             if not isinstance(part, SequenceBatch):
                 raise complaint(SeqbatchTypeError, f"batches[{i}]", "be a SequenceBatch", type_name(part))
-        # While tracing, whether a batch is empty is unknown.
-        known = [(i, part) for i, part in enumerate(parts) if in_a_graph() or not is_nothing(part)]
+        known = [(i, part) for i, part in enumerate(parts) if not is_nothing(part)]
         for i, part in known:
             require_alike(f"batches[{i}]", part.values, f"batches[{known[0][0]}]", known[0][1].values)
         if not parts:
@@ -897,8 +895,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
 def is_nothing(batch: SequenceBatch) -> bool:
     """Return True if a batch may come from an empty list, which has no features that a layer could take."""
-    # The batch size last, because it is not known while tracing.
-    return batch.values.dim() == 1 and batch.dtype.is_floating_point and batch.batch_size == 0
+    # The batch size last, because it may be unknown while tracing.
+    return batch.values.dim() == 1 and batch.dtype.is_floating_point and known_or_false(batch.batch_size == 0)
 
 
 def _equal(one: Tensor, other: object) -> bool:

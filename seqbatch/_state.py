@@ -8,14 +8,15 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from seqbatch import _ops
 from seqbatch._checks.arguments import require_tensor
 from seqbatch._checks.exporters import refuse_exporters
 from seqbatch._checks.gathering import require_gatherable
 from seqbatch._checks.grammar import complaint, counted, type_name
-from seqbatch._checks.indices import AnyScalar, Index, as_index, is_one_index, one_position, several_positions
+from seqbatch._checks.indices import AnyScalar, Index, as_index
 from seqbatch._checks.not_a_tensor import NotATensor
 from seqbatch._ops import traced
-from seqbatch._torch import in_a_graph, register_pytree
+from seqbatch._torch import register_pytree, skipped_in_graphs
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
@@ -180,12 +181,7 @@ class State(NotATensor, ABC):
 def _positions_of(index: Any, state: State) -> list[int] | Tensor:
     """Return the positions of an index, counted from the front, or raise; a Tensor stays as it is while tracing."""
     refuse_exporters()
-    index = as_index("index", index)
-    if isinstance(index, Tensor) and in_a_graph():  # because its values are unknown while tracing
-        return index
-    if is_one_index(index):
-        return [one_position("index", index, state.batch_size)]
-    return several_positions("index", index, state.batch_size)
+    return _ops.chosen(as_index("index", index), lambda: state.batch_size)
 
 
 def _select_part(part: Any, chosen: list[int] | Tensor) -> Any:
@@ -452,9 +448,7 @@ class ContainerState(State):
 
     def __init__(self, states: Iterable[Any]) -> None:
         self._set(_to_tuple(states))
-        # The comparison would specialize a graph.
-        if not in_a_graph() and len(sizes := batch_sizes_of(self)) > 1:
-            raise complaint(SeqbatchValueError, "states", "have the same batch size", sorted(sizes))
+        _require_one_batch_size(self)
 
     @classmethod
     def _of(cls, states: tuple[Any, ...]) -> Self:
@@ -496,6 +490,12 @@ class ContainerState(State):
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[Any, ...]]]:
         require_gatherable(self)
         return type(self), (self.states,)
+
+
+@skipped_in_graphs  # because the comparison would specialize a graph
+def _require_one_batch_size(container_state: ContainerState) -> None:
+    if len(sizes := batch_sizes_of(container_state)) > 1:
+        raise complaint(SeqbatchValueError, "states", "have the same batch size", sorted(sizes))
 
 
 def batch_sizes_of(container_state: ContainerState) -> set[int]:

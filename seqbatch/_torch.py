@@ -3,9 +3,10 @@
 This file alone reads such names. `tests/test_torch.py` says for each of them what breaks if PyTorch changes it.
 """
 
+import functools
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +24,7 @@ from torch._C._functorch import (
 # graph break, and then returns True outside the graph.
 from torch._guards import TracingContext
 from torch.autograd import forward_ad
-from torch.compiler import is_compiling, is_dynamo_compiling
+from torch.compiler import is_compiling, is_dynamo_compiling, is_exporting
 from torch.nn.modules.lazy import LazyModuleMixin
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.nn.modules.module import (
@@ -36,6 +37,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from torch.utils import _pytree
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+_Arguments = ParamSpec("_Arguments")
 
 # ------------------------------------------------------------------------------------------------------------- tracing
 
@@ -48,8 +50,31 @@ def in_a_graph() -> bool:
     return is_dynamo_compiling() or (is_compiling() and TracingContext.try_get() is not None)
 
 
+def in_an_export() -> bool:
+    """Return True if `torch.export` is tracing in this thread; `is_exporting` holds for the whole process."""
+    return is_exporting() and in_a_graph()
+
+
+def skipped_in_graphs(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+    """Make a function do nothing while PyTorch traces: a check of what is unknown then, or a note that is of no use."""
+
+    @functools.wraps(function)
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
+        if not in_a_graph():
+            function(*args, **kwargs)
+
+    return run
+
+
+def has_known_values(tensor: Tensor) -> bool:
+    """Return True if the values of a tensor are known here: not on a GPU, which would synchronize, and not traced."""
+    return tensor.is_cpu and not in_a_graph()
+
+
 def known_or_false(condition: Any) -> bool:
     """Return True if a condition on sizes is known to hold; False if it is not, or unknown while tracing."""
+    if not in_a_graph():
+        return bool(condition)
     from torch.fx.experimental.symbolic_shapes import guard_or_false  # here, because importing it is slow
 
     return bool(guard_or_false(condition))

@@ -240,6 +240,52 @@ def test_in_a_graph() -> None:
     assert ask(x).tolist() == [0, 0]
 
 
+def test_in_an_export() -> None:
+    """Else an error while exporting advises a function outside of the graph, which is not exported."""
+
+    def ask(x: Tensor) -> Tensor:
+        return x + _torch.in_an_export()
+
+    x = torch.zeros(2)
+    assert fullgraph(ask)(x).tolist() == [0, 0]
+    for strict in (True, False):
+        assert export(Applied(ask), (x,), strict=strict).module()(x).tolist() == [1, 1]
+    assert ask(x).tolist() == [0, 0]
+
+
+def test_skipped_in_graphs() -> None:
+    """Else a graph is specialized by a check, or breaks."""
+    seen: list[object] = []
+
+    @_torch.skipped_in_graphs
+    def note(value: object) -> None:
+        seen.append(value)
+
+    def noted(x: Tensor) -> Tensor:
+        note(x)
+        return x + 1
+
+    x = torch.zeros(2)
+    assert fullgraph(noted)(x).tolist() == [1, 1]
+    for strict in (True, False):
+        export(Applied(noted), (x,), strict=strict)
+    assert seen == []
+    noted(x)
+    assert seen == [x]
+
+
+def test_has_known_values() -> None:
+    """Else a check reads values that a graph does not know, or synchronizes."""
+
+    def ask(x: Tensor) -> Tensor:
+        return x + _torch.has_known_values(x)
+
+    x = torch.zeros(2)
+    assert fullgraph(ask)(x).tolist() == [0, 0]
+    assert ask(x).tolist() == [1, 1]
+    assert not _torch.has_known_values(torch.zeros(2, device="meta"))
+
+
 def test_known_or_false() -> None:
     """Else a check on sizes that are unknown while tracing raises in PyTorch's words, and no graph is made."""
 

@@ -4,11 +4,10 @@ from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from torch.compiler import is_exporting
 from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, and left out of its `__all__`
 
 from seqbatch._checks.grammar import complaint
-from seqbatch._torch import constant_in_graphs, in_a_graph, set_scripted
+from seqbatch._torch import constant_in_graphs, in_an_export, set_scripted
 from seqbatch.errors import SeqbatchError
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -18,7 +17,7 @@ def refuse_exporters() -> None:
     """Raise if this thread runs the model for `torch.jit.trace` or `torch.onnx.export`."""
     if is_tracing():
         raise _not_by("torch.onnx.export" if torch.onnx.is_in_onnx_export() else "torch.jit.trace")
-    if is_exporting() and in_a_graph() and _exports_to_onnx():  # in this thread: `is_exporting` is for all of them
+    if in_an_export() and _exports_to_onnx():
         raise _not_by("torch.onnx.export")
 
 

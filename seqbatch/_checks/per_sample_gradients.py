@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from seqbatch._checks.grammar import complaint, describe
-from seqbatch._torch import EXPANDED_WEIGHTS, UnobservedHook, has_expanded_weights, hooks_after, in_a_graph
+from seqbatch._torch import EXPANDED_WEIGHTS, UnobservedHook, has_expanded_weights, hooks_after, skipped_in_graphs
 from seqbatch.errors import UnsupportedLayerError
 
 
@@ -63,9 +63,9 @@ class _SamplesRefused(UnobservedHook):
         self._subject = subject
         self._thread = get_ident()
 
+    @skipped_in_graphs  # because a compiled layer calls no hook of opacus, and its graph would break at `get_ident`
     def __call__(self, layer: nn.Module, arguments: tuple[Any, ...]) -> None:
-        # A compiled layer calls no hook of opacus, and its graph would break at `get_ident`.
-        if not in_a_graph() and get_ident() == self._thread:
+        if get_ident() == self._thread:
             require_no_samples(self._subject, layer)
 
 

@@ -17,16 +17,19 @@ from typing import Any
 from weakref import ref
 
 from seqbatch._checks.grammar import complaint
+from seqbatch._torch import skipped_in_graphs
 from seqbatch.errors import SeqbatchValueError
 
 _last_iterated = local()
 
 
+@skipped_in_graphs  # because a graph holds no reference to a batch
 def remember_iterated(batch: Any) -> None:
     """Remember that this thread iterates a SequenceBatch, without keeping it alive."""
     _last_iterated.batch = ref(batch)
 
 
+@skipped_in_graphs  # because no library rebuilds a batch in a graph
 def require_not_stacked(elements: list[Any]) -> None:
     """Raise if elements are the sequences of the batch that this thread iterated last, each with an axis in front."""
     batch = getattr(_last_iterated, "batch", lambda: None)()

@@ -1,10 +1,11 @@
 """Refusals while `torch.compile` or `torch.export` traces, and checks that a graph makes at run time."""
 
-import torch
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, nn
 
 from seqbatch._checks.grammar import complaint
-from seqbatch._torch import check_tensor, in_a_graph
+from seqbatch._torch import check_tensor, in_a_graph, in_an_export
 from seqbatch.errors import SeqbatchError
 
 
@@ -12,16 +13,22 @@ def not_in_a_graph(what: str, remedy: str = "") -> SeqbatchError:
     """Build the error for what would specialize a graph on its lengths; `remedy` says how to avoid that."""
     disabled = "or in a function that torch.compiler.disable keeps out of the graph"
     # An exported graph holds the whole call, so disabling a part of it is not a remedy.
-    outside = "Call it outside." if torch.compiler.is_exporting() else f"Call it outside, {disabled}."
+    outside = "Call it outside." if in_an_export() else f"Call it outside, {disabled}."
     must = "serve all lengths, so that nothing in it may depend on their numbers"
     remedy = f"{remedy} Or call{outside[4:]}" if remedy else outside
     return complaint(SeqbatchError, "graph of torch.compile or torch.export", must, what, remedy)
 
 
 def refuse_in_a_graph(what: str) -> None:
-    """Raise while `torch.compile` or `torch.export` traces."""
+    """Raise while `torch.compile` or `torch.export` traces, because `what` is unknown then."""
     if in_a_graph():
         raise not_in_a_graph(f"a call that needs {what}")
+
+
+def refuse_layer_in_a_graph(layer: nn.Module, cause: Callable[[nn.Module], tuple[str, str]]) -> None:
+    """Raise while `torch.compile` or `torch.export` traces; `cause` returns what is refused, and the remedy."""
+    if in_a_graph():
+        raise not_in_a_graph(*cause(layer))
 
 
 def require_in_graph(holds: Tensor, message: str) -> None:

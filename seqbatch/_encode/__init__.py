@@ -31,7 +31,7 @@ from seqbatch._encode.inputs import open_input
 from seqbatch._encode.registry import empty_input, find_encoder
 from seqbatch._encode.results import require_outputs, require_pair
 from seqbatch._state import ContainerState, LSTMState, RNNState, State
-from seqbatch._torch import in_a_graph
+from seqbatch._torch import skipped_in_graphs
 from seqbatch.errors import UnsupportedLayerError
 
 T = TypeVar("T", bound=Tensor)
@@ -188,7 +188,6 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
         raise
 
 
+@skipped_in_graphs  # because PyTorch shows the line of the model, and lengths are unknown while tracing
 def _add_context(error: Exception, layer: nn.Module, batch: SequenceBatch) -> None:
-    if in_a_graph():  # because PyTorch shows the line of the model, and lengths are unknown while tracing
-        return
     error.add_note(f"while {describe(layer)} ran on {batch!r}")

@@ -11,8 +11,8 @@ from torch import nn
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.advice import advice_for
 from seqbatch._checks.grammar import complaint, type_name
-from seqbatch._checks.tracing import not_in_a_graph
-from seqbatch._torch import in_a_graph
+from seqbatch._checks.layout_arguments import require_bool
+from seqbatch._checks.tracing import refuse_layer_in_a_graph
 from seqbatch.errors import SeqbatchTypeError, UnsupportedLayerError
 
 ENTRY_POINTS = "seqbatch.encoders"
@@ -32,12 +32,14 @@ class RegisteredEncoder:
         run: runs a layer on a batch and a state, and returns a batch and a state; not called if no layer keeps one.
         outputs: runs a layer on a batch from the initial state, when only the outputs are needed; None if `run` does.
         subject: the call of `outputs`, for errors.
+        is_stepwise: whether every step is treated by itself, so that it does not matter where a sequence is cut.
     """
 
     keeps_state: Callable[[Any], bool]
     run: Callable[..., Any]
     outputs: Callable[[Any, SequenceBatch], Any] | None
     subject: str
+    is_stepwise: bool = False
 
 
 def _never(layer: object) -> bool:
@@ -56,34 +58,39 @@ _empty_inputs: dict[type, Callable[[Any, SequenceBatch], SequenceBatch | None]] 
 _takes_rows: dict[type, Callable[[Any], bool]] = {}
 
 
-def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Encoder[Layer]]:
+def register_encoder(layer_type: type[Layer], *, stepwise: bool = False) -> Callable[[Encoder[Layer]], Encoder[Layer]]:
     """Register the function that runs a type of layer, and its subclasses, on a batch.
 
     A later registration for the same type takes the place of an earlier one, also of a built-in one.
 
     Args:
         layer_type: a subclass of `nn.Module`.
+        stepwise: whether the layer treats every step by itself. `seqbatch.data.encode_chunks` runs only layers that are
+            stepwise or carry a state, because for these it does not matter where a sequence is cut.
+            `seqbatch.testing.check_encoder` checks it.
 
     Returns:
         a decorator for a function `(layer, batch) -> batch`, which it returns as it is.
 
     Raises:
-        SeqbatchTypeError: `layer_type` is not such a class, or the decorated object is not a function.
+        SeqbatchTypeError: `layer_type` is not such a class, `stepwise` is not a bool, or the decorated object is not a
+            function.
 
     >>> class Double(nn.Module):
     ...     def forward(self, x):
     ...         return 2 * x
-    >>> @register_encoder(Double)
+    >>> @register_encoder(Double, stepwise=True)
     ... def _(layer: Double, batch: SequenceBatch) -> SequenceBatch:
     ...     return batch.map(layer)
     >>> encode(Double(), [torch.tensor([1, 2]), torch.tensor([3])])
     [tensor([2, 4]), tensor([6])]
     """
     _require_layer_type(layer_type)
+    require_bool("stepwise", stepwise)
 
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
         _require_function("encoder", function)
-        _entries[layer_type] = RegisteredEncoder(_never, function, function, "encoder(layer, batch)")
+        _entries[layer_type] = RegisteredEncoder(_never, function, function, "encoder(layer, batch)", stepwise)
         return function
 
     return register
@@ -173,13 +180,16 @@ def find_encoder(layer: object) -> RegisteredEncoder:
         raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
     entry = _dispatch(type(layer))
     if entry is None:
-        if in_a_graph():  # because imports cannot be traced
-            raise not_in_a_graph(f"a layer of type {type(layer).__name__}, of which no encoder is known yet")
+        refuse_layer_in_a_graph(layer, _not_known_yet)  # because imports cannot be traced
         _load_plugins()
         entry = _dispatch(type(layer))
     if entry is None:
         raise unsupported(layer)
     return entry
+
+
+def _not_known_yet(layer: nn.Module) -> tuple[str, str]:
+    return f"a layer of type {type(layer).__name__}, of which no encoder is known yet", ""
 
 
 def register_rows(layer_type: type[nn.Module], when: Callable[[Any], bool] = _always) -> None:

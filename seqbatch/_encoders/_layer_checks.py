@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, describe
-from seqbatch._checks.tracing import not_in_a_graph
+from seqbatch._checks.tracing import refuse_layer_in_a_graph
 from seqbatch._encode.registry import register_empty_input
 from seqbatch._torch import (
     has_hooks_before,
     hooks_after,
-    in_a_graph,
     is_compiler_imported,
     is_lazy,
     is_linear_float16,
@@ -57,8 +56,7 @@ def outside_graphs(
     disabled: Callable[[], Any] = cache(lambda: torch.compiler.disable(encoder))
 
     def run(layer: nn.Module, *arguments: Any) -> Any:
-        if in_a_graph():  # in `torch.export`, where there is nothing outside of the graph
-            raise not_in_a_graph(*cause(layer))
+        refuse_layer_in_a_graph(layer, cause)  # in `torch.export`, where there is nothing outside of the graph
         return (disabled() if is_compiler_imported() else encoder)(layer, *arguments)
 
     # Because `torch.compile` would otherwise trace the error above.

@@ -23,7 +23,7 @@ from seqbatch._encoders._layer_checks import (
     require_features,
     rounds_by_range,
 )
-from seqbatch._torch import hooks_before, in_a_graph
+from seqbatch._torch import has_known_values, hooks_before
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 ELEMENTWISE: tuple[type[nn.Module], ...] = (
@@ -62,7 +62,7 @@ _OVER_STEPS: dict[type[nn.Module], str] = {
     nn.Softmax: "batch.softmax()",
     nn.Softmin: "batch.map(torch.neg).softmax()",
 }
-_WITH_FEATURES: dict[type[nn.Module], str] = {
+WITH_FEATURES: dict[type[nn.Module], str] = {
     nn.LayerNorm: "normalized_shape",
     nn.Linear: "in_features",
     nn.RMSNorm: "normalized_shape",
@@ -79,7 +79,7 @@ def register_stepwise(
     `call` replaces the call of a layer with a stock `forward`.
     """
 
-    @register_encoder(layer_type)
+    @register_encoder(layer_type, stepwise=True)
     def _(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch:
         is_stock = keeps_forward(layer, layer_type)
         if is_stock:
@@ -95,7 +95,7 @@ def _accept_any_input(layer: nn.Module, batch: SequenceBatch) -> None:
 
 
 def _features_taken(layer: nn.Module) -> tuple[int, ...]:
-    sizes = next(getattr(layer, name) for layer_type, name in _WITH_FEATURES.items() if isinstance(layer, layer_type))
+    sizes = next(getattr(layer, name) for layer_type, name in WITH_FEATURES.items() if isinstance(layer, layer_type))
     return (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
 
@@ -111,9 +111,7 @@ def _check_tokens(layer: nn.Embedding, batch: SequenceBatch) -> None:
         must = f"have dtype torch.int32 or torch.int64, for {describe(layer)}"
         raise complaint(SeqbatchTypeError, "sequences", must, batch.dtype)
     require_device(batch, layer)
-    # On the CPU only, because reading values on a GPU would synchronize. While tracing, values are unknown.
-    looks = batch.device.type == "cpu" and not in_a_graph()
-    if looks and not hooks_before(layer):
+    if has_known_values(batch.values) and not hooks_before(layer):
         wrong = (batch.values < 0) | (batch.values >= layer.num_embeddings)
         if wrong.any():
             row = int(wrong.nonzero()[0, 0])
@@ -152,7 +150,7 @@ def _register_quantized(layer_type: type[nn.Module]) -> None:
         with refusals_of(layer, batch) if is_stock else nullcontext():
             return batch.with_values(call_as_itself(layer, forward, given)[0])
 
-    register_encoder(layer_type)(outside_graphs(run, WHY_OUTSIDE_GRAPHS, cause_of))
+    register_encoder(layer_type, stepwise=True)(outside_graphs(run, WHY_OUTSIDE_GRAPHS, cause_of))
 
 
 for _kind in ELEMENTWISE:
@@ -160,7 +158,7 @@ for _kind in ELEMENTWISE:
 for _kind in quantized_layers("Linear"):
     _register_quantized(_kind)
     register_features(_kind, lambda layer: (layer.in_features,))
-for _kind in _WITH_FEATURES:
+for _kind in WITH_FEATURES:
     register_stepwise(_kind, _check_features)
     register_features(_kind, _features_taken)
 for _kind in _ALONG_AN_AXIS:

@@ -42,5 +42,9 @@ to_packed = _eager_or_traced(eager.to_packed, traced.to_packed)
 from_packed = _eager_or_traced(eager.from_packed, traced.from_packed)
 to_nested = _eager_or_traced(eager.to_nested, traced.to_nested)
 from_nested = _eager_or_traced(eager.from_nested, traced.from_nested)
+# The rows of sequences that are not empty, where there is one for each sequence.
+drop_empty = _eager_or_traced(eager.drop_empty, traced.drop_empty)
+# Sequences that an index selects; the number of all sequences is read only if it is needed.
+chosen = _eager_or_traced(eager.chosen, traced.chosen)
 # `how` is a key of `reductions.REDUCTIONS`.
 reduce = _eager_or_traced(eager.reduce, traced.reduce)

@@ -1,11 +1,15 @@
 """Layouts of batches outside of graphs: lengths are integers on the host, and arguments are checked by their values."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.arguments import lengths_of, require_equal_lengths
 from seqbatch._checks.grammar import complaint
+from seqbatch._checks.indices import is_one_index, one_position, several_positions
 from seqbatch._checks.layout_arguments import (
     PaddingSide,
     lengths_of_offsets,
@@ -137,8 +141,18 @@ def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
     return layouts.nested_to_flat(require_nested("nested", nested))
 
 
-# ---------------------------------------------------------------------------------------------------------- reductions
+# -------------------------------------------------------------------------------------------- reductions and selection
 
 
 def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
     return reductions.REDUCTIONS[how](values, lengths)
+
+
+def drop_empty(rows: Tensor, lengths: Lengths) -> Tensor:
+    return rows if lengths.without_empty is lengths else rows.index_select(0, lengths.on(rows.device).not_empty)
+
+
+def chosen(index: Any, number: Callable[[], int]) -> list[int] | Tensor:
+    if is_one_index(index):
+        return [one_position("index", index, number())]
+    return several_positions("index", index, number())

@@ -4,6 +4,7 @@ A graph serves all lengths. What `eager` checks by their values, a graph checks 
 """
 
 import math
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -15,7 +16,7 @@ from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._checks.indices import refuse_bytes
 from seqbatch._checks.layout_arguments import PaddingSide, require_bools
 from seqbatch._checks.tracing import not_in_a_graph, require_in_graph
-from seqbatch._ops import reductions
+from seqbatch._ops import eager, reductions
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import check_size, check_size_or, known_or_false
 from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
@@ -232,6 +233,15 @@ def from_nested(nested: object) -> NoReturn:
 
 def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
     return reductions.operator(values, lengths.tensor, how)[0]
+
+
+def drop_empty(rows: Tensor, lengths: Lengths) -> Tensor:
+    return rows[(lengths.tensor > 0).to(rows.device)]
+
+
+def chosen(index: Any, number: Callable[[], int]) -> list[int] | Tensor:
+    """Return an index of sequences as positions; a Tensor stays as it is, for `positions_of`."""
+    return index if isinstance(index, Tensor) else eager.chosen(index, number)
 
 
 def positions_of(index: Tensor, size: int) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, distributed
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.arguments import integer, require_tensor
 from seqbatch._checks.grammar import complaint
-from seqbatch._torch import in_a_graph, is_transformed
+from seqbatch._torch import has_known_values, is_transformed
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
@@ -84,8 +84,8 @@ def _count_of(losses: Tensor, count: object) -> Tensor:
             raise complaint(SeqbatchValueError, "count", "have no dimension", f"shape {tuple(count.shape)}")
         if count.is_complex() or count.dtype is torch.bool:
             raise complaint(SeqbatchTypeError, "count", "be of a floating or integer dtype", count.dtype)
-        # On the host only, because reading values on a GPU would synchronize. In a transform they are unknown.
-        if count.is_cpu and not in_a_graph() and not is_transformed() and count.item() < 0:
+        # In a transform the value may be unknown.
+        if has_known_values(count) and not is_transformed() and count.item() < 0:
             raise complaint(SeqbatchValueError, "count", "be at least 0", count.item())
         return count.detach()
     number = integer("count", count)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from seqbatch import _ops
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import register_features, require_device, require_dtype, require_features
-from seqbatch._torch import in_a_graph
 from seqbatch.layers._argument_checks import as_batch, refuse_own_forward, size
 
 
@@ -152,11 +152,7 @@ _REDUCTIONS: dict[type[nn.Module], Callable[[Any, SequenceBatch], Tensor]] = {
 def _pooled(layer: nn.Module, batch: SequenceBatch) -> Tensor:
     """Compute the one step of each sequence that is not empty, end to end."""
     reduced = next(_REDUCTIONS[base] for base in type(layer).__mro__ if base in _REDUCTIONS)(layer, batch)
-    if in_a_graph():  # where it is unknown which sequences are empty
-        return reduced[(batch.structure.tensor > 0).to(batch.device)]
-    if batch.structure.without_empty is batch.structure:
-        return reduced
-    return reduced.index_select(0, batch.structure.on(batch.device).not_empty)
+    return _ops.drop_empty(reduced, batch.structure)
 
 
 @register_encoder(_Pool)  # for its subclasses
