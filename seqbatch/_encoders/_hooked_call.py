@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
+from seqbatch._batch import SequenceBatch
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch._encoders._layer_checks import outside_graphs
 from seqbatch._torch import HOOKS, NOT_COMPILED, has_hooks, in_a_graph
@@ -37,6 +38,19 @@ def call_as_itself(
         return forward(values)
     result: tuple[Result, Rest] = _call_copy_outside_graphs(layer, forward, values)
     return result
+
+
+def run_with_hooks(
+    layer: nn.Module, batch: SequenceBatch, run: Callable[[SequenceBatch], tuple[SequenceBatch, Rest]]
+) -> tuple[SequenceBatch, Rest]:
+    """Run a layer as `call_as_itself`, by a function from a batch to a batch and to what hooks do not get."""
+
+    def forward(values: Tensor) -> tuple[Tensor, tuple[SequenceBatch, Rest]]:
+        outputs, rest = run(batch.with_values(values))
+        return outputs.values, (outputs, rest)
+
+    values, (outputs, rest) = call_as_itself(layer, forward, batch.values)
+    return outputs.with_values(values), rest
 
 
 def _call_copy(layer: nn.Module, forward: Callable[[Tensor], tuple[Any, Any]], values: Tensor) -> tuple[Any, Any]:

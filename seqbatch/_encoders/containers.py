@@ -3,9 +3,10 @@
 An `nn.ModuleList`, which PyTorch cannot call, is run like an `nn.Sequential`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, counted, describe, type_name
@@ -17,10 +18,10 @@ from seqbatch._encode.registry import (
     register_rows_of_children,
     unsupported,
 )
-from seqbatch._encoders._hooked_call import call_as_itself
+from seqbatch._encoders._hooked_call import run_with_hooks
 from seqbatch._encoders._layer_checks import keeps_forward
 from seqbatch._state import ContainerState, batch_sizes_of
-from seqbatch._torch import in_a_graph
+from seqbatch._torch import skipped_in_graphs
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 _Container = nn.Sequential | nn.ModuleList
@@ -57,15 +58,14 @@ def _container_outputs(layer: _Container, batch: SequenceBatch) -> SequenceBatch
 def _run_in_order(
     layer: _Container, batch: SequenceBatch, with_state: list[bool], states: list[Any]
 ) -> tuple[SequenceBatch, tuple[Any, ...]]:
-    def forward(values: Tensor) -> tuple[Tensor, tuple[SequenceBatch, tuple[Any, ...]]]:
-        current, ends = batch.with_values(values), []
+    def run(current: SequenceBatch) -> tuple[SequenceBatch, tuple[Any, ...]]:
+        ends = []
         for child, has_state, start in zip(layer, with_state, states, strict=True):
             current, end = run_child(child, current, has_state, start)
             ends.append(end)
-        return current.values, (current, tuple(ends))
+        return current, tuple(ends)
 
-    values, (outputs, ends) = call_as_itself(layer, forward, batch.values)
-    return outputs.with_values(values), ends
+    return run_with_hooks(layer, batch, run)
 
 
 def run_child(child: nn.Module, batch: SequenceBatch, with_state: bool, start: Any) -> tuple[SequenceBatch, Any]:
@@ -73,10 +73,21 @@ def run_child(child: nn.Module, batch: SequenceBatch, with_state: bool, start: A
     return encode_with_state(child, batch, start) if with_state else (encode(child, batch), None)
 
 
+def register_container(
+    layer_type: type[Any],
+    run: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any]],
+    *,
+    when: Callable[[Any], bool],
+    outputs: Callable[[Any, SequenceBatch], SequenceBatch],
+) -> None:
+    """Register the encoder of a layer that runs other layers, as by `register_recurrent`."""
+    register_recurrent(layer_type, when=when, outputs=outputs)(run)
+    register_empty_input(layer_type, lambda layer, batch: batch)  # because the layers in it handle it
+    register_rows_of_children(layer_type)
+
+
 for _container_type in _CONTAINER_TYPES:
-    register_recurrent(_container_type, when=_container_keeps_state, outputs=_container_outputs)(_run_container)
-    register_empty_input(_container_type, lambda layer, batch: batch)  # because the layers in it handle it
-    register_rows_of_children(_container_type)
+    register_container(_container_type, _run_container, when=_container_keeps_state, outputs=_container_outputs)
 
 
 def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size: int) -> list[object]:
@@ -91,8 +102,12 @@ def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size
         must = f"hold {counted(len(recurrent), 'state')}, None but for the layers {wanted}"
         found = f"{counted(len(holds), 'state')}, not None for {[i for i, there in enumerate(holds) if there]}"
         raise complaint(SeqbatchValueError, "state.states", must, found)
-    # The comparison would specialize a graph, where the encoders of the layers check their states.
-    if not in_a_graph() and batch_sizes_of(state) - {batch_size}:
+    _require_batch_size(state, batch_size)
+    return list(state.states)
+
+
+@skipped_in_graphs  # because the comparison would specialize a graph, where the encoders of the layers check states
+def _require_batch_size(state: ContainerState, batch_size: int) -> None:
+    if batch_sizes_of(state) - {batch_size}:
         must = f"be of {counted(batch_size, 'sequence')}, as the batch"
         raise complaint(SeqbatchValueError, "state", must, state.batch_size)
-    return list(state.states)

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint, describe
-from seqbatch._encode import encode, encode_with_state
-from seqbatch._encode.registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
-from seqbatch._encoders._hooked_call import call_as_itself
+from seqbatch._encode import encode
+from seqbatch._encode.registry import is_recurrent
+from seqbatch._encoders._hooked_call import run_with_hooks
+from seqbatch._encoders.containers import register_container, run_child
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import as_batch, module, refuse_own_forward
 
@@ -74,29 +75,21 @@ def _residual_keeps_state(layer: Residual) -> bool:
     return is_recurrent(layer.layer)
 
 
-def _run_residual(layer: Residual, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
+def _run_residual(
+    layer: Residual, batch: SequenceBatch, state: Any, with_state: bool = True
+) -> tuple[SequenceBatch, Any]:
     refuse_own_forward(layer, Residual)
 
-    def forward(values: Tensor) -> tuple[Tensor, Any]:
-        given = batch.with_values(values)
-        outputs, end = encode_with_state(layer.layer, given, state)
-        return _add_input(layer, given, outputs), end
+    def run(given: SequenceBatch) -> tuple[SequenceBatch, Any]:
+        outputs, end = run_child(layer.layer, given, with_state, state)
+        return given.with_values(_add_input(layer, given, outputs)), end
 
-    result, end = call_as_itself(layer, forward, batch.values)
-    return batch.with_values(result), end
+    return run_with_hooks(layer, batch, run)
 
 
 def _residual_outputs(layer: Residual, batch: SequenceBatch) -> SequenceBatch:
-    """Run the layer as `_run_residual`, when only the outputs are needed; it need not keep a state."""
-    refuse_own_forward(layer, Residual)
-
-    def forward(values: Tensor) -> tuple[Tensor, None]:
-        given = batch.with_values(values)
-        return _add_input(layer, given, encode(layer.layer, given)), None
-
-    return batch.with_values(call_as_itself(layer, forward, batch.values)[0])
+    """Run the layer when only the outputs are needed; it need not keep a state."""
+    return _run_residual(layer, batch, None, with_state=False)[0]
 
 
-register_recurrent(Residual, when=_residual_keeps_state, outputs=_residual_outputs)(_run_residual)
-register_empty_input(Residual, lambda layer, batch: batch)
-register_rows_of_children(Residual)
+register_container(Residual, _run_residual, when=_residual_keeps_state, outputs=_residual_outputs)

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint, describe
-from seqbatch._encode.registry import is_recurrent, register_empty_input, register_recurrent, register_rows_of_children
-from seqbatch._encoders._hooked_call import call_as_itself
-from seqbatch._encoders.containers import run_child, states_of
+from seqbatch._encode.registry import is_recurrent
+from seqbatch._encoders._hooked_call import run_with_hooks
+from seqbatch._encoders.containers import register_container, run_child, states_of
 from seqbatch._state import ContainerState
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import as_batch, module, refuse_own_forward
@@ -114,13 +114,7 @@ def _run_hooked(
     layer: TwoWay, batch: SequenceBatch, with_state: list[bool], states: list[Any]
 ) -> tuple[SequenceBatch, tuple[Any, Any]]:
     """Run as `_run_both`, with the hooks of the layer."""
-
-    def forward(values: Tensor) -> tuple[Tensor, tuple[SequenceBatch, tuple[Any, Any]]]:
-        outputs, ends = _run_both(layer, batch.with_values(values), with_state, states)
-        return outputs.values, (outputs, ends)
-
-    values, (outputs, ends) = call_as_itself(layer, forward, batch.values)
-    return outputs.with_values(values), ends
+    return run_with_hooks(layer, batch, lambda given: _run_both(layer, given, with_state, states))
 
 
 def _run_two_way(layer: TwoWay, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, ContainerState]:
@@ -135,6 +129,4 @@ def _two_way_outputs(layer: TwoWay, batch: SequenceBatch) -> SequenceBatch:
     return _run_hooked(layer, batch, [False, False], [None, None])[0]
 
 
-register_recurrent(TwoWay, when=_two_way_keeps_state, outputs=_two_way_outputs)(_run_two_way)
-register_empty_input(TwoWay, lambda layer, batch: batch)
-register_rows_of_children(TwoWay)
+register_container(TwoWay, _run_two_way, when=_two_way_keeps_state, outputs=_two_way_outputs)

@@ -89,10 +89,3 @@ def gradients(results: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
 def assert_alike(found: Any, wanted: Any, told: str = "") -> None:
     """Compare at the dtype's default tolerance, where NaN equals NaN; prefix the message."""
     assert_close(found, wanted, equal_nan=True, msg=lambda difference: f"{told}: {difference}" if told else difference)
-
-
-def assert_same_bits(found: Tensor, wanted: Tensor, message: str = "other values") -> None:
-    """Compare bit by bit, even in dtypes that PyTorch cannot compare."""
-    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape), message
-    found, wanted = (as_real(one).reshape(-1).view(torch.uint8) for one in (found, wanted))
-    assert torch.equal(found, wanted), message

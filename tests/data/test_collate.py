@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from laws import assert_same_bits
 from samples import Form, Frozen, assert_same, forms
 from strategies import DTYPES, for_all_lengths, make
 from torch import Tensor
@@ -24,7 +25,6 @@ from torch.utils.data import default_collate
 
 from seqbatch import SequenceBatch
 from seqbatch.data import collate_sequences
-from seqbatch.testing._comparison import assert_same_bits
 
 
 @dataclasses.dataclass

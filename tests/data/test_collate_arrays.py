@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from laws import assert_same_bits
 
 from seqbatch import SequenceBatch
 from seqbatch.data import collate_sequences
-from seqbatch.testing._comparison import assert_same_bits
 
 
 def array(dtype: Any = np.float32) -> Any:

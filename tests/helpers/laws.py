@@ -11,10 +11,11 @@ from reference import run_alone
 from torch import Tensor, nn
 
 from seqbatch import SequenceBatch, is_recurrent, testing
-from seqbatch.testing._comparison import Run, assert_same_bits, by_each_function, tensors_of
+from seqbatch._encode.registry import find_encoder
+from seqbatch.testing._comparison import Run, as_real, by_each_function, tensors_of
 from seqbatch.testing._memory_law import peak_by_step
 
-__all__ = ["assert_same_bits", "tensors_of"]
+__all__ = ["tensors_of"]
 
 Sequences = list[Tensor]
 
@@ -43,6 +44,12 @@ check_alone = partial(testing.check_alone, alone=alone)
 check_called_as_itself = partial(testing.check_called_as_itself, alone=alone)
 check_order, check_lengths, check_empty = testing.check_order, testing.check_lengths, testing.check_empty
 check_unmodified, check_refused = testing.check_unmodified, testing.check_refused
+
+
+def check_stepwise(layer: nn.Module, sequences: Sequences) -> None:
+    """Check the law for a layer that must be registered as stepwise."""
+    assert find_encoder(layer).is_stepwise
+    testing.check_stepwise(layer, sequences)
 
 
 def check_padding(layer: nn.Module, sequences: Sequences, poison: float, side: Any, batch_first: bool) -> None:
@@ -113,3 +120,10 @@ def check_round_trip(batch: SequenceBatch) -> None:
             assert back.values.requires_grad, f"no gradient {way}"
             (gradient,) = torch.autograd.grad(back.values, batch.values, weights, retain_graph=True)
             assert_same_bits(gradient, weights, f"another gradient {way}")
+
+
+def assert_same_bits(found: Tensor, wanted: Tensor, message: str = "other values") -> None:
+    """Compare bit by bit, even in dtypes that PyTorch cannot compare."""
+    assert (found.dtype, found.shape) == (wanted.dtype, wanted.shape), message
+    found, wanted = (as_real(one).reshape(-1).view(torch.uint8) for one in (found, wanted))
+    assert torch.equal(found, wanted), message

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import attrs
 import torch
 from hypothesis import strategies as st
+from laws import assert_same_bits
 from strategies import DTYPES, features, make
 from torch import Tensor
 
 from seqbatch import SequenceBatch
-from seqbatch.testing._comparison import assert_same_bits
 
 
 class Named(NamedTuple):
