@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from seqbatch._encoders.pointwise import ELEMENTWISE
+from seqbatch._encoders.pointwise import ELEMENTWISE, WITH_FEATURES
 from seqbatch._torch import (
     TRANSFORMER_PARTS,
     OutputProjection,
@@ -14,8 +14,9 @@ from seqbatch._torch import (
     parameters_of,
 )
 
-# Layers that treat every step by itself, so that they can run on flat values; not their subclasses.
-_STEPWISE = {*ELEMENTWISE, nn.LayerNorm, nn.Linear, nn.ModuleList, nn.RMSNorm, OutputProjection}
+# Layers that work along the last axis, so that they return the same for flat and for padded steps; not subclasses.
+# Norms of several axes are excluded below.
+_OF_ANY_LAYOUT = {*ELEMENTWISE, *WITH_FEATURES, nn.ModuleList, OutputProjection}
 _ACTIVATIONS = (functional.relu, functional.gelu, functional.silu, torch.relu, torch.sigmoid, torch.tanh)
 _WEIGHTS = (nn.Parameter, Tensor, type(None))
 _METHODS: dict[type[nn.Module], tuple[str, ...]] = {
@@ -46,7 +47,7 @@ def is_stock_attention(layer: nn.Module) -> bool:
 
 
 def _is_stock_part(module: nn.Module) -> bool:
-    if type(module) in _STEPWISE:
+    if type(module) in _OF_ANY_LAYOUT:
         held = vars(module)
         return "forward" not in held and len(held.get("normalized_shape", "1")) == 1
     for layer_type, methods in _METHODS.items():

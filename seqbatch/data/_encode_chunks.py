@@ -15,36 +15,14 @@ from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, counted, describe, type_name
 from seqbatch._encode import encode_with_state
 from seqbatch._encode.inputs import open_input
-from seqbatch._encode.registry import is_recurrent, is_run_as
-from seqbatch._encoders._layer_checks import quantized_layers, rounds_by_range
-from seqbatch._encoders.pointwise import ELEMENTWISE
+from seqbatch._encode.registry import find_encoder, is_recurrent, is_run_as
+from seqbatch._encoders._layer_checks import rounds_by_range
 from seqbatch._state import ContainerState, LSTMState, RNNState
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
-from seqbatch.layers import LockedDropout, Residual, TwoWay, WordDropout
+from seqbatch.layers import Residual, TwoWay
 
 T = TypeVar("T", bound=Tensor)
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
-
-# Layers that treat every step by itself, so that it does not matter where a chunk ends.
-_STEPWISE: tuple[type[nn.Module], ...] = (
-    *ELEMENTWISE,
-    LockedDropout,
-    WordDropout,
-    nn.BatchNorm1d,
-    nn.Embedding,
-    nn.Flatten,
-    nn.GLU,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.Linear,
-    nn.LogSoftmax,
-    nn.RMSNorm,
-    nn.Softmax,
-    nn.Softmin,
-    nn.SyncBatchNorm,
-    nn.Unflatten,
-    *quantized_layers("Linear"),
-)
 
 
 @overload
@@ -87,8 +65,9 @@ def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) ->
     takes the memory of one chunk, and `torch.no_grad` takes less.
 
     It runs only layers that are known to return the same for chunks: recurrent ones of one direction, those that treat
-    every step by itself, and containers of these. A layer quantized to int8 is refused, unless it is a cell, because it
-    rounds by the range of its input. A registered recurrent layer is not checked. In training mode, layers such as
+    every step by itself, and containers of these. A layer of your own is one of them if it is registered by
+    `register_encoder(..., stepwise=True)` or by `register_recurrent`, which is not checked. A layer quantized to int8
+    is refused, unless it is a cell, because it rounds by the range of its input. In training mode, layers such as
     `nn.BatchNorm1d` and `LockedDropout` compute their statistics or mask for each chunk.
 
     Args:
@@ -168,10 +147,10 @@ def _require_no_borders(subject: str, layer: Any) -> None:
     elif rounds_by_range(layer):
         must = "not be quantized to int8, because it rounds its input by the range of the whole input"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode_with_state on the whole.")
-    elif is_run_as(layer, nn.BatchNorm1d, nn.SyncBatchNorm) and layer.running_mean is None:
+    elif is_run_as(layer, nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.SyncBatchNorm) and layer.running_mean is None:
         must = "have running statistics, because those of a chunk are not those of the whole"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode on the whole.")
-    elif not is_recurrent(layer) and not is_run_as(layer, *_STEPWISE):
+    elif not is_recurrent(layer) and not find_encoder(layer).is_stepwise:
         must = "keep a state, or be known to treat every step by itself, so that chunks make no difference"
-        remedy = "If it does, call encode_with_state on each chunk, from the state after the one before."
+        remedy = "If every step is treated by itself, register the encoder by register_encoder(..., stepwise=True)."
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), remedy)

@@ -67,7 +67,7 @@ def _draw_masks(layer: LockedDropout, number: int, values: Tensor) -> Tensor | N
     return nn.functional.dropout(values.new_ones(number, *values.shape[1:], dtype=dtype), layer.p)
 
 
-@register_encoder(LockedDropout)
+@register_encoder(LockedDropout, stepwise=True)
 def _(layer: LockedDropout, batch: SequenceBatch) -> SequenceBatch:
     refuse_own_forward(layer, LockedDropout)
     require_floating("sequences", batch.values, layer)
@@ -149,7 +149,7 @@ def _require_words(subject: str, values: Tensor, layer: WordDropout) -> None:
             raise complaint(SeqbatchValueError, "token", must, layer.token)
 
 
-@register_encoder(WordDropout)
+@register_encoder(WordDropout, stepwise=True)
 def _(layer: WordDropout, batch: SequenceBatch) -> SequenceBatch:
     refuse_own_forward(layer, WordDropout)
     _require_words("sequences", batch.values, layer)

@@ -2,7 +2,7 @@
 
 from seqbatch.testing._bits_law import check_bits
 from seqbatch.testing._check_encoder import check_encoder
-from seqbatch.testing._laws import check_alone, check_empty, check_lengths, check_order
+from seqbatch.testing._laws import check_alone, check_empty, check_lengths, check_order, check_stepwise
 from seqbatch.testing._memory_law import check_memory
 from seqbatch.testing._padding_law import check_padding
 from seqbatch.testing._side_effects import check_called_as_itself, check_refused, check_unmodified
@@ -19,6 +19,7 @@ __all__ = [
     "check_order",
     "check_padding",
     "check_refused",
+    "check_stepwise",
     "check_unmodified",
     "lengths",
     "maker",

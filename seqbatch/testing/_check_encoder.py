@@ -98,6 +98,7 @@ def _laws_of(alone: Alone, rule: Callable[[int], int], has_gradients: bool, leas
         "Order": lambda layer, xs, state: _laws.check_order(layer, xs, [*reversed(range(len(xs)))], state),
         "Padding": lambda layer, xs, state: _padding_law.check_padding(layer, xs, alone=alone),
         "Lengths": lambda layer, xs, state: _laws.check_lengths(layer, xs, rule=rule),
+        "Stepwise": lambda layer, xs, state: _laws.check_stepwise(layer, xs),
         "Empty": lambda layer, xs, state: _laws.check_empty(layer, xs, state) if xs else None,
         "No surprise": lambda layer, xs, state: _side_effects.check_called_as_itself(layer, xs, state, alone=alone),
         "Errors (nothing is modified)": _side_effects.check_unmodified,

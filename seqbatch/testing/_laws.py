@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode import encode
-from seqbatch._encode.registry import is_recurrent
+from seqbatch._encode.registry import find_encoder, is_recurrent
 from seqbatch.testing._comparison import Run, assert_alike, by_each_function, gradients, run_encoder, select, tensors_of
 from seqbatch.testing._oracle import Alone, Sequences, beside_alone, call_alone
 
@@ -93,6 +93,26 @@ def check_lengths(layer: nn.Module, sequences: Sequences, *, rule: Callable[[int
         assert found == wanted, f"lengths must be {wanted}; got {found}"
 
     by_each_function(layer, check)
+
+
+def check_stepwise(layer: nn.Module, sequences: Sequences) -> None:
+    """Law Stepwise: a layer registered with `stepwise=True` returns the same for each step in a sequence of its own.
+
+    Other layers are not checked.
+
+    Args:
+        layer: as for `check_alone`.
+        sequences: Tensors `(steps, *features)`.
+
+    Raises:
+        AssertionError: the law is broken.
+
+    >>> check_stepwise(nn.Linear(5, 3), [torch.randn(4, 5), torch.randn(2, 5)])
+    """
+    if find_encoder(layer).is_stepwise:
+        wanted = [step for output in encode(layer, sequences) for step in output.split(1)]
+        found = encode(layer, [step for sequence in sequences for step in sequence.split(1)])
+        assert_alike(found, wanted, "it is registered as stepwise, but a step by itself gets another output")
 
 
 def check_empty(layer: nn.Module, sequences: Sequences, state: Any = None) -> None:

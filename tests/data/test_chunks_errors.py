@@ -47,6 +47,15 @@ def _(layer: Shift, batch: SequenceBatch) -> SequenceBatch:
     return batch.reverse()
 
 
+class Doubled(nn.Module):
+    """A layer that treats every step by itself, and says so."""
+
+
+@register_encoder(Doubled, stepwise=True)
+def _(layer: Doubled, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(lambda values: 2 * values)
+
+
 class Backward(nn.Module):
     """A layer of two directions that PyTorch does not know."""
 
@@ -111,6 +120,12 @@ def test_what_would_differ_at_the_borders_of_chunks_is_refused(
         encode_chunks(layer, [])
 
 
+def test_the_error_names_what_a_plug_in_says() -> None:
+    remedy = "If every step is treated by itself, register the encoder by register_encoder(..., stepwise=True)."
+    with pytest.raises(UnsupportedLayerError, match=re.escape(remedy)):
+        encode_chunks(nn.Sequential(Shift(4, 4), nn.GRU(4, 4)), [])
+
+
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
 @pytest.mark.parametrize("kind", ["GRU", "LSTM", "Linear"])
 def test_what_rounds_by_the_range_of_a_chunk_is_refused(kind: str) -> None:
@@ -120,9 +135,16 @@ def test_what_rounds_by_the_range_of_a_chunk_is_refused(kind: str) -> None:
         encode_chunks(layer, [])
 
 
-@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.SyncBatchNorm])
-def test_a_norm_by_the_statistics_of_a_chunk_is_refused(kind: Any) -> None:
-    layer = nn.Sequential(nn.GRU(4, 4), kind(4, track_running_stats=False)).eval()
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.BatchNorm1d(4, track_running_stats=False),
+        nn.LazyBatchNorm1d(track_running_stats=False),
+        nn.SyncBatchNorm(4, track_running_stats=False),
+    ],
+)
+def test_a_norm_by_the_statistics_of_a_chunk_is_refused(norm: nn.Module) -> None:
+    layer = nn.Sequential(nn.GRU(4, 4), norm).eval()
     with pytest.raises(
         UnsupportedLayerError, match=r"`layer\[1\]` must have running statistics, because those of a chunk"
     ):
@@ -172,7 +194,15 @@ def test_quantized_layers_that_round_no_more_than_a_step_are_run(dtype: torch.dt
 
 @pytest.mark.parametrize(
     "layer",
-    [LockedDropout(0.5), WordDropout(0.5), nn.Dropout(0.5), nn.BatchNorm1d(4), nn.GroupNorm(2, 4), nn.Softmax(-1)],
+    [
+        LockedDropout(0.5),
+        WordDropout(0.5),
+        nn.Dropout(0.5),
+        nn.BatchNorm1d(4),
+        nn.GroupNorm(2, 4),
+        nn.Softmax(-1),
+        Doubled(),
+    ],
 )
 def test_layers_that_treat_every_step_by_itself_are_run(layer: nn.Module) -> None:
     model, x = nn.Sequential(layer, nn.GRU(4, 3)).eval(), torch.randn(7, 4)

@@ -265,6 +265,12 @@ def test_what_is_registered_must_be_a_function(register: Any, wrong: Any, found:
         encode(Base(), XS)
 
 
+def test_stepwise_is_a_bool() -> None:
+    wrong: Any = 1
+    with pytest.raises(SeqbatchTypeError, match=r"`stepwise` must be True or False; got 1\."):
+        register_encoder(Base, stepwise=wrong)
+
+
 @pytest.mark.parametrize(("wrong", "found"), [(3, "an int"), (None, "None"), (True, "a bool")])
 def test_when_must_be_a_function(wrong: Any, found: str) -> None:
     with pytest.raises(SeqbatchTypeError, match=rf"`when` must be a function; got {found}\."):

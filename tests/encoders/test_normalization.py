@@ -1,6 +1,7 @@
 """Every law for norms; for nn.BatchNorm1d in training that it gives what it gives for the flat values."""
 
 import copy
+from functools import partial
 from itertools import accumulate
 from typing import Any
 
@@ -57,6 +58,11 @@ alone: dict[str, st.SearchStrategy[Any]] = {
 @for_each_kind("layer", alone, fewer=2)
 def test_alone(lengths: list[int], layer: Any) -> None:
     laws.check_alone(layer, sequences(longer(lengths), (FEATURES,)))
+
+
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.SyncBatchNorm, partial(nn.GroupNorm, 2)])
+def test_every_step_is_normalized_by_itself(kind: Any) -> None:
+    laws.check_stepwise(spread(kind(FEATURES)).eval(), sequences([3, 0, 1], (FEATURES,)))
 
 
 @for_each_kind("layer", alone, fewer=3, random=st.randoms(use_true_random=False))

@@ -96,6 +96,7 @@ def test_lengths_empty_hooks_and_what_is_the_callers(lengths: list[int]) -> None
 def test_every_one_of_them(layer: nn.Module) -> None:
     xs = sequences([3, 0, 1], FEATURES)
     laws.check_alone(layer, xs)
+    laws.check_stepwise(layer, xs)
     laws.check_called_as_itself(layer, xs)
     laws.check_unmodified(layer, xs)
 
@@ -118,6 +119,7 @@ def test_embedding(lengths: list[int], dtype: torch.dtype) -> None:
     layer = nn.Embedding(9, 4, padding_idx=0)
     tokens = sequences(lengths, (), dtype)
     laws.check_alone(layer, tokens)
+    laws.check_stepwise(layer, tokens)
     laws.check_unmodified(layer, tokens)
     assert [output.shape for output in encode(layer, tokens)] == [(length, 4) for length in lengths]
 

@@ -31,6 +31,7 @@ layers = {str(layer): st.just(layer) for layer in LAYERS}
 def test_alone_and_order(lengths: list[int], layer: nn.Module, random: Any) -> None:
     xs = sequences(lengths, FEATURES)
     laws.check_alone(layer, xs)
+    laws.check_stepwise(layer, xs)
     laws.check_order(layer, xs, random.sample(range(len(lengths)), len(lengths)))
 
 

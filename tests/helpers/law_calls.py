@@ -34,6 +34,7 @@ LAWS: dict[str, Callable[[nn.Module], None]] = {
     "order, from no state": lambda layer: laws.check_order(layer, xs(), [4, 2, 0, 1, 3]),
     "padding": lambda layer: laws.check_padding(layer, xs(), float("nan"), "left", True),
     "lengths": lambda layer: laws.check_lengths(layer, xs()),
+    "stepwise": lambda layer: testing.check_stepwise(layer, xs()),
     "empty": lambda layer: laws.check_empty(layer, xs()),
     "empty, from a state": lambda layer: laws.check_empty(layer, xs(), start(layer)),
     "memory": lambda layer: testing.check_memory(layer, maker((2,))),

@@ -58,6 +58,10 @@ def reads_the_step_before_across_sequences(layer: Any, batch: SequenceBatch) -> 
     return batch.map(lambda values: layer(values) + 0.1 * values.roll(1, 0))
 
 
+def doubles_the_first_step(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    return batch.map(lambda values: layer(values) * (1 + (batch.positions == 0))[:, None])
+
+
 def detaches_the_input(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return batch.detach().map(layer)
 

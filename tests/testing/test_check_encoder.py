@@ -58,6 +58,23 @@ def test_it_says_which_law_and_by_which_lengths(fault: Callable[..., Any], law: 
         check_encoder(wrong.Scaled(), (2,))
 
 
+def test_a_wrong_claim_of_treating_every_step_by_itself_is_named() -> None:
+    class FromStart(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x - x[:1]
+
+    def encode_each(layer: FromStart, batch: SequenceBatch) -> SequenceBatch:
+        return SequenceBatch.from_sequences([layer(x) for x in batch]) if len(batch) else batch
+
+    register_encoder(FromStart)(encode_each)
+    check_encoder(FromStart(), (2,), examples=1)
+    register_encoder(FromStart, stepwise=True)(encode_each)
+    with pytest.raises(
+        AssertionError, match=r"FromStart\(\) breaks the law Stepwise on sequences of \[2\] steps: it is reg"
+    ):
+        check_encoder(FromStart(), (2,))
+
+
 def test_the_law_of_memory_is_named_too() -> None:
     register_encoder(nn.Linear)(lambda layer, batch: batch.map(layer))
     with pytest.raises(

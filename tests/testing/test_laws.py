@@ -20,9 +20,10 @@ def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
+@pytest.mark.parametrize("stepwise", [False, True])
 @pytest.mark.parametrize("law", LAWS)
-def test_a_right_encoder_passes(law: str) -> None:
-    register_encoder(wrong.Scaled)(wrong.right)
+def test_a_right_encoder_passes(law: str, stepwise: bool) -> None:
+    register_encoder(wrong.Scaled, stepwise=stepwise)(wrong.right)
     LAWS[law](wrong.Scaled())
     register_encoder(wrong.Outer)(wrong.right)
     LAWS[law](wrong.Outer())
@@ -99,6 +100,16 @@ def test_a_wrong_encoder_is_caught(law: str, fault: Callable[[Any, SequenceBatch
     kind = IndexError if fault is wrong.looks_up_empty_sequences else AssertionError
     with pytest.raises(kind):
         LAWS[law](layer)
+
+
+def test_a_wrong_claim_of_treating_every_step_by_itself_is_caught() -> None:
+    register_encoder(wrong.Scaled)(wrong.doubles_the_first_step)
+    LAWS["stepwise"](wrong.Scaled())
+    register_encoder(wrong.Scaled, stepwise=True)(wrong.doubles_the_first_step)
+    with pytest.raises(
+        AssertionError, match="it is registered as stepwise, but a step by itself gets another output: "
+    ):
+        LAWS["stepwise"](wrong.Scaled())
 
 
 @pytest.mark.parametrize(
