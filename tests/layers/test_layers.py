@@ -22,42 +22,54 @@ from seqbatch import (
     layers,
 )
 
-MAKERS: dict[str, Any] = {
-    "AttentionPool": lambda kind: kind(3),
-    "FirstStep": lambda kind: kind(),
-    "LastStep": lambda kind: kind(),
-    "LayerNormLSTM": lambda kind: kind(3, 2),
-    "LockedDropout": lambda kind: kind(0.5),
-    "MaxPool": lambda kind: kind(),
-    "MeanPool": lambda kind: kind(),
-    "MinPool": lambda kind: kind(),
-    "Residual": lambda kind: kind(nn.GRU(3, 3)),
-    "SumPool": lambda kind: kind(),
-    "TwoWay": lambda kind: kind(nn.Linear(3, 2), nn.GRU(3, 2)),
-    "WordDropout": lambda kind: kind(0.5),
+# The arguments of the layers that take some.
+ARGUMENTS: dict[str, Callable[[], tuple[Any, ...]]] = {
+    "AttentionPool": lambda: (3,),
+    "Causal": lambda: (nn.TransformerEncoderLayer(3, 1, 4, dropout=0.0),),
+    "LayerNormLSTM": lambda: (3, 2),
+    "LayerNormLSTMCell": lambda: (3, 2),
+    "LockedDropout": lambda: (0.5,),
+    "Residual": lambda: (nn.GRU(3, 3),),
+    "TwoWay": lambda: (nn.Linear(3, 2), nn.GRU(3, 2)),
+    "WordDropout": lambda: (0.5,),
 }
-RECURRENT = {"LayerNormLSTM", "Residual", "TwoWay"}
-every_layer = pytest.mark.parametrize("name", MAKERS)
+RECURRENT = {"LayerNormLSTM", "LayerNormLSTMCell", "Residual", "TwoWay"}
+# A cell takes one step of several sequences, and not one sequence.
+CELLS = {"LayerNormLSTMCell"}
+# These are called as layers of PyTorch of their kind are: a cell at each step, attention once for each length.
+CALLED_OFTEN = {"Causal", *CELLS}
+every_layer = pytest.mark.parametrize("name", layers.__all__)
+every_layer_called_once = pytest.mark.parametrize("name", [one for one in layers.__all__ if one not in CALLED_OFTEN])
+every_layer_of_a_sequence = pytest.mark.parametrize("name", [one for one in layers.__all__ if one not in CELLS])
 
 
-def make_layer(name: str) -> nn.Module:
-    layer: nn.Module = MAKERS[name](getattr(layers, name))
+def make_layer(name: str, **changed: Any) -> nn.Module:
+    """Make a layer, or one of a subclass that changes some attributes."""
+    kind: Any = getattr(layers, name)
+    layer: nn.Module = (type("Mine", (kind,), changed) if changed else kind)(*ARGUMENTS.get(name, tuple)())
     return layer
 
 
-@every_layer
-def test_a_subclass_with_its_own_forward_is_refused(name: str) -> None:
-    def forward(self: Any, input: Tensor) -> Tensor:
-        raise AssertionError
+def raise_interrupt(self: Any, *inputs: Any) -> Tensor:
+    raise InterruptedError
 
-    layer = MAKERS[name](type("Mine", (getattr(layers, name),), {"forward": forward}))
+
+@every_layer_called_once
+def test_a_subclass_with_its_own_forward_is_refused(name: str) -> None:
+    layer = make_layer(name, forward=raise_interrupt)
     with pytest.raises(UnsupportedLayerError, match=r"`layer` must have an encoder; got .*Mine: it has a forward of"):
         encode(layer, [torch.zeros(2, 3)])
 
 
+@pytest.mark.parametrize("name", sorted(CALLED_OFTEN))
+def test_a_subclass_with_its_own_forward_is_called(name: str) -> None:
+    with pytest.raises(InterruptedError):
+        encode(make_layer(name, forward=raise_interrupt), [torch.zeros(2, 3)])
+
+
 @every_layer
 def test_a_subclass_without_one_runs_as_its_base(name: str) -> None:
-    layer = MAKERS[name](type("Mine", (getattr(layers, name),), {}))
+    layer = make_layer(name, other=1)
     assert [len(output) for output in encode(layer.eval(), [torch.zeros(1, 3), torch.zeros(0, 3)])] == [1, 0]
 
 
@@ -66,7 +78,7 @@ def test_it_keeps_a_state_or_not(name: str) -> None:
     assert is_recurrent(make_layer(name)) == (name in RECURRENT)
 
 
-@every_layer
+@every_layer_called_once
 def test_hooks_run_once_with_flat_values(name: str) -> None:
     layer = make_layer(name).eval()
     xs = sequences([3, 0, 2], (3,), torch.float32)
@@ -83,7 +95,7 @@ def test_hooks_run_once_with_flat_values(name: str) -> None:
     assert seen == [(layer, (5, 3))] * 2
 
 
-@every_layer
+@every_layer_of_a_sequence
 def test_one_tensor_by_itself_gives_what_encode_gives(name: str) -> None:
     layer = make_layer(name).eval()
     for x in sequences([4, 1, 0], (3,), torch.float32):
@@ -108,7 +120,7 @@ def test_a_batch_of_none_that_fits_passes(name: str) -> None:
     assert outputs.lengths == ()
 
 
-@every_layer
+@every_layer_of_a_sequence
 def test_what_has_no_steps_is_refused(name: str) -> None:
     layer = make_layer(name)
     with pytest.raises(
