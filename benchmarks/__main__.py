@@ -126,7 +126,7 @@ def tell(name: str, results: report.Results) -> list[str]:
     """What is printed of a section."""
     if name == "sampling":
         return [sampling.table(results)]
-    return [report.table(name, results), report.faster(name, results)]
+    return [report.summary(name, results), report.table(name, results), report.faster(name, results)]
 
 
 def main() -> None:
