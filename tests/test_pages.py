@@ -1,10 +1,13 @@
 """The pages agree with the repository: the table of rooms, the paths that they name, and the links between them."""
 
 import re
-import runpy
 from pathlib import Path
 
+import house
 import pytest
+from torch import nn
+
+from seqbatch._encode import registry
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
@@ -20,8 +23,16 @@ def anchor(heading: str) -> str:
 
 
 def test_the_page_has_the_table_of_rooms() -> None:
-    house = runpy.run_path(str(ROOT / "docs" / "house.py"))
-    assert house["table"]() in house["PAGE"].read_text(), "run `python docs/house.py --write`"
+    assert house.table() in house.PAGE.read_text(), "run `python tests/helpers/house.py --write`"
+
+
+def test_layers_that_the_readme_calls_unsupported_are() -> None:
+    (sentence,) = re.findall(
+        r"^- \*\*Not supported\*\*.+?\.\n", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    names = re.findall(r"`nn\.(\w+)`", sentence)
+    assert len(names) > 5
+    assert [name for name in names if registry._dispatch(getattr(nn, name)) is not None] == []
 
 
 @every_page
