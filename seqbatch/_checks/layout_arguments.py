@@ -68,14 +68,13 @@ def _is_kept_up_to_rounding(found: float, wanted: float, largest: float) -> bool
     return found == wanted or (math.isnan(found) and math.isnan(wanted)) or abs(wanted) <= largest
 
 
-def require_padded(subject: str, value: object, batch_first: bool) -> tuple[int, int]:
-    """Return the batch size and the time axis' size of a padded tensor, else raise."""
+def require_padded(subject: str, value: object, batch_first: bool) -> None:
+    """Raise unless the value is a padded tensor, and batch_first a bool."""
     require_bool("batch_first", batch_first)
     padded = require_tensor(subject, value)
     if padded.dim() < 2:
         axes = "(batch, time, *features)" if batch_first else "(time, batch, *features)"
         raise complaint(SeqbatchValueError, subject, f"have shape {axes}", tuple(padded.shape))
-    return (padded.shape[0], padded.shape[1]) if batch_first else (padded.shape[1], padded.shape[0])
 
 
 def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_first: bool) -> Tensor:

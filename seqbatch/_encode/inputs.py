@@ -28,7 +28,9 @@ def open_input(sequences: object, layer: nn.Module) -> Opened:
     if isinstance(sequences, PackedSequence):  # before tuple, because it is a subclass of that
         return _open_packed(sequences)
     if isinstance(sequences, Tensor):
-        return _open_nested(sequences) if sequences.is_nested else _open_tensor(sequences, layer)
+        if sequences.is_nested:
+            return SequenceBatch.from_nested(sequences), SequenceBatch.to_nested
+        return _open_tensor(sequences, layer)
     if isinstance(sequences, (list, tuple)):
         return SequenceBatch.from_sequences(sequences), SequenceBatch.to_sequences
     must = "be a list or tuple of Tensors, a Tensor, a SequenceBatch, a PackedSequence or a nested Tensor"
@@ -44,10 +46,6 @@ def _open_tensor(sequence: Tensor, layer: nn.Module) -> Opened:
         remedy = f"Write [sequences] for one sequence, or {many}."
         raise complaint(SeqbatchTypeError, "sequences", must, found, remedy)
     return SequenceBatch(sequence, [steps]), lambda batch: batch.values
-
-
-def _open_nested(nested: Tensor) -> Opened:
-    return SequenceBatch.from_nested(nested), SequenceBatch.to_nested
 
 
 def _open_packed(packed: PackedSequence) -> Opened:

@@ -42,10 +42,6 @@ class RegisteredEncoder:
     is_stepwise: bool = False
 
 
-def _never(layer: object) -> bool:
-    return False
-
-
 def _always(layer: object) -> bool:
     return True
 
@@ -90,7 +86,8 @@ def register_encoder(layer_type: type[Layer], *, stepwise: bool = False) -> Call
 
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
         _require_function("encoder", function)
-        _entries[layer_type] = RegisteredEncoder(_never, function, function, "encoder(layer, batch)", stepwise)
+        kept = RegisteredEncoder(lambda layer: False, function, function, "encoder(layer, batch)", stepwise)
+        _entries[layer_type] = kept
         return function
 
     return register

@@ -193,16 +193,13 @@ def _needs_layer(values: Tensor) -> bool:
 
 
 def _layer_is_faster(values: Tensor, lengths: Lengths) -> bool:
-    """Return True if an engine of layers is faster than calling the cell at each step, and rounds alike."""
-    return _rounds_alike(values) and lengths.longest > _FEW_STEPS
+    """Return True if an engine of layers is faster than calling the cell at each step, and rounds alike.
 
-
-def _rounds_alike(values: Tensor) -> bool:
-    """Return True if a layer equals its cell up to the last bits; in half precision they round at different places.
-
-    Not on CUDA, because there a layer would move the caller's weights to one buffer for cuDNN.
+    In half precision a layer and its cell round at different places. On CUDA a layer would move the caller's weights to
+    one buffer for cuDNN.
     """
-    return values.is_cpu and values.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    is_alike = values.dtype in (torch.float32, torch.float64) and not torch.is_autocast_enabled("cpu")
+    return values.is_cpu and is_alike and lengths.longest > _FEW_STEPS
 
 
 def _as_layer(cell: _Cell) -> nn.RNNBase:

@@ -28,10 +28,6 @@ _Container = nn.Sequential | nn.ModuleList
 _CONTAINER_TYPES: tuple[type[Any], ...] = (nn.Sequential, nn.ModuleList)
 
 
-def _container_keeps_state(layer: _Container) -> bool:
-    return any(_which_keep_states(layer))
-
-
 def _which_keep_states(layer: _Container) -> list[bool]:
     """Return for each layer in a container whether it keeps a state; raise if one has no encoder."""
     # A `forward` of its own may do anything with the layers in it.
@@ -77,17 +73,17 @@ def register_container(
     layer_type: type[Any],
     run: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any]],
     *,
-    when: Callable[[Any], bool],
+    keep_states: Callable[[Any], list[bool]],
     outputs: Callable[[Any, SequenceBatch], SequenceBatch],
 ) -> None:
-    """Register the encoder of a layer that runs other layers, as by `register_recurrent`."""
-    register_recurrent(layer_type, when=when, outputs=outputs)(run)
+    """Register the encoder of a layer that runs others; `keep_states` returns for each whether it keeps a state."""
+    register_recurrent(layer_type, when=lambda layer: any(keep_states(layer)), outputs=outputs)(run)
     register_empty_input(layer_type, lambda layer, batch: batch)  # because the layers in it handle it
     register_rows_of_children(layer_type)
 
 
 for _container_type in _CONTAINER_TYPES:
-    register_container(_container_type, _run_container, when=_container_keeps_state, outputs=_container_outputs)
+    register_container(_container_type, _run_container, keep_states=_which_keep_states, outputs=_container_outputs)
 
 
 def states_of(layer: nn.Module, state: object, recurrent: list[bool], batch_size: int) -> list[object]:

@@ -197,14 +197,15 @@ class BatchIterator(Iterator[list[int]]):
         self._begun: tuple[Position, Iterator[list[int]]] | None = None
 
     def __next__(self) -> list[int]:
-        position, batches = self._begun or self._begin(self._state.begin_drawing())
+        position, batches = self._begun or self._begin()
         batch = next(batches)
         self._begun = Position(position.epoch, position.batch + 1), batches
         return batch
 
-    def _begin(self, position: Position) -> tuple[Position, Iterator[list[int]]]:
-        planned, (rank, _) = self._state.epoch_batches(position.epoch), self._state.processes()
-        self._begun = position, planned.of_process(rank, position.batch)
+    def _begin(self) -> tuple[Position, Iterator[list[int]]]:
+        rank, world_size = self._state.processes()
+        position = self._state.progress.begin_drawing(world_size)
+        self._begun = position, self._state.epoch_batches(position.epoch).of_process(rank, position.batch)
         return self._begun
 
     def state_dict(self) -> dict[str, Any]:
@@ -221,6 +222,5 @@ class BatchIterator(Iterator[list[int]]):
             must = "be resumed by the state of the tracked loader, which counts for it"
             raise complaint(SeqbatchError, "loader", must, "a state of its own")
         require_one_process(self._state.processes()[1])
-        position = self._state.read_dict(state_dict)
-        progress.load(position, 1)
-        self._begin(progress.begin_drawing(1))
+        progress.load(self._state.read_dict(state_dict), 1)
+        self._begin()

@@ -222,10 +222,6 @@ class SamplerState:
             self._require_agreement(self.to_dict(self.progress.upcoming))
         return self.progress.begin_tracked(batches, world_size)
 
-    def begin_drawing(self) -> Position:
-        """Return where the pass begins whose first batch is drawn now."""
-        return self.progress.begin_drawing(self.processes()[1])
-
     def to_dict(self, position: Position) -> dict[str, Any]:
         """Return a position as plain values, with all that it depends on."""
         return {"epoch": position.epoch, "position": position.batch, **self._dependencies()}

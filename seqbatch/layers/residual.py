@@ -70,9 +70,9 @@ def _add_input(layer: Residual, batch: SequenceBatch, outputs: SequenceBatch) ->
     return batch.values + outputs.values
 
 
-def _residual_keeps_state(layer: Residual) -> bool:
+def _is_recurrent(layer: Residual) -> list[bool]:
     refuse_own_forward(layer, Residual)
-    return is_recurrent(layer.layer)
+    return [is_recurrent(layer.layer)]
 
 
 def _run_residual(
@@ -92,4 +92,4 @@ def _residual_outputs(layer: Residual, batch: SequenceBatch) -> SequenceBatch:
     return _run_residual(layer, batch, None, with_state=False)[0]
 
 
-register_container(Residual, _run_residual, when=_residual_keeps_state, outputs=_residual_outputs)
+register_container(Residual, _run_residual, keep_states=_is_recurrent, outputs=_residual_outputs)

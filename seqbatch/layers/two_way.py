@@ -94,10 +94,6 @@ def _are_recurrent(layer: TwoWay) -> list[bool]:
     return [is_recurrent(layer.forward_layer), is_recurrent(layer.backward_layer)]
 
 
-def _two_way_keeps_state(layer: TwoWay) -> bool:
-    return any(_are_recurrent(layer))
-
-
 def _run_both(
     layer: TwoWay, batch: SequenceBatch, with_state: list[bool], states: list[Any]
 ) -> tuple[SequenceBatch, tuple[Any, Any]]:
@@ -129,4 +125,4 @@ def _two_way_outputs(layer: TwoWay, batch: SequenceBatch) -> SequenceBatch:
     return _run_hooked(layer, batch, [False, False], [None, None])[0]
 
 
-register_container(TwoWay, _run_two_way, when=_two_way_keeps_state, outputs=_two_way_outputs)
+register_container(TwoWay, _run_two_way, keep_states=_are_recurrent, outputs=_two_way_outputs)
