@@ -31,6 +31,7 @@ _STEPWISE: tuple[type[nn.Module], ...] = (
     LockedDropout,
     WordDropout,
     nn.BatchNorm1d,
+    nn.BatchNorm2d,
     nn.Embedding,
     nn.Flatten,
     nn.GLU,
@@ -168,7 +169,7 @@ def _require_no_borders(subject: str, layer: Any) -> None:
     elif rounds_by_range(layer):
         must = "not be quantized to int8, because it rounds its input by the range of the whole input"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode_with_state on the whole.")
-    elif is_run_as(layer, nn.BatchNorm1d, nn.SyncBatchNorm) and layer.running_mean is None:
+    elif is_run_as(layer, nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm) and layer.running_mean is None:
         must = "have running statistics, because those of a chunk are not those of the whole"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode on the whole.")
     elif not is_recurrent(layer) and not is_run_as(layer, *_STEPWISE):

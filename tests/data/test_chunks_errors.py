@@ -97,6 +97,7 @@ UNKNOWN = "keep a state, or be known to treat every step by itself, so that chun
         (Backward(), "layer", BACKWARD, "Backward("),
         (nn.Sequential(nn.Conv1d(4, 4, 3), nn.GRU(4, 3)), "layer[0]", UNKNOWN, "Conv1d(4, 4, kernel_size=(3,)"),
         (nn.Sequential(nn.MaxPool1d(2), nn.GRU(4, 3)), "layer[0]", UNKNOWN, "MaxPool1d("),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.GRU(4, 3)), "layer[0]", UNKNOWN, "Conv2d("),
         (nn.Sequential(nn.GRU(4, 4), attention()), "layer[1]", UNKNOWN, "TransformerEncoderLayer("),
         (nn.Sequential(Causal(attention()), nn.GRU(4, 4)), "layer[0]", UNKNOWN, "Causal("),
         (nn.Sequential(nn.GRU(4, 4), nn.Sequential(MeanPool())), "layer[1][0]", UNKNOWN, "MeanPool("),
@@ -120,7 +121,7 @@ def test_what_rounds_by_the_range_of_a_chunk_is_refused(kind: str) -> None:
         encode_chunks(layer, [])
 
 
-@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.SyncBatchNorm])
+@pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm])
 def test_a_norm_by_the_statistics_of_a_chunk_is_refused(kind: Any) -> None:
     layer = nn.Sequential(nn.GRU(4, 4), kind(4, track_running_stats=False)).eval()
     with pytest.raises(
