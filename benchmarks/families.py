@@ -183,6 +183,9 @@ def check(
         results[name] = run(way, layer, sequences, gradients)
         taken[name] = time.perf_counter() - start
     for result in results.values():
-        # Sums over all steps are rounded in another order by each, the more so the more steps there are.
-        torch.testing.assert_close(result, results["padded by hand"], rtol=1e-3, atol=1e-3)
+        for found, wanted in zip(result, results["padded by hand"], strict=True):
+            # Sums over all steps are rounded in another order by each, the more so the more steps there are: gradients
+            # of a small kernel reach thousands, where others of the same tensor are near 0.
+            largest = max(1.0, float(wanted.detach().abs().max()))
+            torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3 * largest)
     return taken
