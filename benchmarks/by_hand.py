@@ -53,6 +53,13 @@ def windows(layer: Any, sequences: list[Tensor], stride: int = 1, value: float =
     return _cut(layer(_padded(sequences, value).mT).mT, sequences, stride)
 
 
+def images(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
+    """Between two convolutions, the first of which writes to padding, zeros are written back there."""
+    first, activation, second = layer
+    hidden = activation(first(_padded(sequences)[:, None])) * _mask(sequences)[:, None, :, None]
+    return _cut(second(hidden).transpose(1, 2), sequences)
+
+
 def loop(cell: Any, steps: Tensor) -> list[Tensor]:
     """Return the output of a cell at each step, one after another."""
     outputs, state = [], None

@@ -92,6 +92,20 @@ def test_autocast_gives_what_it_gives_one_sequence_alone(kind: Any, dtype: torch
         assert_close(found, wanted, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [nn.Conv1d(16, 32, 3, padding=1), nn.Conv2d(16, 32, 3, padding=1), nn.Conv2d(16, 32, 5, padding=2)],
+    ids=str,
+)
+def test_what_stands_in_a_neighbour_reaches_no_window(layer: nn.Module) -> None:
+    """A convolution by a fast transform would mix the rows of a tile, and so what is near a border."""
+    xs = [torch.randn(length, 16, *[40] * isinstance(layer, nn.Conv2d), device="cuda") for length in (9, 4, 17)]
+    clean = encode(layer.cuda(), xs)
+    xs[1] = torch.full_like(xs[1], float("nan"))
+    found = encode(layer, xs)
+    assert_close([found[0], found[2]], [clean[0], clean[2]])
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_a_graph_on_the_gpu(kind: Any) -> None:
     layer = kind(5, 3, num_layers=2, bidirectional=True).cuda()

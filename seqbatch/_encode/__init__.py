@@ -63,9 +63,10 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
 
     Args:
         layer: a layer that has an encoder. Built in are `nn.LSTM`, `nn.GRU`, `nn.RNN` and their cells; convolution and
-            pooling over steps, which may change the lengths; self-attention and transformers; norms; layers that treat
-            every step by itself; those of `seqbatch.layers`; and `nn.Sequential` of these. `register_encoder` and
-            `register_recurrent` add others. Its own `batch_first` does not matter.
+            pooling, which may change the lengths, over steps, or in two dimensions over steps and features;
+            self-attention and transformers; norms; layers that treat every step by itself; those of `seqbatch.layers`;
+            and `nn.Sequential` of these. `register_encoder` and `register_recurrent` add others. Its own `batch_first`
+            does not matter.
         sequences: a list or tuple of Tensors `(steps, *features)`, one such Tensor, a SequenceBatch, a
             PackedSequence, or a nested Tensor of jagged layout. One Tensor is one sequence. Cells, and containers of
             them, do not take it, because PyTorch calls them on one step of each of many sequences: write `[x]` or

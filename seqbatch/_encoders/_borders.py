@@ -33,6 +33,10 @@ class Border(NamedTuple):
             return max(most + 1 if self.mode == "reflect" else 1, 1 - self.left - self.right)
         return max(cut, 1)
 
+    def number(self, length: int) -> int:
+        """Return the length of a padded sequence; an empty one stays empty."""
+        return self.left + length + self.right if length else 0
+
     def sources(self, steps: Tensor, lengths: Tensor, dilation: int) -> Tensor:
         """Compute the step that each position holds, both counted from the first of the sequence; -1 for none.
 

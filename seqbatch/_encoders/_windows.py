@@ -88,7 +88,7 @@ class WindowLayout(NamedTuple):
         plans: from flat values to the long sequence, and from its windows to the flat outputs; None if equal lengths
             allow a dense batch.
         lengths: the lengths of the outputs; None if they are those of the sequences.
-        corrections: `(windows, 1)`, float64: the factors of the flat outputs; None for 1.
+        corrections: `(windows,)`, float64: the factors of the flat outputs; None for 1.
     """
 
     plans: tuple[Plan, Plan] | None
@@ -131,7 +131,7 @@ def window_layout(lengths: Lengths, windows: Windows) -> WindowLayout:
         take = torch.full((steps,), lengths.total, device="cpu").scatter_(0, places, rows)
         lay = Plan.copy(take, may_fill=True)
     pick = Plan.gather(picked, windows.number(steps))
-    corrections = None if windows.divides_by is None else windows.corrections(lengths, numbers)[:, None]
+    corrections = None if windows.divides_by is None else windows.corrections(lengths, numbers)
     return WindowLayout((lay, pick), changed, corrections)
 
 

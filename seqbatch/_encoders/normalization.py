@@ -1,14 +1,16 @@
 """Encoders of layers that normalize by statistics of real steps; nn.LayerNorm and nn.RMSNorm are in `pointwise`.
 
-- `nn.BatchNorm1d` and `nn.SyncBatchNorm` in training compute statistics over all steps of the batch, each counted once,
-  and update the running statistics once. So the output of a sequence depends on the others, as it does in PyTorch: it
-  is the output for the flat values. In evaluation each sequence gets what it would get alone. A layer without running
-  statistics computes them over all steps in evaluation too.
+- `nn.BatchNorm1d`, `nn.BatchNorm2d` and `nn.SyncBatchNorm` in training compute statistics over all steps of the batch,
+  each counted once, and update the running statistics once. So the output of a sequence depends on the others, as it
+  does in PyTorch: it is the output for the flat values. In evaluation each sequence gets what it would get alone. A
+  layer without running statistics computes them over all steps in evaluation too. `nn.BatchNorm2d` takes steps of
+  `(channels, features)`, as `nn.Conv2d` returns; its hooks see `(total_steps, channels, features, 1)`.
 - `nn.GroupNorm` normalizes each step by itself, over groups of its channels: each step is a sample in PyTorch's terms.
 - `nn.InstanceNorm1d` normalizes each sequence by itself, over its steps. Its running statistics are updated by the mean
   of those of the sequences, as for the samples of a batch in PyTorch.
 """
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -34,6 +36,7 @@ from seqbatch._torch import has_hooks, in_a_graph, is_lazy
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 _HALF = (torch.bfloat16, torch.float16)
+_OF_TWO_DIMENSIONS = (nn.BatchNorm2d, nn.LazyBatchNorm2d)
 
 
 def _check_batch_norm(layer: Any, batch: SequenceBatch) -> None:
@@ -41,6 +44,10 @@ def _check_batch_norm(layer: Any, batch: SequenceBatch) -> None:
     if isinstance(layer, (nn.BatchNorm1d, nn.LazyBatchNorm1d)) and len(batch.feature_shape) > 2:
         must = f"have features of 1 or 2 dimensions, for {describe(layer)}"
         raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape))
+    if isinstance(layer, _OF_TWO_DIMENSIONS) and len(batch.feature_shape) != 2:
+        must = f"have features (channels, features), for {describe(layer)}"
+        remedy = "Pass x.unsqueeze(-1), or nn.BatchNorm1d." if len(batch.feature_shape) == 1 else ""
+        raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape), remedy)
     # Options first, because in evaluation the sizes need not be compared, which would specialize a graph.
     if _uses_own_statistics(layer) and not _synchronizes(layer) and batch.values.numel() == batch.feature_shape[0]:
         must = f"have 2 steps or more together, because {describe(layer)} computes statistics over them"
@@ -109,14 +116,26 @@ def _call_batch_norm(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     """
     if in_a_graph():
         computes = not (is_lazy(layer) or has_hooks(layer) or _uses_own_statistics(layer))
-        return batch.map(partial(_normalize_by_running_statistics, layer) if computes else layer)
+        return batch.map(partial(_normalize_by_running_statistics, layer) if computes else _on_values(layer))
     if batch.batch_size or not layer.training or layer.num_batches_tracked is None or _synchronizes(layer):
-        return batch.map(layer)
+        return batch.map(_on_values(layer))
     # Restore the count, because PyTorch would count an empty batch, which changes the mean with momentum=None.
     count = layer.num_batches_tracked.clone()
-    outputs = batch.map(layer)
+    outputs = batch.map(_on_values(layer))
     layer.num_batches_tracked.copy_(count)
     return outputs
+
+
+def _on_values(layer: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return the call of a batch norm on flat values; one of two dimensions gets a second of size 1."""
+    if not isinstance(layer, _OF_TWO_DIMENSIONS):
+        return layer
+
+    def call(values: Tensor) -> Tensor:
+        result: Tensor = layer(values.unsqueeze(-1)).squeeze(-1)
+        return result
+
+    return call
 
 
 def _normalize_by_running_statistics(layer: Any, values: Tensor) -> Tensor:
@@ -135,8 +154,9 @@ def _normalize_by_running_statistics(layer: Any, values: Tensor) -> Tensor:
     return result.to(values.dtype)
 
 
+for _kind in (nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.SyncBatchNorm, *_OF_TWO_DIMENSIONS):
+    register_stepwise(_kind, _check_batch_norm, _call_batch_norm, _on_values)
 for _kind in (nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.SyncBatchNorm):
-    register_stepwise(_kind, _check_batch_norm, _call_batch_norm)
     register_features(_kind, _channels_of)
 register_stepwise(nn.GroupNorm, _check_group_norm)
 register_features(nn.GroupNorm, lambda layer: (layer.num_channels,))

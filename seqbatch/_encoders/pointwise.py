@@ -73,10 +73,11 @@ def register_stepwise(
     layer_type: type[nn.Module],
     check: Callable[[Any, SequenceBatch], None],
     call: Callable[[Any, SequenceBatch], SequenceBatch] | None = None,
+    on_values: Callable[[nn.Module], Callable[[Tensor], Tensor]] = lambda layer: layer,
 ) -> None:
     """Register the encoder of a layer that is called as itself on the flat values, after `check`.
 
-    `call` replaces the call of a layer with a stock `forward`.
+    `call` replaces the call of a layer with a stock `forward`, and `on_values` that of every other layer.
     """
 
     @register_encoder(layer_type, stepwise=True)
@@ -87,7 +88,7 @@ def register_stepwise(
         # A copy for a layer that may work in place, because the values are the caller's.
         given = batch.clone() if not is_stock or getattr(layer, "inplace", False) else batch
         with refusals_of(layer, batch) if is_stock else nullcontext():
-            return call(layer, given) if call and is_stock else given.map(layer)
+            return call(layer, given) if call and is_stock else given.map(on_values(layer))
 
 
 def _accept_any_input(layer: nn.Module, batch: SequenceBatch) -> None:

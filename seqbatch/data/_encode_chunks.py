@@ -24,6 +24,9 @@ from seqbatch.layers import Residual, TwoWay
 T = TypeVar("T", bound=Tensor)
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
 
+# Their statistics are those of the chunk if they keep no running ones.
+_BATCH_NORMS = (nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.BatchNorm2d, nn.LazyBatchNorm2d, nn.SyncBatchNorm)
+
 
 @overload
 def encode_chunks(
@@ -147,7 +150,7 @@ def _require_no_borders(subject: str, layer: Any) -> None:
     elif rounds_by_range(layer):
         must = "not be quantized to int8, because it rounds its input by the range of the whole input"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode_with_state on the whole.")
-    elif is_run_as(layer, nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.SyncBatchNorm) and layer.running_mean is None:
+    elif is_run_as(layer, *_BATCH_NORMS) and layer.running_mean is None:
         must = "have running statistics, because those of a chunk are not those of the whole"
         raise complaint(UnsupportedLayerError, subject, must, describe(layer), "Call encode on the whole.")
     elif not is_recurrent(layer) and not find_encoder(layer).is_stepwise:

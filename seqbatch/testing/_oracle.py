@@ -28,6 +28,18 @@ _CHANNELS_FIRST = (
     nn.ReflectionPad1d,
     nn.ReplicationPad1d,
 )
+# These take `(batch, channels, steps, features)`.
+_OF_TWO_DIMENSIONS = (
+    nn.AvgPool2d,
+    nn.BatchNorm2d,
+    nn.CircularPad2d,
+    nn.ConstantPad2d,
+    nn.Conv2d,
+    nn.LPPool2d,
+    nn.MaxPool2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
+)
 
 
 def call_alone(layer: nn.Module, sequence: Tensor, state: Any) -> Any:
@@ -44,6 +56,9 @@ def call_alone(layer: nn.Module, sequence: Tensor, state: Any) -> Any:
         return layer(sequence, sequence, sequence)[0]
     if isinstance(layer, _CHANNELS_FIRST):
         return layer(sequence.T[None])[0].T
+    if isinstance(layer, _OF_TWO_DIMENSIONS):
+        images = sequence.unsqueeze(1) if sequence.dim() == 2 else sequence  # features of one channel
+        return layer(images.transpose(0, 1)[None])[0].transpose(0, 1)
     return layer(sequence) if state is None else layer(sequence, state)
 
 

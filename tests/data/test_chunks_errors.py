@@ -106,6 +106,7 @@ UNKNOWN = "keep a state, or be known to treat every step by itself, so that chun
         (Backward(), "layer", BACKWARD, "Backward("),
         (nn.Sequential(nn.Conv1d(4, 4, 3), nn.GRU(4, 3)), "layer[0]", UNKNOWN, "Conv1d(4, 4, kernel_size=(3,)"),
         (nn.Sequential(nn.MaxPool1d(2), nn.GRU(4, 3)), "layer[0]", UNKNOWN, "MaxPool1d("),
+        (nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.GRU(4, 3)), "layer[0]", UNKNOWN, "Conv2d("),
         (nn.Sequential(nn.GRU(4, 4), attention()), "layer[1]", UNKNOWN, "TransformerEncoderLayer("),
         (nn.Sequential(Causal(attention()), nn.GRU(4, 4)), "layer[0]", UNKNOWN, "Causal("),
         (nn.Sequential(nn.GRU(4, 4), nn.Sequential(MeanPool())), "layer[1][0]", UNKNOWN, "MeanPool("),
@@ -140,6 +141,8 @@ def test_what_rounds_by_the_range_of_a_chunk_is_refused(kind: str) -> None:
     [
         nn.BatchNorm1d(4, track_running_stats=False),
         nn.LazyBatchNorm1d(track_running_stats=False),
+        nn.BatchNorm2d(4, track_running_stats=False),
+        nn.LazyBatchNorm2d(track_running_stats=False),
         nn.SyncBatchNorm(4, track_running_stats=False),
     ],
 )

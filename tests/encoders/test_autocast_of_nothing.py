@@ -17,6 +17,7 @@ LAYERS: list[tuple[nn.Module, torch.dtype]] = [
     (nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2), 2, enable_nested_tensor=False), FLOAT32),
     (nn.Conv1d(4, 3, 2), BFLOAT16),
     (nn.Conv1d(4, 3, 2, padding=1, padding_mode="reflect"), BFLOAT16),
+    (nn.Conv2d(1, 3, 2), BFLOAT16),
     (nn.LSTMCell(4, 3), FLOAT32),
     (nn.GRUCell(4, 3), FLOAT32),
     (nn.RNNCell(4, 3), BFLOAT16),

@@ -16,88 +16,144 @@ from torch.testing import assert_close
 from seqbatch import encode, testing
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
-CHANNELS = 2
+CHANNELS, FEATURES = 2, 13
+MODES = ("zeros", "reflect", "replicate", "circular")
+OF_TWO_DIMENSIONS = (
+    nn.AvgPool2d,
+    nn.CircularPad2d,
+    nn.ConstantPad2d,
+    nn.Conv2d,
+    nn.LPPool2d,
+    nn.MaxPool2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
+)
+
+
+def sizes(draw: st.DrawFn, kind: Any, drawn: st.SearchStrategy[Any]) -> Any:
+    """Draw a size of a layer: for one of two dimensions a pair, or one number for both."""
+    return draw(drawn) if kind not in OF_TWO_DIMENSIONS or draw(st.booleans()) else (draw(drawn), draw(drawn))
+
+
+def paddings(draw: st.DrawFn, kind: Any, kernel: Any) -> Any:
+    """Draw the padding of a pool, half of the kernel at most."""
+    if isinstance(kernel, tuple):
+        return tuple(draw(st.integers(0, one // 2)) for one in kernel)
+    return sizes(draw, kind, st.integers(0, kernel // 2))
 
 
 @st.composite
-def convolutions(draw: st.DrawFn, padding_mode: Any) -> nn.Conv1d:
-    kernel, any_padding = draw(st.integers(1, 4)), st.integers(0, 3) | st.sampled_from(["same", "valid"])
-    padding = draw(any_padding)
+def convolutions(draw: st.DrawFn, kind: Any, padding_mode: Any) -> nn.Conv1d | nn.Conv2d:
+    padding = draw(st.none() | st.sampled_from(["same", "valid"])) or sizes(draw, kind, st.integers(0, 3))
     laws.seed(0)
-    return nn.Conv1d(
+    layer: nn.Conv1d | nn.Conv2d = kind(
         CHANNELS,
         2 * draw(st.integers(1, 2)),
-        kernel,
-        stride=1 if padding == "same" else draw(st.integers(1, 5)),
+        sizes(draw, kind, st.integers(1, 4)),
+        stride=1 if padding == "same" else sizes(draw, kind, st.integers(1, 5)),
         padding=padding,
-        dilation=draw(st.integers(1, 3)),
+        dilation=sizes(draw, kind, st.integers(1, 3)),
         groups=draw(st.integers(1, 2)),
         bias=draw(st.booleans()),
         padding_mode=padding_mode,
         dtype=torch.float64,
     )
+    return layer
 
 
 @st.composite
-def maxima(draw: st.DrawFn) -> nn.MaxPool1d:
-    kernel = draw(st.integers(1, 5))
-    sizes = (kernel,) if draw(st.booleans()) else kernel
-    stride, dilation = draw(st.none() | st.integers(1, 5)), draw(st.integers(1, 3))
-    return nn.MaxPool1d(sizes, stride, draw(st.integers(0, kernel // 2)), dilation, ceil_mode=draw(st.booleans()))
+def maxima(draw: st.DrawFn, kind: Any = nn.MaxPool1d) -> nn.MaxPool1d | nn.MaxPool2d:
+    kernel = sizes(draw, kind, st.integers(1, 5))
+    stride = sizes(draw, kind, st.integers(1, 5)) if draw(st.booleans()) else None
+    padding, dilation = paddings(draw, kind, kernel), sizes(draw, kind, st.integers(1, 3))
+    if isinstance(kernel, int) and draw(st.booleans()):
+        kernel = (kernel,)
+    layer: nn.MaxPool1d | nn.MaxPool2d = kind(kernel, stride, padding, dilation, ceil_mode=draw(st.booleans()))
+    return layer
 
 
 @st.composite
-def means(draw: st.DrawFn) -> nn.AvgPool1d:
-    kernel = draw(st.integers(1, 5))
-    stride: Any = draw(st.none() | st.integers(1, 5))
-    ceil, includes = draw(st.booleans()), draw(st.booleans())
-    return nn.AvgPool1d(kernel, stride, draw(st.integers(0, kernel // 2)), ceil_mode=ceil, count_include_pad=includes)
+def means(draw: st.DrawFn, kind: Any) -> nn.AvgPool1d | nn.AvgPool2d:
+    kernel = sizes(draw, kind, st.integers(1, 5))
+    stride = sizes(draw, kind, st.integers(1, 5)) if draw(st.booleans()) else None
+    options: dict[str, Any] = {name: draw(st.booleans()) for name in ("ceil_mode", "count_include_pad")}
+    if kind is nn.AvgPool2d:
+        options["divisor_override"] = draw(st.none() | st.integers(1, 9))
+    layer: nn.AvgPool1d | nn.AvgPool2d = kind(kernel, stride, paddings(draw, kind, kernel), **options)
+    return layer
 
 
 @st.composite
-def power_means(draw: st.DrawFn) -> nn.LPPool1d:
-    stride: Any = draw(st.none() | st.integers(1, 5))
+def power_means(draw: st.DrawFn, kind: Any) -> nn.LPPool1d | nn.LPPool2d:
+    stride = sizes(draw, kind, st.integers(1, 5)) if draw(st.booleans()) else None
     norm = draw(st.sampled_from([1.0, 2.0, 4.0]))
-    return nn.LPPool1d(norm, draw(st.integers(1, 5)), stride, ceil_mode=draw(st.booleans()))
+    layer: nn.LPPool1d | nn.LPPool2d = kind(
+        norm, sizes(draw, kind, st.integers(1, 5)), stride, ceil_mode=draw(st.booleans())
+    )
+    return layer
 
 
-sides = st.integers(0, 3) | st.tuples(st.integers(-2, 3), st.integers(-2, 3))
+side = st.integers(-2, 3)
+sides = st.integers(0, 3) | st.tuples(side, side)
+four_sides = st.integers(0, 3) | st.tuples(side, side, side, side)
 layers: dict[str, st.SearchStrategy[nn.Module]] = {
-    **{f"Conv1d, {mode}": convolutions(mode) for mode in ("zeros", "reflect", "replicate", "circular")},
+    **{f"Conv1d, {mode}": convolutions(nn.Conv1d, mode) for mode in MODES},
+    **{f"Conv2d, {mode}": convolutions(nn.Conv2d, mode) for mode in MODES},
     "MaxPool1d": maxima(),
-    "AvgPool1d": means(),
-    "LPPool1d": power_means(),
+    "MaxPool2d": maxima(nn.MaxPool2d),
+    "AvgPool1d": means(nn.AvgPool1d),
+    "AvgPool2d": means(nn.AvgPool2d),
+    "LPPool1d": power_means(nn.LPPool1d),
+    "LPPool2d": power_means(nn.LPPool2d),
     "ConstantPad1d": st.builds(nn.ConstantPad1d, sides, st.just(1.5)),
+    "ConstantPad2d": st.builds(nn.ConstantPad2d, four_sides, st.just(1.5)),
     "ZeroPad1d": st.builds(nn.ZeroPad1d, sides),
+    "ZeroPad2d": st.builds(nn.ZeroPad2d, four_sides),
     "ReflectionPad1d": st.builds(nn.ReflectionPad1d, sides),
+    "ReflectionPad2d": st.builds(nn.ReflectionPad2d, four_sides),
     "ReplicationPad1d": st.builds(nn.ReplicationPad1d, sides),
+    "ReplicationPad2d": st.builds(nn.ReplicationPad2d, four_sides),
     "CircularPad1d": st.builds(nn.CircularPad1d, sides),
+    "CircularPad2d": st.builds(nn.CircularPad2d, four_sides),
 }
 
 
 def one(size: Any) -> int:
-    """Return a number that may be in a tuple."""
+    """Return a number that may be in a tuple, in which that of the steps comes first."""
     return int(size[0] if isinstance(size, tuple) else size)
+
+
+def sides_of_steps(layer: Any) -> tuple[int, int]:
+    """Return what a layer pads before and after the steps, which come after the sides of the features."""
+    before, after = layer.padding[-2:]
+    return before, after
+
+
+def features_of(layer: nn.Module) -> tuple[int, ...]:
+    return (CHANNELS, FEATURES) if isinstance(layer, OF_TWO_DIMENSIONS) else (CHANNELS,)
 
 
 def fewest(layer: Any) -> int:
     """Return the fewest steps that the layer takes, by trying."""
     for steps in range(1, 60):
         try:
-            layer(torch.zeros(1, CHANNELS, steps, dtype=torch.float64))
+            output = layer(torch.zeros(1, CHANNELS, steps, *features_of(layer)[1:], dtype=torch.float64))
         except RuntimeError:
             continue
-        if isinstance(layer, nn.MaxPool1d) and layer.padding:
+        if isinstance(layer, (nn.ReflectionPad2d, nn.ReplicationPad2d)) and not output.shape[2]:
+            continue  # which PyTorch accepts only if there are features left, and never in one dimension
+        if isinstance(layer, (nn.MaxPool1d, nn.MaxPool2d)) and one(layer.padding):
             return max(steps, one(layer.dilation))  # below, PyTorch writes its gradients out of bounds
-        if isinstance(layer, nn.CircularPad1d):  # which gives what stands in memory if it cuts too much off
-            return max(steps, max(layer.padding) - sum(min(side, 0) for side in layer.padding))
+        if isinstance(layer, (nn.CircularPad1d, nn.CircularPad2d)):
+            padding = sides_of_steps(layer)  # PyTorch gives what stands in memory if it cuts too much off
+            return max(steps, max(padding) - sum(min(side, 0) for side in padding))
         return steps
     raise AssertionError(f"{layer} takes no sequence")
 
 
 def given(layer: nn.Module, lengths: list[int], **options: Any) -> list[Tensor]:
     """Make sequences of lengths that the layer takes, none shorter by what the lengths are longer than 1."""
-    return sequences([length + fewest(layer) - 1 if length else 0 for length in lengths], (CHANNELS,), **options)
+    return sequences([length + fewest(layer) - 1 if length else 0 for length in lengths], features_of(layer), **options)
 
 
 @for_each_kind("layer", layers)
@@ -118,7 +174,7 @@ def test_padding(lengths: list[int], layer: nn.Module, side: Any, batch_first: b
 def rule_of(layer: Any) -> Callable[[int], int]:
     """Return the formula from the steps of a sequence to the steps of a layer's output."""
     if not hasattr(layer, "kernel_size"):
-        return lambda steps: steps + sum(layer.padding)
+        return lambda steps: steps + sum(sides_of_steps(layer))
     if getattr(layer, "padding", 0) == "same":
         return lambda steps: steps
     kernel, dilation = one(layer.kernel_size), one(getattr(layer, "dilation", 1))
@@ -138,7 +194,7 @@ def rule_of(layer: Any) -> Callable[[int], int]:
 def test_lengths_empty_hooks_and_what_is_the_callers(lengths: list[int], layer: nn.Module) -> None:
     xs = given(layer, lengths)
     testing.check_lengths(layer, xs, rule=rule_of(layer))
-    laws.check_empty(layer, xs or sequences([0], (CHANNELS,)))
+    laws.check_empty(layer, xs or sequences([0], features_of(layer)))
     laws.check_called_as_itself(layer, xs)
     laws.check_unmodified(layer, xs)
 
@@ -171,14 +227,14 @@ def test_what_stands_in_one_sequence_reaches_no_other(
 
 
 @laws.fewer_examples(2)
-@for_all_lengths(layer=maxima(), where=st.lists(st.booleans(), min_size=9, max_size=9))
+@for_all_lengths(layer=maxima() | maxima(nn.MaxPool2d), where=st.lists(st.booleans(), min_size=9, max_size=9))
 def test_maxima_of_minus_infinity_have_the_gradient_of_pytorch(
     lengths: list[int], layer: nn.Module, where: list[bool]
 ) -> None:
     xs = given(layer, lengths)
     with torch.no_grad():
         for x in xs:
-            x[torch.tensor([where[i % 9] for i in range(len(x))], dtype=torch.bool)] = -float("inf")
+            x.view(-1)[torch.tensor([where[i % 9] for i in range(x.numel())], dtype=torch.bool)] = -float("inf")
     laws.check_alone(layer, xs)
 
 
@@ -196,21 +252,32 @@ def test_maxima_of_minus_infinity_have_the_gradient_of_pytorch(
         nn.AvgPool1d(3, 2, 1, ceil_mode=True),
         nn.LPPool1d(2.0, 3, 2),
         nn.ReflectionPad1d(2),
+        nn.Conv2d(CHANNELS, 3, 3, padding=1),
+        nn.Conv2d(CHANNELS, 3, (3, 11), (2, 2), padding=(4, 5), dilation=(2, 1)),
+        nn.Conv2d(CHANNELS, 3, (1, 5), padding=(2, 0)),
+        nn.Conv2d(CHANNELS, 3, (4, 2), padding="same", padding_mode="circular"),
+        nn.MaxPool2d(3, 2, 1, ceil_mode=True),
+        nn.AvgPool2d((3, 4), 2, 1, ceil_mode=True, count_include_pad=False),
+        nn.AvgPool2d(3, 2, 1, divisor_override=5),
+        nn.LPPool2d(2.0, 3, 2),
+        nn.ReflectionPad2d((1, 3, 2, 2)),
     ],
     ids=str,
 )
 @pytest.mark.parametrize("lengths", [[5, 5, 5], [9, 7, 4, 4], [4, 9, 0, 6], [0, 0]], ids=str)
 def test_single_precision(lengths: list[int], layer: nn.Module) -> None:
-    xs = sequences(lengths, (CHANNELS,), torch.float32)
+    xs = sequences(lengths, features_of(layer), torch.float32)
     laws.check_alone(layer, xs)
     laws.check_order(layer, xs, [*range(len(xs))][::-1])
 
 
-@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+@pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("lengths", [[4, 4], [5, 3, 0, 4]], ids=str)
-def test_derivatives_of_second_order(lengths: list[int], mode: Any) -> None:
+@pytest.mark.parametrize("kind", [nn.Conv1d, nn.Conv2d])
+def test_derivatives_of_second_order(lengths: list[int], mode: Any, kind: Any) -> None:
     torch.manual_seed(0)
-    layer = nn.Conv1d(CHANNELS, 2, 2, stride=2, padding=1, padding_mode=mode, dtype=torch.float64)
+    layer = kind(CHANNELS, 2, 2, stride=2, padding=1, padding_mode=mode, dtype=torch.float64)
+    features = (CHANNELS, 3)[: len(layer.stride)]
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         *xs, weight, bias = tensors
@@ -218,7 +285,7 @@ def test_derivatives_of_second_order(lengths: list[int], mode: Any) -> None:
         kept = torch.func.functional_call(Encoding(layer), {f"layer.{name}": one for name, one in names.items()}, (xs,))
         return tuple(one for one in kept if len(one))
 
-    assert torch.autograd.gradgradcheck(run, [*sequences(lengths, (CHANNELS,)), *layer.parameters()])
+    assert torch.autograd.gradgradcheck(run, [*sequences(lengths, features), *layer.parameters()])
 
 
 class Encoding(nn.Module):

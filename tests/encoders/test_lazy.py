@@ -80,6 +80,20 @@ def test_more_dimensions_than_a_layer_takes() -> None:
     assert encode(nn.LazyBatchNorm1d(), [torch.zeros(3, 2, 4)])[0].shape == (3, 2, 4)
 
 
+@pytest.mark.parametrize("features", [(4,), (2, 4)])
+def test_layers_of_two_dimensions(features: tuple[int, ...]) -> None:
+    layer = nn.Sequential(nn.LazyConv2d(3, (2, 3), padding=1), nn.LazyBatchNorm2d())
+    xs = [torch.randn(length, *features) for length in (5, 0, 3)]
+    first = encode(layer, xs)
+    assert (type(layer[0]), type(layer[1])) == (nn.Conv2d, nn.BatchNorm2d)
+    assert_close(first, encode(layer, xs))
+    assert [output.shape for output in first] == [(6, 3, 4), (0, 3, 4), (4, 3, 4)]
+    laws.check_alone(layer.eval(), xs)
+    message = r"`sequences` must have features \(channels, features\) or \(features,\), for LazyConv2d.*; got \(\)\."
+    with pytest.raises(SeqbatchValueError, match=message):
+        encode(nn.LazyConv2d(4, 2), [torch.zeros(3)])
+
+
 def test_no_sequences_tell_no_size() -> None:
     layer = nn.LazyLinear(3)
     assert encode(layer, []) == []

@@ -89,6 +89,8 @@ def test_layers_give_their_own_features(name: str, training: bool) -> None:
         nn.GLU,
         lambda: nn.Softmax(-1),
         lambda: nn.AvgPool1d(2),
+        lambda: nn.Conv2d(2, 3, 2),
+        lambda: nn.BatchNorm2d(2),
         lambda: nn.ConstantPad1d(1, 0.0),
         lambda: LockedDropout(0.5),
         lambda: WordDropout(0.5, token=0),

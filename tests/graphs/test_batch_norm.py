@@ -23,6 +23,7 @@ CASES = [
     (nn.BatchNorm1d(4, momentum=None), (4, 2), DOUBLE, DOUBLE),
     (nn.BatchNorm1d(4), (4,), FLOAT, HALF),
     (nn.BatchNorm1d(4), (4, 2), BRAIN, BRAIN),
+    (nn.BatchNorm2d(4), (4, 9), FLOAT, FLOAT),
     (
         nn.SyncBatchNorm(4),
         (4, 2, 9),

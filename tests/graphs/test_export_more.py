@@ -109,8 +109,8 @@ def test_lists_of_sequences() -> None:
 
 
 def test_a_layer_without_an_encoder() -> None:
-    with pytest.raises(SeqbatchError, match="a layer of type Dropout1d, of which no encoder is known yet"):
-        export(Calls(encoded, nn.Dropout1d()), (signals([3, 2]),))
+    with pytest.raises(SeqbatchError, match="a layer of type Dropout3d, of which no encoder is known yet"):
+        export(Calls(encoded, nn.Dropout3d()), (signals([3, 2]),))
 
 
 def test_padding_of_integers() -> None:

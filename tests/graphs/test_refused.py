@@ -73,6 +73,7 @@ def test_what_needs_the_numbers_of_the_lengths(what: str) -> None:
         hooked(),
         nn.Sequential(nn.GRU(4, 3), hooked(nn.Sequential(nn.Linear(3, 3)))),
         nn.Conv1d(4, 3, 3),
+        nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten()),
         nn.Sequential(nn.GRU(4, 4), nn.MultiheadAttention(4, 2), nn.GRU(4, 2)),
         nn.LSTMCell(4, 3),
         nn.InstanceNorm1d(4),
@@ -93,16 +94,18 @@ def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.M
         assert_close(partly(signals(lengths)).values, encode(layer, signals(lengths)).values)
 
 
-@pytest.mark.parametrize(("layer", "name"), [(nn.Conv1d(4, 3, 3), "Conv1d"), (nn.LSTMCell(4, 3), "LSTMCell")])
+@pytest.mark.parametrize(
+    ("layer", "name"), [(nn.Conv1d(4, 3, 3), "Conv1d"), (nn.Conv2d(1, 3, 3), "Conv2d"), (nn.LSTMCell(4, 3), "LSTMCell")]
+)
 def test_such_a_layer_is_not_exported(layer: nn.Module, name: str) -> None:
     with pytest.raises(SeqbatchError, match=re.escape(NUMBERS + f"a layer of type {name}. Call it outside.") + "$"):
         torch.export.export(Model(layer), (signals([4, 3]),))
 
 
 def test_a_layer_without_an_encoder() -> None:
-    found = "a layer of type Dropout1d, of which no encoder is known yet"
+    found = "a layer of type Dropout3d, of which no encoder is known yet"
     with pytest.raises(Unsupported, match=re.escape(NUMBERS + found)):
-        compiled(encoding(nn.Dropout1d()))(signals([4, 3]))
+        compiled(encoding(nn.Dropout3d()))(signals([4, 3]))
 
 
 def test_what_no_graph_does_for_the_host() -> None:

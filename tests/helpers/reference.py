@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 # A state here is a list of tensors `(num_layers, num_directions, batch, size)`, those of all layers one after another.
 Hidden = list[Tensor]
+# As many steps as any layer of the tests takes.
+MANY = 99
 
 
 def run_alone(
@@ -43,6 +45,8 @@ def _run(layer: nn.Module, sequence: Tensor, hidden: Hidden | None) -> tuple[Ten
         return layer(sequence, sequence, sequence)[0], [], hidden or []
     if isinstance(layer, nn.InstanceNorm1d):
         return layer(sequence.T).T, [], hidden or []
+    if isinstance(layer, _OVER_STEPS_AND_FEATURES):
+        return _run_over_steps_and_features(layer, sequence), [], hidden or []
     if isinstance(layer, _OVER_STEPS):
         return _run_over_steps(layer, sequence), [], hidden or []
     if type(layer).__name__ in _BY_HAND:
@@ -93,6 +97,15 @@ def _run_over_steps(layer: Any, sequence: Tensor) -> Tensor:
     return output
 
 
+def _run_over_steps_and_features(layer: Any, sequence: Tensor) -> Tensor:
+    """Run a layer that takes `(batch, channels, steps, features)`; features of one channel may lack that axis."""
+    images = sequence.unsqueeze(1) if sequence.dim() == 2 else sequence
+    if not len(sequence):  # of which features, is seen in the output for any steps
+        return _run_over_steps_and_features(layer, images.new_zeros(MANY, *images.shape[1:]))[:0]
+    output: Tensor = layer(images.transpose(0, 1)[None].clone())[0]
+    return output.transpose(0, 1)
+
+
 def _run_residual(layer: Any, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
     output, final, left = _run(layer.layer, sequence, hidden)
     return sequence + output, final, left
@@ -128,6 +141,17 @@ _OVER_STEPS = (
     nn.MaxPool1d,
     nn.ReflectionPad1d,
     nn.ReplicationPad1d,
+)
+_OVER_STEPS_AND_FEATURES = (
+    nn.AvgPool2d,
+    nn.BatchNorm2d,
+    nn.CircularPad2d,
+    nn.ConstantPad2d,
+    nn.Conv2d,
+    nn.LPPool2d,
+    nn.MaxPool2d,
+    nn.ReflectionPad2d,
+    nn.ReplicationPad2d,
 )
 # Layers that are not PyTorch's, by the names of their classes.
 _BY_HAND: dict[str, Callable[..., tuple[Tensor, Hidden, Hidden]]] = {

@@ -79,6 +79,7 @@ LAYERS: list[Callable[[], nn.Module]] = [
     lambda: nn.InstanceNorm1d(4, affine=True),
     lambda: nn.PReLU(),
     lambda: nn.Conv1d(4, 4, 1),
+    lambda: nn.Conv2d(1, 4, 1),
     lambda: nn.LSTM(4, 4),
     lambda: nn.GRU(4, 4, bidirectional=True),
     lambda: nn.RNN(4, 4),

@@ -23,17 +23,21 @@ def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "layer",
+    ("layer", "features"),
     [
-        nn.Conv1d(2, 3, 3, padding=1),
-        nn.MaxPool1d(3, 1, 1),
-        nn.MultiheadAttention(2, 1),
-        nn.TransformerEncoderLayer(2, 1, 4, dropout=0.0, batch_first=True),
+        (nn.Conv1d(2, 3, 3, padding=1), (2,)),
+        (nn.MaxPool1d(3, 1, 1), (2,)),
+        (nn.Conv2d(2, 3, 3, padding=1), (2, 5)),
+        (nn.Conv2d(1, 3, 3, padding=1), (5,)),
+        (nn.MaxPool2d((3, 2), 1, 1), (2, 5)),
+        (nn.BatchNorm2d(2).eval(), (2, 5)),
+        (nn.MultiheadAttention(2, 1), (2,)),
+        (nn.TransformerEncoderLayer(2, 1, 4, dropout=0.0, batch_first=True), (2,)),
     ],
-    ids=lambda layer: type(layer).__name__,
+    ids=lambda one: type(one).__name__,
 )
-def test_layers_of_pytorch_that_want_another_call(layer: nn.Module) -> None:
-    check_encoder(layer.double(), (2,), examples=2)
+def test_layers_of_pytorch_that_want_another_call(layer: nn.Module, features: tuple[int, ...]) -> None:
+    check_encoder(layer.double(), features, examples=2)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])

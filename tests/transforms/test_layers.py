@@ -51,10 +51,13 @@ LAYERS: dict[str, Any] = {
     "InstanceNorm1d": lambda: nn.InstanceNorm1d(4, affine=True),
     "Conv1d": lambda: nn.Conv1d(4, 3, 3, stride=2, padding=1),
     "AvgPool1d": lambda: nn.AvgPool1d(2),
+    "Conv2d": lambda: nn.Conv2d(1, 3, (3, 2), stride=2, padding=1),
+    "AvgPool2d": lambda: nn.AvgPool2d(2),
+    "BatchNorm2d": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.BatchNorm2d(2)),
     "AttentionPool": lambda: AttentionPool(4),
     "MaxPool": lambda: nn.Sequential(nn.Tanh(), MaxPool()),
     "MeanPool": lambda: MeanPool(),
-    "dropout": lambda: nn.Sequential(nn.Dropout(0.5), LockedDropout(0.5), WordDropout(0.5)),
+    "dropout": lambda: nn.Sequential(nn.Dropout(0.5), nn.Dropout1d(0.5), LockedDropout(0.5), WordDropout(0.5)),
 }
 every_layer = pytest.mark.parametrize("name", LAYERS)
 all_lengths = pytest.mark.parametrize("lengths", [[3, 2, 6, 4], [2, 6, 2], [4, 4]])
