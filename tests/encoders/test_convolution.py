@@ -308,6 +308,12 @@ class Encoding(nn.Module):
         (nn.Sequential(nn.Linear(8, 8), nn.AvgPool1d(3, 1, 1, count_include_pad=False)), 12),
         (nn.Sequential(nn.Linear(8, 8), nn.LPPool1d(2.0, 1)), 14),
         (nn.Sequential(nn.Linear(8, 8), nn.ConstantPad1d(1, 0.0)), 10),
+        # PyTorch's kernels copy a single channel to a block of several, and so for one long sequence too.
+        (nn.Conv2d(1, 1, 3, padding=1), 26),
+        (nn.Conv2d(1, 1, 3, (2, 1), padding=1, padding_mode="replicate"), 32),
+        (nn.Sequential(nn.Linear(8, 8), nn.MaxPool2d(3, (2, 1), 1)), 12),
+        (nn.Sequential(nn.Linear(8, 8), nn.AvgPool2d(3, 1, 1, count_include_pad=False)), 10),
+        (nn.Sequential(nn.Linear(8, 8), nn.ZeroPad2d((0, 0, 1, 1))), 8),
     ],
     ids=str,
 )

@@ -8,14 +8,15 @@ from torch import distributed
 
 def run_checks(checks: dict[str, Callable[[], None]]) -> None:
     """Run checks in order, one at a time in all processes; the first that fails ends its process."""
-    together = distributed.is_initialized()
     for name, check in checks.items():
         check()
-        if together:
+        is_first = True
+        if distributed.is_initialized():  # asked here, because a check may initialize it
             distributed.barrier()
-        if not together or distributed.get_rank() == 0:
+            is_first = distributed.get_rank() == 0
+        if is_first:
             print(f"{name}: passed", flush=True)
-    if together:
+    if distributed.is_initialized():
         distributed.destroy_process_group()
 
 
