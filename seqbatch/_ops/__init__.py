@@ -44,3 +44,5 @@ to_nested = _eager_or_traced(eager.to_nested, traced.to_nested)
 from_nested = _eager_or_traced(eager.from_nested, traced.from_nested)
 # `how` is a key of `reductions.REDUCTIONS`.
 reduce = _eager_or_traced(eager.reduce, traced.reduce)
+# A row for each sequence to a row for each step.
+expand = _eager_or_traced(eager.expand, traced.expand)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.arguments import lengths_of, require_equal_lengths
-from seqbatch._checks.grammar import complaint
+from seqbatch._checks.grammar import complaint, counted
 from seqbatch._checks.layout_arguments import (
     PaddingSide,
     lengths_of_offsets,
@@ -142,3 +142,11 @@ def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
 
 def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
     return reductions.REDUCTIONS[how](values, lengths)
+
+
+def expand(rows: Tensor, lengths: Lengths, steps: int) -> Tensor:
+    if rows.shape[0] != len(lengths):
+        remedy = "For a row for each step call batch.with_values(tensor)." if rows.shape[0] == steps else ""
+        must = f"have {counted(len(lengths), 'row')}, one for each sequence"
+        raise complaint(SeqbatchValueError, "tensor", must, rows.shape[0], remedy)
+    return reductions.expand_to_steps(rows, lengths)
