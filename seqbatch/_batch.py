@@ -704,7 +704,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         return self.with_values(_ops.reduce(self.values, self.structure, "reverse"))
 
     # ------------------------------------------------------------------------------------------- functions of sequences
-    # An empty sequence yields 0 or False (True for `all`) and gets no gradient, because a NaN would reach every other one through the loss.
+    # An empty sequence yields 0 or False (True for `all`) and gets no gradient, because a NaN would reach every other one
+    # through the loss.
 
     def sum(self) -> Tensor:
         """Sum the steps of each sequence.
@@ -741,9 +742,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
                 mean of the squared distances from the mean.
 
         Returns:
-            `(batch, *features)`, the dtype of the values, or of their real part; zeros for an empty sequence. A sequence
-            of not more than `correction` steps has no variance: NaN, as in PyTorch, but without its warning. With
-            `correction=0`, that of one step is 0. Gradients flow.
+            `(batch, *features)`, the dtype of the values, or of their real part; zeros for an empty sequence. It is NaN
+            for a sequence of `correction` steps, as in PyTorch, but without its warning. Gradients flow.
 
         Raises:
             SeqbatchTypeError: the dtype is neither floating nor complex, or the correction is not an integer.
@@ -751,7 +751,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_sequences([torch.tensor([1.0, 3.0]), torch.tensor([3.0])]).var(correction=0)
         tensor([1., 0.])
         """
-        return self._variance(correction).to(self.dtype.to_real())
+        return self._narrowed(self._variance(correction))
 
     def std(self, *, correction: int = 1) -> Tensor:
         """Compute the standard deviation of the steps of each sequence, feature by feature, as `torch.std`.
@@ -761,7 +761,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
         Returns:
             `(batch, *features)`, the dtype of the values, or of their real part; zeros for an empty sequence, and NaN
-            for one of not more than `correction` steps, as in `var`. Gradients flow; that of a deviation of 0 is 0.
+            for one of `correction` steps, as in `var`. Gradients flow; that of a deviation of 0 is 0.
 
         Raises:
             SeqbatchTypeError: the dtype is neither floating nor complex, or the correction is not an integer.
@@ -771,7 +771,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """
         variance = self._variance(correction)
         is_zero = variance == 0  # where the slope of the root is infinite
-        return variance.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0).to(self.dtype.to_real())
+        return self._narrowed(variance.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0))
 
     def _variance(self, correction: int) -> Tensor:
         """Compute the variance of each sequence in single precision at least."""
@@ -812,6 +812,10 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """
         _require_order(self.values)
         return _ops.reduce(self.values, self.structure, "min")
+
+    def _narrowed(self, spread: Tensor) -> Tensor:
+        """Convert a variance or standard deviation to the dtype of the values; if they are complex, it is real."""
+        return spread.to(self.dtype) if self.values.is_floating_point() else spread
 
     def argmax(self) -> Tensor:
         """Return the index of the largest step of each sequence in it, feature by feature, as `torch.argmax`.

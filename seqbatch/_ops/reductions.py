@@ -251,13 +251,42 @@ def _mean(values: Tensor, lengths: Lengths) -> Tensor:
 def _squared_deviations(values: Tensor, lengths: Lengths) -> Tensor:
     """Sum the squared distances of the steps of each sequence from their mean, in single precision at least."""
     wide = _widen(values)
+    if needs_own_backward(wide):
+        return call_autograd_function(_SquaredDeviations, wide, lengths)
+    return _sum_of_squares(_deviations(wide, lengths), lengths)
+
+
+def _deviations(values: Tensor, lengths: Lengths) -> Tensor:
+    """Subtract from each step the mean of its sequence."""
     # A shift changes nothing in exact arithmetic, so no gradient is owed through it. It makes what is far from zero
     # exact, and what is constant 0.
-    starts = _rearrange_by(wide.detach(), lengths, edge_plan, False)
-    shifted = wide - expand_to_steps(starts, lengths)
-    centred = shifted - expand_to_steps(_mean(shifted, lengths), lengths)
-    squares = centred.real.square() + centred.imag.square() if centred.is_complex() else centred.square()
+    starts = _rearrange_by(values.detach(), lengths, edge_plan, False)
+    shifted = values - expand_to_steps(starts, lengths)
+    return shifted - expand_to_steps(_mean(shifted, lengths), lengths)
+
+
+def _sum_of_squares(values: Tensor, lengths: Lengths) -> Tensor:
+    squares = values.real.square() + values.imag.square() if values.is_complex() else values.square()
     return segment_sum(squares, lengths)
+
+
+class _SquaredDeviations(torch.autograd.Function):
+    """`_squared_deviations`; no gradient flows through the means, because it is 0: they minimize the squares."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, lengths: Lengths) -> Tensor:
+        deviations = _deviations(values, lengths)
+        ctx.lengths = lengths
+        ctx.save_for_backward(values, deviations)
+        return _sum_of_squares(deviations, lengths)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        values, deviations = ctx.saved_tensors
+        if torch.is_grad_enabled():  # so that gradients of gradients flow through them
+            deviations = _deviations(values, ctx.lengths)
+        slopes: Tensor = 2 * deviations
+        return slopes * expand_to_steps(gradients[0], ctx.lengths), None
 
 
 def _any(values: Tensor, lengths: Lengths) -> Tensor:

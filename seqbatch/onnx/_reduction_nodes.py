@@ -128,12 +128,17 @@ def _position_node(node: str, sign: int) -> Callable[[Any, StepNodes], Any]:
     return run
 
 
-def _softmax_node(node: str) -> Callable[[Any, StepNodes], Any]:
-    def run(values: Any, steps: StepNodes) -> Any:
-        padded = padded_node(widened_node(values), steps, float_node(float("-inf")))
-        return op.CastLike(flat_node(getattr(op, node)(padded, axis=1), steps), values)
+def _softmax_node(values: Any, steps: StepNodes) -> Any:
+    padded = padded_node(widened_node(values), steps, float_node(float("-inf")))
+    return op.CastLike(flat_node(op.Softmax(padded, axis=1), steps), values)
 
-    return run
+
+def _log_softmax_node(values: Any, steps: StepNodes) -> Any:
+    """Compute it from exponentials, because the LogSoftmax of ONNX Runtime is wrong where a step is NaN."""
+    padded = padded_node(widened_node(values), steps, float_node(float("-inf")))
+    shifted = op.Sub(padded, op.ReduceMax(padded, ints_node(1), keepdims=1))
+    total = op.ReduceSum(op.Exp(shifted), ints_node(1), keepdims=1)
+    return op.CastLike(flat_node(op.Sub(shifted, op.Log(total)), steps), values)
 
 
 def _logsumexp_node(values: Any, steps: StepNodes) -> Any:
@@ -170,13 +175,13 @@ _NODES: dict[str, Callable[[Any, StepNodes], Any]] = {
     "cumsum": _cumsum_node,
     "first": lambda values, steps: rows_node(values, steps, steps.offsets),
     "last": lambda values, steps: rows_node(values, steps, op.Sub(op.Add(steps.offsets, steps.lengths), int_node(1))),
-    "log_softmax": _softmax_node("LogSoftmax"),
+    "log_softmax": _log_softmax_node,
     "logsumexp": _logsumexp_node,
     "max": _extreme_node("ReduceMax", -1),
     "mean": _mean_node,
     "min": _extreme_node("ReduceMin", 1),
     "reverse": _reverse_node,
-    "softmax": _softmax_node("Softmax"),
+    "softmax": _softmax_node,
     "squared_deviations": _squared_deviations_node,
     "sum": _sum_node,
 }

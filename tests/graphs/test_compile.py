@@ -122,14 +122,12 @@ def test_inductor(kind: str) -> None:
 def test_reductions(name: str) -> None:
     call = REDUCTIONS[name].of
     same(call, signals)
-    for dtype in (torch.int64, torch.bool, torch.float16):
-        if REDUCTIONS[name].can_take(dtype):
-            dynamo.reset()
-            given = tokens([3, 0, 2]).to(dtype)
-            assert_close(tensors(compiled(call)(given)), tensors(call(given)), equal_nan=True)
+    dynamo.reset()
+    given = tokens([3, 0, 2]).to(torch.int64 if REDUCTIONS[name].can_take(torch.int64) else torch.float16)
+    assert_close(tensors(compiled(call)(given)), tensors(call(given)))
 
 
-@pytest.mark.parametrize("name", [name for name, how in REDUCTIONS.items() if how.is_differentiable])
+@pytest.mark.parametrize("name", [name for name, how in REDUCTIONS.items() if how.options])  # composed of others
 def test_gradients_of_reductions(name: str) -> None:
     def loss(values: Tensor, lengths: Tensor) -> Tensor:
         found = REDUCTIONS[name].of(SequenceBatch(values, lengths))
@@ -140,7 +138,7 @@ def test_gradients_of_reductions(name: str) -> None:
     assert_close(found, *torch.autograd.grad(loss(values, lengths), values))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.int64, torch.bool])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 def test_rows_are_expanded_to_steps(dtype: torch.dtype) -> None:
     def call(batch: SequenceBatch, rows: SequenceBatch) -> Any:
         return batch.expand(rows.values), batch.map(torch.add, batch.expand(rows.values))

@@ -196,7 +196,8 @@ class Reduction(NamedTuple):
         if len(sequence) or self.is_stepwise:
             return self.alone(sequence)
         # A sum, through which gradients flow, so that a loss of nothing but empty sequences has some.
-        return (sequence.sum(0) + self.of_empty).to(self.dtype_for(sequence.dtype))
+        total = sequence.sum(0) + self.of_empty
+        return (total.real if self.dtype == "real" else total).to(self.dtype_for(sequence.dtype))
 
 
 def _spread(function: Callable[..., Tensor], correction: int) -> Callable[[Tensor], Tensor]:

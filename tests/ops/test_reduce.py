@@ -257,9 +257,7 @@ def test_transforms_of_torch_func(name: str, lengths: list[int]) -> None:
     both = torch.stack([given, tangent])
     assert_close(torch.func.jacrev(cube)(given), torch.func.jacrev(looped_cube)(given))
     assert_close(torch.func.jacfwd(cube)(given), torch.func.jacrev(looped_cube)(given))
-    found, wanted = (
-        torch.func.jvp(slope(function), (given,), (tangent,)) for function in (cube, looped_cube)
-    )
+    found, wanted = (torch.func.jvp(slope(function), (given,), (tangent,)) for function in (cube, looped_cube))
     assert_close(found, wanted)
     assert_close(torch.func.vmap(cube)(both), torch.stack([looped_cube(given), looped_cube(tangent)]))
 
