@@ -704,7 +704,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         return self.with_values(_ops.reduce(self.values, self.structure, "reverse"))
 
     # ------------------------------------------------------------------------------------------- functions of sequences
-    # An empty sequence yields 0 or False (True for `all`) and gets no gradient, because a NaN would reach every other one
+    # An empty sequence yields 0 (`all` yields True) and gets no gradient, because a NaN would reach every other one
     # through the loss.
 
     def sum(self) -> Tensor:

@@ -300,6 +300,7 @@ def _all(values: Tensor, lengths: Lengths) -> Tensor:
 def _softmax(values: Tensor, lengths: Lengths, which: str) -> Tensor:
     """Compute "softmax" or "log_softmax" along the steps of each sequence."""
     wide = _widen(values)
+    shares: Tensor
     if (rectangle := _as_rectangle(wide, lengths)) is not None:
         shares = getattr(torch, which)(rectangle, 1).flatten(0, 1)
     elif _loop_is_faster(wide, lengths):
