@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import _ops
-from seqbatch._checks.arguments import require_alike, require_steps, sequences_of
+from seqbatch._checks.arguments import integer, require_alike, require_steps, require_tensor, sequences_of
 from seqbatch._checks.exporters import refuse_exporters
 from seqbatch._checks.gathering import require_gatherable
 from seqbatch._checks.grammar import complaint, counted, type_name
@@ -35,12 +35,12 @@ from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import in_a_graph, known_or_false, register_pytree
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
-# How a Tensor of one row for each sequence becomes a batch.
-_SPREAD = "batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))"
-
-# PyTorch's error for Tensors of different numbers of rows.
+# PyTorch's errors for Tensors of different numbers of rows: in arithmetic, in `expand_as`, in `cat` and in `stack`.
 _MISMATCH = re.compile(
     r"The size of tensor a \((\d+)\) must match the size of tensor b \((\d+)\) at non-singleton dimension 0"
+    r"|The expanded size of the tensor \((\d+)\) must match the existing size \((\d+)\) at non-singleton dimension 0"
+    r"|Sizes of tensors must match except in dimension [1-9]\d*. Expected size (\d+) but got size (\d+) for tensor"
+    r"|stack expects each tensor to be equal size, but got \[(\d+)[],].* at entry \d+ and \[(\d+)[],]"
 )
 
 
@@ -579,8 +579,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
         The function sees the steps of all sequences, one after another. If it captures a Tensor of one row for each
         sequence, that is paired with steps, not with sequences. Where the numbers agree, the result is wrong without
-        an error. Spread such a Tensor over the steps, and pass the batch: `batch.map(function, spread)`, where `spread`
-        is `batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0))`.
+        an error. Pass such a Tensor as a batch: `batch.map(function, batch.expand(tensor))`.
 
         Args:
             function: from flat values `(total_steps, *features)`, one Tensor for this batch and each other, to flat
@@ -607,7 +606,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             if not isinstance(other, SequenceBatch):
                 remedy = ""
                 if isinstance(other, Tensor):
-                    remedy = f"For a row for each step pass batch.with_values(tensor), for each sequence {_SPREAD}."
+                    remedy = "For a row for each step pass batch.with_values(tensor), "
+                    remedy += "for each sequence batch.expand(tensor)."
                 found = type_name(other)
                 raise complaint(SeqbatchTypeError, f"others[{i}]", "be a SequenceBatch", found, remedy)
             _ops.require_same_lengths(f"others[{i}]", other.structure, self.structure)
@@ -626,10 +626,10 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             if nothing is not None and type(error) in (IndexError, RuntimeError):
                 return self.with_values(nothing)
             mismatch = _MISMATCH.match(str(error))
-            if mismatch and {*map(int, mismatch.groups())} == {self.total_steps, len(self)}:
+            if mismatch and {int(size) for size in mismatch.groups() if size} == {self.total_steps, len(self)}:
                 error.add_note(
-                    "A Tensor of one row for each sequence must be spread over the steps, and passed as a batch: "
-                    f"batch.map(function, {_SPREAD})."
+                    "A Tensor of one row for each sequence must be passed as a batch: "
+                    "batch.map(function, batch.expand(tensor))."
                 )
             raise
         if nothing is not None and isinstance(result, Tensor) and result.shape[:1] != nothing.shape:
@@ -654,6 +654,36 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """
         return self._same_steps("values", values)
 
+    def expand(self, tensor: Tensor) -> Self:
+        """Build a batch of the same structure, whose every step holds the row of its sequence.
+
+        So what there is once for each sequence (a speaker, a context, a state) meets what there is for each step:
+        `batch.map(torch.mul, batch.expand(weights))`.
+
+        Args:
+            tensor: `(batch, *features)`, a row for each sequence; any features and dtype, on the device of the values.
+
+        Returns:
+            a batch of copies `(total_steps, *features)`. Gradients flow: those of the steps of a sequence are summed
+            to that of its row, which is 0 for an empty sequence.
+
+        Raises:
+            SeqbatchTypeError: this is not a Tensor.
+            SeqbatchValueError: it does not have a row for each sequence, has no dimension of rows, or is on another
+                device.
+
+        Source: `torch.repeat_interleave`.
+
+        >>> batch = SequenceBatch(torch.zeros(3, 2), [2, 1])
+        >>> batch.expand(torch.tensor([7, 8])).to_sequences()
+        [tensor([7, 7]), tensor([8])]
+        """
+        if require_tensor("tensor", tensor).dim() == 0:
+            raise complaint(SeqbatchValueError, "tensor", "have shape (batch, *features)", "a Tensor of no dimension")
+        if tensor.device != self.device:
+            raise complaint(SeqbatchValueError, "tensor", f"be on {self.device}, as this batch", tensor.device)
+        return self._of(_ops.expand(tensor, self.structure, self.total_steps), self.structure)
+
     def _same_steps(self, subject: str, values: Tensor) -> Self:
         steps = require_steps(subject, values).shape[0]
         if steps != self.total_steps:
@@ -672,7 +702,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         return self.with_values(_ops.reduce(self.values, self.structure, "reverse"))
 
     # ------------------------------------------------------------------------------------------- functions of sequences
-    # An empty sequence yields zeros and gets no gradient, because a NaN would reach every other one through the loss.
+    # An empty sequence yields 0 (`all` yields True) and gets no gradient, because a NaN would reach every other one
+    # through the loss.
 
     def sum(self) -> Tensor:
         """Sum the steps of each sequence.
@@ -698,9 +729,55 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_sequences([torch.tensor([1.0, 2.0]), torch.tensor([3.0])]).mean()
         tensor([1.5000, 3.0000])
         """
-        if not (self.values.is_floating_point() or self.values.is_complex()):
-            raise _wrong_dtype("floating or complex to be averaged", self.values)
+        _require_inexact(self.values)
         return _ops.reduce(self.values, self.structure, "mean")
+
+    def var(self, *, correction: int = 1) -> Tensor:
+        """Compute the variance of the steps of each sequence, feature by feature, as `torch.var`.
+
+        Args:
+            correction: what is subtracted from the number of steps: 1 for the estimate from a sample, and 0 for the
+                mean of the squared distances from the mean.
+
+        Returns:
+            `(batch, *features)`, the dtype of the values, or of their real part; zeros for an empty sequence. It is NaN
+            for a sequence of `correction` steps, as in PyTorch, but without its warning. Gradients flow.
+
+        Raises:
+            SeqbatchTypeError: the dtype is neither floating nor complex, or the correction is not an integer.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([1.0, 3.0]), torch.tensor([3.0])]).var(correction=0)
+        tensor([1., 0.])
+        """
+        return self._narrowed(self._variance(correction))
+
+    def std(self, *, correction: int = 1) -> Tensor:
+        """Compute the standard deviation of the steps of each sequence, feature by feature, as `torch.std`.
+
+        Args:
+            correction: what is subtracted from the number of steps, as in `var`.
+
+        Returns:
+            `(batch, *features)`, the dtype of the values, or of their real part; zeros for an empty sequence, and NaN
+            for one of `correction` steps, as in `var`. Gradients flow; that of a deviation of 0 is 0.
+
+        Raises:
+            SeqbatchTypeError: the dtype is neither floating nor complex, or the correction is not an integer.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([1.0, 5.0]), torch.tensor([3.0])]).std(correction=0)
+        tensor([2., 0.])
+        """
+        variance = self._variance(correction)
+        is_zero = variance == 0  # where the slope of the root is infinite
+        return self._narrowed(variance.masked_fill(is_zero, 1).sqrt().masked_fill(is_zero, 0))
+
+    def _variance(self, correction: int) -> Tensor:
+        """Compute the variance of each sequence in single precision at least."""
+        _require_inexact(self.values)
+        lost = integer("correction", correction)
+        squares = _ops.reduce(self.values, self.structure, "squared_deviations")
+        counts = self.offsets.diff().view(-1, *(1 for _ in self.feature_shape)).to(squares.dtype)
+        return squares / (counts - lost).clamp(min=0).masked_fill(counts == 0, 1)
 
     def max(self) -> Tensor:
         """Return the largest step of each sequence, feature by feature, as `torch.amax`.
@@ -733,6 +810,80 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """
         _require_order(self.values)
         return _ops.reduce(self.values, self.structure, "min")
+
+    def _narrowed(self, spread: Tensor) -> Tensor:
+        """Convert a variance or standard deviation to the dtype of the values; if they are complex, it is real."""
+        return spread.to(self.dtype) if self.values.is_floating_point() else spread
+
+    def argmax(self) -> Tensor:
+        """Return the index of the largest step of each sequence in it, feature by feature, as `torch.argmax`.
+
+        Returns:
+            `(batch, *features)`, int64; the first of equally large steps, and of NaNs if there are any; 0 for an empty
+            sequence, which has no step of this index. No gradients flow.
+
+        Raises:
+            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no maximum.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).argmax()
+        tensor([1, 0])
+        """
+        _require_order(self.values)
+        return _ops.reduce(self.values, self.structure, "argmax")
+
+    def argmin(self) -> Tensor:
+        """Return the index of the smallest step of each sequence in it, feature by feature, as `torch.argmin`.
+
+        Returns:
+            `(batch, *features)`, int64; the first of equally small steps, and of NaNs if there are any; 0 for an empty
+            sequence, which has no step of this index. No gradients flow.
+
+        Raises:
+            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no minimum.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([2, 1]), torch.tensor([3])]).argmin()
+        tensor([1, 0])
+        """
+        _require_order(self.values)
+        return _ops.reduce(self.values, self.structure, "argmin")
+
+    def all(self) -> Tensor:
+        """Return True where all steps of a sequence are True or not 0, feature by feature, as `torch.all`.
+
+        Returns:
+            `(batch, *features)`, bool, also for uint8; True for an empty sequence. No gradients flow.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([True, False]), torch.tensor([True])]).all()
+        tensor([False,  True])
+        """
+        return _ops.reduce(self.values, self.structure, "all")
+
+    def any(self) -> Tensor:
+        """Return True where any step of a sequence is True or not 0, feature by feature, as `torch.any`.
+
+        Returns:
+            `(batch, *features)`, bool, also for uint8; False for an empty sequence. No gradients flow.
+
+        >>> SequenceBatch.from_sequences([torch.tensor([True, False]), torch.tensor([False])]).any()
+        tensor([ True, False])
+        """
+        return _ops.reduce(self.values, self.structure, "any")
+
+    def logsumexp(self) -> Tensor:
+        """Compute the logarithm of the summed exponentials of the steps of each sequence, as `torch.logsumexp`.
+
+        Returns:
+            `(batch, *features)`, the dtype of the values; zeros for an empty sequence, where PyTorch has -inf.
+            Gradients flow.
+
+        Raises:
+            SeqbatchTypeError: the dtype is not floating.
+
+        >>> SequenceBatch.from_sequences([torch.zeros(2), torch.zeros(1)]).logsumexp()
+        tensor([0.6931, 0.0000])
+        """
+        _require_floating(self.values, "for a logsumexp")
+        return _ops.reduce(self.values, self.structure, "logsumexp")
 
     def first(self) -> Tensor:
         """Return the first step of each sequence.
@@ -771,9 +922,45 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_sequences([torch.zeros(2), torch.zeros(1)]).softmax().values
         tensor([0.5000, 0.5000, 1.0000])
         """
-        if not self.values.is_floating_point():
-            raise _wrong_dtype("floating for a softmax", self.values)
+        _require_floating(self.values, "for a softmax")
         return self.with_values(_ops.reduce(self.values, self.structure, "softmax"))
+
+    def log_softmax(self) -> Self:
+        """Compute the logarithm of `softmax`, feature by feature, as `torch.log_softmax` along the steps.
+
+        It is exact where the logarithm of `softmax` would be that of a number rounded to 0.
+
+        Returns:
+            a batch of the same structure and dtype, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: the dtype is not floating.
+
+        >>> SequenceBatch.from_sequences([torch.zeros(2), torch.zeros(1)]).log_softmax().values
+        tensor([-0.6931, -0.6931,  0.0000])
+        """
+        _require_floating(self.values, "for a softmax")
+        return self.with_values(_ops.reduce(self.values, self.structure, "log_softmax"))
+
+    def cumsum(self, *, reverse: bool = False) -> Self:
+        """Add up the steps of each sequence from its start to each step, as `torch.cumsum` along the steps.
+
+        Args:
+            reverse: whether to add up from each step to the end of its sequence, as returns of rewards are.
+
+        Returns:
+            a batch of the same structure; int64 for integers and bools, as `torch.cumsum`. Gradients flow.
+
+        Raises:
+            SeqbatchTypeError: `reverse` is not a bool.
+
+        >>> batch = SequenceBatch.from_sequences([torch.tensor([1, 2, 4]), torch.tensor([3])])
+        >>> batch.cumsum().values, batch.cumsum(reverse=True).values
+        (tensor([1, 3, 7, 3]), tensor([7, 6, 4, 3]))
+        """
+        if require_bool("reverse", reverse):
+            return self.reverse().cumsum().reverse()
+        return self.with_values(_ops.reduce(self.values, self.structure, "cumsum"))
 
     # --------------------------------------------------------------------------------------------------- as on a Tensor
 
@@ -904,6 +1091,16 @@ def _equal(one: Tensor, other: object) -> bool:
     if not isinstance(other, Tensor) or other.is_nested or other.layout is not torch.strided:
         return False
     return (one.shape, one.dtype, one.device) == (other.shape, other.dtype, other.device) and torch.equal(one, other)
+
+
+def _require_inexact(values: Tensor) -> None:
+    if not (values.is_floating_point() or values.is_complex()):
+        raise _wrong_dtype("floating or complex to be averaged", values)
+
+
+def _require_floating(values: Tensor, what_for: str) -> None:
+    if not values.is_floating_point():
+        raise _wrong_dtype(f"floating {what_for}", values)
 
 
 def _require_order(values: Tensor) -> None:

@@ -142,8 +142,7 @@ def test_map_and_with_values(lengths: list[int]) -> None:
             lambda b: b.map(torch.add, torch.zeros(2)),
             SeqbatchTypeError,
             r"^`others\[0\]` must be a SequenceBatch; got a torch.Tensor. For a row for each step pass "
-            r"batch.with_values\(tensor\), for each sequence "
-            r"batch.with_values\(tensor.repeat_interleave\(batch.offsets.diff\(\), 0\)\).$",
+            r"batch.with_values\(tensor\), for each sequence batch.expand\(tensor\).$",
         ),
         (lambda b: b.map(torch.add, b, torch.zeros(2)), SeqbatchTypeError, r"^`others\[1\]` must .* pass batch.with_v"),
         (lambda b: b.map(len), SeqbatchTypeError, r"`function\(values\)` must be a Tensor; got an int."),
@@ -182,15 +181,13 @@ def test_the_advice_for_a_tensor_of_a_row_for_each_sequence_is_right(lengths: li
         batch.map(torch.add, tensor)  # type: ignore[arg-type]  # wrong
     advice = str(caught.value).partition("for each sequence ")[2].removesuffix(".")
     assert advice in (SequenceBatch.map.__doc__ or "")
+    assert advice == "batch.expand(tensor)"
     spread = eval(advice, {}, {"batch": batch, "tensor": tensor})
     wanted = [row.expand(length, 3) for row, length in zip(tensor, lengths, strict=True)]
     assert_close(spread.to_sequences(), wanted, rtol=0, atol=0)
 
 
-SPREAD = (
-    "A Tensor of one row for each sequence must be spread over the steps, and passed as a batch: "
-    "batch.map(function, batch.with_values(tensor.repeat_interleave(batch.offsets.diff(), 0)))."
-)
+EXPAND = "A Tensor of one row for each sequence must be passed as a batch: batch.map(function, batch.expand(tensor))."
 
 
 @pytest.mark.parametrize(
@@ -200,12 +197,16 @@ SPREAD = (
         lambda values: torch.ones(3, 2) - values,
         lambda values: torch.where(torch.ones(3, 2) > 0, values, 0),
         lambda values: torch.addcmul(values, torch.ones(3, 2), values),
+        lambda values: torch.cat([values, torch.ones(3, 4)], -1),
+        lambda values: torch.hstack([torch.ones(3, 4), values]),
+        lambda values: torch.stack([values, values, torch.ones(3, 2)]),
+        lambda values: torch.ones(3, 2).expand_as(values),
     ],
 )
 def test_a_captured_tensor_of_a_row_for_each_sequence_gets_a_note(function: Callable[[Tensor], Tensor]) -> None:
-    with pytest.raises(RuntimeError, match=r"must match") as caught:
+    with pytest.raises(RuntimeError, match=r"must match|equal size") as caught:
         SequenceBatch(torch.zeros(5, 2), [2, 1, 2]).map(function)
-    assert caught.value.__notes__ == [SPREAD]
+    assert caught.value.__notes__ == [EXPAND]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,9 @@ def test_a_captured_tensor_of_a_row_for_each_sequence_gets_a_note(function: Call
         lambda values: values + torch.ones(5, 3),  # whose other dimension is of as many
         lambda values: values.T + torch.ones(2, 3),
         lambda values: values @ torch.ones(3, 2),
-        lambda values: torch.cat([values, torch.ones(3, 4)], 1),
+        lambda values: torch.cat([values, torch.ones(4, 2)], 1),
+        lambda values: torch.cat([values.T, torch.ones(2, 3)]),
+        lambda values: torch.stack([values, torch.ones(5, 3)]),
         lambda values: values[:, 3],
     ],
 )
@@ -224,6 +227,84 @@ def test_other_errors_of_a_function_get_no_note(function: Callable[[Tensor], Ten
     with pytest.raises((RuntimeError, IndexError)) as caught:
         SequenceBatch(torch.zeros(5, 2), [2, 1, 2]).map(function)
     assert not hasattr(caught.value, "__notes__")
+
+
+@for_all_lengths(features=features)
+def test_gradients_of_expanded_rows(lengths: list[int], features: Any) -> None:
+    batch = SequenceBatch(make((sum(lengths),), torch.float64), lengths)
+    rows = make((len(lengths), *features), torch.float64).requires_grad_()
+    found = batch.expand(rows)
+    weights = make(tuple(found.values.shape), torch.float64, seed=1)
+    (slope,) = torch.autograd.grad((found.values * weights).sum(), rows)
+    wanted = [part.sum(0) for part in weights.split(lengths)]
+    assert_close(list(slope), wanted)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in PyTorch itself
+@pytest.mark.parametrize("lengths", [[2, 2], [3, 0, 1], [0, 0], []])
+def test_gradients_of_expanded_rows_of_both_orders(lengths: list[int]) -> None:
+    batch = SequenceBatch(torch.zeros(sum(lengths)), lengths)
+    rows = make((len(lengths), 2), torch.float64).requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda rows: batch.expand(rows).values ** 2, rows, check_forward_ad=True, check_batched_grad=True
+    )
+    assert torch.autograd.gradgradcheck(
+        lambda rows: batch.expand(rows).values ** 2, rows, check_fwd_over_rev=True, check_batched_grad=True
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in PyTorch itself
+def test_expand_under_transforms() -> None:
+    batch = SequenceBatch(torch.zeros(5), [3, 0, 2])
+    rows = make((4, 3, 2), torch.float64)
+    wanted = torch.stack([batch.expand(one).values for one in rows])
+    assert_close(torch.func.vmap(lambda one: batch.expand(one).values)(rows), wanted)
+    slope = torch.func.grad(lambda one: (batch.expand(one).values ** 2).sum())(rows[0])
+    assert_close(slope, 2 * rows[0] * torch.tensor([[3.0], [0.0], [2.0]]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gradients_of_expanded_rows_round_as_a_sum_does(dtype: torch.dtype) -> None:
+    # Added one after another, ones in half precision stop at 2048, and equal terms in single precision drift by 1e-3.
+    rows = torch.zeros(3, dtype=dtype, requires_grad=True)
+    found = SequenceBatch(torch.zeros(60_003), [60_000, 0, 3]).expand(rows)
+    (slope,) = torch.autograd.grad(found.values, rows, torch.full((60_003,), 0.1, dtype=dtype))
+    term = torch.tensor(0.1, dtype=dtype).double()
+    assert_close(slope, torch.stack([60_000 * term, 0 * term, 3 * term]).to(dtype))
+
+
+@pytest.mark.parametrize(
+    ("tensor", "kind", "message"),
+    [
+        (
+            torch.zeros(3, 2),
+            SeqbatchValueError,
+            r"^`tensor` must have 2 rows, one for each sequence; got 3. For a row for each step call "
+            r"batch.with_values\(tensor\).$",
+        ),
+        (torch.zeros(1, 2), SeqbatchValueError, r"^`tensor` must have 2 rows, one for each sequence; got 1\.$"),
+        (
+            torch.tensor(1.0),
+            SeqbatchValueError,
+            r"^`tensor` must have shape \(batch, \*features\); got a Tensor of no dimension\.$",
+        ),
+        (torch.zeros(2, device="meta"), SeqbatchValueError, r"^`tensor` must be on cpu, as this batch; got meta\.$"),
+        ([1.0, 2.0], SeqbatchTypeError, r"^`tensor` must be a Tensor; got a list. Make it one by torch.as_tensor\.$"),
+    ],
+)
+def test_bad_expand(tensor: Any, kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=message):
+        SequenceBatch(torch.zeros(3), [2, 1]).expand(tensor)
+
+
+def test_expand_keeps_the_structure_and_the_class() -> None:
+    class Signals(SequenceBatch):
+        pass
+
+    batch = Signals(torch.zeros(3), [2, 1])
+    found = batch.expand(torch.zeros(2, 4))
+    assert type(found) is Signals
+    assert found.structure is batch.structure
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch._dynamo
 from hypothesis import strategies as st
-from strategies import for_all_lengths, recurrent_layers, sequences, state_for
+from reference import REDUCTIONS
+from strategies import for_all_lengths, make, recurrent_layers, sequences, state_for
 from torch import Tensor, nn
 from torch.testing import assert_close
 
@@ -63,6 +64,42 @@ def test_nothing_waits_for_the_gpu(kind: Any, lengths: tuple[int, ...]) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert values.grad is not None
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int64])
+@pytest.mark.parametrize("lengths", [(3, 3), (5, 2, 70), (2, 0, 4)])
+@pytest.mark.parametrize("name", REDUCTIONS)
+def test_reductions_do_not_wait_for_the_gpu(name: str, lengths: tuple[int, ...], dtype: torch.dtype) -> None:
+    how = REDUCTIONS[name]
+    if not how.can_take(dtype):
+        return
+    values = make((sum(lengths), 3), dtype)
+    wanted = how.of(SequenceBatch(values, lengths))
+    given = values.cuda().requires_grad_(dtype.is_floating_point)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = how.of(SequenceBatch(given, lengths))
+        total = (found.values if isinstance(found, SequenceBatch) else found).sum()
+        if total.requires_grad:
+            total.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_close([one.cpu() for one in found], list(wanted))
+    assert given.grad is not None or not (how.is_differentiable and dtype.is_floating_point)
+
+
+def test_expanding_rows_does_not_wait_for_the_gpu() -> None:
+    rows = torch.randn(3, 2, device="cuda", requires_grad=True)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        found = SequenceBatch(torch.zeros(7, device="cuda"), [3, 0, 4]).expand(rows)
+        found.values.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert_close(found[2], rows[2].expand(4, 2))
+    assert_close(rows.grad, torch.tensor([[3.0], [0.0], [4.0]], device="cuda").expand(3, 2))
 
 
 def test_the_loss_does_not_wait_for_the_gpu() -> None:

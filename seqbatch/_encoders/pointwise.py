@@ -57,8 +57,7 @@ ELEMENTWISE: tuple[type[nn.Module], ...] = (
 _ALONG_AN_AXIS: tuple[type[nn.Module], ...] = (nn.GLU, nn.LogSoftmax, nn.Softmax, nn.Softmin)
 # The call that does along the steps of each sequence what a layer does along an axis.
 _OVER_STEPS: dict[type[nn.Module], str] = {
-    # Not the log of a softmax, because that may be -inf.
-    nn.LogSoftmax: "SequenceBatch.from_sequences([x.log_softmax(0) for x in batch])",
+    nn.LogSoftmax: "batch.log_softmax()",
     nn.Softmax: "batch.softmax()",
     nn.Softmin: "batch.map(torch.neg).softmax()",
 }

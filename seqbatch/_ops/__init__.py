@@ -48,3 +48,5 @@ drop_empty = _eager_or_traced(eager.drop_empty, traced.drop_empty)
 chosen = _eager_or_traced(eager.chosen, traced.chosen)
 # `how` is a key of `reductions.REDUCTIONS`.
 reduce = _eager_or_traced(eager.reduce, traced.reduce)
+# A row for each sequence to a row for each step.
+expand = _eager_or_traced(eager.expand, traced.expand)

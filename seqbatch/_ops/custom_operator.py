@@ -39,6 +39,8 @@ class Operator:
         saved: the number of saved tensors.
         backward: from `(gradients, saved, wanted, values, lengths, ...)` to the gradients of values and others, or
             None if it cannot compute them. `wanted` says which of them are read.
+        steps_of: from `(values, ...)`, without the lengths, to the number that the lengths must add up to: the rows
+            of the values, unless these have a row for each sequence.
 
     Source: `torch.library.custom_op`.
     """
@@ -52,9 +54,10 @@ class Operator:
         fake: Function,
         saved: int = 0,
         backward: Callable[..., Gradients | None] = lambda *given: None,
+        steps_of: Callable[..., int] = lambda values, *rest: len(values),
     ) -> None:
         self.results, self.saved = results, saved
-        self.function, self.fake, self.own_backward = function, fake, backward
+        self.function, self.fake, self.own_backward, self.steps_of = function, fake, backward, steps_of
         self.has_others = arguments.startswith("Tensor[]")
         inputs = f"Tensor values, Tensor lengths, {arguments}"
         outputs = ", ".join(["Tensor"] * (results + saved))
@@ -79,6 +82,10 @@ class Operator:
         """Return the tensors that may have gradients."""
         return [values, *(rest[0] if self.has_others else ())]
 
+    def _checked(self, lengths: Tensor, values: Tensor, rest: Sequence[Any]) -> Lengths:
+        """Return lengths whose values are read here for the first time, else raise."""
+        return _checked_lengths(lengths, self.steps_of(values, *rest))
+
     def _call(self, sources: Sequence[Tensor], lengths: Lengths, rest: Sequence[Any]) -> Tensors:
         """Call the function on other tensors than those in `rest`."""
         given = [[*sources[1:]], *rest[1:]] if self.has_others else rest
@@ -90,7 +97,7 @@ class Operator:
         _refuse_transforms()
         sources = self._sources(values, rest)
         with torch.no_grad():
-            found = self._call(sources, _checked_lengths(lengths, len(values)), rest)
+            found = self._call(sources, self._checked(lengths, values, rest), rest)
         return _as_declared(_with_declared_strides(_without_shared_memory(found, sources)))
 
     def _run_backward(
@@ -102,7 +109,7 @@ class Operator:
         lengths: Tensor,
         *rest: Any,
     ) -> list[Tensor]:
-        sources, checked = self._sources(values, rest), _checked_lengths(lengths, len(values))
+        sources, checked = self._sources(values, rest), self._checked(lengths, values, rest)
         found = self.own_backward(gradients, saved, wanted, values, checked, *rest)
         if found is None:
             with torch.inference_mode(False):  # which also enables autograd, disabled in an operator
@@ -165,7 +172,7 @@ class Operator:
         if torch.is_grad_enabled():  # gradients of gradients, which the backward operator does not have
             # Views, because one of them may be computed from another: no path through the graph around counts here.
             sources = [source.view_as(source) for source in sources]
-            results = self._call(sources, _checked_lengths(lengths, len(sources[0])), rest)
+            results = self._call(sources, self._checked(lengths, sources[0], rest), rest)
             found = self._gradients(results, of_results, sources, wanted, again=True)
         else:
             found = self.backward(of_results, saved, wanted, sources[0], lengths, *rest)
@@ -182,7 +189,7 @@ def _refuse_transforms() -> None:
 
 
 def _checked_lengths(lengths: Tensor, steps: int) -> Lengths:
-    """Return lengths whose values are read here for the first time, else raise."""
+    """Return lengths if none is negative and they add up to the steps, else raise."""
     counts = lengths_of("lengths", lengths)
     if sum(counts) != steps:
         raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", sum(counts))

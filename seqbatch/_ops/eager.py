@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.arguments import lengths_of, require_equal_lengths
-from seqbatch._checks.grammar import complaint
+from seqbatch._checks.grammar import complaint, counted
 from seqbatch._checks.indices import is_one_index, one_position, several_positions
 from seqbatch._checks.layout_arguments import (
     PaddingSide,
@@ -156,3 +156,11 @@ def chosen(index: Any, number: Callable[[], int]) -> list[int] | Tensor:
     if is_one_index(index):
         return [one_position("index", index, number())]
     return several_positions("index", index, number())
+
+
+def expand(rows: Tensor, lengths: Lengths, steps: int) -> Tensor:
+    if rows.shape[0] != len(lengths):
+        remedy = "For a row for each step call batch.with_values(tensor)." if rows.shape[0] == steps else ""
+        must = f"have {counted(len(lengths), 'row')}, one for each sequence"
+        raise complaint(SeqbatchValueError, "tensor", must, rows.shape[0], remedy)
+    return reductions.expand_to_steps(rows, lengths)

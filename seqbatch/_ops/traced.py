@@ -232,7 +232,14 @@ def from_nested(nested: object) -> NoReturn:
 
 
 def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
-    return reductions.operator(values, lengths.tensor, how)[0]
+    return reductions.reduce_operator(values, lengths.tensor, how)[0]
+
+
+def expand(rows: Tensor, lengths: Lengths, steps: int) -> Tensor:
+    must = "have a row for each sequence"
+    if _differ(rows.shape[0], lengths.tensor.shape[0], f"`tensor` must {must}"):
+        raise complaint(SeqbatchValueError, "tensor", must, "fewer or more")
+    return reductions.expand_operator(rows, lengths.tensor, steps)[0]
 
 
 def drop_empty(rows: Tensor, lengths: Lengths) -> Tensor:

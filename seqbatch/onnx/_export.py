@@ -15,7 +15,7 @@ from seqbatch._torch import keys_of_results, leaves_by_path
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
 from seqbatch.onnx._length_check import checked_lengths, checked_lengths_node
 from seqbatch.onnx._recurrent_nodes import gru_node, lstm_node, rnn_node
-from seqbatch.onnx._reduction_nodes import reduce_node
+from seqbatch.onnx._reduction_nodes import expand_node, reduce_node
 from seqbatch.onnx._substitutes import embedding_node, group_norm_node
 
 # The dtypes in which ONNX Runtime runs the nodes for recurrent layers; ONNX itself has float64 too.
@@ -128,6 +128,7 @@ def export(
             operators.gru.default: gru_node,
             operators.rnn.default: rnn_node,
             operators.reduce.default: reduce_node,
+            operators.expand.default: expand_node,
         },
     )
     assert exported is not None

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from graph_models import LAYERS, PATTERNS, SMALL, Tagger, check_alone, signals, tokens
+from reference import REDUCTIONS
 from torch import Tensor, nn
 from torch._dynamo.exc import UserError
 from torch.export import Dim, ExportedProgram, export
@@ -93,6 +94,28 @@ def test_an_example_that_is_too_small() -> None:
             export(Tagger("gru"), (tokens(lengths),), dynamic_shapes=([{0: STEPS}, {0: BATCH}],))
 
 
+class Reduced(nn.Module):
+    """A model from flat values and their lengths to all reductions of each sequence, and to rows at all its steps."""
+
+    def forward(self, values: Tensor, lengths: Tensor) -> list[Tensor]:
+        batch = SequenceBatch(values, lengths)
+        found = [how.of(batch) for how in REDUCTIONS.values()]
+        rows = batch.expand(batch.mean())
+        return [one.values if isinstance(one, SequenceBatch) else one for one in [*found, rows]]
+
+
+def test_a_program_of_reductions_serves_all_lengths() -> None:
+    model, batch = Reduced(), signals([3, 0, 2])
+    program = export(model, (batch.values, torch.tensor(batch.lengths)), dynamic_shapes=({0: STEPS}, {0: BATCH}))
+    file = io.BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    run = torch.export.load(file).module()
+    for lengths in (PATTERNS | SMALL).values():
+        given = signals(lengths).values, torch.tensor(lengths, dtype=torch.int64)
+        assert_close([*run(*given)], model(*given), equal_nan=True)
+
+
 PROGRAM = """
 import sys
 import torch
@@ -130,14 +153,16 @@ def test_a_fresh_process_gives_the_same(tmp_path: Path) -> None:
 
 
 class Summary(nn.Module):
-    """A model from flat values and their lengths to one vector of each sequence."""
+    """A model from flat values and their lengths to one vector of each sequence, by all that its graph can hold."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gru = nn.GRU(4, 3, bidirectional=True)
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        return encode(self.gru, SequenceBatch(values, lengths)).mean()
+        outputs = encode(self.gru, SequenceBatch(values, lengths))
+        centred = outputs.map(torch.sub, outputs.expand(outputs.mean()))
+        return torch.cat([outputs.mean(), outputs.std(correction=0), centred.cumsum(reverse=True).max()], 1)
 
 
 AHEAD_OF_TIME = """

@@ -25,6 +25,7 @@ def joined(one: SequenceBatch, other: SequenceBatch) -> Tensor:
 
 CALLS: dict[str, Callable[[SequenceBatch, SequenceBatch], Tensor]] = {
     "concat": joined,
+    "expand": lambda one, _: one.expand(one.offsets[1:]).values,
     "map": lambda one, _: one.map(torch.relu).values,
     "mask": lambda one, _: one.mask(batch_first=True, total_length=9),
     "offsets": lambda one, _: one.offsets,

@@ -91,7 +91,21 @@ def test_a_reduction_passes_the_checks_of_torch(how: str, wanted: bool, lengths:
     given = values, torch.tensor(lengths), how
     check(overload.reduce.default, given)
     result = overload.reduce(*given)
-    check(backward_of("reduce"), ([result.detach()], [], [True], values.detach(), *given[1:]))
+    if result.is_floating_point():
+        check(backward_of("reduce"), ([result.detach()], [], [True], values.detach(), *given[1:]))
+
+
+@pytest.mark.parametrize("wanted", [False, True])
+@pytest.mark.parametrize("lengths", [LENGTHS, [0, 0, 0], [1], [0]], ids=str)
+def test_the_expansion_of_rows_passes_the_checks_of_torch(wanted: bool, lengths: list[int]) -> None:
+    rows = torch.randn(len(lengths), 2, dtype=torch.float64, requires_grad=wanted)
+    given = rows, torch.tensor(lengths), sum(lengths)
+    check(overload.expand.default, given)
+    result = overload.expand(*given).detach()
+    check(backward_of("expand"), ([result], [], [True], rows.detach(), *given[1:]))
+    if wanted:
+        assert torch.autograd.gradcheck(lambda rows: overload.expand(rows, *given[1:]), rows)
+        assert torch.autograd.gradgradcheck(lambda rows: overload.expand(rows, *given[1:]), rows)
 
 
 @every_layer
@@ -235,8 +249,9 @@ def test_outputs_may_be_modified_in_place_before_the_backward_pass() -> None:
 
 
 def test_results_that_depend_on_nothing_have_zeros_for_gradients() -> None:
-    found = backward_of("reduce")([None], [], [True], torch.ones(2), torch.tensor([2]), "sum")
-    assert_close(found, [torch.zeros(2)])
+    for name, rows, option in (("reduce", 2, "sum"), ("expand", 1, 2)):
+        found = backward_of(name)([None], [], [True], torch.ones(rows), torch.tensor([2]), option)
+        assert_close(found, [torch.zeros(rows)])
 
 
 def test_weights_of_other_sizes_than_those_of_the_layer_reach_no_kernel(kernel_calls: list[str]) -> None:
@@ -307,3 +322,5 @@ def test_a_checkpoint_calls_again(reentrant: bool) -> None:
 def test_lengths_that_a_graph_could_not_look_at(lengths: list[int], said: str) -> None:
     with pytest.raises(SeqbatchError, match=f"^{re.escape(said)}$"):
         overload.reduce(torch.zeros(6), torch.tensor(lengths), "sum")
+    with pytest.raises(SeqbatchError, match=f"^{re.escape(said)}$"):
+        overload.expand(torch.zeros(4), torch.tensor(lengths), 6)

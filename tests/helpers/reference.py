@@ -1,7 +1,9 @@
-"""The oracle: run each sequence alone through the plain PyTorch layer, in a loop; knows nothing of seqbatch."""
+"""The oracle: run each sequence alone by the layer or function of PyTorch, in a loop; knows nothing of seqbatch."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -165,4 +167,105 @@ _BY_HAND: dict[str, Callable[..., tuple[Tensor, Hidden, Hidden]]] = {
     "Residual": _run_residual,
     "SumPool": _pool(lambda layer, x: x.sum(0)),
     "TwoWay": _run_two_way,
+}
+
+
+class Reduction(NamedTuple):
+    """A method of a batch, and the function of PyTorch that it is for one sequence alone.
+
+    Args:
+        method: the name of the method.
+        alone: from `(steps, *features)`, at least one step, to `features`, or to `(steps, *features)`.
+        options: the keyword arguments of the method.
+        is_stepwise: whether the result is a batch.
+        takes: the dtypes of the values; "ordered" is all that PyTorch can compare.
+        dtype: the dtype of the result: that of the values, int64 if they are integers or bools, their real part, ...
+        is_differentiable: whether gradients flow.
+        of_empty: the result for an empty sequence.
+        least_steps: how many steps a sequence must have for a result that is not NaN.
+    """
+
+    method: str
+    alone: Callable[[Tensor], Tensor]
+    options: Mapping[str, Any] = MappingProxyType({})
+    is_stepwise: bool = False
+    takes: Literal["all", "inexact", "floating", "ordered"] = "all"
+    dtype: Literal["same", "sum", "real", "int64", "bool"] = "same"
+    is_differentiable: bool = True
+    of_empty: int = 0
+    least_steps: int = 1
+
+    def of(self, batch: Any) -> Any:
+        """Call the method of a batch."""
+        return getattr(batch, self.method)(**self.options)
+
+    def can_take(self, dtype: torch.dtype) -> bool:
+        """Return True if the method takes values of a dtype."""
+        if self.takes == "ordered":
+            return not dtype.is_complex and dtype is not torch.uint64
+        is_inexact = dtype.is_complex and self.takes == "inexact"
+        return self.takes == "all" or dtype.is_floating_point or is_inexact
+
+    def dtype_for(self, dtype: torch.dtype) -> torch.dtype:
+        """Return the dtype of the result for values of a dtype."""
+        is_inexact = dtype.is_floating_point or dtype.is_complex
+        if self.dtype in ("int64", "bool"):
+            return getattr(torch, self.dtype)  # type: ignore[no-any-return]
+        if self.dtype == "real":
+            return dtype.to_real()
+        return torch.int64 if self.dtype == "sum" and not is_inexact else dtype
+
+    def of_sequence(self, sequence: Tensor) -> Tensor:
+        """Return the result of one sequence alone, which may be empty."""
+        if len(sequence) or self.is_stepwise:
+            return self.alone(sequence)
+        # A sum, through which gradients flow, so that a loss of nothing but empty sequences has some.
+        total = sequence.sum(0) + self.of_empty
+        return (total.real if self.dtype == "real" else total).to(self.dtype_for(sequence.dtype))
+
+
+def _spread(function: Callable[..., Tensor], correction: int) -> Callable[[Tensor], Tensor]:
+    """Return a variance or standard deviation without the warning of PyTorch that it is NaN."""
+
+    def run(x: Tensor) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*degrees of freedom is <= 0")
+            return function(x, 0, correction=correction)
+
+    return run
+
+
+def _spreads(method: str, function: Callable[..., Tensor]) -> dict[str, Reduction]:
+    options: Any = {"takes": "inexact", "dtype": "real"}
+    return {
+        method: Reduction(method, _spread(function, 1), least_steps=2, **options),
+        f"{method} of all": Reduction(method, _spread(function, 0), {"correction": 0}, **options),
+    }
+
+
+_TRUTH: Any = {"dtype": "bool", "is_differentiable": False}
+_POSITION: Any = {"takes": "ordered", "dtype": "int64", "is_differentiable": False}
+_STEPWISE: Any = {"is_stepwise": True}
+# All methods of batches that tests of reductions, of graphs, of ONNX and of devices try, each in the ways it has.
+REDUCTIONS: dict[str, Reduction] = {
+    "all": Reduction("all", lambda x: x.bool().all(0), of_empty=1, **_TRUTH),
+    "any": Reduction("any", lambda x: x.bool().any(0), **_TRUTH),
+    "argmax": Reduction("argmax", lambda x: x.argmax(0), **_POSITION),
+    "argmin": Reduction("argmin", lambda x: x.argmin(0), **_POSITION),
+    "cumsum": Reduction("cumsum", lambda x: x.cumsum(0), dtype="sum", **_STEPWISE),
+    "cumsum from the end": Reduction(
+        "cumsum", lambda x: x.flip(0).cumsum(0).flip(0), {"reverse": True}, dtype="sum", **_STEPWISE
+    ),
+    "first": Reduction("first", lambda x: x[0]),
+    "last": Reduction("last", lambda x: x[-1]),
+    "log_softmax": Reduction("log_softmax", lambda x: x.log_softmax(0), takes="floating", **_STEPWISE),
+    "logsumexp": Reduction("logsumexp", lambda x: x.logsumexp(0), takes="floating"),
+    "max": Reduction("max", lambda x: x.amax(0), takes="ordered"),
+    "mean": Reduction("mean", lambda x: x.mean(0), takes="inexact"),
+    "min": Reduction("min", lambda x: x.amin(0), takes="ordered"),
+    "reverse": Reduction("reverse", lambda x: x.flip(0), **_STEPWISE),
+    "softmax": Reduction("softmax", lambda x: x.softmax(0), takes="floating", **_STEPWISE),
+    **_spreads("std", torch.std),
+    "sum": Reduction("sum", lambda x: x.sum(0), dtype="sum"),
+    **_spreads("var", torch.var),
 }

@@ -10,12 +10,13 @@ import pytest
 import torch
 from graph_models import LAYERS, PATTERNS, SMALL, Tagger, check_alone, signals, tokens
 from onnx_models import IGNORED, Layered, Session, Told, Within
+from reference import REDUCTIONS
 from torch import nn
 from torch.testing import assert_close
 
 import seqbatch.onnx
 from seqbatch import LSTMState, RNNState, SequenceBatch, encode_with_state
-from seqbatch._ops.reductions import REDUCTIONS
+from seqbatch._ops import reductions
 from seqbatch.onnx._reduction_nodes import _NODES
 
 pytestmark = IGNORED
@@ -37,7 +38,7 @@ def test_a_model(kind: str, tmp_path: Path) -> None:
 
 
 def test_every_reduction_has_nodes() -> None:
-    assert _NODES.keys() == REDUCTIONS.keys()
+    assert _NODES.keys() == reductions.REDUCTIONS.keys()
 
 
 class Encoded(nn.Module):
@@ -136,14 +137,10 @@ def test_double_precision_without_recurrent_layers(tmp_path: Path) -> None:
 
 
 class Reduced(nn.Module):
-    """All reductions of a batch."""
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__()
-        self.names = names
+    """All reductions of a batch that take its dtype."""
 
     def forward(self, batch: SequenceBatch) -> list[Any]:
-        return [getattr(batch, name)() for name in self.names]
+        return [how.of(batch) for how in REDUCTIONS.values() if how.can_take(batch.dtype)]
 
 
 @pytest.mark.parametrize(
@@ -158,9 +155,7 @@ class Reduced(nn.Module):
     ],
 )
 def test_reductions(features: tuple[int, ...], dtype: torch.dtype, tmp_path: Path) -> None:
-    names = ["first", "last", "max", "min", "reverse", "sum"]
-    names += ["mean", "softmax"] if dtype.is_floating_point else []
-    model = Reduced(names)
+    model = Reduced()
 
     def make(lengths: list[int]) -> SequenceBatch:
         generator = torch.Generator().manual_seed(0)
@@ -173,12 +168,20 @@ def test_reductions(features: tuple[int, ...], dtype: torch.dtype, tmp_path: Pat
     for lengths in SIZES.values():
         results = model(make(lengths))
         wanted = [one.to_padded(batch_first=True) if isinstance(one, SequenceBatch) else one for one in results]
-        assert_close(run(make(lengths)), wanted)
+        assert_close(run(make(lengths)), wanted, equal_nan=True)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
+def test_rows_are_expanded_to_steps(dtype: torch.dtype, tmp_path: Path) -> None:
+    model = Told(lambda batch: batch.map(torch.add, batch.expand((batch.last() > 0).to(dtype))))
+    run = Session(model, signals([3, 5, 0]), tmp_path / "model.onnx")
+    for lengths in SIZES.values():
+        assert_close(run(signals(lengths))[0], model(signals(lengths)).to_padded(batch_first=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
 def test_reductions_of_what_is_not_finite(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = Reduced(["first", "last", "max", "min", "reverse", "sum", "mean", "softmax"])
+    model = Reduced()
     run = Session(model, signals([3, 5, 0]).to(dtype), tmp_path / "model.onnx")
     for wrong in (float("nan"), float("inf"), float("-inf")):
         for lengths in SIZES.values():

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from reference import REDUCTIONS
 from strategies import make
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -65,15 +66,10 @@ CALLS: dict[str, Callable[[SequenceBatch], Any]] = {
     "offsets": lambda batch: batch.offsets,
     "segment_ids": lambda batch: batch.segment_ids,
     "positions": lambda batch: batch.positions,
-    "sum": lambda batch: batch.sum(),
     "sum of long sequences": lambda batch: SequenceBatch(batch.values.repeat(40, 1), [120, 80]).sum(),
-    "mean": lambda batch: batch.mean(),
-    "max": lambda batch: batch.max(),
-    "min": lambda batch: batch.min(),
-    "first": lambda batch: batch.first(),
-    "last": lambda batch: batch.last(),
-    "softmax": lambda batch: batch.softmax(),
-    "reverse": lambda batch: batch.reverse(),
+    "cumsum of long sequences": lambda batch: SequenceBatch(batch.values.repeat(40, 1), [120, 80]).cumsum(),
+    **{name: how.of for name, how in REDUCTIONS.items()},
+    "expand": lambda batch: batch.expand(batch.values[:3]),
     "map": lambda batch: batch.map(torch.add, batch.clone()),
     "concat": lambda batch: SequenceBatch.concat([batch, batch]),
     "one index": lambda batch: batch[-1],

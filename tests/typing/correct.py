@@ -325,6 +325,16 @@ def batches_are_reduced(batch: SequenceBatch) -> None:
     assert_type(batch.first(), Tensor)
     assert_type(batch.last(), Tensor)
     assert_type(batch.softmax(), SequenceBatch)
+    assert_type(batch.log_softmax(), SequenceBatch)
+    assert_type(batch.cumsum(), SequenceBatch)
+    assert_type(batch.cumsum(reverse=True), SequenceBatch)
+    assert_type(batch.logsumexp(), Tensor)
+    assert_type(batch.argmax(), Tensor)
+    assert_type(batch.argmin(), Tensor)
+    assert_type(batch.all(), Tensor)
+    assert_type(batch.any(), Tensor)
+    assert_type(batch.var(), Tensor)
+    assert_type(batch.std(correction=0), Tensor)
 
 
 def batches_give_batches(batch: SequenceBatch, x: Tensor) -> None:
@@ -333,6 +343,8 @@ def batches_give_batches(batch: SequenceBatch, x: Tensor) -> None:
     assert_type(batch.map(nn.Linear(5, 3)), SequenceBatch)
     assert_type(batch.map(torch.add, batch), SequenceBatch)
     assert_type(batch.with_values(x), SequenceBatch)
+    assert_type(batch.expand(x), SequenceBatch)
+    assert_type(batch.map(torch.add, batch.expand(x)), SequenceBatch)
     assert_type(batch.reverse(), SequenceBatch)
     assert_type(SequenceBatch.concat([batch, batch]), SequenceBatch)
     assert_type(SequenceBatch.concat(part for part in (batch, batch)), SequenceBatch)
@@ -355,6 +367,7 @@ def subclasses_of_a_batch_keep_their_type(batch: MyBatch, sequences: list[Tensor
     assert_type(MyBatch.concat([batch]), MyBatch)
     assert_type(batch[1:], MyBatch)
     assert_type(batch.reverse().softmax().to("cuda"), MyBatch)
+    assert_type(batch.log_softmax().cumsum().expand(batch.max()), MyBatch)
 
 
 def lstm_states(state: LSTMState, lstm: nn.LSTM, x: Tensor) -> None:

@@ -237,7 +237,18 @@ def batches_map_tensors_to_tensors(batch: SequenceBatch, x: Tensor) -> None:
     batch.with_values(batch)  # wrong
     batch.reverse(0)  # wrong
     batch.sum(0)  # wrong
+    batch.expand([1.0, 2.0])  # wrong
+    batch.expand(batch)  # wrong
     batch.softmax().shape  # wrong
+    batch.log_softmax().shape  # wrong
+    batch.cumsum(True)  # wrong
+    batch.cumsum(0)  # wrong
+    batch.argmax(0)  # wrong
+    batch.argmax().lengths  # wrong
+    batch.all().lengths  # wrong
+    batch.var(0)  # wrong
+    batch.std(correction="1")  # wrong
+    batch.logsumexp(0)  # wrong
     batch.max().lengths  # wrong
     batch.cuda(0, True)  # wrong
 
