@@ -678,9 +678,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         [tensor([0, 1]), tensor([2]), tensor([3, 4, 5])]
         """
         parts = _structure_of("lengths", lengths)
-        _ops.require_total(parts, self.total_steps)
-        _ops.require_shared_ends(parts, self.structure)
-        return self._of(self.values, parts)
+        return self._of(self.values, _ops.split_lengths(self.structure, parts, self.total_steps))
 
     # ----------------------------------------------------------------------------------------------- functions of steps
 
@@ -725,6 +723,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
                 raise complaint(SeqbatchValueError, f"others[{i}]", f"be on {self.device}, as this batch", other.device)
         flat = [self.values, *(other.values for other in others)]
         if in_a_graph():  # which cannot hold what an error does below
+            for i, other in enumerate(others):  # because it does not know that equal lengths have equal sums
+                _ops.require_steps_of_batch(f"others[{i}]", other.total_steps, self.total_steps)
             return self._same_steps("function(values)", function(*flat))
         batches: list[SequenceBatch] = [self, *others]
         nothing = next((batch.values for batch in batches if is_nothing(batch)), None)
@@ -765,9 +765,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         return self._same_steps("values", values)
 
     def _same_steps(self, subject: str, values: Tensor) -> Self:
-        steps = require_steps(subject, values).shape[0]
-        if steps != self.total_steps:
-            raise complaint(SeqbatchValueError, subject, f"have the {self.total_steps} steps of this batch", steps)
+        _ops.require_steps_of_batch(subject, require_steps(subject, values).shape[0], self.total_steps)
         return self._of(values, self.structure)
 
     def reverse(self) -> Self:
@@ -828,7 +826,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             function: from a sequence `(steps, *features)`, empty ones too, to a Tensor `(new steps, *new features)`, of
                 equal features, dtype and device for all sequences. For a batch of none it is called once, with an empty
                 sequence, to learn the features and dtype of the results. If it raises a ValueError, IndexError or
-                RuntimeError there, those of this batch are kept. For a batch made of an empty list it is not called.
+                RuntimeError there, those of this batch are kept.
 
         Returns:
             a batch of copies of the results, through which gradients flow.
@@ -849,7 +847,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         sequences = self.to_sequences()
         with samples_refused("function"):
             if not sequences:
-                return self._of(self.values if is_nothing(self) else _of_nothing(function, self.values), self.structure)
+                return self._of(_of_nothing(function, self.values), self.structure)
             results = [_of_sequence(function, i, sequence) for i, sequence in enumerate(sequences)]
         for i, result in enumerate(results):
             require_alike(f"function(batch[{i}])", result, "function(batch[0])", results[0])

@@ -27,11 +27,12 @@ lengths_of_sizes = _eager_or_traced(eager.lengths_of_sizes, traced.lengths_of_si
 lengths_from_offsets = _eager_or_traced(eager.lengths_from_offsets, traced.lengths_from_offsets)
 joined_lengths = _eager_or_traced(eager.joined_lengths, traced.joined_lengths)
 merged_lengths = _eager_or_traced(eager.merged_lengths, traced.merged_lengths)
+split_lengths = _eager_or_traced(eager.split_lengths, traced.split_lengths)
 # Checks of lengths: by their values, or at run time by the graph.
 require_total = _eager_or_traced(eager.require_total, traced.require_total)
+require_steps_of_batch = _eager_or_traced(eager.require_steps_of_batch, traced.require_steps_of_batch)
 require_batch_size = _eager_or_traced(eager.require_batch_size, traced.require_batch_size)
 require_same_lengths = _eager_or_traced(eager.require_same_lengths, traced.require_same_lengths)
-require_shared_ends = _eager_or_traced(eager.require_shared_ends, traced.require_shared_ends)
 # New tensors on a device that are computed from lengths.
 offsets = _eager_or_traced(eager.offsets, traced.offsets)
 segment_ids = _eager_or_traced(eager.segment_ids, traced.segment_ids)

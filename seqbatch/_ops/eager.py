@@ -54,20 +54,27 @@ def merged_lengths(lengths: Lengths, sizes: Lengths) -> Lengths:
     return Lengths(tuple(lengths.offsets[sizes.offsets].diff().tolist()))
 
 
-def require_shared_ends(parts: Lengths, lengths: Lengths) -> None:
-    """Raise unless the parts, end to end, end also where each sequence ends."""
-    if not (met := torch.isin(lengths.offsets[1:], parts.offsets)).all():
-        i = met.tolist().index(False)
+def split_lengths(lengths: Lengths, parts: Lengths, steps: int) -> Lengths:
+    require_total(parts, steps)
+    meet = torch.isin(lengths.offsets[1:], parts.offsets)
+    if not meet.all():
+        i = meet.tolist().index(False)
         end = int(lengths.offsets[i + 1])
-        must = f"have one that ends where sequence {i} ends, after {end} steps in all"
+        must = f"have one that ends where sequence {i} ends, after {counted(end, 'step')} in all"
         over = int(torch.searchsorted(parts.offsets, end))
         found = f"one from step {int(parts.offsets[over - 1])} to {int(parts.offsets[over])}"
         raise complaint(SeqbatchValueError, "lengths", must, found)
+    return parts
 
 
 def require_total(lengths: Lengths, steps: int) -> None:
     if lengths.total != steps:
         raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", lengths.total)
+
+
+def require_steps_of_batch(subject: str, steps: int, total: int) -> None:
+    if steps != total:
+        raise complaint(SeqbatchValueError, subject, f"have the {total} steps of this batch", steps)
 
 
 def require_batch_size(subject: str, lengths: Lengths, like: Lengths, name: str) -> None:

@@ -53,19 +53,37 @@ def joined_lengths(parts: list[Lengths]) -> Lengths:
 def merged_lengths(lengths: Lengths, sizes: Lengths) -> Lengths:
     counts = sizes.tensor
     require_in_graph((counts >= 0).all(), "`sizes` must be at least 0")
-    require_in_graph(counts.sum() == lengths.tensor.shape[0], "`sizes` must add up to the sequences of this batch")
+    fits = (counts >= 0).all() & (counts.sum() == lengths.tensor.shape[0])
+    counts = _counts_that_fit(counts, fits, "`sizes` must add up to the sequences of this batch")
     return Lengths(_offsets(lengths.tensor).index_select(0, _offsets(counts)).diff())
 
 
-def require_shared_ends(parts: Lengths, lengths: Lengths) -> None:
-    ends, own = parts.tensor.cumsum(0), lengths.tensor.cumsum(0)
-    meet = torch.isin(own, functional.pad(ends, (1, 0)))
-    require_in_graph(meet.all(), "`lengths` must have one that ends where each sequence ends")
+def split_lengths(lengths: Lengths, parts: Lengths, steps: int) -> Lengths:
+    require_total(parts, steps)
+    ends = _offsets(parts.tensor).clamp(0, steps)
+    is_end = torch.zeros(steps + 1, dtype=torch.int64, device="cpu").scatter(0, ends, torch.ones_like(ends))
+    fits = (is_end.index_select(0, lengths.tensor.cumsum(0)) == 1).all() & (parts.tensor.sum() == steps)
+    message = "`lengths` must have one that ends where each sequence ends"
+    return Lengths(_counts_that_fit(parts.tensor, fits, message))
+
+
+def _counts_that_fit(counts: Tensor, fits: Tensor, message: str) -> Tensor:
+    """Return counts; if they do not fit, the graph raises at run time."""
+    require_in_graph(fits, message)
+    number = counts.shape[0]
+    # An index past the end stops also a program without this check, as those of ONNX are.
+    return counts.index_select(0, torch.where(fits, torch.arange(number, device="cpu"), number))
 
 
 def require_total(lengths: Lengths, steps: int) -> None:
     require_in_graph((lengths.tensor >= 0).all(), "`lengths` must be at least 0")
     require_in_graph(lengths.tensor.sum() == steps, "`lengths` must add up to the steps of `values`")
+
+
+def require_steps_of_batch(subject: str, steps: int, total: int) -> None:
+    must = "have the steps of this batch"
+    if _differ(steps, total, f"`{subject}` must {must}"):
+        raise complaint(SeqbatchValueError, subject, must, "fewer or more")
 
 
 def require_batch_size(subject: str, lengths: Lengths, like: Lengths, name: str) -> None:
@@ -294,7 +312,7 @@ def join_steps(values: Tensor, parts: list[Lengths]) -> tuple[Tensor, Lengths]:
 def _rows_at(values: Tensor, index: Tensor, fits: Tensor, message: str) -> Tensor:
     """Gather rows; where an index does not fit, the graph raises at run time."""
     require_in_graph(fits.all(), message)
-    # A row past the end stops also a program without this check, as those of ONNX are.
+    # An index past the end stops also a program without this check, as those of ONNX are.
     return values.index_select(0, torch.where(fits, index, values.shape[0]).to(values.device))
 
 

@@ -39,8 +39,8 @@ CALLS: dict[str, Callable[[SequenceBatch], SequenceBatch | Tensor]] = {
     "a step from the end": lambda batch: marked(batch)[:, -2],
     "take": back_and_forth,
     "concat_steps": marked,
-    "merge": lambda batch: SequenceBatch.concat([batch, batch]).merge([batch.batch_size, 0, batch.batch_size]),
-    "split": lambda batch: batch.merge([batch.batch_size]).split(batch.structure),
+    "merge": lambda batch: SequenceBatch.concat([batch, batch]).merge(torch.full((2,), batch.batch_size)),
+    "split": lambda batch: batch.merge(torch.full((1,), batch.batch_size)).split(batch.structure),
 }
 
 
@@ -77,13 +77,19 @@ def test_they_are_exported_for_all_lengths(name: str) -> None:
         assert_close(tensors(program(signals(lengths))), tensors(model(signals(lengths))))
 
 
-def test_a_loss_of_shifted_targets() -> None:
-    def loss(batch: SequenceBatch) -> Tensor:
-        return nn.functional.mse_loss(batch[:, :-1].values, batch[:, 1:].values, reduction="sum")
+def test_shifted_targets() -> None:
+    def by_map(batch: SequenceBatch) -> Tensor:
+        return batch[:, :-1].map(torch.sub, batch[:, 1:]).values.square().sum()
 
-    graph = compiled(loss)
-    for lengths in PATTERNS.values():
-        assert_close(graph(signals(lengths)), loss(signals(lengths)))
+    def by_values(batch: SequenceBatch) -> Tensor:
+        inputs = batch[:, :-1]
+        targets = inputs.with_values(batch[:, 1:].values)  # so that the graph knows that there are as many steps
+        return nn.functional.mse_loss(inputs.values, targets.values, reduction="sum")
+
+    for loss in (by_map, by_values):
+        graph = compiled(loss)
+        for lengths in PATTERNS.values():
+            assert_close(graph(signals(lengths)), loss(signals(lengths)))
 
 
 STEP = "`index[1]` must name a step of each sequence"
