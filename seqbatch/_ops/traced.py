@@ -60,11 +60,11 @@ def merged_lengths(lengths: Lengths, sizes: Lengths) -> Lengths:
 
 def split_lengths(lengths: Lengths, parts: Lengths, steps: int) -> Lengths:
     require_total(parts, steps)
-    ends = _offsets(parts.tensor).clamp(0, steps)
+    counts, ends = parts.tensor, _offsets(parts.tensor).clamp(0, steps)
     is_end = torch.zeros(steps + 1, dtype=torch.int64, device="cpu").scatter(0, ends, torch.ones_like(ends))
-    fits = (is_end.index_select(0, lengths.tensor.cumsum(0)) == 1).all() & (parts.tensor.sum() == steps)
+    fits = (counts >= 0).all() & (counts.sum() == steps) & (is_end[lengths.tensor.cumsum(0)] == 1).all()
     message = "`lengths` must have one that ends where each sequence ends"
-    return Lengths(_counts_that_fit(parts.tensor, fits, message))
+    return Lengths(_counts_that_fit(counts, fits, message))
 
 
 def _counts_that_fit(counts: Tensor, fits: Tensor, message: str) -> Tensor:
