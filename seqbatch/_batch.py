@@ -16,13 +16,19 @@ from seqbatch._checks.gathering import require_gatherable
 from seqbatch._checks.grammar import complaint, counted, type_name
 from seqbatch._checks.indices import (
     AnyScalar,
-    Array,
     Index,
     Scalar,
+    Several,
+    Step,
     as_index,
+    is_full_slice,
     is_one_index,
     one_position,
+    positions_in,
+    require_step,
     several_positions,
+    step_index,
+    two_indices,
 )
 from seqbatch._checks.layout_arguments import PaddingSide, require_bool, require_padded, require_side
 from seqbatch._checks.not_a_tensor import NotAnArray
@@ -477,35 +483,72 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
     @overload
     def __getitem__(self, index: int) -> Tensor: ...
     @overload
-    def __getitem__(self, index: slice | list[int] | list[bool] | list[AnyScalar] | Tensor | Array) -> Self: ...
+    def __getitem__(self, index: Several[AnyScalar]) -> Self: ...
     @overload
     def __getitem__(self, index: Scalar) -> Tensor: ...
-    def __getitem__(self, index: Index[Any]) -> Tensor | Self:
+    @overload
+    def __getitem__(self, index: tuple[int, Step | slice]) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: tuple[Several[AnyScalar], slice]) -> Self: ...
+    @overload
+    def __getitem__(self, index: tuple[Several[AnyScalar], Step]) -> Tensor: ...
+    @overload
+    def __getitem__(self, index: tuple[Scalar, Step | slice]) -> Tensor: ...
+    def __getitem__(self, index: Index[Any] | tuple[Index[Any], Step | slice]) -> Tensor | Self:
         """Return one sequence for an integer (a view), or several for any other index (a batch of copies).
 
-        Gradients flow through both.
+        With a second index, of steps, return those steps of each sequence: `batch[:, 1:]` is a batch of all sequences
+        without their first step, and `batch[:, -1]` a Tensor of all last steps. Gradients flow through all of these.
 
         Args:
             index: an integer, also as a Tensor or NumPy array of no dimension; or a slice, a list of integers or
                 bools, or an integer or bool Tensor or NumPy array `(number,)`. Negative integers count from the end.
+                Or two: such an index of sequences, and an integer or a slice of steps.
+
+        Returns:
+            for two indices: a batch of copies for a slice of steps, which are cut at the ends of each sequence as
+            Python cuts a list; a copy `(number, *features)` for a step of each sequence; a view of one sequence.
 
         Raises:
-            SeqbatchIndexError: an index is out of range, or a mask has another length.
-            SeqbatchTypeError: this is not an index.
+            SeqbatchIndexError: an index is out of range, a mask has another length, or a sequence is too short for the
+                index of a step.
+            SeqbatchTypeError: this is not an index, or a slice of steps has a step below 1.
 
         >>> batch = SequenceBatch(torch.tensor([1, 2, 3]), [2, 1])
         >>> batch[0], batch[[1, 0]].values
         (tensor([1, 2]), tensor([3, 1, 2]))
+        >>> batch[:, 1:].to_sequences(), batch[:, -1], batch[0, 1]
+        ([tensor([2]), tensor([], dtype=torch.int64)], tensor([2, 3]), tensor(2))
         """
+        if isinstance(index, tuple):
+            return self._steps_at(*two_indices("index", index))
         refuse_in_a_graph("lengths")
         index = as_index("index", index)
         if is_one_index(index):
-            i = one_position("index", index, len(self))
-            start = int(self.structure.offsets[i])
-            return self.values[start : start + self.lengths[i]]
+            return self._sequence_at(one_position("index", index, len(self)))
         chosen = several_positions("index", index, len(self))
         structure = Lengths(tuple(self.lengths[i] for i in chosen))
         return self._of(rearrange(self.values, select_plan(self.structure, chosen).to(self.device)), structure)
+
+    def _sequence_at(self, i: int) -> Tensor:
+        start = int(self.structure.offsets[i])
+        return self.values[start : start + self.lengths[i]]
+
+    def _steps_at(self, rows: Any, time: Any) -> Tensor | Self:
+        steps, chosen = step_index("index[1]", time), None
+        if not is_full_slice(rows):
+            refuse_in_a_graph("lengths")
+            rows = as_index("index[0]", rows)
+            if is_one_index(rows):
+                i = one_position("index[0]", rows, len(self))
+                if isinstance(steps, int):
+                    require_step("index[1]", steps, [(i, self.lengths[i])])
+                    return self._sequence_at(i)[steps]
+                return self._sequence_at(i)[steps.start : steps.stop : steps.step]
+            chosen = tuple(several_positions("index[0]", rows, len(self)))
+        if isinstance(steps, int):
+            return _ops.pick_steps(self.values, self.structure, steps, chosen)
+        return self._of(*_ops.slice_steps(self.values, self.structure, steps, chosen))
 
     def __contains__(self, sequence: object) -> bool:
         return self.count(sequence) > 0
@@ -558,19 +601,83 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.concat([SequenceBatch(torch.zeros(2), [2]), SequenceBatch(torch.zeros(3), [1, 2])]).lengths
         (2, 1, 2)
         """
-        if not isinstance(batches, Iterable):
-            raise complaint(SeqbatchTypeError, "batches", "be an iterable of batches", type_name(batches))
-        parts = list(batches)
-        for i, part in enumerate(parts):
-            if not isinstance(part, SequenceBatch):
-                raise complaint(SeqbatchTypeError, f"batches[{i}]", "be a SequenceBatch", type_name(part))
-        known = [(i, part) for i, part in enumerate(parts) if not is_nothing(part)]
-        for i, part in known:
-            require_alike(f"batches[{i}]", part.values, f"batches[{known[0][0]}]", known[0][1].values)
+        parts, values = _alike_batches(batches)
         if not parts:
             return cls.from_sequences([])
-        values = torch.cat([part.values for _, part in known or enumerate(parts)])
         return cls._of(values, _ops.joined_lengths([part.structure for part in parts]))
+
+    @classmethod
+    def concat_steps(cls, batches: "Iterable[SequenceBatch]") -> Self:
+        """Join batches end to end, sequence by sequence: the i-th sequence is those of all batches at i, in order.
+
+        Args:
+            batches: any iterable of one or more batches of as many sequences, of equal features, dtype and device.
+
+        Returns:
+            a batch of copies, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: this is not an iterable, or something in it is not a SequenceBatch.
+            SeqbatchValueError: there is no batch, or a batch differs from the first in its number of sequences, in
+                features, dtype or device. A batch made of an empty list may be joined to any other without sequences.
+
+        Source: `torch.cat`, for each sequence.
+
+        >>> words, ends = SequenceBatch(torch.tensor([1, 2, 3]), [2, 1]), SequenceBatch(torch.tensor([0, 0]), [1, 1])
+        >>> SequenceBatch.concat_steps([words, ends]).to_sequences()
+        [tensor([1, 2, 0]), tensor([3, 0])]
+        """
+        parts, values = _alike_batches(batches)
+        if not parts:
+            must = "hold a batch, because the number of sequences is unknown without one"
+            raise complaint(SeqbatchValueError, "batches", must, "none")
+        for i, part in enumerate(parts):
+            _ops.require_batch_size(f"batches[{i}]", part.structure, parts[0].structure, "batches[0]")
+        return cls._of(*_ops.join_steps(values, [part.structure for part in parts]))
+
+    def merge(self, sizes: Sequence[int] | Tensor | Lengths) -> Self:
+        """Join groups of adjacent sequences into one sequence each: words into sentences, sentences into documents.
+
+        Args:
+            sizes: `(groups,)`, integers, in sequences: how many each group has; 0 makes an empty sequence. A Tensor on
+                a device is copied to the host, which synchronizes. The `structure` of a batch is taken as it is: that
+                of a batch which has a step for each sequence of this one.
+
+        Returns:
+            a batch of these very values. `split` undoes it.
+
+        Raises:
+            SeqbatchTypeError: the sizes are not integers.
+            SeqbatchValueError: a size is negative, or they do not add up to the number of sequences.
+
+        >>> letters = SequenceBatch(torch.arange(6), [2, 1, 3])
+        >>> letters.merge([2, 1]).to_sequences()
+        [tensor([0, 1, 2]), tensor([3, 4, 5])]
+        """
+        return self._of(self.values, _ops.merged_lengths(self.structure, _structure_of("sizes", sizes)))
+
+    def split(self, lengths: Sequence[int] | Tensor | Lengths) -> Self:
+        """Cut each sequence into shorter ones of these lengths: the inverse of `merge`.
+
+        Args:
+            lengths: `(number,)`, integers, in steps: those of all shorter sequences, in order. One must end where a
+                sequence of this batch ends. A Tensor on a device is copied to the host, which synchronizes. The
+                `structure` of a batch is taken as it is, that of the batch before `merge` for instance.
+
+        Returns:
+            a batch of these very values.
+
+        Raises:
+            SeqbatchTypeError: the lengths are not integers.
+            SeqbatchValueError: a length is negative, they do not add up to the steps, or a sequence of this batch ends
+                where none of them does.
+
+        >>> words = SequenceBatch(torch.arange(6), [3, 3])
+        >>> words.split([2, 1, 3]).to_sequences()
+        [tensor([0, 1]), tensor([2]), tensor([3, 4, 5])]
+        """
+        parts = _structure_of("lengths", lengths)
+        return self._of(self.values, _ops.split_lengths(self.structure, parts, self.total_steps))
 
     # ----------------------------------------------------------------------------------------------- functions of steps
 
@@ -615,6 +722,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
                 raise complaint(SeqbatchValueError, f"others[{i}]", f"be on {self.device}, as this batch", other.device)
         flat = [self.values, *(other.values for other in others)]
         if in_a_graph():  # which cannot hold what an error does below
+            for i, other in enumerate(others):  # because it does not know that equal lengths have equal sums
+                _ops.require_steps_of_batch(f"others[{i}]", other.total_steps, self.total_steps)
             return self._same_steps("function(values)", function(*flat))
         batches: list[SequenceBatch] = [self, *others]
         nothing = next((batch.values for batch in batches if is_nothing(batch)), None)
@@ -685,9 +794,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         return self._of(_ops.expand(tensor, self.structure, self.total_steps), self.structure)
 
     def _same_steps(self, subject: str, values: Tensor) -> Self:
-        steps = require_steps(subject, values).shape[0]
-        if steps != self.total_steps:
-            raise complaint(SeqbatchValueError, subject, f"have the {self.total_steps} steps of this batch", steps)
+        _ops.require_steps_of_batch(subject, require_steps(subject, values).shape[0], self.total_steps)
         return self._of(values, self.structure)
 
     def reverse(self) -> Self:
@@ -700,6 +807,80 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         tensor([2, 1, 3])
         """
         return self.with_values(_ops.reduce(self.values, self.structure, "reverse"))
+
+    def take(self, indices: "SequenceBatch") -> Self:
+        """Gather steps of each sequence by their positions in it.
+
+        On a GPU the positions are checked without synchronizing: a wrong one stops the program later, as a wrong index
+        of `torch.index_select` does.
+
+        Args:
+            indices: a batch of as many sequences, on the same device: integers without features, from 0 to before the
+                length of the sequence. A position may occur any number of times. Negative ones are refused, because
+                -1 and -100 are marks of padding.
+
+        Returns:
+            a batch of the structure of `indices`: copies, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: `indices` is not a SequenceBatch, or its dtype is not an integer one, or is uint8, which
+                may be a mask.
+            SeqbatchValueError: it has another number of sequences, features, or another device, or `torch.func.vmap`
+                maps over it.
+            SeqbatchIndexError: a position is not that of a step of its sequence.
+
+        Source: `torch.take_along_dim`, for each sequence.
+
+        >>> batch = SequenceBatch(torch.tensor([5, 6, 7]), [2, 1])
+        >>> batch.take(SequenceBatch(torch.tensor([1, 1, 0, 0]), [3, 1])).to_sequences()
+        [tensor([6, 6, 5]), tensor([7])]
+        """
+        if not isinstance(indices, SequenceBatch):
+            remedy = "For a position of each sequence, pass SequenceBatch(positions, [1] * len(positions))."
+            remedy = remedy if isinstance(indices, Tensor) else ""
+            raise complaint(SeqbatchTypeError, "indices", "be a SequenceBatch", type_name(indices), remedy)
+        _ops.require_batch_size("indices", indices.structure, self.structure, "this batch")
+        positions = positions_in("indices", indices.values)
+        if indices.device != self.device:
+            raise complaint(SeqbatchValueError, "indices", f"be on {self.device}, as this batch", indices.device)
+        return self._of(_ops.take_steps(self.values, self.structure, positions, indices.structure), indices.structure)
+
+    def map_sequences(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply a function to one sequence after another, which may change the number of steps.
+
+        This is for what must see one sequence at a time. `map`, reductions and layers run all sequences at once, and
+        are faster.
+
+        Args:
+            function: from a sequence `(steps, *features)`, empty ones too, to a Tensor `(new steps, *new features)`, of
+                equal features, dtype and device for all sequences. For a batch of none it is called once, with an empty
+                sequence, to learn the features and dtype of the results. If it raises a ValueError, IndexError or
+                RuntimeError there, those of this batch are kept.
+
+        Returns:
+            a batch of copies of the results, through which gradients flow.
+
+        Raises:
+            SeqbatchTypeError: the function does not return a Tensor.
+            UnsupportedLayerError: the function is or calls a layer for which gradients per sample are computed, as by
+                opacus, which would take each step for a sample.
+            SeqbatchValueError: a result has no dimension of steps, or differs from the first in features, dtype or
+                device.
+
+        >>> batch = SequenceBatch(torch.tensor([3, 3, 5, 4]), [3, 1])
+        >>> batch.map_sequences(torch.unique).to_sequences()
+        [tensor([3, 5]), tensor([4])]
+        """
+        refuse_in_a_graph("one sequence at a time")
+        require_no_samples("function", function)
+        sequences = self.to_sequences()
+        with samples_refused("function"):
+            if not sequences:
+                return self._of(_of_nothing(function, self.values), self.structure)
+            results = [_of_sequence(function, i, sequence) for i, sequence in enumerate(sequences)]
+        for i, result in enumerate(results):
+            require_alike(f"function(batch[{i}])", result, "function(batch[0])", results[0])
+        return self.from_sequences(results)
 
     # ------------------------------------------------------------------------------------------- functions of sequences
     # An empty sequence yields 0 (`all` yields True) and gets no gradient, because a NaN would reach every other one
@@ -1084,6 +1265,43 @@ def is_nothing(batch: SequenceBatch) -> bool:
     """Return True if a batch may come from an empty list, which has no features that a layer could take."""
     # The batch size last, because it may be unknown while tracing.
     return batch.values.dim() == 1 and batch.dtype.is_floating_point and known_or_false(batch.batch_size == 0)
+
+
+def _structure_of(subject: str, value: Sequence[int] | Tensor | Lengths) -> Lengths:
+    return value if isinstance(value, Lengths) else _ops.lengths_from(subject, value)
+
+
+def _alike_batches(batches: object) -> tuple[list[SequenceBatch], Tensor]:
+    """Return batches of equal features, dtype and device as a list, and their values one after another, else raise."""
+    if not isinstance(batches, Iterable):
+        raise complaint(SeqbatchTypeError, "batches", "be an iterable of batches", type_name(batches))
+    parts = list(batches)
+    for i, part in enumerate(parts):
+        if not isinstance(part, SequenceBatch):
+            raise complaint(SeqbatchTypeError, f"batches[{i}]", "be a SequenceBatch", type_name(part))
+    known = [(i, part) for i, part in enumerate(parts) if not is_nothing(part)]
+    for i, part in known:
+        require_alike(f"batches[{i}]", part.values, f"batches[{known[0][0]}]", known[0][1].values)
+    values = [part.values for _, part in known or enumerate(parts)]
+    return parts, torch.cat(values) if values else torch.empty(0)
+
+
+def _of_sequence(function: Callable[[Tensor], Tensor], i: int, sequence: Tensor) -> Tensor:
+    try:
+        result = function(sequence)
+    except Exception as error:
+        error.add_note(f"The function was called with sequence {i}, of shape {tuple(sequence.shape)}.")
+        raise
+    return require_steps(f"function(batch[{i}])", result)
+
+
+def _of_nothing(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+    """Return no steps with the features and dtype of what a function returns for an empty sequence, if it takes one."""
+    try:
+        result = function(values)
+    except (IndexError, RuntimeError, ValueError):
+        return values
+    return require_steps("function(empty)", result)[:0]
 
 
 def _equal(one: Tensor, other: object) -> bool:

@@ -43,6 +43,7 @@ SLOW = {
         "libraries",
         "onnx/test_export.py",
         "onnx/test_layers.py",
+        "onnx/test_steps.py",
         "test_examples.py",
         "testing/test_kinds_of_layers.py",
         "testing/test_plugin_example.py",

@@ -125,9 +125,9 @@ def test_gradients_through_indexing(index: Any) -> None:
             r"`index` must be integers, as a Tensor .*; got shape \(1,\) and torch",
         ),
         (
-            (0, 1),
+            (0, 1, 2),
             SeqbatchTypeError,
-            r"`index` must be one index; got a tuple of 2. The first axis of a batch or a state",
+            r"`index` must be one index, of sequences, or two, of sequences and of steps; got a tuple of 3.",
         ),
         (
             torch.tensor([1, 0], dtype=torch.uint8),

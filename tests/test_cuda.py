@@ -1,5 +1,7 @@
 """The laws on a GPU, and that no call waits for it; they are skipped where there is none."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -100,6 +102,43 @@ def test_expanding_rows_does_not_wait_for_the_gpu() -> None:
         torch.cuda.set_sync_debug_mode("default")
     assert_close(found[2], rows[2].expand(4, 2))
     assert_close(rows.grad, torch.tensor([[3.0], [0.0], [4.0]], device="cuda").expand(3, 2))
+
+
+def test_steps_do_not_wait_for_the_gpu() -> None:
+    xs = sequences([3, 0, 4], (2,))
+    values = torch.cat(xs).detach().cuda().requires_grad_()
+    positions = torch.tensor([2, 2, 0, 3], device="cuda")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        batch = SequenceBatch(values, [3, 0, 4])
+        taken = batch.take(SequenceBatch(positions, [2, 0, 2]))
+        joined = SequenceBatch.concat_steps([batch[:, 1:], taken, batch.merge([1, 2])[:, ::2].split([2, 0, 2])])
+        steps = batch[[2, 0], -1]
+        (joined.values.square().sum() + steps.sum()).backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    wanted = [torch.cat([x[1:], x[places], x[::2]]) for x, places in zip(xs, ([2, 2], [], [0, 3]), strict=True)]
+    assert_close([one.cpu() for one in joined.to_sequences()], wanted)
+    assert_close(steps.cpu(), torch.stack([xs[2][-1], xs[0][-1]]))
+    (sum(one.square().sum() for one in wanted) + xs[2][-1].sum() + xs[0][-1].sum()).backward()
+    assert values.grad is not None
+    assert_close(values.grad.cpu(), torch.cat([x.grad for x in xs if x.grad is not None and len(x)]))
+
+
+WRONG_POSITION = """
+import torch
+from seqbatch import SequenceBatch
+batch = SequenceBatch(torch.zeros(5, device="cuda"), [3, 2])
+batch.take(SequenceBatch(torch.tensor([3, 0], device="cuda"), [1, 1]))
+torch.cuda.synchronize()
+"""
+
+
+def test_a_wrong_position_stops_a_program_on_the_gpu() -> None:
+    done = subprocess.run([sys.executable, "-c", WRONG_POSITION], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "device-side assert" in done.stderr
 
 
 def test_the_loss_does_not_wait_for_the_gpu() -> None:

@@ -1,13 +1,17 @@
-"""Indices of sequences, the same for batches and states: what they may be, and which sequences they mean."""
+"""Indices of sequences, the same for batches and states, and of steps: what they may be, and which they mean."""
 
-from typing import Any, Protocol, TypeAlias, TypeVar
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
 from seqbatch._checks.arguments import from_array, integer, integers, is_array, is_bool, require_numbers
-from seqbatch._checks.grammar import complaint, counted
-from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError
+from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._checks.tracing import refuse_in_a_graph
+from seqbatch._torch import STOCK_TENSORS, check_tensor
+from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
 
 
 class Scalar(Protocol):
@@ -27,7 +31,20 @@ class Array(Protocol):
 
 # Lists are invariant: a list of integers of NumPy is not a list of `Scalar`.
 AnyScalar = TypeVar("AnyScalar", bound=Scalar)
-Index: TypeAlias = int | slice | list[int] | list[bool] | list[AnyScalar] | Tensor | Array | Scalar
+Several: TypeAlias = slice | list[int] | list[bool] | list[AnyScalar] | Tensor | Array
+Index: TypeAlias = int | Several[AnyScalar] | Scalar
+# One step of each sequence.
+Step: TypeAlias = int | Tensor | Scalar
+# Larger numbers mean the same, and sums of these and of lengths are int64.
+_MOST_STEPS = 2**60
+
+
+class StepSlice(NamedTuple):  # because a slice has no hash before Python 3.12
+    """A slice of the steps of each sequence; `start` and `stop` count from the end if they are negative."""
+
+    start: int
+    stop: int | None
+    step: int
 
 
 def as_index(subject: str, value: Any) -> Any:
@@ -56,6 +73,97 @@ def one_position(subject: str, value: object, size: int) -> int:
         )
         raise complaint(SeqbatchIndexError, subject, must, index)
     return index % size
+
+
+def two_indices(subject: str, index: tuple[Any, ...]) -> tuple[Any, Any]:
+    """Return an index of sequences and one of steps, else raise."""
+    if len(index) != 2 or any(part is Ellipsis for part in index):
+        must = "be one index, of sequences, or two, of sequences and of steps"
+        found = f"a tuple of {len(index)}" if len(index) != 2 else "an Ellipsis in a tuple"
+        remedy = "For features call batch.map(function)."
+        raise complaint(SeqbatchTypeError, subject, must, found, remedy)
+    return index[0], index[1]
+
+
+def is_full_slice(index: object) -> bool:
+    """Return True if an index is `:`, written without bounds."""
+    return isinstance(index, slice) and index.start is None and index.stop is None and index.step is None
+
+
+def step_index(subject: str, value: Any) -> int | StepSlice:
+    """Return an index of steps as an int, which may be negative, or as a slice, else raise."""
+    if isinstance(value, slice):
+        return _step_slice(subject, value)
+    axes = getattr(value, "ndim", 0)
+    if axes or value is None or (isinstance(value, Sequence) and not isinstance(value, str)):
+        found = f"{type_name(value)} with {counted(axes, 'dimension')}" if axes else type_name(value)
+        remedy = "For other steps of each sequence call batch.take(indices)."
+        raise complaint(SeqbatchTypeError, subject, "be an integer or a slice, of steps", found, remedy)
+    if isinstance(value, Tensor):
+        refuse_in_a_graph("the value of a Tensor as an index")
+        require_numbers(subject, value)
+    return _limited(integer(subject, value))
+
+
+def _step_slice(subject: str, value: slice) -> StepSlice:
+    must = "be a slice of integers, its step at least 1"
+    try:
+        parts = (value.start, value.stop, value.step)
+        start, stop, step = [None if part is None else _limited(operator.index(part)) for part in parts]
+    except TypeError:
+        raise complaint(SeqbatchTypeError, subject, must, value) from None
+    step = 1 if step is None else step
+    if step < 1:
+        raise complaint(SeqbatchTypeError, subject, must, value, "For steps back to front call reverse().")
+    return StepSlice(0 if start is None else start, stop, step)
+
+
+def _limited(position: int) -> int:
+    return max(min(position, _MOST_STEPS), -_MOST_STEPS)
+
+
+def require_step(subject: str, position: int, lengths: Iterable[tuple[int, int]]) -> None:
+    """Raise unless every sequence has a step; `lengths` are pairs of a sequence and its number of steps."""
+    for i, length in lengths:
+        if not -length <= position < length:
+            steps = f"be from {-length} to {length - 1}, for the {counted(length, 'step')} of sequence {i}"
+            must = steps if length else f"name a step of sequence {i}, which is empty"
+            raise complaint(SeqbatchIndexError, subject, must, position)
+
+
+def positions_in(subject: str, values: Tensor) -> Tensor:
+    """Return positions of steps as int64 if they are integers without features, else raise."""
+    if values.dim() != 1:
+        raise complaint(SeqbatchValueError, subject, "have no features", tuple(values.shape[1:]))
+    if values.dtype in (torch.bool, torch.uint8) or values.is_floating_point() or values.is_complex():
+        remedy = "For positions, and not a mask, call .to(torch.int64)." if values.dtype is torch.uint8 else ""
+        raise complaint(SeqbatchTypeError, subject, "have an integer dtype other than uint8", values.dtype, remedy)
+    require_numbers(subject, values)
+    return values.long()
+
+
+def require_positions(subject: str, positions: Tensor, limits: Tensor, segment_ids: Tensor) -> None:
+    """Raise unless every position is that of a step of its sequence, counted from the front.
+
+    On another device than the CPU the check is asynchronous, as that of `torch.index_select`.
+
+    Args:
+        subject: what errors are about.
+        positions: `(number,)`, int64.
+        limits: `(number,)`, int64: the steps of the sequence that each position is in.
+        segment_ids: `(number,)`, int64: that sequence.
+    """
+    wrong = (positions < 0) | (positions >= limits)
+    if not positions.is_cpu or type(positions) not in STOCK_TENSORS:  # a fake tensor has no values to read
+        check_tensor(~wrong.any(), f"`{subject}` must be positions of steps of their sequences, counted from 0")
+    elif wrong.any():
+        first = int(wrong.nonzero()[0])
+        i, found, steps = (int(one[first]) for one in (segment_ids, positions, limits))
+        where = f"{subject}[{i}][{int((segment_ids[:first] == i).sum())}]"
+        must = f"be from 0 to {steps - 1}, for the {counted(steps, 'step')} of sequence {i}"
+        must = must if steps else f"be left out, because sequence {i} is empty"
+        remedy = "Positions count from the front; leave out marks of padding." if found < 0 else ""
+        raise complaint(SeqbatchIndexError, where, must, found, remedy)
 
 
 def several_positions(subject: str, value: Any, size: int) -> list[int]:

@@ -9,7 +9,14 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.arguments import lengths_of, require_equal_lengths
 from seqbatch._checks.grammar import complaint, counted
-from seqbatch._checks.indices import is_one_index, one_position, several_positions
+from seqbatch._checks.indices import (
+    StepSlice,
+    is_one_index,
+    one_position,
+    require_positions,
+    require_step,
+    several_positions,
+)
 from seqbatch._checks.layout_arguments import (
     PaddingSide,
     lengths_of_offsets,
@@ -22,7 +29,9 @@ from seqbatch._checks.layout_arguments import (
 from seqbatch._kernels import row_copies
 from seqbatch._ops import layouts, reductions
 from seqbatch._structure.cached import outside_inference_mode
-from seqbatch._structure.sequence_lengths import Lengths, to_device
+from seqbatch._structure.plans import Plan, joined_plan
+from seqbatch._structure.sequence_lengths import Lengths, int64_tensor, to_device
+from seqbatch._structure.step_slices import slice_layout
 from seqbatch.errors import SeqbatchValueError
 
 # ------------------------------------------------------------------------------------------------------------- lengths
@@ -48,9 +57,40 @@ def joined_lengths(parts: list[Lengths]) -> Lengths:
     return Lengths(tuple(count for part in parts for count in part.counts))
 
 
+def merged_lengths(lengths: Lengths, sizes: Lengths) -> Lengths:
+    if sizes.total != len(lengths):
+        must = f"add up to {len(lengths)}, the sequences of this batch"
+        raise complaint(SeqbatchValueError, "sizes", must, sizes.total)
+    return Lengths(tuple(lengths.offsets[sizes.offsets].diff().tolist()))
+
+
+def split_lengths(lengths: Lengths, parts: Lengths, steps: int) -> Lengths:
+    require_total(parts, steps)
+    meet = torch.isin(lengths.offsets[1:], parts.offsets)
+    if not meet.all():
+        i = meet.tolist().index(False)
+        end = int(lengths.offsets[i + 1])
+        must = f"have one that ends where sequence {i} ends, after {counted(end, 'step')} in all"
+        over = int(torch.searchsorted(parts.offsets, end))
+        found = f"one from step {int(parts.offsets[over - 1])} to {int(parts.offsets[over])}"
+        raise complaint(SeqbatchValueError, "lengths", must, found)
+    return parts
+
+
 def require_total(lengths: Lengths, steps: int) -> None:
     if lengths.total != steps:
         raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", lengths.total)
+
+
+def require_steps_of_batch(subject: str, steps: int, total: int) -> None:
+    if steps != total:
+        raise complaint(SeqbatchValueError, subject, f"have the {total} steps of this batch", steps)
+
+
+def require_batch_size(subject: str, lengths: Lengths, like: Lengths, name: str) -> None:
+    if len(lengths) != len(like):
+        must = f"have {counted(len(like), 'sequence')}, as {name}"
+        raise complaint(SeqbatchValueError, subject, must, len(lengths))
 
 
 def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
@@ -139,6 +179,43 @@ def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
 
 def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
     return layouts.nested_to_flat(require_nested("nested", nested))
+
+
+# --------------------------------------------------------------------------------------------------------------- steps
+
+
+def slice_steps(
+    values: Tensor, lengths: Lengths, steps: StepSlice, rows: tuple[int, ...] | None
+) -> tuple[Tensor, Lengths]:
+    device = values.device
+    if rows is None:
+        layout = lengths.plan(slice_layout, steps, None, device=device)
+    else:
+        layout = outside_inference_mode(lambda: slice_layout(lengths, steps, rows).to(device))
+    return layouts.rearrange(values, layout.plan), lengths if layout.lengths is None else layout.lengths
+
+
+def pick_steps(values: Tensor, lengths: Lengths, position: int, rows: tuple[int, ...] | None) -> Tensor:
+    counts = lengths.counts
+    if rows is not None or (len(lengths) and not -lengths.shortest <= position < lengths.shortest):
+        require_step("index[1]", position, ((i, counts[i]) for i in (range(len(counts)) if rows is None else rows)))
+    offsets = lengths.on(values.device).offsets
+    index = (offsets[:-1] if position >= 0 else offsets[1:]) + position
+    if rows is not None:
+        index = index.index_select(0, to_device(int64_tensor(rows), values.device))
+    return layouts.rearrange(values, Plan.copy(index))
+
+
+def take_steps(values: Tensor, lengths: Lengths, positions: Tensor, of: Lengths) -> Tensor:
+    segments, on_device = of.on(values.device).segment_ids, lengths.on(values.device)
+    require_positions("indices", positions, on_device.tensor.index_select(0, segments), segments)
+    return layouts.rearrange(values, Plan.copy(on_device.offsets.index_select(0, segments) + positions))
+
+
+def join_steps(values: Tensor, parts: list[Lengths]) -> tuple[Tensor, Lengths]:
+    plan = outside_inference_mode(lambda: joined_plan(parts).to(values.device))
+    lengths = Lengths(tuple(map(sum, zip(*(part.counts for part in parts), strict=True))))
+    return layouts.rearrange(values, plan), lengths
 
 
 # -------------------------------------------------------------------------------------------- reductions and selection

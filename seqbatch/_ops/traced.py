@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from seqbatch._checks.arguments import integer, integers, require_integers, require_tensor
 from seqbatch._checks.grammar import complaint, type_name
-from seqbatch._checks.indices import refuse_bytes
+from seqbatch._checks.indices import StepSlice, refuse_bytes
 from seqbatch._checks.layout_arguments import PaddingSide, require_bools
 from seqbatch._checks.tracing import not_in_a_graph, require_in_graph
 from seqbatch._ops import eager, reductions
 from seqbatch._structure.sequence_lengths import Lengths
+from seqbatch._structure.step_slices import slice_steps_of
 from seqbatch._torch import check_size, check_size_or, known_or_false
 from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
 
@@ -50,9 +51,46 @@ def joined_lengths(parts: list[Lengths]) -> Lengths:
     return Lengths(torch.cat([part.tensor for part in parts]))
 
 
+def merged_lengths(lengths: Lengths, sizes: Lengths) -> Lengths:
+    counts = sizes.tensor
+    require_in_graph((counts >= 0).all(), "`sizes` must be at least 0")
+    fits = (counts >= 0).all() & (counts.sum() == lengths.tensor.shape[0])
+    counts = _counts_that_fit(counts, fits, "`sizes` must add up to the sequences of this batch")
+    return Lengths(_offsets(lengths.tensor).index_select(0, _offsets(counts)).diff())
+
+
+def split_lengths(lengths: Lengths, parts: Lengths, steps: int) -> Lengths:
+    require_total(parts, steps)
+    counts, ends = parts.tensor, _offsets(parts.tensor).clamp(0, steps)
+    is_end = torch.zeros(steps + 1, dtype=torch.int64, device="cpu").scatter(0, ends, torch.ones_like(ends))
+    fits = (counts >= 0).all() & (counts.sum() == steps) & (is_end[lengths.tensor.cumsum(0)] == 1).all()
+    message = "`lengths` must have one that ends where each sequence ends"
+    return Lengths(_counts_that_fit(counts, fits, message))
+
+
+def _counts_that_fit(counts: Tensor, fits: Tensor, message: str) -> Tensor:
+    """Return counts; if they do not fit, the graph raises at run time."""
+    require_in_graph(fits, message)
+    number = counts.shape[0]
+    # An index past the end stops also a program without this check, as those of ONNX are.
+    return counts.index_select(0, torch.where(fits, torch.arange(number, device="cpu"), number))
+
+
 def require_total(lengths: Lengths, steps: int) -> None:
     require_in_graph((lengths.tensor >= 0).all(), "`lengths` must be at least 0")
     require_in_graph(lengths.tensor.sum() == steps, "`lengths` must add up to the steps of `values`")
+
+
+def require_steps_of_batch(subject: str, steps: int, total: int) -> None:
+    must = "have the steps of this batch"
+    if _differ(steps, total, f"`{subject}` must {must}"):
+        raise complaint(SeqbatchValueError, subject, must, "fewer or more")
+
+
+def require_batch_size(subject: str, lengths: Lengths, like: Lengths, name: str) -> None:
+    must = f"have as many sequences as {name}"
+    if _differ(lengths.tensor.shape[0], like.tensor.shape[0], f"`{subject}` must {must}"):
+        raise complaint(SeqbatchValueError, subject, must, "fewer or more")
 
 
 def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
@@ -64,7 +102,11 @@ def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
 
 
 def offsets(lengths: Lengths, device: torch.device) -> Tensor:
-    return functional.pad(lengths.tensor.cumsum(0), (1, 0)).to(device)
+    return _offsets(lengths.tensor).to(device)
+
+
+def _offsets(counts: Tensor) -> Tensor:
+    return functional.pad(counts.cumsum(0), (1, 0))
 
 
 def segment_ids(lengths: Lengths, steps: int, device: torch.device) -> Tensor:
@@ -226,6 +268,53 @@ def to_nested(values: Tensor, lengths: Lengths) -> NoReturn:
 
 def from_nested(nested: object) -> NoReturn:
     raise not_in_a_graph("a call that needs the lengths of a nested tensor")
+
+
+# --------------------------------------------------------------------------------------------------------------- steps
+
+
+def slice_steps(
+    values: Tensor, lengths: Lengths, steps: StepSlice, rows: tuple[int, ...] | None
+) -> tuple[Tensor, Lengths]:
+    first, numbers = slice_steps_of(lengths.tensor, steps)
+    starts, counts = _offsets(lengths.tensor)[:-1] + first, lengths.tensor
+    total = values.shape[0]
+    since = torch.arange(total, device="cpu") - torch.repeat_interleave(starts, counts, output_size=total)
+    reach = torch.repeat_interleave(numbers * steps.step, counts, output_size=total)
+    kept = (since >= 0) & (since < reach) & (since % steps.step == 0)
+    return values[kept.to(values.device)], Lengths(numbers)
+
+
+def pick_steps(values: Tensor, lengths: Lengths, position: int, rows: tuple[int, ...] | None) -> Tensor:
+    counts, ends = lengths.tensor, lengths.tensor.cumsum(0)
+    index = ends - counts + position if position >= 0 else ends + position
+    fits = counts > position if position >= 0 else counts >= -position
+    return _rows_at(values, index, fits, "`index[1]` must name a step of each sequence")
+
+
+def take_steps(values: Tensor, lengths: Lengths, positions: Tensor, of: Lengths) -> Tensor:
+    counts, total = of.tensor, positions.shape[0]
+    starts = torch.repeat_interleave(_offsets(lengths.tensor)[:-1], counts, output_size=total).to(positions.device)
+    limits = torch.repeat_interleave(lengths.tensor, counts, output_size=total).to(positions.device)
+    fits = (positions >= 0) & (positions < limits)
+    message = "`indices` must be positions of steps of their sequences, counted from 0"
+    return _rows_at(values, starts + positions, fits, message)
+
+
+def join_steps(values: Tensor, parts: list[Lengths]) -> tuple[Tensor, Lengths]:
+    counts, total = torch.stack([part.tensor for part in parts], 1), values.shape[0]
+    # Where each sequence starts in the values of all batches, one batch after another.
+    starts = _offsets(counts.T.flatten())[:-1].view(len(parts), -1).T.flatten()
+    shifts = starts - _offsets(counts.flatten())[:-1]
+    index = torch.repeat_interleave(shifts, counts.flatten(), output_size=total) + torch.arange(total, device="cpu")
+    return values.index_select(0, index.to(values.device)), Lengths(counts.sum(1))
+
+
+def _rows_at(values: Tensor, index: Tensor, fits: Tensor, message: str) -> Tensor:
+    """Gather rows; where an index does not fit, the graph raises at run time."""
+    require_in_graph(fits.all(), message)
+    # An index past the end stops also a program without this check, as those of ONNX are.
+    return values.index_select(0, torch.where(fits, index, values.shape[0]).to(values.device))
 
 
 # -------------------------------------------------------------------------------------------- reductions and selection

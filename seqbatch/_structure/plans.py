@@ -10,7 +10,7 @@ from torch import Tensor
 from seqbatch._structure.sequence_lengths import Lengths, int64_tensor, to_device
 
 # On the host, because `torch.set_default_device` must not move them.
-_arange, _full, _ones = (partial(make, device="cpu") for make in (torch.arange, torch.full, torch.ones))
+_arange, _full = (partial(make, device="cpu") for make in (torch.arange, torch.full))
 
 
 class Plan(NamedTuple):  # not an attrs class, because torch.compile cannot trace the __init__ of one
@@ -147,6 +147,14 @@ def select_plan(lengths: Lengths, chosen: list[int]) -> Plan:
     return Plan.copy(take) if len(set(chosen)) < len(chosen) else Plan.gather(take, lengths.total)
 
 
+def joined_plan(parts: list[Lengths]) -> Plan:
+    """Compute the plan from the flat values of batches, one after another, to their sequences end to end."""
+    befores = accumulate((part.total for part in parts), initial=0)
+    starts = torch.stack([part.offsets[:-1] + before for part, before in zip(parts, befores, strict=False)], 1)
+    counts, total = torch.stack([part.tensor for part in parts], 1), sum(part.total for part in parts)
+    return Plan.gather(ranges(starts.flatten(), counts.flatten(), total), total)
+
+
 def turn_plan(lengths: Lengths) -> Plan:
     """Compute the plan from packed rows to every sequence back to front, packed too; it is its own inverse."""
     packed = packed_plan(lengths)
@@ -174,8 +182,9 @@ def repeat(values: Tensor, counts: Tensor, total: int) -> Tensor:
     return values.new_zeros(total + 1).index_add_(0, counts.cumsum(0) - counts, jumps)[:total].cumsum(0)
 
 
-def ranges(starts: Tensor, counts: Tensor, total: int) -> Tensor:
-    """Compute the indices `start, start + 1, ...` of each sequence, `count` of them, end to end; `total` in all."""
-    jumps = starts - torch.cat([starts.new_ones(1), (starts + counts)[:-1]])  # from the end of the sequence before
-    steps = _ones((total + 1,), dtype=torch.int64).index_add_(0, counts.cumsum(0) - counts, jumps)
+def ranges(starts: Tensor, counts: Tensor, total: int, *, step: int = 1) -> Tensor:
+    """Compute the indices `start, start + step, ...` of each sequence, `count` of them, end to end; `total` in all."""
+    ends = torch.add(starts, counts, alpha=step)
+    jumps = starts - torch.cat([starts.new_full((1,), step), ends[:-1]])  # from the end of the sequence before
+    steps = _full((total + 1,), step).index_add_(0, counts.cumsum(0) - counts, jumps)
     return steps[:total].cumsum(0)

@@ -16,7 +16,7 @@ from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLa
 from seqbatch.onnx._length_check import checked_lengths, checked_lengths_node
 from seqbatch.onnx._recurrent_nodes import gru_node, lstm_node, rnn_node
 from seqbatch.onnx._reduction_nodes import expand_node, reduce_node
-from seqbatch.onnx._substitutes import embedding_node, group_norm_node
+from seqbatch.onnx._substitutes import embedding_node, group_norm_node, repeat_interleave_node
 
 # The dtypes in which ONNX Runtime runs the nodes for recurrent layers; ONNX itself has float64 too.
 _DTYPES = (torch.float16, torch.float32)
@@ -123,6 +123,7 @@ def export(
         custom_translation_table={
             torch.ops.aten.embedding.default: embedding_node,
             torch.ops.aten.group_norm.default: group_norm_node,
+            torch.ops.aten.repeat_interleave.Tensor: repeat_interleave_node,
             operators.checked_lengths.default: checked_lengths_node,
             operators.lstm.default: lstm_node,
             operators.gru.default: gru_node,

@@ -1,8 +1,8 @@
-"""Functions of nn.Embedding and nn.GroupNorm in ONNX, because those of PyTorch's exporter differ from PyTorch."""
+"""Functions of PyTorch in ONNX that PyTorch's exporter lacks, or where its result differs from PyTorch."""
 
 from typing import Any
 
-from seqbatch.onnx._layout_nodes import float_node, int_node, ints_node, op, widened_node
+from seqbatch.onnx._layout_nodes import float_node, int_node, ints_node, op, step_nodes, widened_node
 
 
 def embedding_node(weight: Any, ids: Any, *_: Any) -> Any:
@@ -37,3 +37,8 @@ def _per_channel_node(weight: Any, like: Any, dimensions: int) -> Any:
     """Convert a weight per channel to the dtype and the dimensions of `(total_steps, channels, *features)`."""
     axes = range(1, dimensions - 1)
     return op.CastLike(op.Unsqueeze(weight, ints_node(*axes)) if axes else weight, like)
+
+
+def repeat_interleave_node(counts: Any, output_size: Any = None) -> Any:
+    """Translate `aten::repeat_interleave.Tensor`: for each step the sequence that it is in, from lengths `(batch,)`."""
+    return op.Gather(op.NonZero(step_nodes(counts).real), int_node(0), axis=0)

@@ -195,6 +195,16 @@ def test_a_layer_that_the_function_of_map_calls_is_refused(kind: Callable[[nn.Mo
     assert_close(batch.map(head.forward).values, wanted.values)
 
 
+def test_a_layer_that_the_function_of_map_sequences_calls_is_refused() -> None:
+    layer, batch = nn.Linear(4, 4), SequenceBatch.from_sequences(sequences())
+    GradSampleModule(layer)
+    for function in (layer, lambda sequence: layer(sequence) * 2):
+        for some in (batch, batch[:0]):
+            with refused(r"Linear\(.*\)", "function"):
+                some.map_sequences(function)
+    assert_close(batch.map_sequences(torch.relu).values, batch.map(torch.relu).values)
+
+
 def test_outside_of_map_the_layer_runs() -> None:
     """Only the thread that maps is watched, and only while the function runs."""
     layer, plain, batch = nn.Linear(4, 4), nn.Linear(4, 4), SequenceBatch.from_sequences(sequences())

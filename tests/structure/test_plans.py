@@ -61,4 +61,5 @@ def test_indices() -> None:
     counts = ints(2, 0, 3, 0)
     assert_close(repeat(ints(7, 8, 5, 9), counts, 5), ints(7, 7, 5, 5, 5))
     assert_close(ranges(ints(4, 0, -1, 9), counts, 5), ints(4, 5, -1, 0, 1))
+    assert_close(ranges(ints(4, 0, -1, 9), counts, 5, step=3), ints(4, 7, -1, 2, 5))
     assert_close(invert(ints(2, 3, 0), 3), ints(2, 3, 0))

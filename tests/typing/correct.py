@@ -271,6 +271,37 @@ def batches_are_indexed(batch: SequenceBatch, x: Tensor, numbers: list[int], fla
     assert_type(batch[x], SequenceBatch)
 
 
+def batches_are_indexed_by_step(
+    batch: SequenceBatch,
+    x: Tensor,
+    numbers: list[int],
+    flags: list[bool],
+    number: np.int64,
+    array: npt.NDArray[np.int64],
+) -> None:
+    assert_type(batch[:, 1:], SequenceBatch)
+    assert_type(batch[:, :-1], SequenceBatch)
+    assert_type(batch[:, ::2], SequenceBatch)
+    assert_type(batch[2:, :3], SequenceBatch)
+    assert_type(batch[numbers, 1:], SequenceBatch)
+    assert_type(batch[flags, 1:], SequenceBatch)
+    assert_type(batch[x, 1:], SequenceBatch)
+    assert_type(batch[array, 1:], SequenceBatch)
+    assert_type(batch[:, 0], Tensor)
+    assert_type(batch[:, -1], Tensor)
+    assert_type(batch[:, x], Tensor)
+    assert_type(batch[:, number], Tensor)
+    assert_type(batch[numbers, 0], Tensor)
+    assert_type(batch[x, 0], Tensor)
+    assert_type(batch[array, number], Tensor)
+    assert_type(batch[0, 1:], Tensor)
+    assert_type(batch[0, -1], Tensor)
+    assert_type(batch[0, x], Tensor)
+    assert_type(batch[number, 1:], Tensor)
+    assert_type(batch[number, 0], Tensor)
+    assert_type(batch.take(batch), SequenceBatch)
+
+
 def batches_and_states_are_indexed_by_numpy(
     batch: SequenceBatch,
     state: LSTMState,
@@ -348,6 +379,15 @@ def batches_give_batches(batch: SequenceBatch, x: Tensor) -> None:
     assert_type(batch.reverse(), SequenceBatch)
     assert_type(SequenceBatch.concat([batch, batch]), SequenceBatch)
     assert_type(SequenceBatch.concat(part for part in (batch, batch)), SequenceBatch)
+    assert_type(SequenceBatch.concat_steps([batch, batch]), SequenceBatch)
+    assert_type(SequenceBatch.concat_steps(part for part in (batch, batch)), SequenceBatch)
+    assert_type(batch.merge([2, 1]), SequenceBatch)
+    assert_type(batch.merge(x), SequenceBatch)
+    assert_type(batch.merge(batch.structure), SequenceBatch)
+    assert_type(batch.split((2, 1)), SequenceBatch)
+    assert_type(batch.split(batch.structure), SequenceBatch)
+    assert_type(batch.map_sequences(torch.flatten), SequenceBatch)
+    assert_type(batch.map_sequences(lambda sequence: sequence[1:]), SequenceBatch)
     assert_type(batch.to("cuda"), SequenceBatch)
     assert_type(batch.to(dtype=torch.float64, non_blocking=True), SequenceBatch)
     assert_type(batch.cpu(), SequenceBatch)
@@ -365,7 +405,9 @@ class MyBatch(SequenceBatch):
 def subclasses_of_a_batch_keep_their_type(batch: MyBatch, sequences: list[Tensor]) -> None:
     assert_type(MyBatch.from_sequences(sequences), MyBatch)
     assert_type(MyBatch.concat([batch]), MyBatch)
+    assert_type(MyBatch.concat_steps([batch]), MyBatch)
     assert_type(batch[1:], MyBatch)
+    assert_type(batch[:, 1:].take(batch).merge([2]).split([2]), MyBatch)
     assert_type(batch.reverse().softmax().to("cuda"), MyBatch)
     assert_type(batch.log_softmax().cumsum().expand(batch.max()), MyBatch)
 

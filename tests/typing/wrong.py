@@ -206,13 +206,45 @@ def batches_are_indexed_by_sequence(batch: SequenceBatch) -> None:
     batch["xs"]  # wrong
     batch[0.0]  # wrong
     batch[None]  # wrong
-    batch[0, 1]  # wrong
-    batch[0:1, :]  # wrong
     batch[["xs"]]  # wrong
     batch[[1.0]]  # wrong
     batch[batch]  # wrong
     batch[0].lengths  # wrong
     batch[:1].shape  # wrong
+
+
+def batches_are_indexed_by_step(batch: SequenceBatch, x: Tensor) -> None:
+    batch[0, 1, 2]  # wrong
+    batch[..., 0]  # wrong
+    batch[:, ...]  # wrong
+    batch[:, None]  # wrong
+    batch[None, :]  # wrong
+    batch[:, [0, 1]]  # wrong
+    batch[:, 0.5]  # wrong
+    batch[:, "xs"]  # wrong
+    batch[:, 0].lengths  # wrong
+    batch[0, :].lengths  # wrong
+    batch[:, 1:].shape  # wrong
+    batch[[0, 1], :-1].shape  # wrong
+    batch.take(x)  # wrong
+    batch.take([0, 1])  # wrong
+    batch.take()  # wrong
+    batch.take(batch).shape  # wrong
+
+
+def batches_are_joined_and_cut(batch: SequenceBatch, x: Tensor, sequences: list[Tensor]) -> None:
+    SequenceBatch.concat_steps(batch, batch)  # wrong
+    SequenceBatch.concat_steps(sequences)  # wrong
+    batch.concat_steps()  # wrong
+    batch.merge(2)  # wrong
+    batch.merge([1.0])  # wrong
+    batch.split("2 1")  # wrong
+    batch.split(batch)  # wrong
+    batch.merge([1, 2]).shape  # wrong
+    batch.map_sequences(len)  # wrong
+    batch.map_sequences(x)  # wrong
+    batch.map_sequences(torch.add, batch)  # wrong
+    batch.map_sequences(torch.relu).shape  # wrong
 
 
 def batches_are_no_tensors(batch: SequenceBatch, x: Tensor) -> None:
