@@ -270,6 +270,7 @@ def test_several_values_at_once(name: str, lengths: list[int]) -> None:
     assert_close(torch.func.vmap(call(name, lengths))(both), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in PyTorch itself
 @pytest.mark.parametrize("lengths", [[3, 0, 2], [2, 2]])
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_of_several_outputs_at_once_and_in_forward_mode(name: str, lengths: list[int]) -> None:
