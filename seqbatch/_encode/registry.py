@@ -10,6 +10,7 @@ from torch import nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.advice import advice_for
+from seqbatch._checks.arguments import require_function
 from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._checks.tracing import not_in_a_graph
 from seqbatch._torch import in_a_graph
@@ -82,7 +83,7 @@ def register_encoder(layer_type: type[Layer]) -> Callable[[Encoder[Layer]], Enco
     _require_layer_type(layer_type)
 
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
-        _require_function("encoder", function)
+        require_function("encoder", function)
         _entries[layer_type] = RegisteredEncoder(_never, function, function, "encoder(layer, batch)")
         return function
 
@@ -121,12 +122,12 @@ def register_recurrent(
     ([tensor([1, 2]), tensor([1])], tensor([2, 1]))
     """
     _require_layer_type(layer_type)
-    _require_function("when", when)
+    require_function("when", when)
     if outputs is not None:
-        _require_function("outputs", outputs)
+        require_function("outputs", outputs)
 
     def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
-        _require_function("encoder", function)
+        require_function("encoder", function)
         _entries[layer_type] = RegisteredEncoder(when, function, outputs, "outputs(layer, batch)")
         return function
 
@@ -239,8 +240,3 @@ def _require_layer_type(layer_type: object) -> None:
     if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
         found = repr(layer_type) if isinstance(layer_type, type) else type_name(layer_type)
         raise complaint(SeqbatchTypeError, "layer_type", "be a subclass of nn.Module", found)
-
-
-def _require_function(subject: str, value: object) -> None:
-    if not callable(value):
-        raise complaint(SeqbatchTypeError, subject, "be a function", type_name(value))
