@@ -877,7 +877,7 @@ def test_leaves_by_path() -> None:
     assert _torch.leaves_by_path(pair, Pair) == [("", pair)]
 
 
-def test_PytreeStructure() -> None:
+def test_PytreeStructure() -> None:  # noqa: N802  # as the class
     """Else `scan` takes one part of a state for another, or a step gets another state than it returned."""
     pair = Pair(3, 4)
     for tree, leaf_type, number in (
@@ -899,12 +899,14 @@ def test_PytreeStructure() -> None:
         assert structure.leaves_in(built) == new
     structure = _torch.PytreeStructure({"b": (1, 2), "a": pair})
     assert structure.leaves_in({"a": Pair(5, [6]), "b": (7, 8)}) == [7, 8, 5, [6]]
-    for wrong in ({"b": (1, 2)}, {"b": (1, 2, 3), "a": pair}, {"b": [1, 2], "a": pair}, {"b": (1, 2), "a": 3}):
+    others: list[Any] = [{"b": (1, 2)}, {"b": (1, 2, 3), "a": pair}, {"b": [1, 2], "a": pair}, {"b": (1, 2), "a": 3}]
+    for other in others:
         with pytest.raises(ValueError, match="mismatch"):
-            structure.leaves_in(wrong)
-    for wrong in ((1, 2, 3), [1, 2], 1, (1,)):
+            structure.leaves_in(other)
+    others = [(1, 2, 3), [1, 2], 1, (1,)]
+    for other in others:
         with pytest.raises(ValueError, match="mismatch"):
-            _torch.PytreeStructure((1, 2)).leaves_in(wrong)
+            _torch.PytreeStructure((1, 2)).leaves_in(other)
 
 
 def test_keys_of_results() -> None:

@@ -184,7 +184,7 @@ def gradients(results: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
     leaves = [one for one in sources if one.is_leaf and one.requires_grad]
     used = enumerate(one for one in results if one.requires_grad)
     weighted = [(one * make(tuple(one.shape), one.dtype, i)).sum() for i, one in used]
-    loss = sum(weighted, sum(0 * one.sum() for one in leaves))
+    loss = sum(weighted, torch.zeros((), dtype=torch.float64)) + sum(0 * one.sum() for one in leaves)
     return list(torch.autograd.grad(loss, leaves, retain_graph=True))
 
 
@@ -279,7 +279,8 @@ def test_transforms() -> None:
 
     def run(values: Tensor, mask: Tensor) -> Tensor:
         outputs, final = scan(case.step, batch.with_values(values), state, constants=mask, reverse=True)
-        return outputs[0].values.sum() + outputs[1][0].values.sum() + final["pair"][1].sum()
+        loss: Tensor = outputs[0].values.sum() + outputs[1][0].values.sum() + final["pair"][1].sum()
+        return loss
 
     several = torch.stack([batch.values, 2 * batch.values, -batch.values])
     vmap: Any = transforms.vmap
@@ -335,10 +336,12 @@ def test_token_ids_and_outputs_without_features() -> None:
 
 
 def test_a_list_of_none_has_unknown_features() -> None:
-    called: list[Tensor] = []
+    def step(inputs: Tensor, state: Any) -> Any:
+        raise AssertionError
+
     state = (torch.zeros(0, 2), RNNState(torch.zeros(1, 1, 0, 3)))
-    outputs, final = scan(lambda inputs, state: called.append(inputs), [], state)
-    assert (outputs, called) == ([], [])
+    outputs, final = scan(step, [], state)
+    assert outputs == []
     assert_close(final[0], state[0])
     assert_close(final[1].hidden, state[1].hidden)
 
@@ -391,8 +394,8 @@ def test_the_step_runs_once_for_each_time_step_on_views_of_the_constants() -> No
     assert [inputs.tolist() for inputs, _ in calls] == [[4, 1, 0], [5, 2], [6, 3], [7], [8]]
     assert [kept[0]["mask"].tolist() for _, kept in calls] == [[3, 1, 0], [3, 1], [3, 1], [3], [3]]
     assert [kept[1].lengths for _, kept in calls] == [(4, 2, 1), (4, 2), (4, 2), (4,), (4,)]
-    for at, values in enumerate([lambda kept: kept[0]["mask"], lambda kept: kept[1].values]):
-        assert len({values(kept).data_ptr() for _, kept in calls}) == 1, at
+    assert len({kept[0]["mask"].data_ptr() for _, kept in calls}) == 1
+    assert len({kept[1].values.data_ptr() for _, kept in calls}) == 1
     assert calls[1][1] is calls[2][1]
     assert all(kept[1].structure is kept[2].structure for _, kept in calls)
     chosen = memory[[3, 1, 0, 2]]
@@ -468,130 +471,135 @@ def keep(inputs: Tensor, state: Any) -> Any:
     return inputs, state
 
 
+# Of any type, because type checkers report some of the calls below.
+scan_any: Any = scan
+
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "no function": (
-        lambda: scan(3, BATCH, ZEROS),  # type: ignore[call-overload]
+        lambda: scan_any(3, BATCH, ZEROS),
         SeqbatchTypeError,
         "`step` must be a function; got an int.",
     ),
     "reverse": (
-        lambda: scan(keep, BATCH, ZEROS, reverse=1),  # type: ignore[call-overload]
+        lambda: scan_any(keep, BATCH, ZEROS, reverse=1),
         SeqbatchTypeError,
         "`reverse` must be True or False; got 1.",
     ),
     "sequences": (
-        lambda: scan(keep, "text", ZEROS),  # type: ignore[call-overload]
+        lambda: scan_any(keep, "text", ZEROS),
         SeqbatchTypeError,
         "`sequences` must be a list or tuple of Tensors, a Tensor, a SequenceBatch, a PackedSequence or a nested "
         "Tensor; got a str.",
     ),
     "a state of too many rows": (
-        lambda: scan(keep, BATCH, {"a": [ZEROS, torch.zeros(3)]}),
+        lambda: scan_any(keep, BATCH, {"a": [ZEROS, torch.zeros(3)]}),
         SeqbatchValueError,
         "`state['a'][1]` must have size 2 in dimension 0, one for each sequence; got shape (3,).",
     ),
     "a state without rows": (
-        lambda: scan(keep, BATCH, torch.zeros(())),
+        lambda: scan_any(keep, BATCH, torch.zeros(())),
         SeqbatchValueError,
         "`state` must have size 2 in dimension 0, one for each sequence; got shape ().",
     ),
     "an RNNState of too many sequences": (
-        lambda: scan(keep, BATCH, (ZEROS, RNNState(torch.zeros(1, 2, 3, 4)))),
+        lambda: scan_any(keep, BATCH, (ZEROS, RNNState(torch.zeros(1, 2, 3, 4)))),
         SeqbatchValueError,
         "`state[1].hidden` must have size 2 in dimension 2, one for each sequence; got shape (1, 2, 3, 4).",
     ),
-    "no state": (lambda: scan(keep, BATCH, None), SeqbatchTypeError, "`state` must be a Tensor; got None."),
+    "no state": (lambda: scan_any(keep, BATCH, None), SeqbatchTypeError, "`state` must be a Tensor; got None."),
     "a number in the state": (
-        lambda: scan(keep, BATCH, (ZEROS, 3)),
+        lambda: scan_any(keep, BATCH, (ZEROS, 3)),
         SeqbatchTypeError,
         "`state[1]` must be a Tensor; got an int.",
     ),
     "a batch in the state": (
-        lambda: scan(keep, BATCH, (BATCH,)),
+        lambda: scan_any(keep, BATCH, (BATCH,)),
         SeqbatchTypeError,
         "`state[0]` must be a Tensor; got a seqbatch.SequenceBatch. Call encode(layer, batch) for a layer, "
         "batch.map(function) for a function that treats every step by itself.",
     ),
     "constants of too many rows": (
-        lambda: scan(lambda inputs, state, mask: (inputs, state), BATCH, (), constants=[torch.zeros(3)]),
+        lambda: scan_any(lambda inputs, state, mask: (inputs, state), BATCH, (), constants=[torch.zeros(3)]),
         SeqbatchValueError,
         "`constants[0]` must have size 2 in dimension 0, one for each sequence; got shape (3,).",
     ),
     "a memory of too many sequences": (
-        lambda: scan(lambda inputs, state, memory: (inputs, state), BATCH, (), constants={"memory": BATCH[[0, 1, 0]]}),
+        lambda: scan_any(
+            lambda inputs, state, memory: (inputs, state), BATCH, (), constants={"memory": BATCH[[0, 1, 0]]}
+        ),
         SeqbatchValueError,
         "`constants['memory']` must have 2 sequences, as `sequences`; got 3.",
     ),
     "a number in the constants": (
-        lambda: scan(lambda inputs, state, rate: (inputs, state), BATCH, (), constants=0.5),
+        lambda: scan_any(lambda inputs, state, rate: (inputs, state), BATCH, (), constants=0.5),
         SeqbatchTypeError,
         "`constants` must be a Tensor; got a float.",
     ),
     "no pair": (
-        lambda: scan(lambda inputs, state: inputs, BATCH, ZEROS),  # type: ignore[arg-type, return-value, call-overload]
+        lambda: scan_any(lambda inputs, state: inputs, BATCH, ZEROS),
         SeqbatchTypeError,
         "`step(inputs, state)` must be a pair (output, state); got a torch.Tensor, at time step 0.",
     ),
     "a list of two": (
-        lambda: scan(lambda inputs, state, mask: [inputs, state], BATCH, ZEROS, constants=ZEROS),  # type: ignore[arg-type, return-value, call-overload]
+        lambda: scan_any(lambda inputs, state, mask: [inputs, state], BATCH, ZEROS, constants=ZEROS),
         SeqbatchTypeError,
         "`step(inputs, state, constants)` must be a pair (output, state); got a list, at time step 0.",
     ),
     "a cell's own result": (
-        lambda: scan(nn.LSTMCell(3, 4), BATCH, (ZEROS, ZEROS)),
+        lambda: scan_any(nn.LSTMCell(3, 4), BATCH, (ZEROS, ZEROS)),
         SeqbatchTypeError,
         "`step(inputs, state)[1]` must have the structure of `state`; got a torch.Tensor, at time step 0. Node type "
         "mismatch; expected <class 'tuple'>, but got <class 'torch.Tensor'>.",
     ),
     "a state that is not a Tensor": (
-        lambda: scan(lambda inputs, state: (inputs, None), BATCH, ZEROS),  # type: ignore[arg-type, return-value, call-overload]
+        lambda: scan_any(lambda inputs, state: (inputs, None), BATCH, ZEROS),
         SeqbatchTypeError,
         "`step(inputs, state)[1]` must be a Tensor; got None, at time step 0.",
     ),
     "a state of all sequences": (
-        lambda: scan(lambda inputs, state: (inputs, [ZEROS]), BATCH, [ZEROS]),
+        lambda: scan_any(lambda inputs, state: (inputs, [ZEROS]), BATCH, [ZEROS]),
         SeqbatchValueError,
         "`step(inputs, state)[1][0]` must have shape (1, 4), as before the step; got (2, 4), at time step 1.",
     ),
     "a state of another dtype": (
-        lambda: scan(lambda inputs, state: (inputs, state.double()), BATCH, ZEROS),
+        lambda: scan_any(lambda inputs, state: (inputs, state.double()), BATCH, ZEROS),
         SeqbatchValueError,
         "`step(inputs, state)[1]` must have dtype torch.float32, as before the step; got torch.float64, at time "
         "step 0.",
     ),
     "an output of all sequences": (
-        lambda: scan(lambda inputs, state: (ZEROS, state), BATCH, ZEROS),
+        lambda: scan_any(lambda inputs, state: (ZEROS, state), BATCH, ZEROS),
         SeqbatchValueError,
         "`step(inputs, state)[0]` must have size 1 in dimension 0, as `inputs`; got shape (2, 4), at time step 1.",
     ),
     "an output without rows": (
-        lambda: scan(lambda inputs, state: ((inputs, inputs.sum()), state), BATCH, ZEROS),
+        lambda: scan_any(lambda inputs, state: ((inputs, inputs.sum()), state), BATCH, ZEROS),
         SeqbatchValueError,
         "`step(inputs, state)[0][1]` must have size 2 in dimension 0, as `inputs`; got shape (), at time step 0.",
     ),
     "an output of other features": (
-        lambda: scan(lambda inputs, state: (inputs[:, : len(inputs)], state), BATCH, ZEROS),
+        lambda: scan_any(lambda inputs, state: (inputs[:, : len(inputs)], state), BATCH, ZEROS),
         SeqbatchValueError,
         "`step(inputs, state)[0]` must have features (2,), as at time step 0; got (1,), at time step 1.",
     ),
     "an output of another dtype": (
-        lambda: scan(lambda inputs, state: (inputs if len(inputs) > 1 else inputs.double(), state), BATCH, ZEROS),
+        lambda: scan_any(lambda inputs, state: (inputs if len(inputs) > 1 else inputs.double(), state), BATCH, ZEROS),
         SeqbatchValueError,
         "`step(inputs, state)[0]` must have dtype torch.float32, as at time step 0; got torch.float64, at time step 1.",
     ),
     "an output of another structure": (
-        lambda: scan(lambda inputs, state: ((inputs,) * len(inputs), state), BATCH, ZEROS),
+        lambda: scan_any(lambda inputs, state: ((inputs,) * len(inputs), state), BATCH, ZEROS),
         SeqbatchTypeError,
         "`step(inputs, state)[0]` must have the structure of the first output; got a tuple, at time step 1. Node arity "
         "mismatch; expected 2, but got 1.",
     ),
     "a batch of all sequences": (
-        lambda: scan(lambda inputs, state: (BATCH, state), BATCH, ZEROS),
+        lambda: scan_any(lambda inputs, state: (BATCH, state), BATCH, ZEROS),
         SeqbatchValueError,
         "`step(inputs, state)[0]` must have 1 sequence, as `inputs` has rows; got 2, at time step 1.",
     ),
     "an RNNState as output": (
-        lambda: scan(lambda inputs, state: ((state,), state), BATCH, RNNState(torch.zeros(1, 1, 2, 4))),
+        lambda: scan_any(lambda inputs, state: ((state,), state), BATCH, RNNState(torch.zeros(1, 1, 2, 4))),
         SeqbatchTypeError,
         "`step(inputs, state)[0][0]` must be a Tensor or a SequenceBatch; got a seqbatch.RNNState, at time step 0.",
     ),
