@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.arguments import require_function, require_tensor
-from seqbatch._checks.exporters import unscriptable
+from seqbatch._checks.exporters import refuse_exporters, unscriptable
 from seqbatch._checks.grammar import complaint, counted, type_name
 from seqbatch._checks.layout_arguments import require_bool
 from seqbatch._checks.per_sample_gradients import require_no_samples, samples_refused
@@ -146,6 +146,7 @@ def scan(
     >>> [output.shape for output in outputs], hidden.shape
     ([torch.Size([10, 3]), torch.Size([7, 3])], torch.Size([2, 3]))
     """
+    refuse_exporters()  # here too, because what follows names `torch.export`
     result: tuple[Any, Any] = _scan_outside_graphs(step, sequences, state, constants, reverse)
     return result
 
@@ -175,6 +176,7 @@ def _scan(step: Any, sequences: object, state: object, constants: object, revers
         return SequenceBatch.concat(parts)[of_steps]
 
     outputs = [join(parts) for parts in zip(*steps, strict=True)]
+    assert call.output_structure is not None, "the step runs at least once"
     return call.output_structure.build(outputs), form.structure.build(final)
 
 
@@ -272,10 +274,9 @@ class _StepCall:
         self._returned = "step(inputs, state)" if constants is None else "step(inputs, state, constants)"
         self._time = 0
         self._versions: list[list[int]] = []
-        # The form of the output, known after the first call.
-        self.output_structure: Any = None
-        self._output_paths: list[str] = []
-        self._output_features: list[tuple[tuple[int, ...], torch.dtype]] = []
+        # What is known after the first call.
+        self.output_structure: PytreeStructure | None = None
+        self._first: list[_FirstOutput] = []
 
     def __call__(self, inputs: Tensor, state: Parts) -> tuple[list[Any], Parts]:
         running = inputs.shape[0]
@@ -309,42 +310,47 @@ class _StepCall:
 
     def _outputs_of(self, tree: object, running: int) -> list[Any]:
         """Return the leaves of an output if they fit the running sequences and the first output, else raise."""
-        is_first = self.output_structure is None
-        if is_first:
+        if self.output_structure is None:
             leaf_types = (SequenceBatch, State)
             self.output_structure = PytreeStructure(tree, leaf_types)
-            self._output_paths = [path for path, _ in leaves_by_path(tree, leaf_types)]
-        leaves = self._leaves_in(self.output_structure, tree, "[0]", "the first output")
-        described = [
-            self._describe_output(f"[0]{path}", leaf, running)
-            for path, leaf in zip(self._output_paths, leaves, strict=True)
-        ]
-        if is_first:
-            self._output_features = described
-        for path, found, first in zip(self._output_paths, described, self._output_features, strict=True):
-            if found != first:
-                i, what = (0, "features") if found[0] != first[0] else (1, "dtype")
-                must = f"have {what} {first[i]}, as at time step 0"
-                raise self._complaint(SeqbatchValueError, f"[0]{path}", must, found[i])
-        # Copies of Tensors of inference mode, because these do not count modifications.
-        leaves = [leaf.clone() if _values_of(leaf).is_inference() else leaf for leaf in leaves]
-        self._versions.append([_version_of_output(leaf) for leaf in leaves])
+            paths = [f"[0]{path}" for path, _ in leaves_by_path(tree, leaf_types)]
+            leaves = self.output_structure.leaves_in(tree)
+            self._first = [self._describe(*pair, running) for pair in zip(paths, leaves, strict=True)]
+        else:
+            leaves = self._leaves_in(self.output_structure, tree, "[0]", "the first output")
+        versions = []
+        for i, (leaf, first) in enumerate(zip(leaves, self._first, strict=True)):
+            # Fast path, because the full check takes as long as a small operation.
+            is_alike = isinstance(leaf, Tensor) and leaf.shape == (running, *first.features)
+            if not is_alike or leaf.dtype is not first.dtype:
+                self._require_like(first, leaf, running)
+            if _values_of(leaf).is_inference():  # a copy, because it does not count modifications
+                leaves[i] = leaf.clone()
+            versions.append(_version_of_output(leaf))
+        self._versions.append(versions)
         return leaves
 
-    def _describe_output(self, place: str, leaf: Any, running: int) -> tuple[tuple[int, ...], torch.dtype]:
+    def _require_like(self, first: "_FirstOutput", leaf: Any, running: int) -> None:
+        """Raise unless an output has a row for each running sequence, and the features and dtype of the first."""
+        found = self._describe(first.place, leaf, running)
+        for what, one, wanted in zip(("", "features", "dtype"), found, first, strict=True):
+            if one != wanted:
+                raise self._complaint(SeqbatchValueError, first.place, f"have {what} {wanted}, as at time step 0", one)
+
+    def _describe(self, place: str, leaf: Any, running: int) -> "_FirstOutput":
         """Return the features and the dtype of an output if it has a row for each running sequence, else raise."""
         if isinstance(leaf, SequenceBatch):
             if len(leaf) != running:
-                must = f"have {counted(running, 'sequence')}, as `inputs` has rows"
+                must = f"have {counted(running, 'sequence')}, one for each row of `inputs`"
                 raise self._complaint(SeqbatchValueError, place, must, len(leaf))
-            return tuple(leaf.feature_shape), leaf.dtype
+            return _FirstOutput(place, tuple(leaf.feature_shape), leaf.dtype)
         if not isinstance(leaf, Tensor):
             raise self._complaint(SeqbatchTypeError, place, "be a Tensor or a SequenceBatch", type_name(leaf))
         shape = tuple(leaf.shape)
         if shape[:1] != (running,):
             must = f"have size {running} in dimension 0, as `inputs`"
             raise self._complaint(SeqbatchValueError, place, must, f"shape {shape}")
-        return shape[1:], leaf.dtype
+        return _FirstOutput(place, shape[1:], leaf.dtype)
 
     def _leaves_in(self, structure: PytreeStructure, tree: object, place: str, wanted: str) -> list[Any]:
         try:
@@ -367,6 +373,14 @@ class _StepCall:
     ) -> SeqbatchError:
         found = f"{found}, at time step {self._time}"
         return complaint(error, f"{self._returned}{place}", must, found, remedy)
+
+
+class _FirstOutput(NamedTuple):
+    """What every output must be like: its place in what the step returns, its features and its dtype."""
+
+    place: str
+    features: tuple[int, ...]
+    dtype: torch.dtype
 
 
 def _values_of(leaf: Tensor | SequenceBatch) -> Tensor:

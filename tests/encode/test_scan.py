@@ -596,7 +596,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "a batch of all sequences": (
         lambda: scan_any(lambda inputs, state: (BATCH, state), BATCH, ZEROS),
         SeqbatchValueError,
-        "`step(inputs, state)[0]` must have 1 sequence, as `inputs` has rows; got 2, at time step 1.",
+        "`step(inputs, state)[0]` must have 1 sequence, one for each row of `inputs`; got 2, at time step 1.",
     ),
     "an RNNState as output": (
         lambda: scan_any(lambda inputs, state: ((state,), state), BATCH, RNNState(torch.zeros(1, 1, 2, 4))),
