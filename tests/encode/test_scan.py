@@ -278,7 +278,8 @@ def test_transforms() -> None:
     state, mask = case.state(4), rows(4, 4, seed=3).detach()
 
     def run(values: Tensor, mask: Tensor) -> Tensor:
-        outputs, final = scan(case.step, batch.with_values(values), state, constants=mask, reverse=True)
+        results: Any = scan(case.step, batch.with_values(values), state, constants=mask, reverse=True)
+        outputs, final = results
         loss: Tensor = outputs[0].values.sum() + outputs[1][0].values.sum() + final["pair"][1].sum()
         return loss
 
