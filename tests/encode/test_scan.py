@@ -472,7 +472,7 @@ def keep(inputs: Tensor, state: Any) -> Any:
     return inputs, state
 
 
-# Of any type, because type checkers report some of the calls below.
+# Without its type, because type checkers report some of the calls below.
 scan_any: Any = scan
 
 REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
