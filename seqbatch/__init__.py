@@ -7,6 +7,7 @@ import seqbatch.layers  # noqa: F401  # and those of its own layers
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode import encode, encode_with_state
 from seqbatch._encode.registry import is_recurrent, register_encoder, register_recurrent
+from seqbatch._encode.scan import scan
 from seqbatch._state import ContainerState, LSTMState, RNNState
 from seqbatch._structure.sequence_lengths import Lengths as _Lengths
 from seqbatch.errors import (
@@ -32,6 +33,7 @@ __all__ = [
     "is_recurrent",
     "register_encoder",
     "register_recurrent",
+    "scan",
 ]
 
 # So that `torch.load` with its default weights_only=True reads checkpoints that hold batches and states. This, the

@@ -130,6 +130,11 @@ def wants_gradients(tensors: Iterable[Tensor]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
+def autocasts(device: torch.device) -> bool:
+    """Return True if `torch.autocast` is on for a device."""
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def is_transformed() -> bool:
     """Return True if `torch.func` or forward-mode differentiation is active."""
     return _are_functorch_transforms_active() or forward_ad._current_level >= 0
@@ -342,10 +347,45 @@ def register_pytree(
     )
 
 
-def leaves_by_path(tree: Any, leaf_type: type[Any]) -> list[tuple[str, Any]]:
+def leaves_by_path(tree: Any, leaf_type: type[Any] | tuple[type[Any], ...]) -> list[tuple[str, Any]]:
     """Return the leaves of a pytree, each with its path such as `[0]['name']`; objects of `leaf_type` are leaves."""
     leaves, _ = _pytree.tree_flatten_with_path(tree, is_leaf=lambda one: isinstance(one, leaf_type))
     return [(_pytree.keystr(path), leaf) for path, leaf in leaves]
+
+
+class PytreeStructure:
+    """The structure of a pytree, without its leaves.
+
+    One leaf and a tuple of leaves take a fast path, because PyTorch's own takes as long as a small operation.
+
+    Args:
+        tree: the pytree.
+        leaf_type: objects of this type are leaves.
+    """
+
+    def __init__(self, tree: Any, leaf_type: type[Any] | tuple[type[Any], ...] = ()) -> None:
+        self._spec = _pytree.tree_structure(tree, is_leaf=lambda one: isinstance(one, leaf_type))
+        self._is_leaf = self._spec.is_leaf()
+        self._is_tuple = self._spec.type is tuple and self._spec.num_nodes == 1 + self._spec.num_children
+
+    def leaves_in(self, tree: Any) -> list[Any]:
+        """Return the leaves of a pytree, in the order of this structure; raise a ValueError if it has another one.
+
+        In the place of a leaf, there may be a pytree.
+        """
+        if self._is_leaf:
+            return [tree]
+        if self._is_tuple and type(tree) is tuple and len(tree) == self._spec.num_children:
+            return list(tree)
+        leaves: list[Any] = self._spec.flatten_up_to(tree)
+        return leaves
+
+    def build(self, leaves: Iterable[Any]) -> Any:
+        """Build a pytree from its leaves."""
+        if self._is_leaf:
+            (leaf,) = leaves
+            return leaf
+        return tuple(leaves) if self._is_tuple else self._spec.unflatten(leaves)
 
 
 def keys_of_results(program: torch.export.ExportedProgram) -> list[str]:

@@ -446,6 +446,15 @@ def under_each_transform(ask: Callable[[Tensor], bool]) -> dict[str, bool]:
     return found
 
 
+def test_autocasts() -> None:
+    """Else dtypes that autocast makes alike are refused, or others pass."""
+    cpu, meta = torch.device("cpu"), torch.device("meta")
+    assert not _torch.autocasts(cpu)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert _torch.autocasts(cpu)
+        assert not _torch.autocasts(meta)
+
+
 def test_is_transformed() -> None:
     """Else a kernel computes behind the back of a transform, whose results are then zeros without an error."""
     found = under_each_transform(lambda x: _torch.is_transformed())
@@ -912,6 +921,38 @@ def test_leaves_by_path() -> None:
         ("['a']", pair),
     ]
     assert _torch.leaves_by_path(pair, Pair) == [("", pair)]
+
+
+def test_PytreeStructure() -> None:  # noqa: N802  # as the class
+    """Else `scan` takes one part of a state for another, or a step gets another state than it returned."""
+    pair = Pair(3, 4)
+    for tree, leaf_type, number in (
+        ({"b": [3, (None, pair)], "a": pair}, Pair, 4),
+        ({"b": [3, (None, pair)], "a": pair}, (), 6),
+        ((1, 2), (), 2),
+        ((1, (2, 3)), (), 3),
+        ((), (), 0),
+        (1, (), 1),
+        (pair, Pair, 1),
+    ):
+        structure = _torch.PytreeStructure(tree, leaf_type)
+        leaves = [leaf for _, leaf in _torch.leaves_by_path(tree, leaf_type)]
+        assert structure.leaves_in(tree) == leaves
+        assert len(leaves) == number
+        new = [object() for _ in leaves]
+        built = structure.build(iter(new))
+        assert type(built) is type(tree) or number == 1
+        assert structure.leaves_in(built) == new
+    structure = _torch.PytreeStructure({"b": (1, 2), "a": pair})
+    assert structure.leaves_in({"a": Pair(5, [6]), "b": (7, 8)}) == [7, 8, 5, [6]]
+    others: list[Any] = [{"b": (1, 2)}, {"b": (1, 2, 3), "a": pair}, {"b": [1, 2], "a": pair}, {"b": (1, 2), "a": 3}]
+    for other in others:
+        with pytest.raises(ValueError, match="mismatch"):
+            structure.leaves_in(other)
+    others = [(1, 2, 3), [1, 2], 1, (1,)]
+    for other in others:
+        with pytest.raises(ValueError, match="mismatch"):
+            _torch.PytreeStructure((1, 2)).leaves_in(other)
 
 
 def test_keys_of_results() -> None:

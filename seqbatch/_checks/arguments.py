@@ -27,6 +27,12 @@ def require_tensor(subject: str, value: object) -> Tensor:
     return value
 
 
+def require_function(subject: str, value: object) -> None:
+    """Raise unless the value can be called."""
+    if not callable(value):
+        raise complaint(SeqbatchTypeError, subject, "be a function", type_name(value))
+
+
 def from_array(subject: str, value: Any) -> Tensor:
     """Return an array as a Tensor, which shares its memory if torch can, else raise."""
     if hasattr(value, "mask") and hasattr(value, "filled"):  # torch would read masked entries as data

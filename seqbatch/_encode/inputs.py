@@ -16,8 +16,10 @@ from seqbatch.errors import SeqbatchTypeError
 Opened = tuple[SequenceBatch, Callable[[SequenceBatch], Any]]
 
 
-def open_input(sequences: object, layer: nn.Module) -> Opened:
+def open_input(sequences: object, layer: nn.Module | None = None) -> Opened:
     """Convert any supported input to a batch, and return the function that converts a batch back to its type.
+
+    If no layer is given, one Tensor is always one sequence.
 
     Raises:
         SeqbatchTypeError: the type is not supported, or it is one Tensor for a cell.
@@ -37,9 +39,9 @@ def open_input(sequences: object, layer: nn.Module) -> Opened:
     raise complaint(SeqbatchTypeError, "sequences", must, type_name(sequences))
 
 
-def _open_tensor(sequence: Tensor, layer: nn.Module) -> Opened:
+def _open_tensor(sequence: Tensor, layer: nn.Module | None) -> Opened:
     steps = len(require_steps("sequences", sequence))
-    if takes_rows(layer):
+    if layer is not None and takes_rows(layer):
         must = f"be a list or a SequenceBatch, for {describe(layer)}"
         found = f"{type_name(sequence)}, which PyTorch's cells take for one step of each of many sequences"
         many = "SequenceBatch(sequences, [1] * len(sequences)) for one step of each"

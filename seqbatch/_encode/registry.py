@@ -10,6 +10,7 @@ from torch import nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.advice import advice_for
+from seqbatch._checks.arguments import require_function
 from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._checks.layout_arguments import require_bool
 from seqbatch._checks.tracing import refuse_layer_in_a_graph
@@ -85,7 +86,7 @@ def register_encoder(layer_type: type[Layer], *, stepwise: bool = False) -> Call
     require_bool("stepwise", stepwise)
 
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
-        _require_function("encoder", function)
+        require_function("encoder", function)
         kept = RegisteredEncoder(lambda layer: False, function, function, "encoder(layer, batch)", stepwise)
         _entries[layer_type] = kept
         return function
@@ -125,12 +126,12 @@ def register_recurrent(
     ([tensor([1, 2]), tensor([1])], tensor([2, 1]))
     """
     _require_layer_type(layer_type)
-    _require_function("when", when)
+    require_function("when", when)
     if outputs is not None:
-        _require_function("outputs", outputs)
+        require_function("outputs", outputs)
 
     def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
-        _require_function("encoder", function)
+        require_function("encoder", function)
         _entries[layer_type] = RegisteredEncoder(when, function, outputs, "outputs(layer, batch)")
         return function
 
@@ -246,8 +247,3 @@ def _require_layer_type(layer_type: object) -> None:
     if not (isinstance(layer_type, type) and issubclass(layer_type, nn.Module)):
         found = repr(layer_type) if isinstance(layer_type, type) else type_name(layer_type)
         raise complaint(SeqbatchTypeError, "layer_type", "be a subclass of nn.Module", found)
-
-
-def _require_function(subject: str, value: object) -> None:
-    if not callable(value):
-        raise complaint(SeqbatchTypeError, subject, "be a function", type_name(value))

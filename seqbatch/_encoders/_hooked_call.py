@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
+from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
-from seqbatch._encoders._layer_checks import outside_graphs
 from seqbatch._torch import HOOKS, NOT_COMPILED, has_hooks, in_a_graph
 
 Result = TypeVar("Result")

@@ -3,65 +3,30 @@
 import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, describe
-from seqbatch._checks.tracing import refuse_layer_in_a_graph
 from seqbatch._encode.registry import register_empty_input
 from seqbatch._torch import (
+    autocasts,
     has_hooks_before,
     hooks_after,
-    is_compiler_imported,
     is_lazy,
     is_linear_float16,
     is_parametrized,
     is_recurrent_float16,
-    keep_out_of_graphs,
     parameters_of,
 )
 from seqbatch.errors import SeqbatchValueError
-
-Encoder = TypeVar("Encoder", bound=Callable[..., Any])
 
 
 def keeps_forward(layer: nn.Module, layer_type: type[nn.Module]) -> bool:
     """Return True if a layer has the `forward` of the class that an encoder is registered for."""
     return type(layer).forward is layer_type.forward and "forward" not in vars(layer)
-
-
-def _by_type(layer: nn.Module) -> tuple[str, str]:
-    return f"a layer of type {type(layer).__name__}", ""
-
-
-def outside_graphs(
-    encoder: Encoder,
-    because: str = "this layer runs by their numbers",
-    cause: Callable[[nn.Module], tuple[str, str]] = _by_type,
-) -> Encoder:
-    """Keep an encoder that reads the values of the lengths, or calls hooks, out of every graph.
-
-    `torch.compile` has a graph break there, and `torch.export` raises. This is `torch.compiler.disable` without
-    importing PyTorch's compiler together with seqbatch.
-
-    Args:
-        encoder: a function of a layer and any other arguments.
-        because: the reason that `torch.compile` shows for the graph break.
-        cause: returns why a layer cannot be traced, and the remedy, for the error of `torch.export`.
-    """
-    disabled: Callable[[], Any] = cache(lambda: torch.compiler.disable(encoder))
-
-    def run(layer: nn.Module, *arguments: Any) -> Any:
-        refuse_layer_in_a_graph(layer, cause)  # in `torch.export`, where there is nothing outside of the graph
-        return (disabled() if is_compiler_imported() else encoder)(layer, *arguments)
-
-    # Because `torch.compile` would otherwise trace the error above.
-    keep_out_of_graphs(run, f"seqbatch: a graph must serve all lengths, and {because}")
-    return cast("Encoder", run)
 
 
 def takes_its_weights_dtype(layer: nn.Module) -> bool:
@@ -162,11 +127,6 @@ def rounds_by_range(layer: Any) -> bool:
     if isinstance(layer, _RECURRENT):
         return not is_recurrent_float16(layer)
     return isinstance(layer, _LINEAR) and not is_linear_float16(layer)
-
-
-def autocasts(device: torch.device) -> bool:
-    """Return True if `torch.autocast` is on for a device."""
-    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def register_features(

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint, counted, describe, type_name
 from seqbatch._encoders._layer_checks import (
-    autocasts,
     first_weight,
     require_device,
     require_dtype,
@@ -16,6 +15,7 @@ from seqbatch._encoders._layer_checks import (
 )
 from seqbatch._engines import Hidden
 from seqbatch._state import ContainerState, LSTMState, RNNState
+from seqbatch._torch import autocasts
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 StateType = type[LSTMState] | type[RNNState]

@@ -11,14 +11,15 @@ from torch.func import functional_call
 
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint
+from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
-from seqbatch._encoders._layer_checks import autocasts, outside_graphs
 from seqbatch._encoders._recurrent_checks import StateForm, StateType, form_of
 from seqbatch._encoders._recurrent_runs import run_by_engine
 from seqbatch._engines import Hidden, is_stock_recurrent, native
 from seqbatch._ops.custom_operator import Gradients, Operator, Tensors
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._structure.sequence_lengths import Lengths
+from seqbatch._torch import autocasts
 from seqbatch.errors import SeqbatchValueError
 
 

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, describe
+from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encode.registry import register_encoder, unsupported
 from seqbatch._encoders._buckets import run_in_groups, run_one_by_one
 from seqbatch._encoders._layer_checks import (
     QUANTIZED_CELLS,
     keeps_forward,
-    outside_graphs,
     register_features,
     require_device,
     require_dtype,

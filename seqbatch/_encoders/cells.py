@@ -1,7 +1,7 @@
 """Encoders of nn.LSTMCell, nn.GRUCell and nn.RNNCell: a cell runs at each step on the sequences that have that step."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from seqbatch import _engines
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encode.registry import register_recurrent, register_rows
-from seqbatch._encoders._layer_checks import QUANTIZED_CELLS, autocasts, keeps_forward, outside_graphs, quantized_layers
+from seqbatch._encoders._layer_checks import QUANTIZED_CELLS, keeps_forward, quantized_layers
 from seqbatch._encoders._recurrent_checks import (
     StateForm,
     StateType,
@@ -23,10 +24,12 @@ from seqbatch._encoders._recurrent_checks import (
 from seqbatch._encoders._recurrent_runs import run_without_empty
 from seqbatch._engines import Hidden
 from seqbatch._ops.layouts import rearrange
+from seqbatch._ops.time_steps import run_time_steps
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._structure.plans import packed_plan
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import (
+    autocasts,
     has_hooks,
     is_parametrized,
     is_transformed,
@@ -41,8 +44,6 @@ _Cell = Any
 # From the rows of one step and the state of these sequences, empty for the initial step, to their next state.
 _Step = Callable[[Tensor, Hidden], Hidden]
 
-# Steps that are split at a time, because splitting each alone is slower, and views of all steps take memory.
-_SPLIT_SIZE = 256
 # Up to this many steps, calling the cell is faster than setting up an engine; measured for sizes of 16 to 512.
 _FEW_STEPS = 4
 
@@ -105,28 +106,16 @@ def _run_alone(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | N
 
 
 def _run_steps(step: _Step, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
-    """Run step by step in packed order, so that the sequences that have the next step come first."""
+    """Run step by step, each step of all sequences that have it at once."""
     plan = lengths.plan(packed_plan, device=values.device)
-    there = lengths.on(values.device)
-    state: Hidden = () if hidden is None else tuple(part[0].index_select(0, there.order) for part in hidden)
-    outputs: list[Tensor] = []
-    ended: list[Hidden] = []
-    for rows in _split_steps(rearrange(values, plan), lengths.batch_size_list):
-        count = len(rows)
-        if state and len(state[0]) > count:
-            ended.append(tuple(part[count:] for part in state))
-            state = tuple(part[:count] for part in state)
+
+    def run(rows: Tensor, state: Hidden) -> tuple[Tensor, Hidden]:
         state = step(rows, state)
-        outputs.append(state[0])
-    final = (torch.cat(parts).index_select(0, there.rank)[None] for parts in zip(state, *reversed(ended), strict=True))
-    return rearrange(torch.cat(outputs), plan.inverse), tuple(final)
+        return state[0], state
 
-
-def _split_steps(rows: Tensor, sizes: list[int]) -> Iterator[Tensor]:
-    """Yield the rows of each step, as views."""
-    chunks = [sizes[i : i + _SPLIT_SIZE] for i in range(0, len(sizes), _SPLIT_SIZE)]
-    for part, chunk in zip(rows.split([sum(chunk) for chunk in chunks]), chunks, strict=True):
-        yield from part.split(chunk)
+    start = () if hidden is None else tuple(part[0] for part in hidden)
+    outputs, final = run_time_steps(run, rearrange(values, plan), lengths, start)
+    return rearrange(torch.cat(outputs), plan.inverse), tuple(part[None] for part in final)
 
 
 def _step_of(cell: _Cell, form: StateForm) -> _Step:

@@ -32,12 +32,12 @@ from torch.nn import functional
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.arguments import require_tensor
 from seqbatch._checks.grammar import complaint, counted, describe
+from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._borders import Border, border_layout
 from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import (
     keeps_forward,
-    outside_graphs,
     quantized_layers,
     refusals_of,
     register_features,

@@ -20,11 +20,11 @@ from torch.nn import functional
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, counted, describe
+from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._buckets import run_in_groups
 from seqbatch._encoders._layer_checks import (
     keeps_forward,
-    outside_graphs,
     register_features,
     require_device,
     require_features,

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, counted, describe
+from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encode.registry import register_encoder
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import (
     keeps_forward,
-    outside_graphs,
     quantized_layers,
     refusals_of,
     register_features,

@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode.registry import register_recurrent
-from seqbatch._encoders._layer_checks import autocasts, keeps_forward, quantized_layers
+from seqbatch._encoders._layer_checks import keeps_forward, quantized_layers
 from seqbatch._encoders._recurrent_checks import StateType, form_of, require_recurrent_input, require_state
 from seqbatch._encoders._recurrent_operators import run_by_operators
 from seqbatch._encoders._recurrent_runs import run_by_engine
 from seqbatch._engines import Hidden
 from seqbatch._state import LSTMState, RNNState
-from seqbatch._torch import in_a_graph
+from seqbatch._torch import autocasts, in_a_graph
 
 # Modules and not RNNBase, because the quantized layers are not subclasses of it.
 _Recurrent = Any

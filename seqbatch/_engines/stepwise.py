@@ -9,7 +9,8 @@ from torch.nn.functional import linear
 from seqbatch._engines._interface import EngineCall, Hidden
 from seqbatch._engines._stack import run_layers
 from seqbatch._ops.layouts import rearrange
-from seqbatch._structure.plans import packed_plan, turn_plan
+from seqbatch._ops.time_steps import run_time_steps
+from seqbatch._structure.plans import packed_backward_plan, packed_plan
 from seqbatch._structure.sequence_lengths import Lengths
 
 
@@ -30,24 +31,21 @@ def run_layer_stepwise(
     mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Sequence[Tensor], start: Sequence[Tensor]
 ) -> tuple[Tensor, ...]:
     """Run one layer as `RunLayer` says: rows in packed order, the longest sequence first."""
-    packed = lengths.plan(packed_plan, device=inputs.device)
-    turn = lengths.plan(turn_plan, device=inputs.device) if directions == 2 else None
-    rows, each = rearrange(inputs, packed), len(weights) // directions
-    if start:
-        order = lengths.on(inputs.device).order
-        states = [part.index_select(1, order) for part in start]
-    else:
+    states = start
+    if not states:
         sizes = [weights[1].shape[1], *([weights[1].shape[0] // 4] if mode == "LSTM" else [])]
         states = [inputs.new_zeros(directions, len(lengths), size) for size in sizes]
+    each = len(weights) // directions
     outputs, finals = [], []
     for d in range(directions):
-        given = rows if turn is None or not d else rearrange(rows, turn)
+        plan = lengths.plan(packed_backward_plan if d else packed_plan, device=inputs.device)
         weights_of_one = list(weights[d * each : (d + 1) * each])
-        output, final = _run_direction(mode, lengths, given, weights_of_one, tuple(part[d] for part in states))
-        outputs.append(output if turn is None or not d else rearrange(output, turn))
+        of_one = tuple(part[d] for part in states)
+        output, final = _run_direction(mode, lengths, rearrange(inputs, plan), weights_of_one, of_one)
+        outputs.append(rearrange(output, plan.inverse))
         finals.append(final)
-    output = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 1)
-    return rearrange(output, packed.inverse), *map(torch.stack, zip(*finals, strict=True))
+    output = outputs[0] if directions == 1 else torch.cat(outputs, 1)
+    return output, *map(torch.stack, zip(*finals, strict=True))
 
 
 def _run_direction(
@@ -57,20 +55,15 @@ def _run_direction(
     w_ih, w_hh, *rest = weights
     b_ih, b_hh = rest[:2] if len(rest) > 1 else (None, None)
     project = rest[-1] if len(rest) % 2 else None
-    state = start
-    outputs, ended = [], []
-    for step in linear(rows, w_ih, b_ih).split(lengths.batch_size_list):
-        count = step.shape[0]
-        if count < state[0].shape[0]:
-            ended.append(tuple(part[count:] for part in state))
-            state = tuple(part[:count] for part in state)
-        state = _next_state(mode, step, linear(state[0], w_hh, b_hh), state)
+
+    def step(given: Tensor, state: Hidden) -> tuple[Tensor, Hidden]:
+        state = _next_state(mode, given, linear(state[0], w_hh, b_hh), state)
         if project is not None:
             state = linear(state[0], project), state[1]
-        outputs.append(state[0])
-    rank = lengths.on(rows.device).rank
-    ends = zip(state, *reversed(ended), strict=True)
-    return torch.cat(outputs), tuple(torch.cat(parts).index_select(0, rank) for parts in ends)
+        return state[0], state
+
+    outputs, final = run_time_steps(step, linear(rows, w_ih, b_ih), lengths, start)
+    return torch.cat(outputs), final
 
 
 def _next_state(mode: str, given: Tensor, recalled: Tensor, state: Hidden) -> Hidden:

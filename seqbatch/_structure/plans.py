@@ -1,5 +1,6 @@
 """Plans: the index of each row when sequences are rearranged, whatever its features."""
 
+from collections.abc import Iterable
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple, Self
@@ -92,13 +93,23 @@ def reverse_plan(lengths: Lengths) -> Plan:
 
 def packed_plan(lengths: Lengths) -> Plan:
     """Compute the plan from flat values to the data of a PackedSequence: by step, the longest sequence first."""
-    sizes, starts = lengths.batch_size_list, list(accumulate(lengths.counts, initial=0))
+    return _plan_by_step(lengths, accumulate(lengths.counts, initial=0), 1)
+
+
+def packed_backward_plan(lengths: Lengths) -> Plan:
+    """Compute the plan from flat values to the data of a PackedSequence of the reversed sequences."""
+    return _plan_by_step(lengths, (end - 1 for end in accumulate(lengths.counts)), -1)
+
+
+def _plan_by_step(lengths: Lengths, firsts: Iterable[int], direction: int) -> Plan:
+    """Compute the plan from flat values to their rows by step, from the row of the first step of each sequence."""
+    sizes, starts = lengths.batch_size_list, list(firsts)
     # In Python, because for so few integers that is faster than calling torch.
     parts = [list(accumulate(sizes, initial=0))[:-1], sizes, [starts[i] for i in lengths.order_list]]
-    firsts, repeats, starts_in_order = int64_tensor(*parts).split([len(sizes), len(sizes), len(lengths)])
+    begins, repeats, starts_in_order = int64_tensor(*parts).split([len(sizes), len(sizes), len(lengths)])
     steps = torch.repeat_interleave(repeats, output_size=lengths.total)
-    places = _arange(lengths.total) - firsts.index_select(0, steps)
-    take = starts_in_order.index_select(0, places) + steps
+    places = _arange(lengths.total) - begins.index_select(0, steps)
+    take = starts_in_order.index_select(0, places).add(steps, alpha=direction)
     return Plan.gather(take, lengths.total)
 
 
@@ -153,13 +164,6 @@ def joined_plan(parts: list[Lengths]) -> Plan:
     starts = torch.stack([part.offsets[:-1] + before for part, before in zip(parts, befores, strict=False)], 1)
     counts, total = torch.stack([part.tensor for part in parts], 1), sum(part.total for part in parts)
     return Plan.gather(ranges(starts.flatten(), counts.flatten(), total), total)
-
-
-def turn_plan(lengths: Lengths) -> Plan:
-    """Compute the plan from packed rows to every sequence back to front, packed too; it is its own inverse."""
-    packed = packed_plan(lengths)
-    turn = packed.inverse.take[reverse_plan(lengths).take[packed.take]]
-    return Plan.involution(turn)
 
 
 # -------------------------------------------------------------------------------------------------------------- indices

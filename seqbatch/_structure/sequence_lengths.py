@@ -272,6 +272,19 @@ class Lengths:
     def _without_empty(self) -> "Lengths":
         return Lengths(tuple(count for count in self.counts if count))
 
+    def prefix(self, number: int) -> "Lengths":
+        """Return the lengths of the first sequences, with views of the tensors that are known of all."""
+        first = Lengths(self.counts[:number])
+        total = int(self.offsets[number])
+        sizes = {"offsets": number + 1, "segment_ids": total, "positions": total}
+        for name, size in sizes.items():
+            if name in vars(self):
+                vars(first)[name] = outside_inference_mode(partial(vars(self)[name].narrow, 0, 0, size))
+        for (name, device), there in self._on_device.items():
+            if name in sizes:
+                first._on_device[name, device] = outside_inference_mode(partial(there.narrow, 0, 0, sizes[name]))
+        return first
+
     @CachedProperty
     def summation_chunks(self) -> tuple["Lengths", "Lengths"]:
         """The lengths of chunks of at most `SUMMATION_CHUNK` steps, and the number of chunks of each sequence."""

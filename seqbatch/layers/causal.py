@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.arguments import require_steps
 from seqbatch._checks.grammar import complaint, type_name
+from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encode.registry import register_encoder
-from seqbatch._encoders._layer_checks import keeps_forward, outside_graphs, register_features
+from seqbatch._encoders._layer_checks import keeps_forward, register_features
 from seqbatch._encoders._stock_layers import is_stock_attention, is_untouched
 from seqbatch._encoders.attention import (
     ATTENTION_TYPES,

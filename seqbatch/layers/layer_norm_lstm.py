@@ -5,10 +5,10 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.arguments import require_steps
+from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encode import encode_with_state
 from seqbatch._encode.registry import register_recurrent
 from seqbatch._encoders._hooked_call import call_as_itself
-from seqbatch._encoders._layer_checks import outside_graphs
 from seqbatch._encoders._recurrent_checks import require_recurrent_input
 from seqbatch._encoders.cells import register_cell
 from seqbatch._state import LSTMState

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import seqbatch
 import seqbatch.onnx
-from seqbatch import LSTMState, RNNState, SeqbatchError, SequenceBatch, encode, encode_with_state
+from seqbatch import LSTMState, RNNState, SeqbatchError, SequenceBatch, encode, encode_with_state, scan
 from seqbatch.layers import Residual
 
 # All of these exporters are deprecated, and tracing warns of every number that it keeps.
@@ -62,6 +62,7 @@ MODELS: dict[str, Callable[..., Any]] = {
     "encode a batch": lambda model, padded, lengths: encode(model.lstm, batch_of(padded, lengths)).values,
     "encode a batch from outside": lambda model, padded, lengths: encode(model.lstm, KEPT).values + padded.sum(),
     "encode_with_state": lambda model, *given: encode_with_state(model.lstm, batch_of(*given))[1].hidden,
+    "scan a Tensor": lambda model, padded, lengths: scan(lambda inputs, state: (inputs, state), padded[0], ())[0],
     "to_padded": lambda model, padded, lengths: batch_of(padded, lengths).to_padded(batch_first=True),
     "mask": lambda model, padded, lengths: batch_of(padded, lengths).mask(batch_first=True),
     "mean": lambda model, padded, lengths: batch_of(padded, lengths).mean(),
@@ -109,6 +110,10 @@ def test_what_serves_all_lengths_goes_on_after_a_refusal(strict: bool) -> None:
     assert seqbatch.onnx.export(model, KEPT, batch_first=True).model.graph.outputs[0].name == "output"
 
 
+def keep(inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return inputs, state
+
+
 class Encodes(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -121,6 +126,11 @@ class Encodes(nn.Module):
 class KeepsState(Encodes):
     def forward(self, sequence: Tensor) -> Tensor:
         return encode_with_state(self.lstm, sequence)[0]
+
+
+class Scans(nn.Module):
+    def forward(self, sequence: Tensor) -> Tensor:
+        return scan(keep, sequence, sequence[:1])[0]
 
 
 class MakesBatch(nn.Module):
@@ -162,7 +172,7 @@ class ReadsBatch(Holds):
         return values + self.example.values
 
 
-@pytest.mark.parametrize("kind", [Encodes, KeepsState])
+@pytest.mark.parametrize("kind", [Encodes, KeepsState, Scans])
 def test_scripting_is_refused(kind: type[nn.Module]) -> None:
     with pytest.raises(SeqbatchError, match=f"^{SCRIPT}"):
         torch.jit.script(kind())

@@ -14,7 +14,7 @@ from torch._dynamo.exc import Unsupported
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchError, SequenceBatch, UnsupportedLayerError, encode, encode_with_state
+from seqbatch import SeqbatchError, SequenceBatch, UnsupportedLayerError, encode, encode_with_state, scan
 from seqbatch.layers import Causal, LayerNormLSTM, WordDropout
 
 NUMBERS = "must serve all lengths, so that nothing in it may depend on their numbers; got "
@@ -100,6 +100,43 @@ def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.M
 def test_such_a_layer_is_not_exported(layer: nn.Module, name: str) -> None:
     with pytest.raises(SeqbatchError, match=re.escape(NUMBERS + f"a layer of type {name}. Call it outside.") + "$"):
         torch.export.export(Model(layer), (signals([4, 3]),))
+
+
+def add_up(inputs: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    total = total + inputs
+    return total, total
+
+
+def summed(batch: SequenceBatch) -> Tensor:
+    outputs, final = scan(add_up, batch, batch.values.new_zeros(2, 4))
+    return (outputs.values * 2).sum() + final.sum()
+
+
+class Scans(nn.Module):
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        return summed(batch)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # where a graph goes on
+def test_scan() -> None:
+    batch = signals([4, 3])
+    said = "seqbatch: a graph must serve all lengths, and scan calls `step` as often as their numbers say"
+    with pytest.raises(Unsupported, match=re.escape(said)):
+        compiled(summed)(batch)
+    dynamo.reset()
+    partly: Any = torch.compile(summed, dynamic=True, backend="aot_eager")
+    for lengths in ([4, 3], [5, 0]):
+        assert_close(partly(signals(lengths)), summed(signals(lengths)))
+    with pytest.raises(SeqbatchError, match=re.escape(NUMBERS + "a call of scan. Call it outside.") + "$"):
+        torch.export.export(Scans(), (batch,))
+
+
+def test_a_step_may_be_compiled_by_itself() -> None:
+    step: Any = torch.compile(add_up, fullgraph=True, dynamic=True, backend="aot_eager")
+    batch = signals([5, 3, 4])
+    start = torch.zeros(3, 4)
+    for found, wanted in zip(scan(step, batch, start), scan(add_up, batch, start), strict=True):
+        assert_close(tensors(found), tensors(wanted))
 
 
 def test_a_layer_without_an_encoder() -> None:

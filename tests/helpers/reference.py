@@ -30,6 +30,30 @@ def run_alone(
     return outputs, [torch.stack(parts, 2) for parts in zip(*finals, strict=True)]
 
 
+def scan_alone(
+    step: Callable[..., tuple[Any, Any]],
+    sequences: Sequence[Tensor],
+    states: Sequence[Any],
+    constants: Sequence[Any] | None = None,
+    *,
+    reverse: bool = False,
+) -> tuple[list[list[Any]], list[Any]]:
+    """Return the outputs of a step function for each step of each sequence, and the states after them.
+
+    Each sequence has a loop of its own, from its own state and its own constants, of one row each.
+    """
+    outputs, finals = [], []
+    for i, (sequence, state) in enumerate(zip(sequences, states, strict=True)):
+        rows = [sequence[t : t + 1] for t in range(len(sequence))]
+        found = []
+        for row in reversed(rows) if reverse else rows:
+            output, state = step(row, state) if constants is None else step(row, state, constants[i])
+            found.append(output)
+        outputs.append(found[::-1] if reverse else found)
+        finals.append(state)
+    return outputs, finals
+
+
 def _run(layer: nn.Module, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
     """Run one sequence; also give the part of the state that this layer does not take."""
     if isinstance(layer, (nn.ModuleList, nn.Sequential)):

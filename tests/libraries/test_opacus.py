@@ -24,7 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.testing import assert_close
 from torch.utils.data import DataLoader
 
-from seqbatch import SequenceBatch, UnsupportedLayerError, encode, encode_with_state, register_encoder
+from seqbatch import SequenceBatch, UnsupportedLayerError, encode, encode_with_state, register_encoder, scan
 from seqbatch._torch import has_global_hooks
 from seqbatch.data import encode_chunks
 from seqbatch.layers import AttentionPool, Causal, LayerNormLSTM, Residual, TwoWay
@@ -138,6 +138,30 @@ def test_every_layer_is_refused_in_training(build: Callable[[], nn.Module], kind
     hooked.remove_hooks()
     encode(layer, batch)
     assert entered
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_step_is_refused(kind: Callable[[nn.Module], Any]) -> None:
+    layer = nn.Linear(4, 4)
+
+    def step(inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        output = layer(inputs)
+        return output, state
+
+    class Step(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+            return step(inputs, state)
+
+    hooked = kind(layer)
+    for one in (step, Step()):
+        with refused(r"Linear\(.*\)", "step"):
+            scan(one, sequences(), torch.zeros(4, 4))
+    hooked.remove_hooks()
+    assert scan(step, sequences(), torch.zeros(4, 4))[0][0].shape == (3, 4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

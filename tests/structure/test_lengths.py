@@ -14,9 +14,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.utils.rnn import PackedSequence, pack_sequence
 from torch.testing import assert_close
 
-from seqbatch import ContainerState, LSTMState, RNNState, SequenceBatch, _kernels, encode, encode_with_state
+from seqbatch import ContainerState, LSTMState, RNNState, SequenceBatch, _kernels, encode, encode_with_state, scan
 from seqbatch._kernels import row_copies
-from seqbatch._structure.sequence_lengths import MAX_CACHED_PLANS
+from seqbatch._structure.sequence_lengths import MAX_CACHED_PLANS, Lengths
 
 LENGTHS = [3, 0, 2]
 HOST_MASK = SequenceBatch(torch.zeros(5), LENGTHS).mask(batch_first=True)
@@ -45,6 +45,16 @@ def sequential_from_state_to_state(batch: SequenceBatch) -> Any:
     device = batch.device
     model = nn.Sequential(nn.Linear(2, 3, device=device), nn.GRU(3, 2, device=device), nn.ReLU(inplace=True))
     return encode_with_state(model, batch, encode_with_state(model, batch)[1])
+
+
+def scan_with_a_memory(batch: SequenceBatch) -> Any:
+    def step(inputs: Tensor, total: Tensor, memory: SequenceBatch) -> tuple[tuple[Tensor, SequenceBatch], Tensor]:
+        total = total + inputs + memory.softmax().sum() + memory.segment_ids.sum() + memory.positions.sum()
+        return (total, memory), total
+
+    start = torch.zeros(3, 2, device=batch.device)
+    (sums, of_steps), final = scan(step, batch, start, constants=batch[[2, 0, 1]], reverse=True)
+    return sums, of_steps, final
 
 
 # Functions that build a batch may synchronize with the device, to read there: SequenceBatch and from_padded the
@@ -84,6 +94,7 @@ CALLS: dict[str, Callable[[SequenceBatch], Any]] = {
     "Linear": encoded(lambda device: nn.Linear(2, 3, device=device)),
     "LayerNorm": encoded(lambda device: nn.LayerNorm(2, device=device)),
     "LSTM from state to state": from_state_to_state,
+    "scan with a memory": scan_with_a_memory,
     "Sequential from state to state": sequential_from_state_to_state,
 }
 every_call = pytest.mark.parametrize("name", CALLS)
@@ -197,6 +208,29 @@ def test_no_more_than_some_plans_are_kept(monkeypatch: pytest.MonkeyPatch) -> No
         assert len(batch.structure._plans) <= MAX_CACHED_PLANS
     assert len(batch.structure._plans) == MAX_CACHED_PLANS
     assert_close(batch.to_padded(batch_first=True), wanted)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_prefix_has_views_of_what_is_known(device: str, known: bool) -> None:
+    batch = SequenceBatch(values().to(device), [1, 0, 2, 2])
+    names = ("offsets", "segment_ids", "positions")
+    if known:
+        for name in names:
+            getattr(batch, name)
+    for number in range(5):
+        prefix, wanted = batch.structure.prefix(number), Lengths((1, 0, 2, 2)[:number])
+        assert prefix.counts == wanted.counts
+        for name in names:
+            assert_close(getattr(prefix, name), getattr(wanted, name))
+            on_device, whole = (getattr(one.on(batch.device), name) for one in (prefix, batch.structure))
+            assert on_device.device == batch.device
+            assert on_device.shape == getattr(wanted, name).shape
+            if known or name == "offsets":
+                assert getattr(prefix, name).data_ptr() == getattr(batch.structure, name).data_ptr() or not number
+            assert whole.shape == getattr(batch.structure, name).shape
+    if known and device == "meta":
+        assert len(batch.structure.prefix(2)._on_device) == 3
 
 
 def test_fake_tensors() -> None:

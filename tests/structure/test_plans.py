@@ -10,7 +10,8 @@ from torch.testing import assert_close
 
 import seqbatch
 from seqbatch._ops.layouts import rearrange
-from seqbatch._structure.plans import Plan, invert, ranges, repeat
+from seqbatch._structure.plans import Plan, invert, packed_backward_plan, packed_plan, ranges, repeat, reverse_plan
+from seqbatch._structure.sequence_lengths import Lengths
 
 PACKAGE = Path(seqbatch.__file__).parent
 
@@ -50,6 +51,19 @@ def test_a_plan_moves_rows_and_knows_where_it_fills(plan: Plan, rows_in: int, wa
         assert plan.inverse.inverse == plan
         back = rearrange(moved.detach(), plan.inverse, fill=-2)
         assert back.tolist() == [10 + row if row in wanted else -2 for row in range(rows_in)]
+
+
+@pytest.mark.parametrize("counts", [(2, 3), (3, 0, 1, 3), (0, 0), ()])
+def test_packed_plans(counts: tuple[int, ...]) -> None:
+    lengths = Lengths(counts)
+    values = torch.arange(lengths.total)
+    starts = [sum(counts[:i]) for i in range(len(counts))]
+    longest = max(counts, default=0)
+    wanted = [starts[i] + t for t in range(longest) for i in lengths.order_list if counts[i] > t]
+    assert rearrange(values, packed_plan(lengths)).tolist() == wanted
+    backward = packed_backward_plan(lengths)
+    assert_close(rearrange(values, backward), rearrange(rearrange(values, reverse_plan(lengths)), packed_plan(lengths)))
+    assert_close(rearrange(rearrange(values, backward), backward.inverse), values)
 
 
 def test_plans_are_built_by_their_constructors_only() -> None:

@@ -26,6 +26,7 @@ from seqbatch import (
     is_recurrent,
     register_encoder,
     register_recurrent,
+    scan,
 )
 from seqbatch.data import collate_sequences
 from seqbatch.layers import (
@@ -457,6 +458,59 @@ def container_states(state: ContainerState, first: LSTMState) -> None:
     assert_type(state.reset(0), ContainerState)
     assert_type(state.detach(), ContainerState)
     assert_type(state.to("cuda"), ContainerState)
+
+
+Pair = tuple[Tensor, Tensor]
+
+
+def step_of_pair(inputs: Tensor, state: Pair) -> tuple[Tensor, Pair]:
+    return inputs, state
+
+
+def step_of_lstm_state(inputs: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+    return inputs, state
+
+
+def step_with_memory(inputs: Tensor, state: Tensor, memory: SequenceBatch) -> tuple[Tensor, Tensor]:
+    return inputs, state
+
+
+def step_of_several(inputs: Tensor, state: Pair) -> tuple[tuple[Tensor, SequenceBatch], Pair]:
+    raise NotImplementedError
+
+
+def step_of_weights(inputs: Tensor, state: Tensor, memory: dict[str, Tensor]) -> tuple[SequenceBatch, Tensor]:
+    raise NotImplementedError
+
+
+def scan_gives_back_the_kind_and_the_state(
+    x: Tensor,
+    sequences: list[Tensor],
+    several: tuple[Tensor, ...],
+    batch: SequenceBatch,
+    packed: PackedSequence,
+    parameters: list[nn.Parameter],
+    pair: Pair,
+    state: LSTMState,
+    memory: SequenceBatch,
+    either: Tensor | SequenceBatch,
+) -> None:
+    assert_type(scan(step_of_pair, x, pair), tuple[Tensor, Pair])
+    assert_type(scan(step_of_pair, batch, pair), tuple[SequenceBatch, Pair])
+    assert_type(scan(step_of_pair, packed, pair, reverse=True), tuple[PackedSequence, Pair])
+    assert_type(scan(step_of_pair, sequences, pair), tuple[list[Tensor], Pair])
+    assert_type(scan(step_of_pair, several, (x, x)), tuple[list[Tensor], Pair])
+    assert_type(scan(step_of_pair, parameters, pair), tuple[list[Tensor], Pair])
+    assert_type(scan(step_of_pair, [x, x], pair), tuple[list[Tensor], Pair])
+    assert_type(scan(step_of_lstm_state, batch, state), tuple[SequenceBatch, LSTMState])
+    assert_type(scan(step_with_memory, batch, x, constants=memory), tuple[SequenceBatch, Tensor])
+    assert_type(scan(step_with_memory, x, x, constants=memory), tuple[Tensor, Tensor])
+    assert_type(scan(step_with_memory, [x], x, constants=memory, reverse=True), tuple[list[Tensor], Tensor])
+    assert_type(scan(step_of_several, batch, pair), tuple[Any, Pair])
+    assert_type(scan(step_of_several, [x], pair), tuple[Any, Pair])
+    assert_type(scan(step_of_weights, batch, x, constants={"mask": x}), tuple[Any, Tensor])
+    assert_type(scan(step_of_pair, either, pair)[0], Tensor | SequenceBatch)
+    assert_type(scan(lambda inputs, state: (inputs, state), batch, x), tuple[SequenceBatch, Tensor])
 
 
 def layers_keep_a_state_or_not(layer: nn.Module) -> None:

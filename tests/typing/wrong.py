@@ -18,6 +18,7 @@ from seqbatch import (
     is_recurrent,
     register_encoder,
     register_recurrent,
+    scan,
 )
 from seqbatch.data import collate_sequences
 from seqbatch.layers import AttentionPool, LayerNormLSTM, LockedDropout, Residual, TwoWay, WordDropout
@@ -356,6 +357,50 @@ def _(layer: MyLayer, batch: SequenceBatch) -> SequenceBatch:
 @register_encoder(MyState)  # wrong
 def _(layer: MyState, batch: SequenceBatch) -> SequenceBatch:
     return batch
+
+
+def step(inputs: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    return inputs, state
+
+
+def step_with_memory(inputs: Tensor, state: Tensor, memory: SequenceBatch) -> tuple[Tensor, Tensor]:
+    return inputs, state
+
+
+def step_without_output(inputs: Tensor, state: Tensor) -> Tensor:
+    return state
+
+
+def step_of_number(inputs: Tensor, state: Tensor) -> tuple[float, Tensor]:
+    return 0.0, state
+
+
+def step_of_other_state(inputs: Tensor, state: Tensor) -> tuple[Tensor, None]:
+    return inputs, None
+
+
+def scan_takes_a_step_and_its_state(x: Tensor, batch: SequenceBatch, state: LSTMState) -> None:
+    scan(step, batch)  # wrong
+    scan(batch, step, x)  # wrong
+    scan(step, "text", x)  # wrong
+    scan(step, [1.0], x)  # wrong
+    scan(step, batch, state)  # wrong
+    scan(step, batch, (x, x))  # wrong
+    scan(step, batch, x, batch)  # wrong
+    scan(step, batch, x, constants=batch)  # wrong
+    scan(step, batch, x, reverse="yes")  # wrong
+    scan(step_with_memory, batch, x)  # wrong
+    scan(step_with_memory, batch, x, constants=x)  # wrong
+    scan(step_without_output, batch, x)  # wrong
+    scan(step_of_number, batch, x)  # wrong
+    scan(step_of_other_state, batch, x)  # wrong
+
+
+def scan_gives_back_the_kind(x: Tensor, batch: SequenceBatch) -> None:
+    one: Tensor = scan(step, [x, x], x)[0]  # wrong
+    several: list[Tensor] = scan(step, batch, x)[0]  # wrong
+    scan(step, batch, x)[0].shape  # wrong
+    scan(step, batch, x)[1].lengths  # wrong
 
 
 @register_encoder  # wrong
