@@ -1,5 +1,25 @@
 """The built-in encoders, one file per family; importing this registers them, as any plug-in does."""
 
-from seqbatch._encoders import attention, cells, containers, convolution, normalization, pointwise, recurrent, shape
+from seqbatch._encoders import (
+    attention,
+    cells,
+    containers,
+    convolution,
+    cross_attention,
+    normalization,
+    pointwise,
+    recurrent,
+    shape,
+)
 
-__all__ = ["attention", "cells", "containers", "convolution", "normalization", "pointwise", "recurrent", "shape"]
+__all__ = [
+    "attention",
+    "cells",
+    "containers",
+    "convolution",
+    "cross_attention",
+    "normalization",
+    "pointwise",
+    "recurrent",
+    "shape",
+]

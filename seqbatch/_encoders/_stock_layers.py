@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from seqbatch._encoders.pointwise import ELEMENTWISE
 from seqbatch._torch import (
+    DECODER_PARTS,
     TRANSFORMER_PARTS,
     OutputProjection,
     has_global_hooks,
@@ -20,6 +21,8 @@ _ACTIVATIONS = (functional.relu, functional.gelu, functional.silu, torch.relu, t
 _WEIGHTS = (nn.Parameter, Tensor, type(None))
 _METHODS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("forward",),
+    nn.TransformerDecoder: ("forward",),
+    nn.TransformerDecoderLayer: ("forward", *DECODER_PARTS),
     nn.TransformerEncoder: ("forward",),
     nn.TransformerEncoderLayer: ("forward", *TRANSFORMER_PARTS),
 }
@@ -58,10 +61,13 @@ def _is_stock_part(module: nn.Module) -> bool:
 
 def _has_stock_parts(module: nn.Module) -> bool:
     """Return True if a layer holds submodules and an activation of the types that it is built with."""
-    if isinstance(module, nn.TransformerEncoder):
-        return all(isinstance(layer, nn.TransformerEncoderLayer) for layer in module.layers)
-    if isinstance(module, nn.TransformerEncoderLayer):
-        activation = module.activation
-        is_known = isinstance(activation, nn.Module) or activation in _ACTIVATIONS
-        return is_known and isinstance(module.self_attn, nn.MultiheadAttention)
-    return True
+    if isinstance(module, (nn.TransformerDecoder, nn.TransformerEncoder)):
+        is_decoder = isinstance(module, nn.TransformerDecoder)
+        part = nn.TransformerDecoderLayer if is_decoder else nn.TransformerEncoderLayer
+        return all(isinstance(layer, part) for layer in module.layers)
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    activation = module.activation
+    is_known = isinstance(activation, nn.Module) or activation in _ACTIVATIONS
+    attentions = [module.self_attn, *([module.multihead_attn] if isinstance(module, nn.TransformerDecoderLayer) else [])]
+    return is_known and all(isinstance(attention, nn.MultiheadAttention) for attention in attentions)

@@ -29,6 +29,7 @@ joined_lengths = _eager_or_traced(eager.joined_lengths, traced.joined_lengths)
 # Checks of lengths: by their values, or at run time by the graph.
 require_total = _eager_or_traced(eager.require_total, traced.require_total)
 require_same_lengths = _eager_or_traced(eager.require_same_lengths, traced.require_same_lengths)
+require_same_batch_size = _eager_or_traced(eager.require_same_batch_size, traced.require_same_batch_size)
 # New tensors on a device that are computed from lengths.
 offsets = _eager_or_traced(eager.offsets, traced.offsets)
 segment_ids = _eager_or_traced(eager.segment_ids, traced.segment_ids)

@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.arguments import lengths_of, require_equal_lengths
-from seqbatch._checks.grammar import complaint
+from seqbatch._checks.grammar import complaint, counted
 from seqbatch._checks.layout_arguments import (
     PaddingSide,
     lengths_of_offsets,
@@ -52,6 +52,12 @@ def require_total(lengths: Lengths, steps: int) -> None:
 def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
     if lengths is not like:
         require_equal_lengths(subject, lengths.counts, like.counts)
+
+
+def require_same_batch_size(subject: str, lengths: Lengths, other: str, like: Lengths) -> None:
+    if len(lengths) != len(like):
+        must = f"have {counted(len(like), 'sequence')}, as many as `{other}`"
+        raise complaint(SeqbatchValueError, subject, must, len(lengths))
 
 
 def offsets(lengths: Lengths, device: torch.device) -> Tensor:

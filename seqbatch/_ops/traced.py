@@ -62,6 +62,11 @@ def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
     require_in_graph((lengths.tensor == like.tensor).all(), message)
 
 
+def require_same_batch_size(subject: str, lengths: Lengths, other: str, like: Lengths) -> None:
+    message = f"`{subject}` must have as many sequences as `{other}`"
+    check_size(lengths.tensor.shape[0] == like.tensor.shape[0], message)
+
+
 def offsets(lengths: Lengths, device: torch.device) -> Tensor:
     return functional.pad(lengths.tensor.cumsum(0), (1, 0)).to(device)
 

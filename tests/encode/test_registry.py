@@ -32,7 +32,8 @@ from seqbatch._encode import registry
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore the registry after each test, and let it search for plug-ins again."""
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for table in ("_entries", "_cross_attentions"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     registry._load_plugins.cache_clear()
     yield
     registry._load_plugins.cache_clear()
