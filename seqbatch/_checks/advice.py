@@ -59,8 +59,8 @@ def _advice_to_register_cross_attention(name: str) -> str:
         "Register an encoder:\n\n"
         f"    @register_cross_attention({name})\n"
         f"    def _(layer: {name}, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:\n"
-        "        # For example SequenceBatch.from_sequences([layer(x, m) for x, m in zip(queries, memory)]), if it takes\n"
-        "        # two sequences.\n"
+        "        # For example, if it takes two sequences:\n"
+        "        # SequenceBatch.from_sequences([layer(query, source) for query, source in zip(queries, memory)]).\n"
         "        raise NotImplementedError"
     )
 

@@ -40,7 +40,6 @@ Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
 _OfLSTMState = nn.LSTM | nn.LSTMCell
 _OfRNNState = nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell
 _OfKnownState = _OfLSTMState | _OfRNNState | nn.Sequential
-_OfMemory = nn.TransformerDecoder | nn.TransformerDecoderLayer
 SameBatch = TypeVar("SameBatch", SequenceBatch, PackedSequence)
 SeveralSequences = Sequence[Tensor] | PackedSequence
 _AnySequences = Tensor | SeveralSequences
@@ -53,16 +52,10 @@ class _NotTheStateOfThisLayer:
     """
 
 
-class _NeedsMemory:
-    """The result type of a decoder without memory, so that type checkers report any use of it; the call raises."""
-
-
 class _TakesNoMemory:
-    """The result type of a recurrent layer or a container with memory, as `_NeedsMemory`."""
+    """The result type if a layer takes no memory and is given one, as `_NotTheStateOfThisLayer`."""
 
 
-@overload
-def encode(layer: _OfMemory, sequences: _AnySequences, memory: None = None) -> _NeedsMemory: ...
 @overload
 def encode(layer: nn.Module, sequences: Same, memory: None = None) -> Same: ...
 @overload
@@ -153,7 +146,8 @@ def _encode_over_memory(layer: nn.Module, sequences: Any, memory: Any) -> Any:
     if pair is None:
         return close(queries)
     try:
-        return close(require_outputs(function(layer, *pair), queries, "encoder(layer, queries, memory)"))
+        outputs = function(layer, *pair)
+        return close(require_outputs(outputs, queries, "encoder(layer, queries, memory)", "queries"))
     except Exception as error:
         _add_context(error, layer, *pair)
         raise

@@ -4,7 +4,7 @@ Buckets of one batch hold similar lengths. Buckets of pairs, of a query and its 
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from itertools import accumulate, chain, groupby
+from itertools import accumulate, chain, groupby, pairwise
 from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
@@ -75,7 +75,7 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
     """
     counts = lengths.tensor.index_select(0, lengths.order)
     shapes = bucket_shapes(counts.tolist(), overhead)
-    masks = [None] * len(shapes) if causal else _masks_of_padding(counts, shapes, extra, dtype)
+    masks = _no_masks(shapes) if causal else _masks_of_padding(counts, shapes, extra, dtype)
     return Buckets(shapes, _plan_of_rows(lengths, lengths.order, counts, shapes), masks)
 
 
@@ -128,14 +128,16 @@ def _pairs_of_steps(steps: int) -> int:
     return steps * (steps + STEP)
 
 
+def _no_masks(shapes: list[tuple[int, int]]) -> list[Tensor | None]:
+    return [None] * len(shapes)
+
+
 def _masks_of_padding(
     counts: Tensor, shapes: list[tuple[int, int]], extra: int, dtype: torch.dtype
 ) -> list[Tensor | None]:
     """Build the masks of all buckets; arguments are as for `_plan_of_rows` and `buckets_of`."""
     parts = counts.split([number for number, _ in shapes])
-    return [
-        _mask_of_padding(part, longest, extra, dtype) for part, (_, longest) in zip(parts, shapes, strict=True)
-    ]
+    return [_mask_of_padding(part, longest, extra, dtype) for part, (_, longest) in zip(parts, shapes, strict=True)]
 
 
 def _mask_of_padding(counts: Tensor, longest: int, extra: int, dtype: torch.dtype) -> Tensor | None:
@@ -207,10 +209,9 @@ def pair_buckets_of(
     longest = [[max(pairs[i][side] for i in some) for some in chosen] for side in (0, 1)]
     shapes = [[(len(some), steps) for some, steps in zip(chosen, longest[side], strict=True)] for side in (0, 1)]
     counts = [lengths.tensor.index_select(0, order) for lengths in (queries, memory)]
-    masks: list[Tensor | None] = [None] * len(chosen)
     weights = _plan_of_weights(queries, memory, order, shapes[0], longest[1]) if with_weights else None
     return PairBuckets(
-        Buckets(shapes[0], _plan_of_rows(queries, order, counts[0], shapes[0]), masks),
+        Buckets(shapes[0], _plan_of_rows(queries, order, counts[0], shapes[0]), _no_masks(shapes[0])),
         Buckets(
             shapes[1],
             _plan_of_rows(memory, order, counts[1], shapes[1]),
@@ -285,7 +286,7 @@ def _split_pairs(
         others = [pair[1 - side] for pair in ordered]
         before, after = [*accumulate(others, max)], [*accumulate(reversed(others), max)][::-1]
         number, longest = 0, ordered[-1][side]
-        for i, (pair, following) in enumerate(zip(ordered, ordered[1:], strict=False), 1):
+        for i, (pair, following) in enumerate(pairwise(ordered), 1):
             number += numbers[pair]
             if pair[side] == following[side]:
                 continue
@@ -323,15 +324,20 @@ def run_pairs_in_groups(
     groups = memory.structure.plan(
         pair_buckets_of, queries.lengths, 0, 0, 0, torch.float32, False, device=memory.device
     )
-    parts = [side.split(side.fill(batch.values)) for side, batch in zip(groups, (queries, memory), strict=False)]
     results = [
-        call(one.unflatten(0, shape), other.unflatten(0, of_memory)).flatten(0, 1)
-        for one, other, shape, of_memory in zip(*parts, groups.queries.shapes, groups.memory.shapes, strict=True)
+        call(one.unflatten(0, shape), other.unflatten(0, memory_shape)).flatten(0, 1)
+        for one, other, shape, memory_shape in zip(
+            groups.queries.split(groups.queries.fill(queries.values)),
+            groups.memory.split(groups.memory.fill(memory.values)),
+            groups.queries.shapes,
+            groups.memory.shapes,
+            strict=True,
+        )
     ]
     return queries.with_values(groups.queries.join(results))
 
 
-# -------------------------------------------------------------------------------------------- layers called as themselves
+# ------------------------------------------------------------------------------------------ layers called as themselves
 
 
 def run_one_by_one(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> SequenceBatch:

@@ -84,7 +84,7 @@ def supported_kernels() -> AbstractContextManager[Any]:
 
 def number_of_keys_before(attention: nn.MultiheadAttention) -> int:
     """Return the number of keys that `add_bias_kv` and `add_zero_attn` add to those of every sequence."""
-    return (attention.bias_k is not None) + attention.add_zero_attn
+    return int(attention.bias_k is not None) + int(attention.add_zero_attn)
 
 
 def keys_before(attention: nn.MultiheadAttention, like: Tensor) -> Tensor | None:

@@ -69,5 +69,5 @@ def _has_stock_parts(module: nn.Module) -> bool:
         return True
     activation = module.activation
     is_known = isinstance(activation, nn.Module) or activation in _ACTIVATIONS
-    attentions = [module.self_attn, *([module.multihead_attn] if isinstance(module, nn.TransformerDecoderLayer) else [])]
-    return is_known and all(isinstance(attention, nn.MultiheadAttention) for attention in attentions)
+    names = ["self_attn", "multihead_attn"] if isinstance(module, nn.TransformerDecoderLayer) else ["self_attn"]
+    return is_known and all(isinstance(getattr(module, name), nn.MultiheadAttention) for name in names)

@@ -1,7 +1,7 @@
 """Encoders of attention over another batch: nn.MultiheadAttention, nn.TransformerDecoderLayer, nn.TransformerDecoder.
 
-The sequences are the queries. Memory is key and value: a sequence attends to the one of the same index in it. The output
-does not include the attention weights. For a causal mask of the queries use `seqbatch.layers.Causal`.
+The sequences are the queries. Memory is key and value: a sequence attends to the one of the same index in it. The
+output does not include the attention weights. For a causal mask of the queries use `seqbatch.layers.Causal`.
 
 An empty sequence of memory has no key: a query attends to zeros, as PyTorch's layer does for it alone. The result is
 the bias of the output projection, which PyTorch initializes to zeros, and in a decoder what follows from it.
@@ -35,8 +35,8 @@ from seqbatch._encoders._self_attention import attend
 from seqbatch._encoders._stock_layers import is_stock_attention
 from seqbatch._encoders.attention import (
     batch_first_call,
-    feed_forward,
     features_of,
+    feed_forward,
     must_run_alone,
     require_self_attention,
 )
@@ -44,7 +44,7 @@ from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch.errors import SeqbatchValueError
 
 DECODER_TYPES: tuple[type[nn.Module], ...] = (nn.TransformerDecoder, nn.TransformerDecoderLayer)
-_CROSS_ATTENTION_TYPES = (nn.MultiheadAttention, *DECODER_TYPES)
+_CROSS_ATTENTION_TYPES: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, *DECODER_TYPES)
 
 
 def _register_memory_attention(layer_type: type[nn.Module]) -> None:
@@ -124,7 +124,9 @@ def run_cross_attention(
     if not is_stock and queries.total_steps:
         run = run_pairs_one_by_one if must_run_alone(layer) else run_pairs_in_groups
         return run(batch_first_call(layer, call), queries, memory)
-    values = _decode_flat_values(layer, queries.values, queries.structure, memory, causal) if is_stock else queries.values
+    values = queries.values
+    if is_stock:
+        values = _decode_flat_values(layer, values, queries.structure, memory, causal)
     if not any(map(min, queries.lengths, memory.lengths)):  # because no step has attended to memory
         values = run_on_nothing(layer, values, queries, memory)
     return queries.with_values(values)

@@ -1,5 +1,8 @@
 """Additive and dot-product attention: layers of one head, whose weights can be returned."""
 
+# mypy: disable-error-code="overload-overlap"
+# As in `_encode`: PackedSequence comes before tuple, because it is a subclass.
+
 from typing import Any, overload
 
 import torch
@@ -30,31 +33,16 @@ from seqbatch.layers._argument_checks import refuse_own_forward, size
 class _AttentionToMemory(nn.Module):
     """The base class of layers whose queries attend to memory, which is both keys and values."""
 
+    query_projection: nn.Linear
+
     def __init__(self, query_size: int, memory_size: int) -> None:
         super().__init__()
         self.query_size: int = size("query_size", query_size)
         self.memory_size: int = size("memory_size", memory_size)
 
-    @property
-    def _pair_size(self) -> int:
-        """The number of features that are computed for each pair of a query step and a step of memory."""
-        raise NotImplementedError
-
-    def _projected(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """Return queries and keys, each computed from steps of any leading dimensions."""
-        raise NotImplementedError
-
-    def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        """Return the scores `(number, query steps, memory steps)` of projected queries and keys."""
-        raise NotImplementedError
-
-    def _weighted(
-        self, queries: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None, with_weights: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Return contexts and weights for sequences side by side; without weights the second is not used."""
-        scores = self._scores(queries, keys)
-        weights = (scores if mask is None else scores + mask[:, 0].to(scores.dtype)).softmax(-1)
-        return weights @ memory, weights
+    def extra_repr(self) -> str:
+        """Return the arguments, which `repr` of the layer shows."""
+        return ", ".join(str(size) for size in _sizes(self))
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         """Run on one sequence and its memory.
@@ -72,8 +60,8 @@ class _AttentionToMemory(nn.Module):
             SeqbatchValueError: either has no dimension of steps.
         """
         require_steps("query", query)
-        queries, keys = self._projected(query, require_steps("memory", memory))
-        return self._weighted(queries[None], keys[None], memory[None], None, False)[0][0]
+        queries, keys = _project(self, query, require_steps("memory", memory))
+        return _weigh(self, queries[None], keys[None], memory[None], None, False)[0][0]
 
     @overload
     def attend(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, SequenceBatch]: ...
@@ -157,21 +145,10 @@ class AdditiveAttention(_AttentionToMemory):
         super().__init__(query_size, memory_size)
         self.hidden_size: int = size("hidden_size", hidden_size)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.query_projection: nn.Linear = nn.Linear(self.query_size, self.hidden_size, bias=False, **options)
+        self.query_projection = nn.Linear(self.query_size, self.hidden_size, bias=False, **options)
         self.memory_projection: nn.Linear = nn.Linear(self.memory_size, self.hidden_size, **options)
         # Without a bias, because a softmax does not change when a number is added to all scores.
         self.score: nn.Linear = nn.Linear(self.hidden_size, 1, bias=False, **options)
-
-    @property
-    def _pair_size(self) -> int:
-        return self.hidden_size
-
-    def _projected(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return self.query_projection(queries), self.memory_projection(memory)
-
-    def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        scores: Tensor = self.score(torch.tanh(queries[:, :, None] + keys[:, None]))
-        return scores.squeeze(-1)
 
 
 class DotProductAttention(_AttentionToMemory):
@@ -213,37 +190,61 @@ class DotProductAttention(_AttentionToMemory):
     ) -> None:
         super().__init__(query_size, memory_size)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.query_projection: nn.Linear = nn.Linear(self.query_size, self.memory_size, bias=False, **options)
-
-    @property
-    def _pair_size(self) -> int:
-        return self.memory_size
-
-    def _projected(self, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
-        return self.query_projection(queries), memory
-
-    def _scores(self, queries: Tensor, keys: Tensor) -> Tensor:
-        return (queries * self.memory_size**-0.5) @ keys.mT
-
-    def _weighted(
-        self, queries: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None, with_weights: bool
-    ) -> tuple[Tensor, Tensor]:
-        if with_weights:
-            return super()._weighted(queries, keys, memory, mask, with_weights)
-        with supported_kernels():  # which do not keep the weights
-            context = functional.scaled_dot_product_attention(queries[:, None], keys[:, None], memory[:, None], mask)
-        return context[:, 0], context
+        self.query_projection = nn.Linear(self.query_size, self.memory_size, bias=False, **options)
 
 
-def _attended(
+def _sizes(layer: _AttentionToMemory) -> tuple[int, ...]:
+    """Return the sizes of a layer; the last one is that of what is computed for each pair of steps."""
+    hidden = (layer.hidden_size,) if isinstance(layer, AdditiveAttention) else ()
+    return (layer.query_size, layer.memory_size, *hidden)
+
+
+def _project(layer: _AttentionToMemory, queries: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute queries and keys from steps of any leading dimensions."""
+    keys = layer.memory_projection(memory) if isinstance(layer, AdditiveAttention) else memory
+    return layer.query_projection(queries), keys
+
+
+def _weigh(
+    layer: _AttentionToMemory, queries: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None, with_weights: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute contexts and weights of sequences side by side; the weights are not used unless asked for.
+
+    Args:
+        layer: the layer.
+        queries: `(number, steps, size)`, projected.
+        keys: `(number, memory steps, size)`, projected.
+        memory: `(number, memory steps, memory_size)`.
+        mask: `(number, 1, 1, memory steps)`, added to the scores; None without padding.
+        with_weights: whether the weights are needed.
+
+    Returns:
+        `(number, steps, memory_size)` and `(number, steps, memory steps)`.
+    """
+    if isinstance(layer, AdditiveAttention):
+        scores = layer.score(torch.tanh(queries[:, :, None] + keys[:, None])).squeeze(-1)
+    else:
+        scale = max(layer.memory_size, 1) ** -0.5
+        if not with_weights:
+            with supported_kernels():
+                context = functional.scaled_dot_product_attention(
+                    queries[:, None], keys[:, None], memory[:, None], mask, scale=scale
+                )
+            return context[:, 0], context
+        scores = (queries * scale) @ keys.mT
+    weights = (scores if mask is None else scores + mask[:, 0].to(scores.dtype)).softmax(-1)
+    return weights @ memory, weights
+
+
+def _contexts(
     layer: _AttentionToMemory, queries: SequenceBatch, memory: SequenceBatch, with_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the contexts `(total query steps, memory_size)`, and the weights of all query steps end to end."""
-    query_values, keys = layer._projected(queries.values, memory.values)
+    query_values, keys = _project(layer, queries.values, memory.values)
     buckets = memory.structure.plan(
         pair_buckets_of,
         queries.lengths,
-        bucket_overhead(layer._pair_size, memory.device),
+        bucket_overhead(_sizes(layer)[-1], memory.device),
         1,
         0,
         memory.dtype,
@@ -263,7 +264,7 @@ def _attended(
         strict=True,
     ):
         parts = query.unflatten(0, shape), key.unflatten(0, memory_shape), value.unflatten(0, memory_shape)
-        context, weight = layer._weighted(*parts, mask, with_weights)
+        context, weight = _weigh(layer, *parts, mask, with_weights)
         contexts.append(context.flatten(0, 1))
         weights.append(weight.flatten())
     # Without any pair the features of these rows, of which there are none, are those of memory.
@@ -286,7 +287,7 @@ def _attend(
         require_device(batch, layer, subject=subject)
 
     def forward(values: Tensor, memory_values: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _attended(layer, queries.with_values(values), memory.with_values(memory_values), with_weights)
+        return _contexts(layer, queries.with_values(values), memory.with_values(memory_values), with_weights)
 
     values, weights = call_as_itself(layer, forward, queries.values, memory.values)
     if not any(map(min, queries.lengths, memory.lengths)):  # because no step has attended to memory

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
-from seqbatch._checks.grammar import describe
 from seqbatch._encode import encode
 from seqbatch.testing._check_encoder import broken_law
 from seqbatch.testing._comparison import assert_alike, gradients
@@ -43,9 +42,9 @@ def check_cross_attention(
 ) -> None:
     """Check that the encoder of a layer that attends to memory obeys the laws, as `check_encoder`.
 
-    The laws are Alone, Order, Padding of both batches, Empty (sequences of either batch), Lengths, No surprise (hooks of
-    the layer), Errors (nothing is modified) and Memory. Where memory is empty, results and gradients must be finite, and
-    the oracle is not run.
+    The laws are Alone, Order, Padding of both batches, Empty (sequences of either batch), Lengths, No surprise (hooks
+    of the layer), Errors (nothing is modified) and Memory. Where memory is empty, results and gradients must be finite,
+    and the oracle is not run.
 
     Args:
         layer: the layer, in double precision and without random numbers, as for `check_encoder`.
@@ -184,7 +183,8 @@ def check_padding_with_memory(
         for one, batch, wanted in zip(gradients([*found], padded), batches, back, strict=True):
             read = SequenceBatch.from_padded(one, batch.lengths, **options)
             assert_alike(read.to_sequences(), wanted, "of gradients")
-            assert not one[~batch.mask(total_length=batch.max_length + 2, **options)].any(), "a gradient reaches padding"
+            padding = ~batch.mask(total_length=batch.max_length + 2, **options)
+            assert not one[padding].any(), "a gradient reaches padding"
     _check_neighbours_with_memory(layer, queries, memory, outputs, back)
 
 

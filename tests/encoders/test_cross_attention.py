@@ -92,9 +92,7 @@ def test_hooks(lengths: list[int], layer: nn.Module, of_memory: list[int]) -> No
 def test_in_evaluation_without_gradients(lengths: list[int], layer: nn.Module, of_memory: list[int]) -> None:
     queries, memory = ([x.detach() for x in side] for side in pairs(layer, lengths, of_memory))
     with torch.no_grad():
-        laws.check_alone_with_memory(
-            layer.eval(), queries, memory, alone=run_alone_with_memory, with_empty_memory=True
-        )
+        laws.check_alone_with_memory(layer.eval(), queries, memory, alone=run_alone_with_memory, with_empty_memory=True)
 
 
 @pytest.mark.parametrize("extra", [{}, {"add_bias_kv": True, "add_zero_attn": True}], ids=["", "keys added"])
@@ -313,7 +311,7 @@ def test_every_layout_of_queries_and_memory() -> None:
     memory = SequenceBatch.from_sequences([x.detach() for x in sequences([2, 5, 1], (SIZE,), seed=9)])
     wanted = encode(layer, queries, memory)
     assert wanted.structure is queries.structure
-    layouts = [memory, memory.to_sequences(), tuple(memory), memory.to_packed(), memory.to_nested()]
+    layouts: list[Any] = [memory, memory.to_sequences(), tuple(memory), memory.to_packed(), memory.to_nested()]
     for source in layouts:
         assert_close(encode(layer, queries, source).values, wanted.values)
         assert_close(encode(layer, queries.to_sequences(), source), wanted.to_sequences())

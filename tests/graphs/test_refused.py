@@ -14,8 +14,16 @@ from torch._dynamo.exc import Unsupported
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchError, SequenceBatch, UnsupportedLayerError, encode, encode_with_state
-from seqbatch.layers import Causal, LayerNormLSTM, WordDropout
+from seqbatch import (
+    SeqbatchError,
+    SequenceBatch,
+    UnsupportedLayerError,
+    encode,
+    encode_with_state,
+    register_cross_attention,
+)
+from seqbatch._encode import registry
+from seqbatch.layers import AdditiveAttention, Causal, DotProductAttention, LayerNormLSTM, WordDropout
 
 NUMBERS = "must serve all lengths, so that nothing in it may depend on their numbers; got "
 
@@ -97,6 +105,85 @@ def test_layers_that_run_by_the_numbers_of_the_lengths_or_call_hooks(layer: nn.M
 def test_such_a_layer_is_not_exported(layer: nn.Module, name: str) -> None:
     with pytest.raises(SeqbatchError, match=re.escape(NUMBERS + f"a layer of type {name}. Call it outside.") + "$"):
         torch.export.export(Model(layer), (signals([4, 3]),))
+
+
+OVER_MEMORY = [
+    nn.MultiheadAttention(4, 2),
+    nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8, 0.0), 1),
+    Causal(nn.TransformerDecoderLayer(4, 2, 8, 0.0)),
+    AdditiveAttention(4, 4, 3),
+    DotProductAttention(4, 4),
+]
+
+
+class ModelOverMemory(nn.Module):
+    """A model of one layer that attends to memory, to export."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:
+        return encode(self.layer, queries, memory)
+
+
+@pytest.mark.parametrize("layer", OVER_MEMORY, ids=lambda layer: type(layer).__name__)
+def test_layers_that_attend_to_memory(layer: nn.Module) -> None:
+    model = ModelOverMemory(layer)
+    said = f"{NUMBERS}a layer of type {type(layer).__name__}. Call it outside."
+    with pytest.raises(SeqbatchError, match=re.escape(said) + "$"):
+        torch.export.export(model, (signals([4, 3]), signals([2, 5])))
+    dynamo.reset()
+    with pytest.raises(
+        Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer runs by their num"
+    ):
+        compiled(model)(signals([4, 3]), signals([2, 5]))
+    dynamo.reset()
+    partly: Any = torch.compile(model, dynamic=True, backend="aot_eager")
+    for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 0, 2])):
+        found = partly(signals(lengths), signals(of_memory)).values
+        assert_close(found, model(signals(lengths), signals(of_memory)).values)
+    with pytest.raises((Unsupported, SeqbatchError), match="`memory` must have"):
+        partly(signals([4, 3]), signals([2, 5, 1]))
+
+
+@pytest.mark.parametrize("layer", OVER_MEMORY[3:], ids=lambda layer: type(layer).__name__)
+def test_weights_outside_of_a_graph(layer: Any) -> None:
+    def attended(queries: SequenceBatch, memory: SequenceBatch) -> Any:
+        return layer.attend(queries, memory)[1]
+
+    with pytest.raises(
+        Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer runs by their num"
+    ):
+        compiled(attended)(signals([4, 3]), signals([2, 5]))
+    dynamo.reset()
+    partly: Any = torch.compile(attended, dynamic=True, backend="aot_eager")
+    for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 0, 2])):
+        found, wanted = (call(signals(lengths), signals(of_memory)) for call in (partly, attended))
+        assert_close(found.values, wanted.values)
+        assert found.lengths == wanted.lengths
+    alone: Any = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close(alone(signals([4]).values, signals([2]).values), layer(signals([4]).values, signals([2]).values))
+
+
+class PlusMean(nn.Module):
+    """A layer whose encoder can be traced."""
+
+
+def test_a_plug_in_that_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_cross_attentions", dict(registry._cross_attentions))
+
+    @register_cross_attention(PlusMean)
+    def _(layer: PlusMean, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:
+        return queries.map(lambda values: values + memory.mean()[queries.segment_ids])
+
+    model = ModelOverMemory(PlusMean())
+    run = compiled(model)
+    for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 4, 2])):
+        batches = signals(lengths), signals(of_memory)
+        assert_close(run(*batches).values, model(*batches).values)
+    with pytest.raises(Exception, match="`memory` must have as many sequences as `sequences`"):
+        run(signals([4, 3]), signals([2, 5, 1]))
 
 
 def test_a_layer_without_an_encoder() -> None:

@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 import torch
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional
 
 from seqbatch.layers import AdditiveAttention, Causal, DotProductAttention
@@ -121,3 +121,35 @@ with_memory: dict[str, st.SearchStrategy[nn.Module]] = {
 every_kind = {
     f"{name}, causal" if causal else name: layers([name], causal=causal) for name in FAMILY for causal in (False, True)
 }
+
+
+class Scaled(nn.Module):
+    """A parametrization: twice the weight."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+class OwnAttention(nn.MultiheadAttention):
+    """Gives no weights, and minus what it should."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return (-super().forward(query, key, value, *args, **kwargs)[0],)
+
+
+class TensorOnly(nn.MultiheadAttention):
+    """Gives no tuple."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Any:  # type: ignore[override]  # takes no more
+        return -super().forward(query, key, value)[0]
+
+
+class Gate(nn.Linear):
+    """A layer that PyTorch does not know."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).sigmoid()
+
+
+class Tagged(nn.Parameter):
+    """A weight of a library, which does something else in a product."""
