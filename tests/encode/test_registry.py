@@ -151,15 +151,11 @@ def test_an_encoder_over_memory() -> None:
     assert not is_recurrent(Leaf())
     with pytest.raises(SeqbatchTypeError, match=r"`memory` must be given, for Leaf\(\); got None\."):
         encode(Leaf(), XS)
-    with pytest.raises(
-        UnsupportedLayerError, match=r"`layer` must have an encoder that takes memory; got .*Base: none"
-    ):
+    with pytest.raises(UnsupportedLayerError, match=r"`layer` must have an encoder that takes memory; got .*Base: no"):
         encode(Base(), XS, XS)
     register_encoder(Base)(adding(1))
     assert added(Leaf()) == 1
-    with pytest.raises(
-        UnsupportedLayerError, match=r"`layer` must attend to memory; got .*Base, which takes none\. Cal"
-    ):
+    with pytest.raises(UnsupportedLayerError, match=r"`layer` must attend to memory; got .*Base, which takes none\."):
         encode(Base(), XS, XS)
     register_cross_attention(nn.LSTM)(over_memory(3))
     assert_close(encode(nn.LSTM(5, 3), XS, XS), [x + 6 for x in XS])

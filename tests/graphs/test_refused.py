@@ -10,7 +10,7 @@ import torch._functorch.config as functorch_config
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from graph_models import compiled, signals, tensors, tokens
 from torch import Tensor, nn
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import TorchRuntimeError, Unsupported
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
@@ -134,16 +134,14 @@ def test_layers_that_attend_to_memory(layer: nn.Module) -> None:
     with pytest.raises(SeqbatchError, match=re.escape(said) + "$"):
         torch.export.export(model, (signals([4, 3]), signals([2, 5])))
     dynamo.reset()
-    with pytest.raises(
-        Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer runs by their num"
-    ):
+    with pytest.raises(Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer runs by their"):
         compiled(model)(signals([4, 3]), signals([2, 5]))
     dynamo.reset()
     partly: Any = torch.compile(model, dynamic=True, backend="aot_eager")
     for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 0, 2])):
         found = partly(signals(lengths), signals(of_memory)).values
         assert_close(found, model(signals(lengths), signals(of_memory)).values)
-    with pytest.raises((Unsupported, SeqbatchError), match="`memory` must have"):
+    with pytest.raises(TorchRuntimeError, match="`memory` must have as many sequences as `sequences`"):
         partly(signals([4, 3]), signals([2, 5, 1]))
 
 
@@ -152,9 +150,7 @@ def test_weights_outside_of_a_graph(layer: Any) -> None:
     def attended(queries: SequenceBatch, memory: SequenceBatch) -> Any:
         return layer.attend(queries, memory)[1]
 
-    with pytest.raises(
-        Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer runs by their num"
-    ):
+    with pytest.raises(Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer runs by their"):
         compiled(attended)(signals([4, 3]), signals([2, 5]))
     dynamo.reset()
     partly: Any = torch.compile(attended, dynamic=True, backend="aot_eager")
@@ -182,7 +178,7 @@ def test_a_plug_in_that_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 4, 2])):
         batches = signals(lengths), signals(of_memory)
         assert_close(run(*batches).values, model(*batches).values)
-    with pytest.raises(Exception, match="`memory` must have as many sequences as `sequences`"):
+    with pytest.raises(TorchRuntimeError, match="`memory` must have as many sequences as `sequences`"):
         run(signals([4, 3]), signals([2, 5, 1]))
 
 
