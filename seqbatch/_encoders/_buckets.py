@@ -181,6 +181,13 @@ class PairBuckets(NamedTuple):
         weights = None if self.weights is None else self.weights.to(device)
         return type(self)(self.queries.to(device), self.memory.to(device), weights)
 
+    def join_weights(self, parts: list[Tensor], like: Tensor) -> Tensor | None:
+        """Convert the weights of each bucket to those of all query steps end to end; None if not asked for."""
+        if self.weights is None:
+            return None
+        flat = torch.cat([part.flatten() for part in parts]) if parts else like.new_zeros(0)
+        return rearrange(flat, self.weights)
+
 
 def pair_buckets_of(
     memory: Lengths,

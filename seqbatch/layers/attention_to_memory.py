@@ -26,7 +26,6 @@ from seqbatch._encoders._layer_checks import (
     run_on_nothing,
 )
 from seqbatch._encoders._self_attention import supported_kernels
-from seqbatch._ops.layouts import rearrange
 from seqbatch.layers._argument_checks import refuse_own_forward, size
 
 
@@ -266,13 +265,10 @@ def _contexts(
         parts = query.unflatten(0, shape), key.unflatten(0, memory_shape), value.unflatten(0, memory_shape)
         context, weight = _weigh(layer, *parts, mask, with_weights)
         contexts.append(context.flatten(0, 1))
-        weights.append(weight.flatten())
-    # Without any pair the features of these rows, of which there are none, are those of memory.
-    joined = buckets.queries.join(contexts or [rows.new_zeros(0, layer.memory_size, dtype=query_values.dtype)])
-    if buckets.weights is None:
-        return joined, None
-    flat = torch.cat(weights) if weights else rows.new_zeros(0, dtype=query_values.dtype)
-    return joined, rearrange(flat, buckets.weights)
+        weights.append(weight)
+    # Without any pair there are no rows, of the size of memory.
+    nothing = query_rows.new_zeros(0, layer.memory_size)
+    return buckets.queries.join(contexts or [nothing]), buckets.join_weights(weights, nothing)
 
 
 def _attend(

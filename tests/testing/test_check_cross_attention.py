@@ -1,5 +1,6 @@
 """check_cross_attention: right layers pass, and of a wrong encoder it names the law that it breaks."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ from torch import Tensor, nn
 
 from seqbatch import SequenceBatch, register_cross_attention
 from seqbatch._encode import registry
-from seqbatch.testing import check_cross_attention
+from seqbatch.testing import _check_cross_attention, check_cross_attention
 
 
 @pytest.fixture(autouse=True)
@@ -116,16 +117,18 @@ def test_a_wrong_encoder_is_caught(fault: Callable[..., Any], law: str) -> None:
     lengths = r"\[.*\]"
     message = rf"^PlusMean\(.*\) breaks the law ({law}) on sequences of {lengths} steps and memory of {lengths} steps: "
     with pytest.raises(AssertionError, match=message):
-        check_cross_attention(PlusMean(), (3,), (3,), examples=20, times=None)
+        check_cross_attention(PlusMean(), (3,), (3,), examples=5, times=None)
 
 
 def test_padding_to_the_longest_of_both_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqbatch.testing._check_cross_attention.PATTERNS", {})
+    small = functools.partial(_check_cross_attention.check_peak_with_memory, ones=63, longest=64)
+    monkeypatch.setattr(_check_cross_attention, "check_peak_with_memory", small)
+    monkeypatch.setattr(_check_cross_attention, "PATTERNS", {})
     register_cross_attention(PlusMean)(forgets_the_hooks)
-    check_cross_attention(PlusMean(), (3,), (3,))
+    check_cross_attention(PlusMean(), (3,), (3,), times=5)
     register_cross_attention(PlusMean)(pads)
     with pytest.raises(AssertionError, match=r"^PlusMean\(.*\) breaks the law Memory: a peak of .* times what"):
-        check_cross_attention(PlusMean(), (3,), (3,))
+        check_cross_attention(PlusMean(), (3,), (3,), times=5)
     check_cross_attention(PlusMean(), (3,), (3,), times=None)
 
 
