@@ -90,6 +90,37 @@ def transformer(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
     return _cut(layer(_padded(sequences), src_key_padding_mask=~_mask(sequences)), sequences)
 
 
+def attention_to_memory(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
+    memory = sequences[::-1]
+    keys, hidden = _padded(memory), ~_mask(memory)
+    output, _ = layer(_padded(sequences), keys, keys, key_padding_mask=hidden, need_weights=False)
+    return _cut(output, sequences)
+
+
+def decoder(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
+    """Where no step attends to later ones, none does to the padding behind it."""
+    memory, padded = sequences[::-1], _padded(sequences)
+    later = nn.Transformer.generate_square_subsequent_mask(padded.shape[1], device=padded.device)
+    hidden = ~_mask(memory)
+    output = layer(padded, _padded(memory), later, memory_key_padding_mask=hidden, tgt_is_causal=True)
+    return _cut(output, sequences)
+
+
+def additive(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
+    memory = sequences[::-1]
+    keys = _padded(memory)
+    queries, projected = layer.query_projection(_padded(sequences)), layer.memory_projection(keys)
+    scores = layer.score(torch.tanh(queries[:, :, None] + projected[:, None])).squeeze(-1)
+    return _cut(scores.masked_fill(~_mask(memory)[:, None], -torch.inf).softmax(-1) @ keys, sequences)
+
+
+def dot_product(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
+    memory = sequences[::-1]
+    keys = _padded(memory)
+    scores = layer.query_projection(_padded(sequences)) @ keys.mT / layer.memory_size**0.5
+    return _cut(scores.masked_fill(~_mask(memory)[:, None], -torch.inf).softmax(-1) @ keys, sequences)
+
+
 def mean(_: Any, sequences: list[Tensor]) -> list[Tensor]:
     return [_padded(sequences).sum(1) / _lengths(sequences)[:, None]]
 

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from workloads import Sequences
 
 from seqbatch import SequenceBatch, encode
-from seqbatch.layers import AttentionPool, Causal, LayerNormLSTM, MaxPool, MeanPool
+from seqbatch.layers import (
+    AdditiveAttention,
+    AttentionPool,
+    Causal,
+    DotProductAttention,
+    LayerNormLSTM,
+    MaxPool,
+    MeanPool,
+)
 
 # From a layer and sequences to the outputs; layers are of many types, each with calls of its own.
 Way = Callable[[Any, list[Tensor]], list[Tensor]]
@@ -41,15 +49,17 @@ class Family:
     """A layer: how it is made of a size, run on padded sequences by hand, and run on one sequence alone.
 
     If it `takes_tokens`, sequences are token ids. If it `pools`, the result is one tensor. If sequences are `together`
-    in training, the result of one depends on the others, so that a sequence cannot run alone.
+    in training, the result of one depends on the others, so that a sequence cannot run alone. A layer `over_memory`
+    attends to the sequences in reverse order, so that the lengths of queries and of memory are independent.
     """
 
     make: Callable[[int], nn.Module]
     by_hand: Way
-    alone: Callable[[Any, Tensor], Tensor] = attrs.field(default=lambda layer, x: layer(x), kw_only=True)
+    alone: Callable[..., Tensor] = attrs.field(default=lambda layer, *given: layer(*given), kw_only=True)
     takes_tokens: bool = attrs.field(default=False, kw_only=True)
     pools: bool = attrs.field(default=False, kw_only=True)
     together: bool = attrs.field(default=False, kw_only=True)
+    over_memory: bool = attrs.field(default=False, kw_only=True)
 
     def layer(self, size: int, device: str) -> nn.Module:
         """A layer with random weights, those too that PyTorch sets to zeros or ones, behind which faults could hide."""
@@ -61,16 +71,23 @@ class Family:
 
     def ways(self, training: bool) -> dict[str, Way]:
         """Those that are exact; seqbatch is the first."""
-        found = {"seqbatch": _pool if self.pools else encode, "padded by hand": self.by_hand}
+        ours: Way = _pool if self.pools else _over_memory if self.over_memory else encode
+        found = {"seqbatch": ours, "padded by hand": self.by_hand}
         return found if training and self.together else {**found, "one by one": self._one_by_one}
 
     def _one_by_one(self, layer: Any, sequences: list[Tensor]) -> list[Tensor]:
-        outputs = [self.alone(layer, one) for one in sequences]
+        given = [sequences, sequences[::-1]] if self.over_memory else [sequences]
+        outputs = [self.alone(layer, *one) for one in zip(*given, strict=True)]
         return [torch.stack(outputs)] if self.pools else outputs
 
 
 def _pool(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
     return [encode(layer, SequenceBatch.from_sequences(sequences)).values]
+
+
+def _over_memory(layer: Any, sequences: list[Tensor]) -> list[Tensor]:
+    outputs: list[Tensor] = encode(layer, sequences, sequences[::-1])
+    return outputs
 
 
 def _attention_of(size: int) -> nn.MultiheadAttention:
@@ -80,6 +97,10 @@ def _attention_of(size: int) -> nn.MultiheadAttention:
 def _transformer_of(size: int) -> nn.TransformerEncoderLayer:
     # With relu, whose gradient jumps at 0, rounding alone may give other gradients.
     return nn.TransformerEncoderLayer(size, HEADS, 4 * size, dropout=0.0, activation="gelu", batch_first=True)
+
+
+def _decoder_of(size: int) -> nn.Module:
+    return Causal(nn.TransformerDecoderLayer(size, HEADS, 4 * size, 0.0, "gelu", batch_first=True))
 
 
 def _tagger_of(size: int) -> nn.Module:
@@ -127,6 +148,17 @@ FAMILIES: dict[str, Family] = {
     "Causal": Family(lambda n: Causal(_attention_of(n)), lambda layer, xs: by_hand.causal(layer.layer, xs)),
     "TransformerEncoderLayer": Family(_transformer_of, by_hand.transformer),
     "TransformerEncoder": Family(lambda n: nn.TransformerEncoder(_transformer_of(n), 2), by_hand.transformer),
+    "MultiheadAttention, over memory": Family(
+        _attention_of,
+        by_hand.attention_to_memory,
+        alone=lambda layer, x, m: layer(x, m, m, need_weights=False)[0],
+        over_memory=True,
+    ),
+    "TransformerDecoderLayer, causal": Family(
+        _decoder_of, lambda layer, xs: by_hand.decoder(layer.layer, xs), over_memory=True
+    ),
+    "AdditiveAttention": Family(lambda n: AdditiveAttention(n, n, n), by_hand.additive, over_memory=True),
+    "DotProductAttention": Family(lambda n: DotProductAttention(n, n), by_hand.dot_product, over_memory=True),
     "LayerNorm": Family(nn.LayerNorm, by_hand.steps),
     "BatchNorm1d": Family(nn.BatchNorm1d, by_hand.real_steps, together=True),
     "GroupNorm": Family(lambda n: nn.GroupNorm(HEADS, n), by_hand.step_samples),

@@ -6,7 +6,7 @@ import seqbatch._encoders  # registers the built-in encoders
 import seqbatch.layers  # noqa: F401  # and those of its own layers
 from seqbatch._batch import SequenceBatch
 from seqbatch._encode import encode, encode_with_state
-from seqbatch._encode.registry import is_recurrent, register_encoder, register_recurrent
+from seqbatch._encode.registry import is_recurrent, register_cross_attention, register_encoder, register_recurrent
 from seqbatch._encode.scan import scan
 from seqbatch._state import ContainerState, LSTMState, RNNState
 from seqbatch._structure.sequence_lengths import Lengths as _Lengths
@@ -31,6 +31,7 @@ __all__ = [
     "encode",
     "encode_with_state",
     "is_recurrent",
+    "register_cross_attention",
     "register_encoder",
     "register_recurrent",
     "scan",

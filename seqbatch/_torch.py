@@ -261,6 +261,8 @@ def pruned_weights(layer: nn.Module) -> list[str]:
 OutputProjection: type[nn.Module] = NonDynamicallyQuantizableLinear
 # Methods that the `forward` of nn.TransformerEncoderLayer calls, so that a subclass may replace them.
 TRANSFORMER_PARTS = ("_sa_block", "_ff_block")
+# The same of nn.TransformerDecoderLayer.
+DECODER_PARTS = ("_sa_block", "_mha_block", "_ff_block")
 # Attributes of a layer without the result of `layer.compile`, which its call would run in place of `forward`.
 NOT_COMPILED: dict[str, Any] = {"_compiled_call_impl": None}
 # Only code that computes gradients per sample by PyTorch's expanded weights, such as opacus, imports this module.

@@ -245,7 +245,7 @@ def test_bad_indices_of_take() -> None:
         batch.take(indices)
     with pytest.raises(SeqbatchTypeError, match=r"`indices` must be a SequenceBatch; got a list\.$"):
         batch.take(indices.tolist())
-    with pytest.raises(SeqbatchValueError, match=r"`indices` must have 5 sequences, as this batch; got 4\.$"):
+    with pytest.raises(SeqbatchValueError, match=r"`indices` must have 5 sequences, as many as this batch; got 4\.$"):
         batch.take(indices_of(FULL[1:]))
     for dtype in (torch.bool, torch.float32, torch.complex64, torch.uint8):
         said = rf"`indices` must have an integer dtype other than uint8; got {dtype}\."
@@ -304,7 +304,9 @@ def test_batches_that_do_not_join() -> None:
     said = r"`batches` must hold a batch, because the number of sequences is unknown without one; got none\."
     with pytest.raises(SeqbatchValueError, match=said):
         SequenceBatch.concat_steps([])
-    with pytest.raises(SeqbatchValueError, match=r"`batches\[1\]` must have 2 sequences, as batches\[0\]; got 1\."):
+    with pytest.raises(
+        SeqbatchValueError, match=r"`batches\[1\]` must have 2 sequences, as many as batches\[0\]; got 1\."
+    ):
         SequenceBatch.concat_steps([one, one[:1]])
     with pytest.raises(
         SeqbatchValueError, match=r"`batches\[2\]` must have features \(2,\), as batches\[0\]; got \(\)\."

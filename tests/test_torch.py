@@ -753,6 +753,26 @@ def test_TRANSFORMER_PARTS(norm_first: bool) -> None:  # noqa: N802  # as the co
     assert {*methods} == {*_torch.TRANSFORMER_PARTS}
 
 
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_DECODER_PARTS(norm_first: bool) -> None:  # noqa: N802  # as the constant
+    """Else a subclass that replaces a part of the layer runs as if it did not."""
+    layer: Any = nn.TransformerDecoderLayer(4, 2, norm_first=norm_first)
+    called: list[str] = []
+
+    def part(name: str) -> Callable[..., Tensor]:
+        def run(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+            called.append(name)
+            return x
+
+        return run
+
+    vars(layer).update({name: part(name) for name in _torch.DECODER_PARTS})
+    layer(torch.ones(3, 4), torch.ones(2, 4))
+    assert called == list(_torch.DECODER_PARTS)
+    methods = re.findall(r"self\.(_\w+)\(", inspect.getsource(nn.TransformerDecoderLayer.forward))
+    assert {*methods} == {*_torch.DECODER_PARTS}
+
+
 class Asks(nn.Module):
     """A layer that adds 1 where it is traced."""
 

@@ -29,14 +29,19 @@ _WRAPPERS: dict[str, str] = {
 }
 
 
-def advice_for(layer: nn.Module) -> tuple[str, str]:
-    """Return what must hold of a layer that cannot be run, and the remedy."""
+def advice_for(layer: nn.Module, takes_memory: bool) -> tuple[str, str]:
+    """Return what must hold of a layer that cannot be run, over memory or not, and the remedy."""
     for base in type(layer).__mro__:
         if remedy := _WRAPPERS.get(f"{base.__module__}.{base.__qualname__}"):
             return "be a layer itself, and not a wrapper of one", remedy
     if not vars(layer).keys().isdisjoint(("_original_forward", "_old_forward")):
         return "have the `forward` of its class, and not one of accelerate", _PREPARE
-    return "have an encoder", f"{_advice_for_container(layer)}{_advice_to_register(type(layer).__name__)}"
+    name = type(layer).__name__
+    if takes_memory:
+        must, advice = "have an encoder that takes memory", _advice_to_register_cross_attention(name)
+    else:
+        must, advice = "have an encoder", _advice_to_register(name)
+    return must, f"{_advice_for_container(layer)}{advice}"
 
 
 def _advice_for_container(layer: nn.Module) -> str:
@@ -46,6 +51,17 @@ def _advice_for_container(layer: nn.Module) -> str:
     return (
         f"If it is made of layers, let its `forward` take and return a SequenceBatch and call encode on each of them "
         f"({names}); then call the module itself, and not encode. Else: "
+    )
+
+
+def _advice_to_register_cross_attention(name: str) -> str:
+    return (
+        "Register an encoder:\n\n"
+        f"    @register_cross_attention({name})\n"
+        f"    def _(layer: {name}, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:\n"
+        "        # For example, if it takes two sequences:\n"
+        "        # SequenceBatch.from_sequences([layer(query, source) for query, source in zip(queries, memory)]).\n"
+        "        raise NotImplementedError"
     )
 
 

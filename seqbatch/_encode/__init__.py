@@ -18,6 +18,7 @@ While tracing, `_encoders/_recurrent_operators` takes step 4: its operators take
 # Overloads overlap on purpose, and the first that matches is used. PackedSequence comes before tuple, because it is a
 # subclass. Layers of PyTorch come before other Modules, because the type of state is known for these only.
 
+from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
@@ -27,8 +28,8 @@ from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.exporters import unscriptable
 from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._checks.per_sample_gradients import require_no_samples
-from seqbatch._encode.inputs import open_input
-from seqbatch._encode.registry import empty_input, find_encoder
+from seqbatch._encode.inputs import open_input, open_pair
+from seqbatch._encode.registry import empty_input, empty_pair, find_cross_attention, find_encoder
 from seqbatch._encode.results import require_outputs, require_pair
 from seqbatch._state import ContainerState, LSTMState, RNNState, State
 from seqbatch._torch import skipped_in_graphs
@@ -39,6 +40,9 @@ Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
 _OfLSTMState = nn.LSTM | nn.LSTMCell
 _OfRNNState = nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell
 _OfKnownState = _OfLSTMState | _OfRNNState | nn.Sequential
+SameBatch = TypeVar("SameBatch", SequenceBatch, PackedSequence)
+SeveralSequences = Sequence[Tensor] | PackedSequence
+_AnySequences = Tensor | SeveralSequences
 
 
 class _NotTheStateOfThisLayer:
@@ -48,13 +52,28 @@ class _NotTheStateOfThisLayer:
     """
 
 
+class _TakesNoMemory:
+    """The result type if a layer takes no memory and is given one, as `_NotTheStateOfThisLayer`."""
+
+
 @overload
-def encode(layer: nn.Module, sequences: Same) -> Same: ...
+def encode(layer: nn.Module, sequences: Same, memory: None = None) -> Same: ...
 @overload
-def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...]) -> list[Tensor]: ...
+def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...], memory: None = None) -> list[Tensor]: ...
+@overload
+def encode(layer: _OfKnownState, sequences: _AnySequences, memory: _AnySequences) -> _TakesNoMemory: ...
+@overload
+def encode(layer: nn.Module, sequences: Tensor, memory: Tensor) -> Tensor: ...
+@overload
+def encode(layer: nn.Module, sequences: SameBatch, memory: SeveralSequences) -> SameBatch: ...
+@overload
+def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...], memory: SeveralSequences) -> list[Tensor]: ...
 @unscriptable
-def encode(layer: nn.Module, sequences: Any) -> Any:
+def encode(layer: nn.Module, sequences: Any, memory: Any = None) -> Any:
     """Run a layer on sequences of unequal length; each gets the result it would get alone.
+
+    With `memory`, each sequence attends to the sequence of the same index in it, as a decoder does: it holds the
+    queries, and memory the keys and values. It attends to zeros where that is empty.
 
     A subclass is run as its base is, so one whose own `forward` mixes steps needs its own encoder. A subclass of
     `nn.LSTM`, `nn.GRU` or `nn.RNN` may mix steps. It is called once for each length, on one Tensor of all sequences of
@@ -65,12 +84,16 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
         layer: a layer that has an encoder. Built in are `nn.LSTM`, `nn.GRU`, `nn.RNN` and their cells; convolution and
             pooling, which may change the lengths, over steps, or in two dimensions over steps and features;
             self-attention and transformers; norms; layers that treat every step by itself; those of `seqbatch.layers`;
-            and `nn.Sequential` of these. `register_encoder` and `register_recurrent` add others. Its own `batch_first`
+            and `nn.Sequential` of these. With memory it is an `nn.MultiheadAttention`, `nn.TransformerDecoderLayer`,
+            `nn.TransformerDecoder`, `Causal` of these decoders, `AdditiveAttention` or `DotProductAttention`.
+            `register_encoder`, `register_recurrent` and `register_cross_attention` add others. Its own `batch_first`
             does not matter.
         sequences: a list or tuple of Tensors `(steps, *features)`, one such Tensor, a SequenceBatch, a
             PackedSequence, or a nested Tensor of jagged layout. One Tensor is one sequence. Cells, and containers of
             them, do not take it, because PyTorch calls them on one step of each of many sequences: write `[x]` or
             `SequenceBatch(x, [1] * len(x))`.
+        memory: for a layer that attends to another batch: as many sequences, of any of these types; one Tensor if
+            `sequences` is one Tensor.
 
     Returns:
         the outputs, in the same order and the same layout (a list for a tuple); gradients flow. Those in a list are
@@ -79,12 +102,15 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
 
     Raises:
         SeqbatchTypeError: the layer is not an `nn.Module`; the sequences are of another type, or are one Tensor for a
-            cell; ids for `nn.Embedding` are not int32 or int64; the encoder does not return a SequenceBatch; or the
-            layer's own `forward` does not take a Tensor.
+            cell; ids for `nn.Embedding` are not int32 or int64; the encoder does not return a SequenceBatch; the
+            layer's own `forward` does not take a Tensor; or memory is missing, of another type, or one Tensor for
+            several.
         SeqbatchValueError: the sequences differ from each other, or from what the layer takes, in features, dtype or
             device; an id is out of the range of `nn.Embedding`; a softmax or `nn.GLU` works along the steps; the
-            encoder returns another batch size; or the layer's own `forward` returns other shapes.
-        UnsupportedLayerError: no encoder handles the layer, it is an `nn.Sequential` with its own `forward`, or
+            encoder returns another batch size; the layer's own `forward` returns other shapes; or memory has another
+            batch size.
+        UnsupportedLayerError: no encoder handles the layer, it is given memory and does not attend to it, it is an
+            `nn.Sequential` with its own `forward`, or
             gradients per sample are computed for it, as by opacus, which would take each step for a sample.
         SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
 
@@ -94,6 +120,8 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
     (torch.Size([10, 6]), torch.Size([7, 6]))
     """
     require_no_samples("layer", layer)
+    if memory is not None:
+        return _encode_over_memory(layer, sequences, memory)
     encoder = find_encoder(layer)
     batch, close = open_input(sequences, layer)
     if is_nothing(batch) and not encoder.keeps_state(layer):
@@ -109,6 +137,20 @@ def encode(layer: nn.Module, sequences: Any) -> Any:
         return close(outputs)
     except Exception as error:
         _add_context(error, layer, batch)
+        raise
+
+
+def _encode_over_memory(layer: nn.Module, sequences: Any, memory: Any) -> Any:
+    function = find_cross_attention(layer)
+    source, queries, close = open_pair(sequences, memory, layer)
+    pair = empty_pair(layer, queries, source)
+    if pair is None:
+        return close(queries)
+    try:
+        outputs = function(layer, *pair)
+        return close(require_outputs(outputs, queries, "encoder(layer, queries, memory)", "queries"))
+    except Exception as error:
+        _add_context(error, layer, *pair)
         raise
 
 
@@ -190,5 +232,5 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
 
 
 @skipped_in_graphs  # because PyTorch shows the line of the model, and lengths are unknown while tracing
-def _add_context(error: Exception, layer: nn.Module, batch: SequenceBatch) -> None:
-    error.add_note(f"while {describe(layer)} ran on {batch!r}")
+def _add_context(error: Exception, layer: nn.Module, *batches: SequenceBatch) -> None:
+    error.add_note(f"while {describe(layer)} ran on {' and '.join(map(repr, batches))}")

@@ -6,8 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from seqbatch import _ops
 from seqbatch._batch import SequenceBatch
-from seqbatch._checks.arguments import require_steps
+from seqbatch._checks.arguments import require_steps, sequences_of
 from seqbatch._checks.exporters import refuse_exporters
 from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._encode.registry import takes_rows
@@ -37,6 +38,43 @@ def open_input(sequences: object, layer: nn.Module | None = None) -> Opened:
         return SequenceBatch.from_sequences(sequences), SequenceBatch.to_sequences
     must = "be a list or tuple of Tensors, a Tensor, a SequenceBatch, a PackedSequence or a nested Tensor"
     raise complaint(SeqbatchTypeError, "sequences", must, type_name(sequences))
+
+
+def open_pair(sequences: object, memory: object, layer: nn.Module) -> tuple[SequenceBatch, *Opened]:
+    """Convert memory and sequences, both of any supported input, to batches of equal batch size.
+
+    Returns:
+        the memory, the sequences, and the function that converts a batch back to their type.
+
+    Raises:
+        SeqbatchTypeError: the type of either is not supported, or only one of them is one Tensor.
+        SeqbatchValueError: they are not of equal batch size.
+    """
+    queries, close = open_input(sequences, layer)
+    opened = open_input(_supported_memory(memory, _is_one(sequences)), layer)[0]
+    _ops.require_batch_size("memory", opened.structure, queries.structure, "`sequences`")
+    return opened, queries, close
+
+
+def _is_one(sequences: object) -> bool:
+    return isinstance(sequences, Tensor) and not sequences.is_nested
+
+
+def _supported_memory(memory: object, is_one: bool) -> object:
+    """Return the memory, a list as a batch, if it is of a supported type, and one Tensor for one Tensor, else raise."""
+    if is_one and not _is_one(memory):
+        raise complaint(SeqbatchTypeError, "memory", "be one Tensor, as `sequences`", type_name(memory))
+    if is_one:
+        return require_steps("memory", memory)
+    if _is_one(memory):
+        remedy = "Write [memory] for one sequence."
+        raise complaint(SeqbatchTypeError, "memory", "be several sequences, as `sequences`", type_name(memory), remedy)
+    if isinstance(memory, (Tensor, SequenceBatch, PackedSequence)):
+        return memory
+    if isinstance(memory, (list, tuple)):
+        return SequenceBatch.from_sequences(sequences_of("memory", memory))
+    must = "be a list or tuple of Tensors, a SequenceBatch, a PackedSequence or a nested Tensor, as `sequences`"
+    raise complaint(SeqbatchTypeError, "memory", must, type_name(memory))
 
 
 def _open_tensor(sequence: Tensor, layer: nn.Module | None) -> Opened:

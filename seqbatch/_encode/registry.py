@@ -8,10 +8,10 @@ from typing import Any, TypeVar
 import attrs
 from torch import nn
 
-from seqbatch._batch import SequenceBatch
+from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.advice import advice_for
 from seqbatch._checks.arguments import require_function
-from seqbatch._checks.grammar import complaint, type_name
+from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._checks.layout_arguments import require_bool
 from seqbatch._checks.tracing import refuse_layer_in_a_graph
 from seqbatch.errors import SeqbatchTypeError, UnsupportedLayerError
@@ -22,6 +22,9 @@ Layer = TypeVar("Layer", bound=nn.Module)
 S = TypeVar("S")
 Encoder = Callable[[Layer, SequenceBatch], SequenceBatch]
 RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatch, S]]
+CrossAttention = Callable[[Layer, SequenceBatch, SequenceBatch], SequenceBatch]
+_MakeInput = Callable[[Any, SequenceBatch], SequenceBatch | None]
+_Registered = TypeVar("_Registered")
 
 
 @attrs.frozen(eq=False)  # because types that share a function differ in `is_run_as`
@@ -49,7 +52,9 @@ def _always(layer: object) -> bool:
 
 # By type of layer.
 _entries: dict[type, RegisteredEncoder] = {}
-_empty_inputs: dict[type, Callable[[Any, SequenceBatch], SequenceBatch | None]] = {}
+_cross_attentions: dict[type, CrossAttention[Any]] = {}
+_empty_inputs: dict[type, _MakeInput] = {}
+_empty_memories: dict[type, _MakeInput] = {}
 
 # By type of layer, whether PyTorch reads a Tensor of two axes as a batch of single steps, and not as one sequence.
 _takes_rows: dict[type, Callable[[Any], bool]] = {}
@@ -138,6 +143,43 @@ def register_recurrent(
     return register
 
 
+def register_cross_attention(
+    layer_type: type[Layer],
+) -> Callable[[CrossAttention[Layer]], CrossAttention[Layer]]:
+    """Register the function that runs a type of layer, and its subclasses, on a batch over another one, its memory.
+
+    `encode(layer, queries, memory)` calls it, `encode(layer, queries)` does not: a layer may have an encoder for each.
+    A later registration for the same type takes the place of an earlier one, also of a built-in one.
+
+    Args:
+        layer_type: a subclass of `nn.Module`.
+
+    Returns:
+        a decorator for a function `(layer, queries, memory) -> batch`, which it returns as it is. Both batches have the
+        same batch size, and so must the result; any of their sequences may be empty.
+
+    Raises:
+        SeqbatchTypeError: `layer_type` is not such a class, or the decorated object is not a function.
+
+    >>> class PlusMean(nn.Module):
+    ...     def forward(self, query, memory):
+    ...         return query + memory.mean(0)
+    >>> @register_cross_attention(PlusMean)
+    ... def _(layer: PlusMean, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:
+    ...     return queries.map(lambda values: values + memory.mean()[queries.segment_ids])
+    >>> encode(PlusMean(), [torch.zeros(2), torch.zeros(1)], [torch.ones(3), torch.tensor([2.0, 4.0])])
+    [tensor([1., 1.]), tensor([3.])]
+    """
+    _require_layer_type(layer_type)
+
+    def register(function: CrossAttention[Layer]) -> CrossAttention[Layer]:
+        require_function("encoder", function)
+        _cross_attentions[layer_type] = function
+        return function
+
+    return register
+
+
 def register_empty_input(layer_type: type[Layer], make: Callable[[Layer, SequenceBatch], SequenceBatch | None]) -> None:
     """Register the batch to run a type of layer on in place of one made of an empty list, which has no features.
 
@@ -147,11 +189,33 @@ def register_empty_input(layer_type: type[Layer], make: Callable[[Layer, Sequenc
     _empty_inputs[layer_type] = make
 
 
+def register_empty_memory(
+    layer_type: type[Layer], make: Callable[[Layer, SequenceBatch], SequenceBatch | None]
+) -> None:
+    """Register the memory to use in place of one made of an empty list, as `register_empty_input`."""
+    _empty_memories[layer_type] = make
+
+
 def empty_input(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
     """Return the batch to run a layer on in place of a batch without features; None if that is not known."""
+    return _make_empty(_empty_inputs, _entries, layer, batch)
+
+
+def empty_pair(
+    layer: nn.Module, queries: SequenceBatch, memory: SequenceBatch
+) -> tuple[SequenceBatch, SequenceBatch] | None:
+    """Return the two batches to run a layer on, with features where one has none; None if these are not known."""
+    made = _make_empty(_empty_inputs, _cross_attentions, layer, queries) if is_nothing(queries) else queries
+    source = _make_empty(_empty_memories, _cross_attentions, layer, memory) if is_nothing(memory) else memory
+    return None if made is None or source is None else (made, source)
+
+
+def _make_empty(
+    makers: dict[type, _MakeInput], encoders: dict[type, Any], layer: nn.Module, batch: SequenceBatch
+) -> SequenceBatch | None:
     # Not beyond the class whose encoder runs it, because a base of that class may take other inputs.
-    known = next(base for base in type(layer).__mro__ if base in _empty_inputs or base in _entries)
-    make = _empty_inputs.get(known)
+    known = next(base for base in type(layer).__mro__ if base in makers or base in encoders)
+    make = makers.get(known)
     return None if make is None else make(layer, batch)
 
 
@@ -168,22 +232,67 @@ def is_recurrent(layer: nn.Module) -> bool:
     >>> is_recurrent(nn.LSTM(5, 3)), is_recurrent(nn.Linear(5, 3))
     (True, False)
     """
+    entry = _find(_entries, _require_layer(layer))
+    if entry is None and _takes_memory(layer):
+        return False
     return find_encoder(layer).keeps_state(layer)
 
 
 def find_encoder(layer: object) -> RegisteredEncoder:
     """Return the encoder of a layer, by its type or the nearest base; import plug-ins if there is none."""
+    found = _require_layer(layer)
+    entry = _find(_entries, found)
+    if entry is None:
+        raise missing_memory(found) if _takes_memory(found) else unsupported(found)
+    return entry
+
+
+def find_cross_attention(layer: object) -> CrossAttention[Any]:
+    """Return the encoder of a layer that takes memory, as `find_encoder`."""
+    found = _require_layer(layer)
+    function = _find(_cross_attentions, found)
+    if function is None:
+        if _dispatch(_entries, type(found)) is None:
+            raise unsupported(found, takes_memory=True)
+        raise without_memory(found)
+    return function
+
+
+def missing_memory(layer: nn.Module) -> SeqbatchTypeError:
+    """Build the error for a layer that is run without the memory that it attends to."""
+    remedy = "Call encode(layer, queries, memory)."
+    return complaint(SeqbatchTypeError, "memory", f"be given, for {describe(layer)}", None, remedy)
+
+
+def without_memory(layer: nn.Module, remedy: str = "", inside: str = "") -> UnsupportedLayerError:
+    """Build the error for a layer that takes no memory and is given one; `inside` names the layer in it."""
+    if not remedy:
+        remedy = "Call encode(layer, sequences)."
+        if [*layer.children()]:
+            remedy = "Call encode for each layer in it, with memory for those that attend to it."
+    found = f"{type_name(layer)} {inside}".strip()
+    return complaint(UnsupportedLayerError, "layer", "attend to memory", f"{found}, which takes none", remedy)
+
+
+def _takes_memory(layer: object) -> bool:
+    return _dispatch(_cross_attentions, type(layer)) is not None
+
+
+def _require_layer(layer: object) -> nn.Module:
     if not isinstance(layer, nn.Module):
         remedy = "Pass a layer, not its class." if isinstance(layer, type) else ""
         raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
-    entry = _dispatch(type(layer))
-    if entry is None:
+    return layer
+
+
+def _find(encoders: dict[type, _Registered], layer: nn.Module) -> _Registered | None:
+    """Return what is registered for a layer's type or its nearest base; import plug-ins if there is nothing."""
+    found = _dispatch(encoders, type(layer))
+    if found is None:
         refuse_layer_in_a_graph(layer, _not_known_yet)  # because imports cannot be traced
         _load_plugins()
-        entry = _dispatch(type(layer))
-    if entry is None:
-        raise unsupported(layer)
-    return entry
+        found = _dispatch(encoders, type(layer))
+    return found
 
 
 def _not_known_yet(layer: nn.Module) -> tuple[str, str]:
@@ -208,25 +317,27 @@ def takes_rows(layer: nn.Module) -> bool:
     return False
 
 
-def _dispatch(layer_type: type) -> RegisteredEncoder | None:
-    """Return the entry of a type or its nearest base.
+def _dispatch(encoders: dict[type, _Registered], layer_type: type) -> _Registered | None:
+    """Return what is registered for a type or its nearest base.
 
     Not by `functools.singledispatch`, because `torch.compile` cannot trace that.
     """
     for base in layer_type.__mro__:
-        if base in _entries:
-            return _entries[base]
+        if base in encoders:
+            return encoders[base]
     return None
 
 
 def is_run_as(layer: object, *layer_types: type[nn.Module]) -> bool:
     """Return True if the encoder of one of these types runs the layer, and not one of its own."""
-    return find_encoder(layer) in [_dispatch(layer_type) for layer_type in layer_types]
+    return find_encoder(layer) in [_dispatch(_entries, layer_type) for layer_type in layer_types]
 
 
-def unsupported(layer: nn.Module, reason: str = "none is registered for it or its bases") -> UnsupportedLayerError:
+def unsupported(
+    layer: nn.Module, reason: str = "none is registered for it or its bases", *, takes_memory: bool = False
+) -> UnsupportedLayerError:
     """Build the error for a layer without an encoder, with advice on what to use instead."""
-    must, remedy = advice_for(layer)
+    must, remedy = advice_for(layer, takes_memory)
     failed = "".join(f"\nThe plug-in {plugin} could not be imported: {error!r}" for plugin, error in _load_plugins())
     return complaint(UnsupportedLayerError, "layer", must, f"{type_name(layer)}: {reason}", f"{remedy}{failed}")
 

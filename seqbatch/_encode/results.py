@@ -16,12 +16,12 @@ def require_pair(result: object, batch: SequenceBatch) -> tuple[SequenceBatch, A
     return require_outputs(result[0], batch, f"{_WITH_STATE}[0]"), result[1]
 
 
-def require_outputs(result: object, batch: SequenceBatch, subject: str) -> SequenceBatch:
-    """Return an encoder's result if it is a batch of the same batch size, else raise."""
+def require_outputs(result: object, batch: SequenceBatch, subject: str, argument: str = "batch") -> SequenceBatch:
+    """Return an encoder's result if it is a batch of the same batch size, else raise; `argument` names the batch."""
     if not isinstance(result, SequenceBatch):
-        remedy = "Return batch.with_values(values), or SequenceBatch(values, lengths) for other lengths."
+        remedy = f"Return {argument}.with_values(values), or SequenceBatch(values, lengths) for other lengths."
         raise complaint(SeqbatchTypeError, subject, "be a SequenceBatch", type_name(result), remedy)
     if result.batch_size != batch.batch_size:
-        must = f"have {counted(batch.batch_size, 'sequence')}, as many as `batch`"
+        must = f"have {counted(batch.batch_size, 'sequence')}, as many as `{argument}`"
         raise complaint(SeqbatchValueError, subject, must, result.batch_size)
     return result

@@ -209,7 +209,7 @@ def _form_of(subject: str, tree: object, number: int) -> _Form:
     for (path, leaf), axis in zip(form.leaves, form.axes, strict=True):
         if isinstance(leaf, SequenceBatch):
             if len(leaf) != number:
-                must = f"have {counted(number, 'sequence')}, as `sequences`"
+                must = f"have {counted(number, 'sequence')}, as many as `sequences`"
                 raise complaint(SeqbatchValueError, f"{subject}{path}", must, len(leaf))
             continue
         shape = tuple(require_tensor(f"{subject}{path}", leaf).shape)

@@ -1,7 +1,11 @@
-"""Buckets: sequences of similar lengths side by side in one padded tensor, unpadded where lengths are equal."""
+"""Buckets: sequences of similar lengths side by side in one padded tensor, unpadded where lengths are equal.
 
-from collections.abc import Callable
-from itertools import groupby
+Buckets of one batch hold similar lengths. Buckets of pairs, of a query and its memory, are similar in both lengths.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from itertools import accumulate, chain, groupby, pairwise
+from operator import itemgetter
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -9,20 +13,31 @@ from torch import Tensor
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._ops.layouts import rearrange
-from seqbatch._structure.plans import Plan
-from seqbatch._structure.sequence_lengths import Lengths, to_device
+from seqbatch._structure.plans import Plan, ranges
+from seqbatch._structure.sequence_lengths import Lengths, int64_tensor, to_device
+
+# The cost of one extra bucket, in pairs of steps times features: measured on the CPU, forward and backward. Elsewhere
+# it is mostly the launch of kernels, and this is an estimate.
+OVERHEAD = {"cpu": 2**18}
+OVERHEAD_ELSEWHERE = 2**26
 
 # The cost of one step outside of attention, in pairs of steps.
 STEP = 32
 
 
+def bucket_overhead(size: int, device: torch.device) -> int:
+    """Return the cost of one extra bucket, in pairs of steps, where a pair costs as much as `size` features."""
+    return OVERHEAD.get(device.type, OVERHEAD_ELSEWHERE) // max(size, 1)
+
+
 class Buckets(NamedTuple):
-    """The buckets of a batch: their rows end to end, sequence by sequence, the longest sequences first.
+    """The buckets of a batch: their rows end to end, sequence by sequence.
 
     Args:
         shapes: sequences and steps of each bucket.
         enter: the plan from flat values to rows; None if they are equal.
-        masks: the mask that is added to the scores of each bucket, see `_mask_of_padding`; None without padding.
+        masks: the mask that is added to the scores of each bucket, see `_mask_of_padding`; None without padding. Those
+            of queries are None.
     """
 
     shapes: list[tuple[int, int]]
@@ -43,7 +58,7 @@ class Buckets(NamedTuple):
         return torch.split(rows, [number * steps for number, steps in self.shapes])
 
     def join(self, parts: list[Tensor]) -> Tensor:
-        """Convert the rows of each bucket to flat values; those of padding are never read."""
+        """Convert the rows of each bucket to flat values, zeros where none holds a step; padding is never read."""
         rows = parts[0] if len(parts) == 1 else torch.cat(parts)
         return rows if self.enter is None else rearrange(rows, self.enter.inverse)
 
@@ -58,21 +73,28 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
         extra: the number of keys before the steps of each sequence, which every step attends to.
         dtype: the dtype of the masks.
     """
-    order, counts = lengths.order, lengths.tensor.index_select(0, lengths.order)
+    counts = lengths.tensor.index_select(0, lengths.order)
     shapes = bucket_shapes(counts.tolist(), overhead)
-    firsts = lengths.offsets.index_select(0, order)
-    takes, masks = [], []
-    for part, first, (_, longest) in zip(
-        *(one.split([number for number, _ in shapes]) for one in (counts, firsts)), shapes, strict=True
-    ):
-        steps = torch.arange(longest, device="cpu")
-        # Padding takes the row after the last, which `Plan` fills.
-        takes.append(torch.where(steps < part[:, None], steps + first[:, None], lengths.total).flatten())
-        masks.append(None if causal else _mask_of_padding(part, extra, dtype))
-    take = torch.cat(takes)
-    if torch.equal(take, torch.arange(lengths.total, device="cpu")):
-        return Buckets(shapes, None, masks)
-    return Buckets(shapes, Plan.gather(take, lengths.total), masks)
+    masks = _no_masks(shapes) if causal else _masks_of_padding(counts, shapes, extra, dtype)
+    return Buckets(shapes, _plan_of_rows(lengths, lengths.order, counts, shapes), masks)
+
+
+def _plan_of_rows(lengths: Lengths, order: Tensor, counts: Tensor, shapes: list[tuple[int, int]]) -> Plan | None:
+    """Compute the plan from flat values to the rows of buckets; None if they are equal.
+
+    Args:
+        lengths: the lengths of the batch.
+        order: `(number,)`, the index of each sequence in the buckets; the others are left out.
+        counts: `(number,)`, the steps of each.
+        shapes: sequences and steps of each bucket.
+    """
+    steps = int64_tensor(chain.from_iterable([longest] * number for number, longest in shapes))
+    total, rows = int(counts.sum()), sum(number * longest for number, longest in shapes)
+    sources = ranges(lengths.offsets.index_select(0, order), counts, total)
+    outputs = ranges(steps.cumsum(0) - steps, counts, total)
+    if rows == total == lengths.total and torch.equal(sources, outputs):
+        return None
+    return Plan.match(sources, outputs, lengths.total, rows)
 
 
 def bucket_shapes(counts: list[int], overhead: int) -> list[tuple[int, int]]:
@@ -106,23 +128,223 @@ def _pairs_of_steps(steps: int) -> int:
     return steps * (steps + STEP)
 
 
-def _mask_of_padding(counts: Tensor, extra: int, dtype: torch.dtype) -> Tensor | None:
+def _no_masks(shapes: list[tuple[int, int]]) -> list[Tensor | None]:
+    return [None] * len(shapes)
+
+
+def _masks_of_padding(
+    counts: Tensor, shapes: list[tuple[int, int]], extra: int, dtype: torch.dtype
+) -> list[Tensor | None]:
+    """Build the masks of all buckets; arguments are as for `_plan_of_rows` and `buckets_of`."""
+    parts = counts.split([number for number, _ in shapes])
+    return [_mask_of_padding(part, longest, extra, dtype) for part, (_, longest) in zip(parts, shapes, strict=True)]
+
+
+def _mask_of_padding(counts: Tensor, longest: int, extra: int, dtype: torch.dtype) -> Tensor | None:
     """Build the mask that is added to the scores of a bucket: -inf where a key is padding.
 
     Args:
-        counts: `(number,)`, the steps of each sequence in it, the longest first.
+        counts: `(number,)`, the steps of each sequence in it.
+        longest: the steps of the longest.
         extra: as for `buckets_of`.
         dtype: as for `buckets_of`.
 
     Returns:
-        `(number, 1, 1, extra + steps)`; None without padding. Every row has a key to attend to, because the
-        first step of a sequence is never padding.
+        `(number, 1, 1, extra + steps)`; None without padding. Every row has a key to attend to: one of the extra keys,
+        or the first step of a sequence, which is not padding.
     """
-    longest = int(counts[0])
-    if counts[-1] == longest:
+    if int(counts.min()) == longest:
         return None
     hidden = torch.arange(-extra, longest, device="cpu") >= counts[:, None]
     return torch.zeros(hidden.shape, dtype=dtype, device="cpu").masked_fill(hidden, float("-inf"))[:, None, None]
+
+
+# ---------------------------------------------------------------------------------------------------------------- pairs
+
+
+class PairBuckets(NamedTuple):
+    """The buckets of pairs of sequences, a query and its memory; a bucket of both has the same pairs.
+
+    Args:
+        queries: the buckets of the queries.
+        memory: the buckets of memory.
+        weights: the plan from the scores of all buckets, `(number, query steps, memory steps)` each, end to end, to the
+            weights of each query step over the steps of its memory; None if not asked for.
+    """
+
+    queries: Buckets
+    memory: Buckets
+    weights: Plan | None
+
+    def to(self, device: torch.device) -> Self:
+        """Copy indices and masks to a device."""
+        weights = None if self.weights is None else self.weights.to(device)
+        return type(self)(self.queries.to(device), self.memory.to(device), weights)
+
+    def join_weights(self, parts: list[Tensor], like: Tensor) -> Tensor | None:
+        """Convert the weights of each bucket to those of all query steps end to end; None if not asked for."""
+        if self.weights is None:
+            return None
+        flat = torch.cat([part.flatten() for part in parts]) if parts else like.new_zeros(0)
+        return rearrange(flat, self.weights)
+
+
+def pair_buckets_of(
+    memory: Lengths,
+    query_lengths: tuple[int, ...],
+    overhead: int,
+    least: int,
+    extra: int,
+    dtype: torch.dtype,
+    with_weights: bool,
+) -> PairBuckets:
+    """Split pairs into buckets for attention; those without a query step are left out.
+
+    Args:
+        memory: the lengths of memory.
+        query_lengths: the lengths of the queries, as integers: equal ones then find the plan that `memory` keeps.
+        overhead: as for `buckets_of`.
+        least: the fewest steps of memory; pairs with fewer are left out.
+        extra: as for `buckets_of`.
+        dtype: as for `buckets_of`.
+        with_weights: whether the plan of the weights is needed.
+    """
+    queries = Lengths(query_lengths)
+    pairs = [*zip(query_lengths, memory.counts, strict=True)]
+    chosen = bucket_pairs(pairs, overhead, least)
+    order = int64_tensor(chain.from_iterable(chosen))
+    longest = [[max(pairs[i][side] for i in some) for some in chosen] for side in (0, 1)]
+    shapes = [[(len(some), steps) for some, steps in zip(chosen, longest[side], strict=True)] for side in (0, 1)]
+    counts = [lengths.tensor.index_select(0, order) for lengths in (queries, memory)]
+    weights = _plan_of_weights(queries, memory, order, shapes[0], longest[1]) if with_weights else None
+    return PairBuckets(
+        Buckets(shapes[0], _plan_of_rows(queries, order, counts[0], shapes[0]), _no_masks(shapes[0])),
+        Buckets(
+            shapes[1],
+            _plan_of_rows(memory, order, counts[1], shapes[1]),
+            _masks_of_padding(counts[1], shapes[1], extra, dtype),
+        ),
+        weights,
+    )
+
+
+def _plan_of_weights(
+    queries: Lengths, memory: Lengths, order: Tensor, shapes: list[tuple[int, int]], widths: list[int]
+) -> Plan:
+    """Compute the plan of `PairBuckets.weights`.
+
+    Args:
+        queries: the lengths of the queries.
+        memory: the lengths of memory.
+        order: as for `_plan_of_rows`.
+        shapes: sequences and query steps of each bucket.
+        widths: memory steps of each bucket.
+    """
+    sizes = [(number, steps, width) for (number, steps), width in zip(shapes, widths, strict=True)]
+    strides = int64_tensor(chain.from_iterable([width] * number for number, _, width in sizes))
+    areas = int64_tensor(chain.from_iterable([steps * width] * number for number, steps, width in sizes))
+    ends, ids = areas.cumsum(0), queries.segment_ids
+    first = torch.zeros_like(queries.tensor).scatter_(0, order, ends - areas)
+    stride = torch.zeros_like(queries.tensor).scatter_(0, order, strides)
+    counts = memory.tensor.index_select(0, ids)
+    starts = first.index_select(0, ids) + queries.positions * stride.index_select(0, ids)
+    rows = sum(number * steps * width for number, steps, width in sizes)
+    return Plan.gather(ranges(starts, counts, int(counts.sum())), rows)
+
+
+def bucket_pairs(pairs: Iterable[tuple[int, int]], overhead: int, least: int) -> list[list[int]]:
+    """Assign pairs of sequences to buckets: a bucket is split in two while that saves more than a bucket costs.
+
+    So the padding of a bucket costs at most a few times what another bucket does, by the logarithm of its number of
+    pairs, and there are few buckets, however skewed the lengths are.
+
+    Args:
+        pairs: the lengths of a query and of its memory.
+        overhead: the cost of a bucket beside its steps, in pairs of steps.
+        least: the fewest steps of memory; pairs with fewer, and those without a query step, are left out.
+
+    Returns:
+        for each bucket the indices of its pairs, ascending.
+    """
+    places: dict[tuple[int, int], list[int]] = {}
+    for i, pair in enumerate(pairs):
+        if pair[0] and pair[1] >= least:
+            places.setdefault(pair, []).append(i)
+    numbers = {pair: len(indices) for pair, indices in places.items()}
+    buckets, waiting = [], [[*places]] if places else []
+    while waiting:
+        some = waiting.pop()
+        parts = _split_pairs(some, numbers, overhead)
+        waiting += parts
+        if not parts:
+            buckets.append(sorted(chain.from_iterable(places[pair] for pair in some)))
+    return buckets
+
+
+def _split_pairs(
+    pairs: list[tuple[int, int]], numbers: Mapping[tuple[int, int], int], overhead: int
+) -> list[list[tuple[int, int]]]:
+    """Split a bucket in two where that saves most, by the lengths of queries or of memory; empty if by too little."""
+    total = sum(numbers[pair] for pair in pairs)
+    parts: list[list[tuple[int, int]]] = []
+    least = total * _cost_of_pair(*(max(pair[side] for pair in pairs) for side in (0, 1))) - overhead
+    for side in (0, 1):
+        ordered = sorted(pairs, key=itemgetter(side))
+        others = [pair[1 - side] for pair in ordered]
+        before, after = [*accumulate(others, max)], [*accumulate(reversed(others), max)][::-1]
+        number, longest = 0, ordered[-1][side]
+        for i, (pair, following) in enumerate(pairwise(ordered), 1):
+            number += numbers[pair]
+            if pair[side] == following[side]:
+                continue
+            shorter = number * _cost_of_pair(pair[side], before[i - 1])
+            cost = shorter + (total - number) * _cost_of_pair(longest, after[i])
+            if cost < least:
+                least, parts = cost, [ordered[:i], ordered[i:]]
+    return parts
+
+
+def _cost_of_pair(steps: int, others: int) -> int:
+    """Return the cost of a pair of sequences, in pairs of steps; symmetric."""
+    return steps * others + STEP // 2 * (steps + others)
+
+
+def run_pairs_one_by_one(
+    call: Callable[[Tensor, Tensor], Tensor], queries: SequenceBatch, memory: SequenceBatch
+) -> SequenceBatch:
+    """Call a function on each pair alone; arguments are as for `run_pairs_in_groups`."""
+    pairs = zip(queries, memory, strict=True)
+    return queries.with_values(torch.cat([call(one[None], other[None])[0] for one, other in pairs if len(one)]))
+
+
+def run_pairs_in_groups(
+    call: Callable[[Tensor, Tensor], Tensor], queries: SequenceBatch, memory: SequenceBatch
+) -> SequenceBatch:
+    """Call a function once for each pair of lengths, on all sequences of these lengths, without padding or mask.
+
+    Args:
+        call: from `(number, query steps, *features)` and `(number, memory steps, *features)`, where memory may have no
+            steps, to the same number of sequences and query steps.
+        queries: a batch of at least one step.
+        memory: a batch of the same batch size.
+    """
+    groups = memory.structure.plan(
+        pair_buckets_of, queries.lengths, 0, 0, 0, torch.float32, False, device=memory.device
+    )
+    results = [
+        call(one.unflatten(0, shape), other.unflatten(0, memory_shape)).flatten(0, 1)
+        for one, other, shape, memory_shape in zip(
+            groups.queries.split(groups.queries.fill(queries.values)),
+            groups.memory.split(groups.memory.fill(memory.values)),
+            groups.queries.shapes,
+            groups.memory.shapes,
+            strict=True,
+        )
+    ]
+    return queries.with_values(groups.queries.join(results))
+
+
+# ------------------------------------------------------------------------------------------ layers called as themselves
 
 
 def run_one_by_one(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> SequenceBatch:

@@ -17,7 +17,7 @@ Rest = TypeVar("Rest")
 
 
 def call_as_itself(
-    layer: nn.Module, forward: Callable[[Tensor], tuple[Result, Rest]], values: Tensor
+    layer: nn.Module, forward: Callable[..., tuple[Result, Rest]], *values: Tensor
 ) -> tuple[Result, Rest]:
     """Call a layer with another `forward`, so that its hooks and the global hooks run on the flat values.
 
@@ -28,15 +28,15 @@ def call_as_itself(
         layer: the layer.
         forward: from the flat values to the result that hooks get and may replace, and to what they do not get, such
             as lengths or a state.
-        values: the flat values, which hooks may replace too.
+        values: the flat values, which hooks may replace too; those of memory after those of the queries.
 
     Returns:
         the result after the hooks, and what they did not get.
     """
     # A copy is not traced. Without hooks it is not needed.
     if in_a_graph() and not has_hooks(layer):
-        return forward(values)
-    result: tuple[Result, Rest] = _call_copy_outside_graphs(layer, forward, values)
+        return forward(*values)
+    result: tuple[Result, Rest] = _call_copy_outside_graphs(layer, forward, *values)
     return result
 
 
@@ -53,12 +53,12 @@ def run_with_hooks(
     return outputs.with_values(values), rest
 
 
-def _call_copy(layer: nn.Module, forward: Callable[[Tensor], tuple[Any, Any]], values: Tensor) -> tuple[Any, Any]:
+def _call_copy(layer: nn.Module, forward: Callable[..., tuple[Any, Any]], *values: Tensor) -> tuple[Any, Any]:
     rest: Any = None
 
-    def forward_of_copy(values: Tensor) -> Any:
+    def forward_of_copy(*values: Tensor) -> Any:
         nonlocal rest
-        result, rest = forward(values)
+        result, rest = forward(*values)
         return result
 
     # Not `copy.copy`, because it fails on a parametrized layer and copies the weights of a quantized one. Not the
@@ -69,7 +69,7 @@ def _call_copy(layer: nn.Module, forward: Callable[[Tensor], tuple[Any, Any]], v
     for kind in HOOKS:
         hooks = getattr(layer, kind)
         vars(copied)[kind] = OrderedDict((key, partial(_call_hook, hook, layer, copied)) for key, hook in hooks.items())
-    result = copied(values)
+    result = copied(*values)
     # The copy and its hooks refer to each other. So the garbage collector frees them, but must not hold the result.
     del vars(copied)["forward"]
     return result, rest

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, describe
-from seqbatch._encode.registry import register_empty_input
+from seqbatch._encode.registry import register_empty_input, register_empty_memory
 from seqbatch._torch import (
     autocasts,
     has_hooks_before,
@@ -56,7 +56,12 @@ def refusals_of(layer: nn.Module, batch: SequenceBatch) -> Iterator[None]:
 
 
 def require_features(
-    batch: SequenceBatch, expected: tuple[int, ...], layer: nn.Module, *, exactly: bool = False
+    batch: SequenceBatch,
+    expected: tuple[int, ...],
+    layer: nn.Module,
+    *,
+    exactly: bool = False,
+    subject: str = "sequences",
 ) -> None:
     """Raise unless the features of the batch end with the expected ones, or are exactly these.
 
@@ -68,7 +73,7 @@ def require_features(
     if found[max(len(found) - len(expected), 0) :] != expected or (exactly and found != expected):
         remedy = "For a padded Tensor call SequenceBatch.from_padded." if len(found) > len(expected) else ""
         must = f"have features {'' if exactly else 'that end with '}{shown}, for {describe(layer)}"
-        raise complaint(SeqbatchValueError, "sequences", must, found, remedy)
+        raise complaint(SeqbatchValueError, subject, must, found, remedy)
 
 
 def first_weight(layer: nn.Module) -> Tensor | None:
@@ -83,7 +88,7 @@ def first_weight(layer: nn.Module) -> Tensor | None:
     return next(layer.parameters(), None)
 
 
-def require_dtype(batch: SequenceBatch, layer: nn.Module) -> None:
+def require_dtype(batch: SequenceBatch, layer: nn.Module, *, subject: str = "sequences") -> None:
     """Raise unless the batch has the dtype of the layer's weights, or one that autocast converts."""
     weight = first_weight(layer)
     if weight is None or batch.dtype is weight.dtype or not takes_its_weights_dtype(layer):
@@ -91,15 +96,15 @@ def require_dtype(batch: SequenceBatch, layer: nn.Module) -> None:
     if autocasts(batch.device) and batch.dtype in (torch.float32, torch.get_autocast_dtype(batch.device.type)):
         return
     must = f"have dtype {weight.dtype}, as the weights of {describe(layer)}"
-    raise complaint(SeqbatchValueError, "sequences", must, batch.dtype)
+    raise complaint(SeqbatchValueError, subject, must, batch.dtype)
 
 
-def require_device(batch: SequenceBatch, layer: nn.Module) -> None:
+def require_device(batch: SequenceBatch, layer: nn.Module, *, subject: str = "sequences") -> None:
     """Raise unless the batch is on the device of the layer's weights; a hook before the layer may move either."""
     weight = first_weight(layer)
     if weight is not None and batch.device != weight.device and not has_hooks_before(layer):
         must = f"be on {weight.device}, as the weights of {describe(layer)}"
-        raise complaint(SeqbatchValueError, "sequences", must, batch.device)
+        raise complaint(SeqbatchValueError, subject, must, batch.device)
 
 
 def quantized_layers(*names: str) -> list[type[nn.Module]]:
@@ -130,7 +135,11 @@ def rounds_by_range(layer: Any) -> bool:
 
 
 def register_features(
-    layer_type: type[nn.Module], features: Callable[[Any], tuple[int, ...] | None], dtype: torch.dtype | None = None
+    layer_type: type[nn.Module],
+    features: Callable[[Any], tuple[int, ...] | None],
+    dtype: torch.dtype | None = None,
+    *,
+    of_memory: bool = False,
 ) -> None:
     """Register the features that a layer takes, so that a batch made of an empty list gets outputs of the right size.
 
@@ -138,6 +147,7 @@ def register_features(
         layer_type: the type of layer.
         features: from the layer to the features of a step; None if they are unknown.
         dtype: the dtype that it takes, if that is not the dtype of its weights.
+        of_memory: True for the features of the memory that it attends to.
     """
 
     def make(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
@@ -148,14 +158,15 @@ def register_features(
         like = next((tensor for tensor in held if tensor.is_floating_point() or tensor.is_complex()), batch.values)
         return batch.with_values(torch.empty(0, *sizes, dtype=dtype or like.dtype, device=like.device))
 
-    register_empty_input(layer_type, make)
+    (register_empty_memory if of_memory else register_empty_input)(layer_type, make)
 
 
-def run_on_nothing(layer: nn.Module, result: Tensor, batch: SequenceBatch) -> Tensor:
-    """Connect the result for a batch without steps to the layer's weights and to the batch in the autograd graph.
+def run_on_nothing(layer: nn.Module, result: Tensor, *batches: SequenceBatch) -> Tensor:
+    """Connect the result for batches without steps to the layer's weights and to the batches in the autograd graph.
 
     Their gradients are then zeros and not missing, because distributed training needs a gradient of every weight.
     """
-    sources = [source for source in (batch.values, *layer.parameters()) if source.requires_grad]
+    values = [batch.values for batch in batches]
+    sources = [source for source in (*values, *layer.parameters()) if source.requires_grad]
     # Sums of no elements, because 0 times NaN or infinity is NaN.
     return result + sum(source.flatten()[:0].sum() for source in sources) if sources else result

@@ -8,14 +8,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from seqbatch._encoders._buckets import buckets_of
+from seqbatch._encoders._buckets import bucket_overhead, buckets_of
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_transformed, takes_gradients_only
-
-# The cost of one extra bucket, in pairs of steps times features: measured on the CPU, forward and backward. Elsewhere
-# it is mostly the launch of kernels, and this is an estimate.
-OVERHEAD = {"cpu": 2**18}
-OVERHEAD_ELSEWHERE = 2**26
 
 
 def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
@@ -36,43 +31,73 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
     if not lengths.total:
         nothing = functional.linear(values, attention.in_proj_weight, attention.in_proj_bias)[:, : attention.embed_dim]
         return functional.linear(nothing, attention.out_proj.weight, attention.out_proj.bias)
-    overhead = OVERHEAD.get(values.device.type, OVERHEAD_ELSEWHERE) // attention.embed_dim
-    extra = (attention.bias_k is not None) + attention.add_zero_attn
+    overhead, extra = bucket_overhead(attention.embed_dim, values.device), number_of_keys_before(attention)
     buckets = lengths.plan(buckets_of, overhead, causal, extra, values.dtype, device=values.device)
     projected = functional.linear(buckets.fill(values), attention.in_proj_weight, attention.in_proj_bias)
-    before = _keys_before(attention, projected) if extra else None
-    dropout = attention.dropout if attention.training else 0.0
+    before = keys_before(attention, projected)
     results = []
     for rows, shape, mask in zip(buckets.split(projected), buckets.shapes, buckets.masks, strict=True):
         # (query, key and value, number, heads, steps, features of a head)
         parts = rows.view(*shape, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
-        query, key, value = parts.unbind()
-        if before is not None:
-            key, value = torch.cat([before.expand(-1, shape[0], -1, -1, -1), parts[1:]], 3).unbind()
-            if causal:  # extra queries, whose results are dropped, because the mask lets query n attend to n keys
-                query = functional.pad(query, (0, 0, extra, 0))
-        with _supported_kernels():
-            attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
-        attended = attended[:, :, -shape[1] :]
-        results.append(attended.transpose(1, 2).reshape(len(rows), attention.embed_dim))
+        results.append(attend_in_bucket(attention, parts[0], parts[1:], before, mask, causal))
     return functional.linear(buckets.join(results), attention.out_proj.weight, attention.out_proj.bias)
 
 
-def _supported_kernels() -> AbstractContextManager[Any]:
+def attend_in_bucket(
+    attention: nn.MultiheadAttention,
+    query: Tensor,
+    key_and_value: Tensor,
+    before: Tensor | None,
+    mask: Tensor | None,
+    causal: bool,
+) -> Tensor:
+    """Compute the attention of all sequences of a bucket, before the output projection.
+
+    Args:
+        attention: the layer.
+        query: `(number, heads, steps, features of a head)`.
+        key_and_value: `(2, number, heads, keys, features of a head)`.
+        before: as from `keys_before`.
+        mask: the mask of the bucket.
+        causal: True if steps do not attend to later ones.
+
+    Returns:
+        `(number * steps, embed_dim)`.
+    """
+    number, _, steps, _ = query.shape
+    if before is not None:
+        key_and_value = torch.cat([before.expand(-1, number, -1, -1, -1), key_and_value], 3)
+        if causal:  # extra queries, whose results are dropped, because the mask lets query n attend to n keys
+            query = functional.pad(query, (0, 0, before.shape[3], 0))
+    key, value = key_and_value.unbind()
+    dropout = attention.dropout if attention.training else 0.0
+    with supported_kernels():
+        attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
+    return attended[:, :, -steps:].transpose(1, 2).reshape(number * steps, attention.embed_dim)
+
+
+def supported_kernels() -> AbstractContextManager[Any]:
     """Exclude the kernels of PyTorch that do not support `vmap` and forward mode, while either is active."""
     asks_more = is_transformed() and not takes_gradients_only()
     return sdpa_kernel(SDPBackend.MATH) if asks_more else nullcontext()
 
 
-def _keys_before(attention: nn.MultiheadAttention, like: Tensor) -> Tensor:
+def number_of_keys_before(attention: nn.MultiheadAttention) -> int:
+    """Return the number of keys that `add_bias_kv` and `add_zero_attn` add to those of every sequence."""
+    return int(attention.bias_k is not None) + int(attention.add_zero_attn)
+
+
+def keys_before(attention: nn.MultiheadAttention, like: Tensor) -> Tensor | None:
     """Return the keys and values that `add_bias_kv` and `add_zero_attn` add to those of every sequence.
 
-    At least one of the two must be set. PyTorch appends them, where the causal mask of its kernels would hide them.
-    Here they come first, so that every step attends to them; the order of keys does not matter.
+    PyTorch appends them, where the causal mask of its kernels would hide them. Here they come first, so that every step
+    attends to them; the order of keys does not matter.
 
     Returns:
-        `(2, 1, num_heads, number, head_dim)`.
+        `(2, 1, num_heads, number, head_dim)`; None if there are none.
     """
+    if not number_of_keys_before(attention):
+        return None
     shape = (2, 1, attention.num_heads, 1, attention.head_dim)
     parts = []
     if attention.bias_k is not None and attention.bias_v is not None:

@@ -6,6 +6,7 @@ from torch.nn import functional
 
 from seqbatch._encoders.pointwise import ELEMENTWISE, WITH_FEATURES
 from seqbatch._torch import (
+    DECODER_PARTS,
     TRANSFORMER_PARTS,
     OutputProjection,
     has_global_hooks,
@@ -21,6 +22,8 @@ _ACTIVATIONS = (functional.relu, functional.gelu, functional.silu, torch.relu, t
 _WEIGHTS = (nn.Parameter, Tensor, type(None))
 _METHODS: dict[type[nn.Module], tuple[str, ...]] = {
     nn.MultiheadAttention: ("forward",),
+    nn.TransformerDecoder: ("forward",),
+    nn.TransformerDecoderLayer: ("forward", *DECODER_PARTS),
     nn.TransformerEncoder: ("forward",),
     nn.TransformerEncoderLayer: ("forward", *TRANSFORMER_PARTS),
 }
@@ -59,10 +62,13 @@ def _is_stock_part(module: nn.Module) -> bool:
 
 def _has_stock_parts(module: nn.Module) -> bool:
     """Return True if a layer holds submodules and an activation of the types that it is built with."""
-    if isinstance(module, nn.TransformerEncoder):
-        return all(isinstance(layer, nn.TransformerEncoderLayer) for layer in module.layers)
-    if isinstance(module, nn.TransformerEncoderLayer):
-        activation = module.activation
-        is_known = isinstance(activation, nn.Module) or activation in _ACTIVATIONS
-        return is_known and isinstance(module.self_attn, nn.MultiheadAttention)
-    return True
+    if isinstance(module, (nn.TransformerDecoder, nn.TransformerEncoder)):
+        is_decoder = isinstance(module, nn.TransformerDecoder)
+        part = nn.TransformerDecoderLayer if is_decoder else nn.TransformerEncoderLayer
+        return all(isinstance(layer, part) for layer in module.layers)
+    if isinstance(module, nn.MultiheadAttention):
+        return True
+    activation = module.activation
+    is_known = isinstance(activation, nn.Module) or activation in _ACTIVATIONS
+    names = ["self_attn", "multihead_attn"] if isinstance(module, nn.TransformerDecoderLayer) else ["self_attn"]
+    return is_known and all(isinstance(getattr(module, name), nn.MultiheadAttention) for name in names)

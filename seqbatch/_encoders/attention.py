@@ -78,15 +78,20 @@ def require_attention_input(layer: nn.Module, batch: SequenceBatch, is_stock: bo
     attentions = [module for module in layer.modules() if isinstance(module, nn.MultiheadAttention)]
     if not keeps_forward(layer, layer_type) or not attentions:
         return
+    require_self_attention(attentions)
+    require_features(batch, (attentions[0].embed_dim,), layer, exactly=True)
+    if is_stock or all(takes_its_weights_dtype(module) for module in layer.modules()):
+        require_dtype(batch, layer)
+        require_device(batch, layer)
+
+
+def require_self_attention(attentions: list[nn.MultiheadAttention]) -> None:
+    """Raise unless the keys and values of each attention have the size of its queries."""
     for attention in attentions:
         sizes = attention.embed_dim, attention.kdim, attention.vdim
         if len({*sizes}) > 1:
             must = f"have kdim and vdim {sizes[0]}, as its embed_dim, because each sequence attends to itself"
             raise complaint(SeqbatchValueError, "layer", must, f"kdim {sizes[1]} and vdim {sizes[2]}")
-    require_features(batch, (attentions[0].embed_dim,), layer, exactly=True)
-    if is_stock or all(takes_its_weights_dtype(module) for module in layer.modules()):
-        require_dtype(batch, layer)
-        require_device(batch, layer)
 
 
 def run_attention(
@@ -110,8 +115,8 @@ def run_attention(
         )
         return batch.with_values(run_on_nothing(layer, nothing, batch))
     if not is_stock:
-        has_range = any(isinstance(part, QUANTIZED_CELLS) or rounds_by_range(part) for part in layer.modules())
-        return (run_one_by_one if has_range else run_in_groups)(_batch_first(layer, call), batch)
+        has_range = must_run_alone(layer)
+        return (run_one_by_one if has_range else run_in_groups)(batch_first_call(layer, call), batch)
     return batch.with_values(_run_on_flat_values(layer, batch.values, batch.structure.without_empty, causal))
 
 
@@ -125,39 +130,45 @@ def _run_on_flat_values(layer: Any, values: Tensor, lengths: Lengths, causal: bo
         return values if layer.norm is None else layer.norm(values)
     if layer.norm_first:
         values = values + layer.dropout1(attend(layer.self_attn, layer.norm1(values), lengths, causal))
-        return values + _feed_forward(layer, layer.norm2(values))
+        return values + feed_forward(layer, layer.norm2(values), layer.dropout2)
     values = layer.norm1(values + layer.dropout1(attend(layer.self_attn, values, lengths, causal)))
-    result: Tensor = layer.norm2(values + _feed_forward(layer, values))
+    result: Tensor = layer.norm2(values + feed_forward(layer, values, layer.dropout2))
     return result
 
 
-def _feed_forward(layer: Any, values: Tensor) -> Tensor:
+def feed_forward(layer: Any, values: Tensor, dropout: nn.Module) -> Tensor:
+    """Run the feed-forward part of a layer on flat values; the dropout after it has a name of its own in a decoder."""
     if torch.is_grad_enabled() or not values.is_cpu:
-        return _feed_rows_forward(layer, values)
-    return torch.cat([_feed_rows_forward(layer, part) for part in values.split(AT_ONCE)])
+        return _feed_rows_forward(layer, values, dropout)
+    return torch.cat([_feed_rows_forward(layer, part, dropout) for part in values.split(AT_ONCE)])
 
 
-def _feed_rows_forward(layer: Any, values: Tensor) -> Tensor:
+def _feed_rows_forward(layer: Any, values: Tensor, dropout: nn.Module) -> Tensor:
     hidden = layer.dropout(layer.activation(layer.linear1(values)))
-    result: Tensor = layer.dropout2(layer.linear2(hidden))
+    result: Tensor = dropout(layer.linear2(hidden))
     return result
+
+
+def must_run_alone(layer: nn.Module) -> bool:
+    """Return True if a layer in it rounds its input by the range of the whole input, so that sequences run alone."""
+    return any(isinstance(part, QUANTIZED_CELLS) or rounds_by_range(part) for part in layer.modules())
 
 
 def is_batch_first(layer: Any) -> bool:
     """Return True if a layer is batch-first, by the attribute that PyTorch itself reads."""
-    inner = layer.layers[0] if isinstance(layer, nn.TransformerEncoder) else layer
+    inner = layer.layers[0] if isinstance(layer, (nn.TransformerDecoder, nn.TransformerEncoder)) else layer
     holder = inner if isinstance(inner, nn.MultiheadAttention) else getattr(inner, "self_attn", inner)
     if not isinstance(getattr(holder, "batch_first", None), bool):
         raise unsupported(layer, reason=f"{describe(holder)} in it does not say whether it is batch_first")
     return bool(holder.batch_first)
 
 
-def _batch_first(layer: nn.Module, call: Callable[[Tensor], Any]) -> Callable[[Tensor], Tensor]:
+def batch_first_call(layer: nn.Module, call: Callable[..., Any]) -> Callable[..., Tensor]:
     """Wrap a call to be batch-first, and to drop the attention weights."""
     first = is_batch_first(layer)
 
-    def call_batch_first(group: Tensor) -> Tensor:
-        result = call(group if first else group.transpose(0, 1))
+    def call_batch_first(*groups: Tensor) -> Tensor:
+        result = call(*(group if first else group.transpose(0, 1) for group in groups))
         output: Tensor = result[0] if isinstance(result, tuple) else result
         return output if first else output.transpose(0, 1)
 

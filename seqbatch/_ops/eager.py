@@ -89,7 +89,7 @@ def require_steps_of_batch(subject: str, steps: int, total: int) -> None:
 
 def require_batch_size(subject: str, lengths: Lengths, like: Lengths, name: str) -> None:
     if len(lengths) != len(like):
-        must = f"have {counted(len(like), 'sequence')}, as {name}"
+        must = f"have {counted(len(like), 'sequence')}, as many as {name}"
         raise complaint(SeqbatchValueError, subject, must, len(lengths))
 
 

@@ -3,6 +3,7 @@
 Importing this registers their encoders, as any plug-in does.
 """
 
+from seqbatch.layers.attention_to_memory import AdditiveAttention, DotProductAttention
 from seqbatch.layers.causal import Causal
 from seqbatch.layers.dropout import LockedDropout, WordDropout
 from seqbatch.layers.layer_norm_lstm import LayerNormLSTM, LayerNormLSTMCell
@@ -11,8 +12,10 @@ from seqbatch.layers.residual import Residual
 from seqbatch.layers.two_way import TwoWay
 
 __all__ = [
+    "AdditiveAttention",
     "AttentionPool",
     "Causal",
+    "DotProductAttention",
     "FirstStep",
     "LastStep",
     "LayerNormLSTM",

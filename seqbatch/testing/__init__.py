@@ -1,6 +1,7 @@
 """The laws as functions for authors of encoders, and Hypothesis strategies: `pip install seqbatch[testing]`."""
 
 from seqbatch.testing._bits_law import check_bits
+from seqbatch.testing._check_cross_attention import check_cross_attention
 from seqbatch.testing._check_encoder import check_encoder
 from seqbatch.testing._laws import check_alone, check_empty, check_lengths, check_order, check_stepwise
 from seqbatch.testing._memory_law import check_memory
@@ -12,6 +13,7 @@ __all__ = [
     "check_alone",
     "check_bits",
     "check_called_as_itself",
+    "check_cross_attention",
     "check_empty",
     "check_encoder",
     "check_lengths",

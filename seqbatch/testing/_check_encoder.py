@@ -88,7 +88,7 @@ def check_encoder(
         try:
             _memory_law.check_memory(_side_effects.copied(layer), make, times=times, least=least)
         except Exception as error:
-            raise _broken(layer, "Memory", "", error) from error
+            raise broken_law(layer, "Memory", "", error) from error
 
 
 def _laws_of(alone: Alone, rule: Callable[[int], int], has_gradients: bool, least: int, bits: bool) -> dict[str, _Law]:
@@ -138,12 +138,12 @@ def _check_law(
             law(_side_effects.copied(layer), made, state)
         except Exception as error:
             start = "" if make_state is None else ", from a state"
-            raise _broken(layer, name, f" on sequences of {lengths} steps{start}", error) from error
+            raise broken_law(layer, name, f" on sequences of {lengths} steps{start}", error) from error
 
     run()
 
 
-def _broken(layer: nn.Module, law: str, where: str, error: Exception) -> AssertionError:
+def broken_law(layer: nn.Module, law: str, where: str, error: Exception) -> AssertionError:
     """Build the error that names the broken law and where it broke; for other errors it includes their type."""
     told = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
     return AssertionError(f"{describe(layer)} breaks the law {law}{where}: {told}")

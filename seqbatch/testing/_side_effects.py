@@ -62,12 +62,12 @@ def check_called_as_itself(
 def _check_hooks(layer: nn.Module, run: Run, sequences: Sequences, state: Any, alone: Alone) -> None:
     """Check that forward hooks of the layer run and take effect, and that its submodules are called."""
     watched = copied(layer)
-    (plain, _), called = _called(watched, lambda: run(watched, sequences, state))
+    (plain, _), called = submodules_called(watched, lambda: run(watched, sequences, state))
     entered, left = [], []
 
     def replace(module: nn.Module, args: Any, output: Any) -> Any:
         left.append(module)
-        return _sevens(output)
+        return sevens_like(output)
 
     watched.register_forward_pre_hook(lambda module, args: entered.append(module))
     watched.register_forward_hook(replace)
@@ -79,7 +79,7 @@ def _check_hooks(layer: nn.Module, run: Run, sequences: Sequences, state: Any, a
         replaced = [torch.full_like(output, 7) for output in plain]
         assert_alike(hooked, replaced, "what a hook returns must count for every sequence")
         longest = max(sequences, key=len)
-        wanted = _called(watched, lambda: alone(watched, longest.clone(), None))[1]
+        wanted = submodules_called(watched, lambda: alone(watched, longest.clone(), None))[1]
         assert called == wanted, f"the layers in it that run must be {sorted(wanted)}; got {sorted(called)}"
 
 
@@ -132,7 +132,7 @@ def check_unmodified(layer: nn.Module, sequences: Sequences, state: Any = None) 
     >>> check_unmodified(nn.ReLU(inplace=True), [torch.randn(4, 5), torch.randn(2, 5)])
     """
     batch = SequenceBatch.from_sequences(sequences)
-    check = _watch(layer, sequences, state, batch.values)
+    check = watch(layer, sequences, state, batch.values)
     run_encoder(layer, sequences, state)
     encode(layer, batch)
     for sequence in sequences[:1]:
@@ -157,7 +157,7 @@ def check_refused(layer: nn.Module, sequences: Any, kind: type[SeqbatchError], m
     """
 
     def check(run: Run) -> None:
-        check_same = _watch(layer, sequences, state)
+        check_same = watch(layer, sequences, state)
         entered: list[nn.Module] = []
         hook = register_module_forward_pre_hook(lambda module, args: entered.append(module))
         refused: Exception | None = None
@@ -187,16 +187,16 @@ def copied(layer: nn.Module) -> nn.Module:
         raise complaint(SeqbatchTypeError, "layer", must, describe(layer), remedy) from error
 
 
-def _sevens(output: Any) -> Any:
+def sevens_like(output: Any) -> Any:
     """Return an output of sevens, whose effect shows even if it is fed back into the layer."""
     if isinstance(output, PackedSequence):
-        return PackedSequence(_sevens(output.data), *output[1:])
+        return PackedSequence(sevens_like(output.data), *output[1:])
     if isinstance(output, tuple):
-        return (_sevens(output[0]), *output[1:])
+        return (sevens_like(output[0]), *output[1:])
     return torch.full_like(output, 7)
 
 
-def _called(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, set[str]]:
+def submodules_called(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, set[str]]:
     """Call a function, and return its result and the names of the submodules that were called."""
     names = {module: name for name, module in layer.named_modules() if name}
     called: set[str] = set()
@@ -209,7 +209,7 @@ def _called(layer: nn.Module, call: Callable[[], Any]) -> tuple[Any, set[str]]:
         hook.remove()
 
 
-def _watch(layer: nn.Module, sequences: Any, state: Any, *others: Tensor) -> Callable[[], None]:
+def watch(layer: nn.Module, sequences: Any, state: Any, *others: Tensor) -> Callable[[], None]:
     """Return a function that raises if sequences, their list, a state or a layer differ from what they are now."""
 
     def listed() -> list[Any]:

@@ -21,6 +21,7 @@ from seqbatch import (
     encode,
     encode_with_state,
     is_recurrent,
+    register_cross_attention,
     register_encoder,
 )
 from seqbatch._encode import registry
@@ -101,6 +102,31 @@ def test_the_error_for_a_container_with_its_own_forward_says_so_too() -> None:
 
     found = r"^`layer` must have an encoder; got a \S+Own: it has a forward of its own\. "
     assert re.match(found + MADE_OF_LAYERS.format("`0`"), refusal(Own(nn.Linear(4, 3))))
+
+
+class UsersDecoder(nn.Module):
+    def forward(self, query: Tensor, source: Tensor) -> Tensor:
+        return query + source.sum(0)
+
+
+def test_the_plug_in_over_memory_that_the_error_shows_does_nothing_until_it_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(registry, "_cross_attentions", dict(registry._cross_attentions))
+    layer = UsersDecoder()
+    with pytest.raises(UnsupportedLayerError) as caught:
+        encode(layer, XS, XS)
+    message, _, code = str(caught.value).partition(" Register an encoder:\n\n")
+    found = "UsersDecoder: none is registered for it or its bases."
+    assert re.fullmatch(rf"`layer` must have an encoder that takes memory; got a \S*{found}", message)
+    names: dict[str, Any] = {"UsersDecoder": UsersDecoder, "SequenceBatch": SequenceBatch}
+    names["register_cross_attention"] = register_cross_attention
+    exec(textwrap.dedent(code), names)
+    with pytest.raises(NotImplementedError):
+        encode(layer, XS, XS)
+    (example,) = re.findall(r"# For example, if it takes two sequences:\n +# (.*)\.\n", code)
+    exec(textwrap.dedent(code).replace("raise NotImplementedError", f"return {example}"), names)
+    assert_close(encode(layer, XS, XS), [layer(x, x) for x in XS])
 
 
 @pytest.mark.parametrize("kind", [Positions, UsersModel])

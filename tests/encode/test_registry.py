@@ -23,6 +23,7 @@ from seqbatch import (
     encode,
     encode_with_state,
     is_recurrent,
+    register_cross_attention,
     register_encoder,
     register_recurrent,
 )
@@ -32,7 +33,8 @@ from seqbatch._encode import registry
 @pytest.fixture(autouse=True)
 def _registry_is_restored(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Restore the registry after each test, and let it search for plug-ins again."""
-    monkeypatch.setattr(registry, "_entries", dict(registry._entries))
+    for table in ("_entries", "_cross_attentions"):
+        monkeypatch.setattr(registry, table, dict(getattr(registry, table)))
     registry._load_plugins.cache_clear()
     yield
     registry._load_plugins.cache_clear()
@@ -134,6 +136,48 @@ def test_a_layer_that_carries_a_state_of_any_kind() -> None:
     assert_close(encode(Leaf(), XS), outputs)
 
 
+def over_memory(number: int) -> Any:
+    """Return an encoder over memory that adds a number and the batch size of memory."""
+    return lambda layer, queries, memory: queries.map(lambda values: values + number + memory.batch_size)
+
+
+def test_an_encoder_over_memory() -> None:
+    decorated: Any = over_memory(1)
+    assert register_cross_attention(Middle)(decorated) is decorated
+    assert_close(encode(Leaf(), XS, XS), [x + 4 for x in XS])
+    register_cross_attention(Leaf)(over_memory(2))
+    assert_close(encode(Leaf(), XS, XS), [x + 5 for x in XS])
+    assert_close(encode(Both(), XS, XS), [x + 4 for x in XS])
+    assert not is_recurrent(Leaf())
+    with pytest.raises(SeqbatchTypeError, match=r"`memory` must be given, for Leaf\(\); got None\."):
+        encode(Leaf(), XS)
+    with pytest.raises(UnsupportedLayerError, match=r"`layer` must have an encoder that takes memory; got .*Base: no"):
+        encode(Base(), XS, XS)
+    register_encoder(Base)(adding(1))
+    assert added(Leaf()) == 1
+    with pytest.raises(UnsupportedLayerError, match=r"`layer` must attend to memory; got .*Base, which takes none\."):
+        encode(Base(), XS, XS)
+    register_cross_attention(nn.LSTM)(over_memory(3))
+    assert_close(encode(nn.LSTM(5, 3), XS, XS), [x + 6 for x in XS])
+
+
+def test_an_encoder_over_memory_of_which_no_features_are_known() -> None:
+    calls = []
+
+    @register_cross_attention(Base)
+    def _(layer: Base, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:
+        calls.append((queries, memory))
+        return queries.map(torch.neg)
+
+    nothing, known = SequenceBatch.from_sequences([]), SequenceBatch(torch.zeros(0, 3), [])
+    assert encode(Base(), [], []) == []
+    for queries, memory in ((nothing, nothing), (nothing, known), (known, nothing)):
+        assert encode(Base(), queries, memory) is queries
+    assert calls == []
+    assert encode(Base(), known, known).feature_shape == (3,)
+    assert calls == [(known, known)]
+
+
 def running_sums(layer: nn.Module, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Tensor]:
     """Return the sum so far at each step; the state is one number for each sequence."""
     start = batch.values.new_zeros(batch.batch_size) if state is None else state
@@ -209,6 +253,19 @@ def test_an_encoder_that_changes_the_lengths_gives_every_kind() -> None:
 
 
 @pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (torch.zeros(3), r"must be a SequenceBatch; got a torch\.Tensor\. Return queries\.with_values\(values\), or"),
+        (SequenceBatch(torch.zeros(3), [3]), r"must have 2 sequences, as many as `queries`; got 1\."),
+    ],
+)
+def test_what_an_encoder_over_memory_returns_is_checked(result: Any, message: str) -> None:
+    register_cross_attention(Base)(lambda *arguments: result)
+    with pytest.raises(SeqbatchError, match=rf"^`encoder\(layer, queries, memory\)` {message}"):
+        encode(Base(), [torch.zeros(2), torch.zeros(1)], [torch.zeros(2), torch.zeros(1)])
+
+
+@pytest.mark.parametrize(
     ("register", "result", "message"),
     [
         (
@@ -240,7 +297,7 @@ def test_what_an_encoder_returns_is_checked(register: Any, result: Any, message:
         encode(Base(), [torch.zeros(2), torch.zeros(1)])
 
 
-@pytest.mark.parametrize("register", [register_encoder, register_recurrent])
+@pytest.mark.parametrize("register", [register_encoder, register_recurrent, register_cross_attention])
 @pytest.mark.parametrize(
     ("layer_type", "found"),
     [
@@ -256,7 +313,7 @@ def test_wrong_layer_type(register: Any, layer_type: Any, found: str) -> None:
         register(layer_type)
 
 
-@pytest.mark.parametrize("register", [register_encoder, register_recurrent])
+@pytest.mark.parametrize("register", [register_encoder, register_recurrent, register_cross_attention])
 @pytest.mark.parametrize(("wrong", "found"), [("x", "a str"), (None, "None"), (3, "an int")])
 def test_what_is_registered_must_be_a_function(register: Any, wrong: Any, found: str) -> None:
     with pytest.raises(SeqbatchTypeError, match=rf"`encoder` must be a function; got {found}\."):

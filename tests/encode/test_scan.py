@@ -529,7 +529,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
             lambda inputs, state, memory: (inputs, state), BATCH, (), constants={"memory": BATCH[[0, 1, 0]]}
         ),
         SeqbatchValueError,
-        "`constants['memory']` must have 2 sequences, as `sequences`; got 3.",
+        "`constants['memory']` must have 2 sequences, as many as `sequences`; got 3.",
     ),
     "a number in the constants": (
         lambda: scan_any(lambda inputs, state, rate: (inputs, state), BATCH, (), constants=0.5),

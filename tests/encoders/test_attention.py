@@ -17,13 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 
 from seqbatch import SequenceBatch, encode
-from seqbatch._encoders import _self_attention
+from seqbatch._encoders import _buckets
 from seqbatch.layers import Causal
 
 
 def buckets(overhead: int) -> Any:
     """Patch the cost of a bucket; 0 puts each length into its own."""
-    return patch.dict(_self_attention.OVERHEAD, {"cpu": overhead * SIZE})
+    return patch.dict(_buckets.OVERHEAD, {"cpu": overhead * SIZE})
 
 
 overheads = st.sampled_from([0, 40, 200, 10_000])

@@ -8,7 +8,7 @@ import laws
 import pytest
 import torch
 import torch.ao.nn.quantized.dynamic as quantized
-from attentions import SIZE, spread
+from attentions import SIZE, Gate, OwnAttention, Scaled, Tagged, TensorOnly, spread
 from strategies import sequences
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
@@ -87,13 +87,6 @@ def test_hooks_of_every_module_run() -> None:
     assert all(seen.count(module) == 3 for module in (layer, layer.self_attn, layer.linear1, layer.norm2))
 
 
-class Scaled(nn.Module):
-    """A parametrization: twice the weight."""
-
-    def forward(self, weight: Tensor) -> Tensor:
-        return 2 * weight
-
-
 class OwnForward(nn.TransformerEncoderLayer):
     """Adds the place of each step, and mixes steps."""
 
@@ -107,27 +100,6 @@ class OwnBlock(nn.TransformerEncoderLayer):
 
     def _ff_block(self, x: Tensor) -> Tensor:
         return super()._ff_block(x).flip(-1)
-
-
-class OwnAttention(nn.MultiheadAttention):
-    """Gives no weights, and minus what it should."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Any:
-        return (-super().forward(query, key, value, *args, **kwargs)[0],)
-
-
-class TensorOnly(nn.MultiheadAttention):
-    """Gives no tuple."""
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Any:  # type: ignore[override]  # takes no more
-        return -super().forward(query, key, value)[0]
-
-
-class Gate(nn.Linear):
-    """A layer that PyTorch does not know."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        return super().forward(input).sigmoid()
 
 
 def parametrized(name: str, weight: str) -> Any:
@@ -160,10 +132,6 @@ def pruned() -> Any:
     layer = block()
     prune.l1_unstructured(layer.linear1, "weight", 0.5)
     return layer
-
-
-class Tagged(nn.Parameter):
-    """A weight of a library, which does something else in a product."""
 
 
 def tagged() -> Any:
@@ -243,8 +211,8 @@ def keep_output(outputs: list[Tensor], module: nn.Module, args: Any, output: Ten
 class Negated(Causal):
     """A causal layer with a forward of its own."""
 
-    def forward(self, sequence: Tensor) -> Tensor:
-        return -super().forward(sequence)
+    def forward(self, sequence: Tensor, memory: Tensor | None = None) -> Tensor:
+        return -super().forward(sequence, memory)
 
 
 @pytest.mark.parametrize("batch_first", [False, True])

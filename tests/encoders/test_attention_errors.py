@@ -102,7 +102,8 @@ def test_inputs_whose_axes_are_unknown() -> None:
 @pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.LSTM(4, 4), 3, None, nn.MultiheadAttention])
 def test_causal_of_something_else(layer: Any) -> None:
     message = (
-        r"`layer` must be an nn.MultiheadAttention, nn.TransformerEncoderLayer or nn.TransformerEncoder; got (a|None)"
+        r"`layer` must be an nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerEncoder, "
+        r"nn.TransformerDecoderLayer or nn.TransformerDecoder; got (a|None)"
     )
     with pytest.raises(SeqbatchTypeError, match=message):
         Causal(layer)
@@ -116,7 +117,10 @@ def test_causal_is_called_with_something_else() -> None:
         layer(torch.zeros(()))
 
 
-def test_layers_with_a_second_sequence_have_no_encoder() -> None:
-    for layer in (nn.TransformerDecoderLayer(4, 2, 8), nn.Transformer(4, 2, 1, 1, 8, batch_first=True)):
-        with pytest.raises(UnsupportedLayerError, match=r"`layer` must have an encoder"):
-            encode(layer, torch.zeros(3, 4))
+def test_a_whole_transformer_has_no_encoder() -> None:
+    layer = nn.Transformer(4, 2, 1, 1, 8, batch_first=True)
+    found = r"got a torch.nn.modules.transformer.Transformer: none is registered for it or its bases\. If it is made of"
+    with pytest.raises(UnsupportedLayerError, match=rf"`layer` must have an encoder; {found}"):
+        encode(layer, torch.zeros(3, 4))
+    with pytest.raises(UnsupportedLayerError, match=rf"`layer` must have an encoder that takes memory; {found}"):
+        encode(layer, torch.zeros(3, 4), torch.zeros(2, 4))

@@ -10,12 +10,21 @@ import torch._functorch.config as functorch_config
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from graph_models import compiled, signals, tensors, tokens
 from torch import Tensor, nn
-from torch._dynamo.exc import Unsupported
+from torch._dynamo.exc import TorchRuntimeError, Unsupported
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchError, SequenceBatch, UnsupportedLayerError, encode, encode_with_state, scan
-from seqbatch.layers import Causal, LayerNormLSTM, WordDropout
+from seqbatch import (
+    SeqbatchError,
+    SequenceBatch,
+    UnsupportedLayerError,
+    encode,
+    encode_with_state,
+    register_cross_attention,
+    scan,
+)
+from seqbatch._encode import registry
+from seqbatch.layers import AdditiveAttention, Causal, DotProductAttention, LayerNormLSTM, WordDropout
 
 NUMBERS = "must serve all lengths, so that nothing in it may depend on their numbers; got "
 
@@ -137,6 +146,81 @@ def test_a_step_may_be_compiled_by_itself() -> None:
     start = torch.zeros(3, 4)
     for found, wanted in zip(scan(step, batch, start), scan(add_up, batch, start), strict=True):
         assert_close(tensors(found), tensors(wanted))
+
+
+OVER_MEMORY = [
+    nn.MultiheadAttention(4, 2),
+    nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8, 0.0), 1),
+    Causal(nn.TransformerDecoderLayer(4, 2, 8, 0.0)),
+    AdditiveAttention(4, 4, 3),
+    DotProductAttention(4, 4),
+]
+
+
+class ModelOverMemory(nn.Module):
+    """A model of one layer that attends to memory, to export."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:
+        return encode(self.layer, queries, memory)
+
+
+@pytest.mark.parametrize("layer", OVER_MEMORY, ids=lambda layer: type(layer).__name__)
+def test_layers_that_attend_to_memory(layer: nn.Module) -> None:
+    model = ModelOverMemory(layer)
+    said = f"{NUMBERS}a layer of type {type(layer).__name__}. Call it outside."
+    with pytest.raises(SeqbatchError, match=re.escape(said) + "$"):
+        torch.export.export(model, (signals([4, 3]), signals([2, 5])))
+    dynamo.reset()
+    with pytest.raises(Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer runs by their"):
+        compiled(model)(signals([4, 3]), signals([2, 5]))
+    dynamo.reset()
+    partly: Any = torch.compile(model, dynamic=True, backend="aot_eager")
+    for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 0, 2])):
+        found = partly(signals(lengths), signals(of_memory)).values
+        assert_close(found, model(signals(lengths), signals(of_memory)).values)
+    with pytest.raises(TorchRuntimeError, match="`memory` must have as many sequences as `sequences`"):
+        partly(signals([4, 3]), signals([2, 5, 1]))
+
+
+@pytest.mark.parametrize("layer", OVER_MEMORY[3:], ids=lambda layer: type(layer).__name__)
+def test_weights_outside_of_a_graph(layer: Any) -> None:
+    def attended(queries: SequenceBatch, memory: SequenceBatch) -> Any:
+        return layer.attend(queries, memory)[1]
+
+    with pytest.raises(Unsupported, match=r"seqbatch: a graph must serve all lengths, and this layer runs by their"):
+        compiled(attended)(signals([4, 3]), signals([2, 5]))
+    dynamo.reset()
+    partly: Any = torch.compile(attended, dynamic=True, backend="aot_eager")
+    for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 0, 2])):
+        found, wanted = (call(signals(lengths), signals(of_memory)) for call in (partly, attended))
+        assert_close(found.values, wanted.values)
+        assert found.lengths == wanted.lengths
+    alone: Any = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    assert_close(alone(signals([4]).values, signals([2]).values), layer(signals([4]).values, signals([2]).values))
+
+
+class PlusMean(nn.Module):
+    """A layer whose encoder can be traced."""
+
+
+def test_a_plug_in_that_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_cross_attentions", dict(registry._cross_attentions))
+
+    @register_cross_attention(PlusMean)
+    def _(layer: PlusMean, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:
+        return queries.map(lambda values: values + memory.mean()[queries.segment_ids])
+
+    model = ModelOverMemory(PlusMean())
+    run = compiled(model)
+    for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 4, 2])):
+        batches = signals(lengths), signals(of_memory)
+        assert_close(run(*batches).values, model(*batches).values)
+    with pytest.raises(TorchRuntimeError, match="`memory` must have as many sequences as `sequences`"):
+        run(signals([4, 3]), signals([2, 5, 1]))
 
 
 def test_a_layer_without_an_encoder() -> None:

@@ -54,6 +54,38 @@ def scan_alone(
     return outputs, finals
 
 
+def run_alone_with_memory(layer: Any, query: Tensor, memory: Tensor) -> Tensor:
+    """Return the output for one sequence that attends to its memory, from a run of the layer on this pair only."""
+    name = type(layer).__name__
+    if isinstance(layer, nn.MultiheadAttention):
+        output: Tensor = layer(query, memory, memory)[0]
+    elif name == "Causal":
+        mask = nn.Transformer.generate_square_subsequent_mask(len(query), dtype=query.dtype)
+        output = layer.layer(query, memory, mask)
+    elif name in ("AdditiveAttention", "DotProductAttention"):
+        weights = attention_weights(layer, query, memory)
+        steps = [(each[:, None] * memory).sum(0) for each in weights]
+        output = torch.stack(steps) if steps else query.new_zeros(0, memory.shape[1])
+    else:
+        output = layer(query, memory)
+    return output
+
+
+def attention_weights(layer: Any, query: Tensor, memory: Tensor) -> list[Tensor]:
+    """Return the weights of memory for each query step, of additive or dot-product attention, one score at a time."""
+    found = []
+    for step in query:
+        scores = []
+        for key in memory:
+            if type(layer).__name__ == "AdditiveAttention":
+                hidden = torch.tanh(layer.query_projection(step) + layer.memory_projection(key))
+                scores.append(layer.score(hidden)[0])
+            else:
+                scores.append(torch.dot(layer.query_projection(step), key) / len(key) ** 0.5)
+        found.append(torch.stack(scores).softmax(0) if scores else query.new_zeros(0))
+    return found
+
+
 def _run(layer: nn.Module, sequence: Tensor, hidden: Hidden | None) -> tuple[Tensor, Hidden, Hidden]:
     """Run one sequence; also give the part of the state that this layer does not take."""
     if isinstance(layer, (nn.ModuleList, nn.Sequential)):

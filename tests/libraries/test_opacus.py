@@ -27,7 +27,7 @@ from torch.utils.data import DataLoader
 from seqbatch import SequenceBatch, UnsupportedLayerError, encode, encode_with_state, register_encoder, scan
 from seqbatch._torch import has_global_hooks
 from seqbatch.data import encode_chunks
-from seqbatch.layers import AttentionPool, Causal, LayerNormLSTM, Residual, TwoWay
+from seqbatch.layers import AdditiveAttention, AttentionPool, Causal, LayerNormLSTM, Residual, TwoWay
 
 pytestmark = [
     # Warnings about opacus itself, its hooks and its engine.
@@ -138,6 +138,18 @@ def test_every_layer_is_refused_in_training(build: Callable[[], nn.Module], kind
     hooked.remove_hooks()
     encode(layer, batch)
     assert entered
+
+
+def test_attention_to_memory_is_refused_in_training() -> None:
+    for layer in (nn.TransformerDecoderLayer(4, 2, 8), AdditiveAttention(4, 4, 3)):
+        hooked = GradSampleModule(layer, strict=False)
+        with refused():
+            encode(layer, sequences(), sequences())
+        if isinstance(layer, AdditiveAttention):
+            with refused():
+                layer.attend(sequences(), sequences())
+        hooked.remove_hooks()
+        encode(layer, sequences(), sequences())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -11,7 +11,7 @@ from onnx_models import IGNORED, Layered, Told, Within
 from torch import nn
 
 import seqbatch.onnx
-from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
+from seqbatch import SeqbatchError, SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError, encode
 
 pytestmark = IGNORED
 
@@ -29,6 +29,8 @@ def half_in_training() -> nn.Module:
 
 
 GRU, CONVOLVED = Tagger("gru").eval(), Layered(nn.Conv1d(4, 3, 3)).eval()
+DECODER = nn.TransformerDecoderLayer(4, 2, 8)
+OVER_MEMORY = Told(lambda batch: encode(DECODER, batch, batch)).eval()
 MUST_GIVE = r"^`model` must return SequenceBatches, states and Tensors; got "
 
 
@@ -48,6 +50,7 @@ MUST_GIVE = r"^`model` must return SequenceBatches, states and Tensors; got "
             r"got an nn\.LSTM with proj_size, of which",
         ),
         (CONVOLVED, signals([4, 3]), SeqbatchError, r"got a layer of type Conv1d\. Call it outside"),
+        (OVER_MEMORY, signals([4, 3]), SeqbatchError, r"got a layer of type TransformerDecoderLayer\. Call it outside"),
         (hooked(), tokens([3, 2]), SeqbatchError, r"got a layer of type GRU with hooks\. Remove each"),
         (Told(lambda batch: (batch, 3)).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}an int\\.$"),
         (Told(lambda batch: None).eval(), signals([3, 2]), SeqbatchTypeError, f"{MUST_GIVE}nothing\\.$"),

@@ -10,8 +10,10 @@ from torch.testing import assert_close
 
 from seqbatch import SequenceBatch, encode
 from seqbatch.layers import (
+    AdditiveAttention,
     AttentionPool,
     Causal,
+    DotProductAttention,
     LayerNormLSTM,
     LockedDropout,
     MaxPool,
@@ -59,6 +61,15 @@ LAYERS: dict[str, Any] = {
     "MeanPool": lambda: MeanPool(),
     "dropout": lambda: nn.Sequential(nn.Dropout(0.5), nn.Dropout1d(0.5), LockedDropout(0.5), WordDropout(0.5)),
 }
+# Layers that attend to memory, here to the sequences back to front.
+OVER_MEMORY: dict[str, Any] = {
+    "MultiheadAttention, over memory": lambda: nn.MultiheadAttention(4, 2, add_bias_kv=True, add_zero_attn=True),
+    "TransformerDecoder": lambda: nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8, 0.0), 2),
+    "Causal, over memory": lambda: Causal(nn.TransformerDecoderLayer(4, 2, 8, 0.0)),
+    "AdditiveAttention": lambda: AdditiveAttention(4, 4, 3),
+    "DotProductAttention": lambda: DotProductAttention(4, 4),
+}
+LAYERS |= OVER_MEMORY
 every_layer = pytest.mark.parametrize("name", LAYERS)
 all_lengths = pytest.mark.parametrize("lengths", [[3, 2, 6, 4], [2, 6, 2], [4, 4]])
 
@@ -69,9 +80,11 @@ class Model(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.linear, self.layer = nn.Linear(4, 4), LAYERS[name]()
+        self.over_memory = name in OVER_MEMORY
 
     def forward(self, batch: SequenceBatch) -> Tensor:
-        outputs: Any = encode(self.layer, encode(self.linear, batch))
+        hidden = encode(self.linear, batch)
+        outputs: Any = encode(self.layer, hidden, hidden.reverse() if self.over_memory else None)
         found: Tensor = outputs.values if isinstance(outputs, SequenceBatch) else outputs
         return found
 

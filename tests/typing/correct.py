@@ -24,13 +24,17 @@ from seqbatch import (
     encode,
     encode_with_state,
     is_recurrent,
+    register_cross_attention,
     register_encoder,
     register_recurrent,
     scan,
 )
 from seqbatch.data import collate_sequences
 from seqbatch.layers import (
+    AdditiveAttention,
     AttentionPool,
+    Causal,
+    DotProductAttention,
     LayerNormLSTM,
     LayerNormLSTMCell,
     LockedDropout,
@@ -94,6 +98,53 @@ def encode_gives_back_the_kind(
     assert_type(encode(layer, batch), SequenceBatch)
     assert_type(encode(layer=MyLayer(), sequences=batch), SequenceBatch)
     assert_type(encode(nn.Sequential(nn.Linear(5, 4), nn.ReLU()), x), Tensor)
+
+
+def encode_attends_to_memory(
+    decoder: nn.TransformerDecoder,
+    layer: nn.Module,
+    x: Tensor,
+    parameter: nn.Parameter,
+    sequences: list[Tensor],
+    parameters: list[nn.Parameter],
+    pair: tuple[Tensor, Tensor],
+    batch: SequenceBatch,
+    packed: PackedSequence,
+    memory: SequenceBatch | None,
+) -> None:
+    assert_type(encode(decoder, sequences, sequences), list[Tensor])
+    assert_type(encode(decoder, [x, x], [parameter, x]), list[Tensor])
+    assert_type(encode(decoder, sequences, parameters), list[Tensor])
+    assert_type(encode(decoder, pair, batch), list[Tensor])
+    assert_type(encode(decoder, [], []), list[Tensor])
+    assert_type(encode(decoder, batch, batch), SequenceBatch)
+    assert_type(encode(decoder, batch, sequences), SequenceBatch)
+    assert_type(encode(decoder, batch, packed), SequenceBatch)
+    assert_type(encode(decoder, packed, pair), PackedSequence)
+    assert_type(encode(decoder, x, x), Tensor)
+    assert_type(encode(layer, x, parameter), Tensor)
+    assert_type(encode(layer, sequences=batch, memory=batch), SequenceBatch)
+    assert_type(encode(nn.MultiheadAttention(4, 2), batch, memory), SequenceBatch)
+    assert_type(encode(Causal(decoder), sequences, batch), list[Tensor])
+
+
+def layers_return_their_weights(
+    additive: AdditiveAttention, dot: DotProductAttention, x: Tensor, sequences: list[Tensor], batch: SequenceBatch
+) -> None:
+    assert_type(additive.attend(batch, batch), tuple[SequenceBatch, SequenceBatch])
+    assert_type(additive.attend(sequences, batch), tuple[list[Tensor], SequenceBatch])
+    assert_type(dot.attend(x, x), tuple[Tensor, SequenceBatch])
+    assert_type(additive.forward(x, x), Tensor)
+    assert_type(AdditiveAttention(3, 4, 5, dtype=torch.float64).hidden_size, int)
+    assert_type(DotProductAttention(3, 4, device="cpu").query_projection, nn.Linear)
+
+
+@register_cross_attention(MyLayer)
+def my_attention(layer: MyLayer, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:
+    return queries.map(torch.neg)
+
+
+assert_type(my_attention(MyLayer(), SequenceBatch([]), SequenceBatch([])), SequenceBatch)
 
 
 def encode_unpacks(lstm: nn.LSTM, xs: Tensor, ys: Tensor) -> None:

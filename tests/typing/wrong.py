@@ -16,12 +16,22 @@ from seqbatch import (
     encode,
     encode_with_state,
     is_recurrent,
+    register_cross_attention,
     register_encoder,
     register_recurrent,
     scan,
 )
 from seqbatch.data import collate_sequences
-from seqbatch.layers import AttentionPool, LayerNormLSTM, LockedDropout, Residual, TwoWay, WordDropout
+from seqbatch.layers import (
+    AdditiveAttention,
+    AttentionPool,
+    DotProductAttention,
+    LayerNormLSTM,
+    LockedDropout,
+    Residual,
+    TwoWay,
+    WordDropout,
+)
 
 
 class MyLayer(nn.Module):
@@ -54,12 +64,36 @@ def encode_takes_sequences(lstm: nn.LSTM, x: Tensor, batch: SequenceBatch, state
     encode(lstm, (2 * one for one in batch))  # wrong
     encode(lstm, [batch, batch])  # wrong
     encode(lstm, [x, None])  # wrong
-    encode(lstm, x, x)  # wrong
     encode(lstm, batch, state)  # wrong
     encode_with_state(lstm)  # wrong
     encode_with_state(lstm, "text")  # wrong
     encode_with_state(lstm, [batch, batch])  # wrong
     encode_with_state(lstm, "text", state)  # wrong
+
+
+def encode_attends_to_memory(
+    decoder: nn.TransformerDecoder, lstm: nn.LSTM, x: Tensor, xs: list[Tensor], batch: SequenceBatch
+) -> None:
+    encode(decoder, x, xs)  # wrong
+    encode(decoder, x, batch)  # wrong
+    encode(decoder, xs, x)  # wrong
+    encode(decoder, batch, x)  # wrong
+    encode(decoder, batch, 3)  # wrong
+    encode(decoder, batch, [x, 3])  # wrong
+    encode(decoder, batch, [batch])  # wrong
+    one: Tensor = encode(decoder, xs, xs)  # wrong
+    several: list[Tensor] = encode(decoder, batch, xs)  # wrong
+    taken: Tensor = encode(lstm, x, x)  # wrong
+    states: SequenceBatch = encode(nn.Sequential(decoder), batch, batch)  # wrong
+    DotProductAttention(3)  # wrong
+    AdditiveAttention(3, 4)  # wrong
+    contexts: SequenceBatch = DotProductAttention(3, 4).attend(batch, batch)  # wrong
+    DotProductAttention(3, 4).attend(x, xs)  # wrong
+
+
+@register_cross_attention(MyLayer)  # wrong
+def my_attention(layer: MyLayer, queries: SequenceBatch) -> SequenceBatch:
+    return queries
 
 
 def encode_gives_back_the_kind(lstm: nn.LSTM, x: Tensor, batch: SequenceBatch, packed: PackedSequence) -> None:
