@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchError, SequenceBatch, _ops
+from seqbatch import SeqbatchError, SeqbatchValueError, SequenceBatch, _ops
 from seqbatch._ops import eager, traced
 from seqbatch._structure.sequence_lengths import Lengths
 
@@ -67,3 +67,11 @@ LENGTHS = Lengths(torch.tensor([2, 1]))
 def test_layouts_that_a_graph_cannot_hold(name: str, arguments: tuple[Any, ...], what: str) -> None:
     with pytest.raises(SeqbatchError, match=f"^`graph of .*; got a call that needs {what}\\. Call it outside"):
         getattr(traced, name)(*arguments)
+
+
+def test_sizes_that_are_known_to_differ() -> None:
+    said = r"`others\[0\]` must have as many sequences as this batch; got fewer or more\."
+    with pytest.raises(SeqbatchValueError, match=said):
+        traced.require_batch_size("others[0]", Lengths(torch.tensor([3])), LENGTHS, "this batch")
+    with pytest.raises(SeqbatchValueError, match=r"`values` must have the steps of this batch; got fewer or more\."):
+        traced.require_steps_of_batch("values", 2, 3)
