@@ -49,6 +49,11 @@ def test_japanese_vowels_by_other_models(model: str, tmp_path: Path) -> None:
             "is below 100 %",
         ),
         ("forecast.py", ["--epochs", "1", "--size", "8", "--minimum-gain", "90"], "is below 90 %"),
+        (
+            "recurrent_policy.py",
+            ["--rollouts", "2", "--steps", "9", "--environments", "4", "--size", "8", "--minimum-return", "499"],
+            "is below 499",
+        ),
     ],
 )
 def test_a_fixed_seed_gives_the_same_numbers_and_too_low_ones_fail(
@@ -141,6 +146,27 @@ def test_forecast_learns_prints_and_draws(tmp_path: Path) -> None:
 )
 def test_forecast_options(options: list[str], said: str, tmp_path: Path) -> None:
     done = run("forecast.py", *options, folder=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_recurrent_policy_learns_with_a_memory_and_not_without(tmp_path: Path) -> None:
+    options = ("--rollouts", "20", "--minimum-return", "150", "--output", "picture.png")
+    done = run("recurrent_policy.py", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"^without memory: mean return ([\d.]+) in 100 new episodes", done.stdout, re.MULTILINE)
+    assert found is not None
+    assert float(found[1]) < 75
+    assert "with memory: 100%" in done.stderr
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--steps", "1"], "--steps at least 2"), (["--output", "nowhere/x.png"], "there is no folder 'nowhere'")],
+)
+def test_recurrent_policy_options(options: list[str], said: str, tmp_path: Path) -> None:
+    done = run("recurrent_policy.py", *options, folder=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
 

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from seqbatch import ContainerState, SequenceBatch, encode, encode_with_state
+from seqbatch import ContainerState, SequenceBatch, encode, encode_with_state, scan
 
 try:
     import gymnasium
@@ -85,14 +85,15 @@ class Rollout:
 
 
 class Step(NamedTuple):
-    """One step of all environments: `(environments, ...)` each.
+    """One step of all environments.
 
     Args:
         observed: `(environments, 2)`.
-        is_last: whether this observation is the last of its episode; then the action has no effect.
-        has_fallen: whether the episode ended because the pole fell, and not because the time was over.
-        actions: int64.
-        rewards: of the actions.
+        is_last: whether this is the last observation of its episode; then gymnasium takes no action, but resets the
+            environment: `(environments,)`.
+        has_fallen: whether the episode has ended because the pole fell: `(environments,)`.
+        actions: `(environments,)`, int64.
+        rewards: `(environments,)`.
     """
 
     observed: Tensor
@@ -103,7 +104,7 @@ class Step(NamedTuple):
 
 
 class Actor:
-    """A policy that acts in many environments side by side, each episode followed by the next.
+    """A policy that acts in many environments side by side, in each in one episode after another.
 
     Args:
         policy: what acts.
@@ -160,22 +161,14 @@ class Actor:
         return evaluate(self.policy, observations, state, flat)
 
 
-def without_first(batch: SequenceBatch) -> SequenceBatch:
-    """Drop the first step of each sequence."""
-    return SequenceBatch(batch.values[batch.positions > 0], [steps - 1 for steps in batch.lengths])
-
-
-def without_last(batch: SequenceBatch) -> SequenceBatch:
-    """Drop the last step of each sequence."""
-    return without_first(batch.reverse()).reverse()
-
-
 def discounted_sums(batch: SequenceBatch, discount: float) -> SequenceBatch:
-    """Sum each step and those after it, `(steps,)`, each discounted once more than the one before."""
-    rows = batch.reverse().to_padded(batch_first=False)
-    for t in range(1, len(rows)):
-        rows[t] += discount * rows[t - 1]
-    return SequenceBatch.from_padded(rows, batch.lengths, batch_first=False).reverse()
+    """Sum each step and the later ones, each discounted once more than the one before it: `(steps,)`."""
+
+    def step(values: Tensor, sums: Tensor) -> tuple[Tensor, Tensor]:
+        sums = values + discount * sums
+        return sums, sums
+
+    return scan(step, batch, torch.zeros(len(batch)), reverse=True)[0]
 
 
 def chosen(scores: Tensor, actions: Tensor) -> Tensor:
@@ -185,32 +178,34 @@ def chosen(scores: Tensor, actions: Tensor) -> Tensor:
 
 @torch.no_grad()
 def evaluate(policy: Policy, observations: SequenceBatch, state: ContainerState, flat: Step) -> Rollout:
-    """Compute how good actions were, by generalized advantage estimation (J. Schulman and others, 2016)."""
-    scores, values = policy(observations, state)
-    actions = without_last(observations.with_values(flat.actions))
-    # So that returns are below 1.
-    rewards = without_last(observations.with_values(flat.rewards * (1 - DISCOUNT)))
-    later = without_first(values.map(lambda value: value.masked_fill(flat.has_fallen, 0)))
-    values = without_last(values)
-    surprises = rewards.map(lambda reward, after, value: reward + DISCOUNT * after - value, later, values)
+    """Compute how good the actions were, by generalized advantage estimation (J. Schulman and others, 2016)."""
+    log_probabilities, values = policy(observations, state)
+    actions = observations.with_values(flat.actions)[:, :-1]
+    # Scaled so that returns are at most 1.
+    rewards = observations.with_values(flat.rewards * (1 - DISCOUNT))[:, :-1]
+    # After a fall there is nothing to expect; after 500 steps, or where the rollout ends, there is.
+    later = values.map(lambda value: value.masked_fill(flat.has_fallen, 0))[:, 1:]
+    surprises = rewards.map(lambda reward, after, value: reward + DISCOUNT * after - value, later, values[:, :-1])
     advantages = discounted_sums(surprises, DISCOUNT * TRACE)
-    returns = advantages.map(torch.add, values)
-    return Rollout(observations, state, actions, without_last(scores).map(chosen, actions), advantages, returns)
+    returns = advantages.map(torch.add, values[:, :-1])
+    taken = log_probabilities[:, :-1].map(chosen, actions)
+    rollout = Rollout(observations, state, actions, taken, advantages, returns)
+    return rollout[torch.tensor(actions.lengths) > 0]
 
 
 def loss_of(policy: Policy, rollout: Rollout, scale: float) -> Tensor:
     """Compute the loss of PPO: the clipped gain of the actions, the error of the expected returns, and the entropy."""
-    scores, values = map(without_last, policy(rollout.observations, rollout.state))
-    ratios = (scores.map(chosen, rollout.actions).values - rollout.log_probabilities.values).exp()
+    log_probabilities, values = (outputs[:, :-1] for outputs in policy(rollout.observations, rollout.state))
+    ratios = (log_probabilities.map(chosen, rollout.actions).values - rollout.log_probabilities.values).exp()
     advantages = rollout.advantages.values / scale
     gains = torch.minimum(ratios * advantages, ratios.clamp(1 - CLIP, 1 + CLIP) * advantages)
-    entropy = -(scores.values.exp() * scores.values).sum(1)
+    entropy = -(log_probabilities.values.exp() * log_probabilities.values).sum(1)
     return ((values.values - rollout.returns.values) ** 2 - gains - ENTROPY * entropy).mean()
 
 
 def learn(policy: Policy, optimizer: torch.optim.Optimizer, rollout: Rollout) -> None:
     """Learn from a rollout, several times."""
-    scale = rollout.advantages.values.std().item() + 1e-8
+    scale = rollout.advantages.values.square().mean().sqrt().item() + 1e-8
     for _ in range(EPOCHS):
         for indices in torch.randperm(len(rollout.observations)).chunk(PARTS):
             loss = loss_of(policy, rollout[indices], scale)
@@ -271,8 +266,9 @@ def parse_options() -> argparse.Namespace:
     add("--output", type=Path, default="recurrent_policy.png", metavar="PATH", help="the picture (%(default)s)")
     add("--minimum-return", type=float, metavar="STEPS", help="fail if the return with a memory is below (no check)")
     options = parser.parse_args()
-    if min(options.rollouts, options.steps, options.environments, options.size) < 1:
-        parser.error("--rollouts, --steps, --environments and --size must be at least 1")
+    # With two steps or more there is an action in each environment, even if it is reset in between.
+    if min(options.rollouts, options.steps - 1, options.environments, options.size) < 1:
+        parser.error("--rollouts, --environments and --size must be at least 1, and --steps at least 2")
     if not options.output.parent.is_dir():
         parser.error(f"argument --output: there is no folder {str(options.output.parent)!r}")
     return options
