@@ -200,7 +200,7 @@ def loss_of(policy: Policy, rollout: Rollout, scale: float) -> Tensor:
     advantages = rollout.advantages.values / scale
     gains = torch.minimum(ratios * advantages, ratios.clamp(1 - CLIP, 1 + CLIP) * advantages)
     entropy = -(log_probabilities.values.exp() * log_probabilities.values).sum(1)
-    return ((values.values - rollout.returns.values) ** 2 - gains - ENTROPY * entropy).mean()
+    return ((values.values - rollout.returns.values).square() - gains - ENTROPY * entropy).mean()
 
 
 def learn(policy: Policy, optimizer: torch.optim.Optimizer, rollout: Rollout) -> None:
