@@ -162,7 +162,7 @@ def search(model: Speaker, letters: SequenceBatch, width: int) -> list[list[int]
 
 def distance(one: Sequence[int], other: Sequence[int]) -> int:
     """Return the number of phonemes to insert, delete and substitute to make one pronunciation of the other."""
-    row = [*range(len(other) + 1)]
+    row = list(range(len(other) + 1))
     for i, a in enumerate(one, 1):
         previous, row = row, [i]
         for j, b in enumerate(other, 1):

@@ -195,7 +195,8 @@ def evaluate(policy: Policy, observations: SequenceBatch, state: ContainerState,
 
 def loss_of(policy: Policy, rollout: Rollout, scale: float) -> Tensor:
     """Compute the loss of PPO: the clipped gain of the actions, the error of the expected returns, and the entropy."""
-    log_probabilities, values = (outputs[:, :-1] for outputs in policy(rollout.observations, rollout.state))
+    outputs: tuple[SequenceBatch, SequenceBatch] = policy(rollout.observations, rollout.state)
+    log_probabilities, values = outputs[0][:, :-1], outputs[1][:, :-1]
     ratios = (log_probabilities.map(chosen, rollout.actions).values - rollout.log_probabilities.values).exp()
     advantages = rollout.advantages.values / scale
     gains = torch.minimum(ratios * advantages, ratios.clamp(1 - CLIP, 1 + CLIP) * advantages)
