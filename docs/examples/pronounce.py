@@ -155,6 +155,7 @@ def search(model: Speaker, letters: SequenceBatch, width: int) -> list[list[int]
         parents = (best // len(PHONEMES) + width * torch.arange(number)[:, None]).flatten()
         phonemes = best.flatten() % len(PHONEMES)
         written = torch.cat([written[parents], phonemes[:, None]], 1)
+        # Only the state, because all hypotheses of a word attend to the same letters.
         state, has_ended = state.select(parents), phonemes == MARK
     # topk sorts, so the first hypothesis is the best.
     return [[phoneme for phoneme in row if phoneme != MARK] for row in written[::width].tolist()]
