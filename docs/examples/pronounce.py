@@ -212,7 +212,7 @@ def train(model: Speaker, words: Words, test: Words, options: argparse.Namespace
                 scheduler.step()
                 progress.update()
             rates.append(measure(search(model, test.letters, width=1), test)[0])
-            progress.set_postfix(loss=f"{loss.item():.2f}", wrong=f"{rates[-1]:.1f} %")
+            progress.set_postfix(wrong=f"{rates[-1]:.1f} %")
     return rates
 
 
