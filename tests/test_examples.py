@@ -49,6 +49,16 @@ def test_japanese_vowels_by_other_models(model: str, tmp_path: Path) -> None:
             "is below 100 %",
         ),
         ("forecast.py", ["--epochs", "1", "--size", "8", "--minimum-gain", "90"], "is below 90 %"),
+        (
+            "pronounce.py",
+            ["--words", "300", "--held-out", "30", "--epochs", "1", "--size", "8", "--minimum-accuracy", "100"],
+            "is below 100 %",
+        ),
+        (
+            "recurrent_policy.py",
+            ["--rollouts", "2", "--steps", "9", "--environments", "4", "--size", "8", "--minimum-return", "499"],
+            "is below 499",
+        ),
     ],
 )
 def test_a_fixed_seed_gives_the_same_numbers_and_too_low_ones_fail(
@@ -141,6 +151,49 @@ def test_forecast_learns_prints_and_draws(tmp_path: Path) -> None:
 )
 def test_forecast_options(options: list[str], said: str, tmp_path: Path) -> None:
     done = run("forecast.py", *options, folder=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_pronounce_learns_prints_and_draws(tmp_path: Path) -> None:
+    sizes = ("--words", "10000", "--held-out", "1000", "--epochs", "3")
+    done = run("pronounce.py", *sizes, "--minimum-accuracy", "25", "--output", "picture.png", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^held out: SequenceBatch\(1000 sequences of", done.stdout, re.MULTILINE)
+    rates = [float(rate) for rate in re.findall(r"beam of \d: ([\d.]+) % of phonemes are wrong", done.stdout)]
+    assert rates[1] < rates[0] < 30
+    assert "in the dictionary" in done.stdout
+    assert "training: 100%" in done.stderr
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--width", "0"], "must be at least 1"), (["--output", "nowhere/x.png"], "there is no folder 'nowhere'")],
+)
+def test_pronounce_options(options: list[str], said: str, tmp_path: Path) -> None:
+    done = run("pronounce.py", *options, folder=tmp_path)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_recurrent_policy_learns_with_a_memory_and_not_without(tmp_path: Path) -> None:
+    options = ("--rollouts", "20", "--minimum-return", "150", "--output", "picture.png")
+    done = run("recurrent_policy.py", *options, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"^without memory: mean return ([\d.]+) in 100 new episodes", done.stdout, re.MULTILINE)
+    assert found is not None
+    assert float(found[1]) < 75
+    assert "with memory: 100%" in done.stderr
+    assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--steps", "1"], "--steps at least 2"), (["--output", "nowhere/x.png"], "there is no folder 'nowhere'")],
+)
+def test_recurrent_policy_options(options: list[str], said: str, tmp_path: Path) -> None:
+    done = run("recurrent_policy.py", *options, folder=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
 
