@@ -15,6 +15,7 @@ from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 
 # The modules whose `__all__` the reference holds.
@@ -44,7 +45,6 @@ autodoc_default_options = {
     "inherited-members": "NotATensor, Module, RNNCellBase, Sampler, Sequence, Generic, BaseException",
 }
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
 autosummary_generate = False
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
@@ -53,6 +53,8 @@ copybutton_prompt_text = r">>> |\.\.\. |\$ "
 copybutton_prompt_is_regexp = True
 
 html_theme = "furo"
+pygments_style = "a11y-light"
+pygments_dark_style = "a11y-dark"
 html_title = "seqbatch"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
@@ -72,6 +74,8 @@ PAGES = {
     "torch.onnx.OnnxExporterError": f"{TORCH}/onnx_export.html",
     "torch.utils.data.DataLoader": f"{TORCH}/data.html",
 }
+# The names of functions of seqbatch.testing that docstrings use as the names of arguments.
+ARGUMENTS = {"lengths", "sequences"}
 # The pages of files at the root of the repository, which the site includes.
 ROOT_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
 
@@ -86,6 +90,14 @@ def name_modules_of_classes() -> None:
             for node in ast.parse(inspect.getsource(module)).body:
                 if isinstance(node, ast.ClassDef):
                     getattr(module, node.name).__module__ = name
+
+
+def drop_overloads_of_errors() -> None:
+    """Remove the overloads of `encode_with_state` that make type checkers report a state of the wrong type."""
+    analyzer = ModuleAnalyzer.for_module("seqbatch._encode")
+    analyzer.analyze()
+    shown = [one for one in analyzer.overloads["encode_with_state"] if "NotTheState" not in str(one)]
+    analyzer.overloads["encode_with_state"] = shown
 
 
 def outside(name: str) -> str | None:
@@ -104,12 +116,17 @@ def link(code: str) -> str:
     """Return code of a docstring as reStructuredText, with a link if it is a public name or one of PyTorch."""
     name = PUBLIC.get(code.removeprefix("seqbatch."), re.sub(r"^nn\.", "torch.nn.", code))
     is_torch = re.fullmatch(r"torch(\.\w+)+", name) and outside(name) and callable(attrgetter(name[6:])(torch))
-    return f":py:obj:`{code} <{name}>`" if is_torch or name in PUBLIC.values() else f"``{code}``"
+    is_public = name in PUBLIC.values() and code not in ARGUMENTS
+    return f":py:obj:`{code} <{name}>`" if is_torch or is_public else f"``{code}``"
 
 
-def link_names(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """Convert the code in a docstring, which is between single backticks, to links and literals."""
+def convert_docstring(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
+    """Convert what napoleon makes of a docstring: code between single backticks, and the types of attributes."""
     text = re.sub(r"(?<!`)`([^`]+)`(?!`)", lambda found: link(" ".join(found[1].split())), "\n".join(lines))
+    # Beside the name of an attribute, and not below its description.
+    text = re.sub(r"(\.\. attribute:: \w+\n)((?:\n| +.*\n)*?)( +:type: .*\n)", r"\1\3\2", text)
+    if what == "property":  # because napoleon takes the shape, before a colon, for a type
+        text = re.sub(r"^((?:.*\n)*):type: (.*)(?:\n|$)", r"\2: \1", text)
     lines[:] = text.split("\n")
 
 
@@ -157,7 +174,8 @@ def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
 def setup(app: Sphinx) -> None:
     """Connect the functions above to the events of Sphinx."""
     name_modules_of_classes()
-    app.connect("autodoc-process-docstring", link_names)
+    drop_overloads_of_errors()
+    app.connect("autodoc-process-docstring", convert_docstring)
     app.connect("missing-reference", link_outside)
     app.connect("include-read", relink)
     app.connect("env-check-consistency", check_reference)
