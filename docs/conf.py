@@ -18,6 +18,7 @@ from sphinx.environment import BuildEnvironment
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 
+ROOT = Path(__file__).parents[1]
 # The modules whose `__all__` the reference holds.
 MODULES = [
     importlib.import_module(name)
@@ -27,7 +28,7 @@ PUBLIC = {name: f"{module.__name__}.{name}" for module in MODULES for name in mo
 
 project = "seqbatch"
 author = "The seqbatch authors"
-version = release = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]["version"]
+version = release = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
@@ -45,6 +46,7 @@ autodoc_default_options = {
     "inherited-members": "NotATensor, Module, RNNCellBase, Sampler, Sequence, Generic, BaseException",
 }
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_numpy_docstring = False
 python_use_unqualified_type_names = True
@@ -148,10 +150,12 @@ def relink(app: Sphinx, path: Path, page: str, content: list[str]) -> None:
 
     def converted(found: re.Match[str]) -> str:
         name, mark, anchor = found[1].partition("#")
+        if not (ROOT / name).exists():  # such as code
+            return found[0]
         name = ROOT_PAGES.get(name) or (name.removeprefix("docs/") if name.startswith("docs/") else f"../{name}")
         return f"]({name}{mark}{anchor})"
 
-    content[0] = re.sub(r"\]\((?!https?:|#)([^)]+)\)", converted, content[0])
+    content[0] = re.sub(r"\]\(([^#)][^)]*)\)", converted, content[0])
 
 
 def check_reference(app: Sphinx, env: BuildEnvironment) -> None:
