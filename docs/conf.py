@@ -6,7 +6,6 @@ import inspect
 import re
 import sys
 import tomllib
-from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ extensions = [
     "sphinx.ext.viewcode",
     "sphinx_copybutton",
 ]
+default_role = "literal"  # because single backticks mark code in docstrings
 nitpicky = True  # every reference must resolve
 myst_heading_anchors = 4  # links to headings use the anchors that GitHub gives them
 
@@ -76,7 +76,7 @@ PAGES = {
     "torch.onnx.OnnxExporterError": f"{TORCH}/onnx_export.html",
     "torch.utils.data.DataLoader": f"{TORCH}/data.html",
 }
-# The names of functions of seqbatch.testing that docstrings use as the names of arguments.
+# The names of functions of seqbatch.testing that are also the names of arguments and attributes.
 ARGUMENTS = {"lengths", "sequences"}
 # The pages of files at the root of the repository, which the site includes.
 ROOT_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md"}
@@ -114,18 +114,31 @@ def outside(name: str) -> str | None:
     return None
 
 
-def link(code: str) -> str:
-    """Return code of a docstring as reStructuredText, with a link if it is a public name or one of PyTorch."""
-    name = PUBLIC.get(code.removeprefix("seqbatch."), re.sub(r"^nn\.", "torch.nn.", code))
-    is_torch = re.fullmatch(r"torch(\.\w+)+", name) and outside(name) and callable(attrgetter(name[6:])(torch))
-    is_public = name in PUBLIC.values() and code not in ARGUMENTS
-    return f":py:obj:`{code} <{name}>`" if is_torch or is_public else f"``{code}``"
+def is_of_torch(name: str) -> bool:
+    """Return True if this is a function or class of PyTorch whose page is known."""
+    module, *parts = name.split(".")
+    value: object = torch
+    for part in parts:
+        value = getattr(value, part, None)
+    return module == "torch" and outside(name) is not None and callable(value)
+
+
+def link_names(app: Sphinx, doctree: nodes.document) -> None:
+    """Convert code in a page or docstring to a link, if it is a public name or one of PyTorch."""
+    for code in [*doctree.findall(nodes.literal)]:
+        text = code.astext()
+        name = PUBLIC.get(text.removeprefix("seqbatch."), re.sub(r"^nn\.", "torch.nn.", text))
+        is_public = name in PUBLIC.values() and text not in ARGUMENTS
+        is_linked = isinstance(code.parent, nodes.reference | nodes.title | pending_xref)
+        if (is_public or is_of_torch(name)) and not is_linked:
+            target = pending_xref("", refdomain="py", reftype="obj", reftarget=name, refexplicit=True)
+            code.replace_self(target)
+            target += code
 
 
 def convert_docstring(app: Sphinx, what: str, name: str, obj: object, options: Any, lines: list[str]) -> None:
-    """Convert what napoleon makes of a docstring: code between single backticks, and the types of attributes."""
-    text = re.sub(r"(?<!`)`([^`]+)`(?!`)", lambda found: link(" ".join(found[1].split())), "\n".join(lines))
-    # Beside the name of an attribute, and not below its description.
+    """Show the types of attributes beside their names, and the shapes of properties before what they are."""
+    text = "\n".join(lines)
     text = re.sub(r"(\.\. attribute:: \w+\n)((?:\n| +.*\n)*?)( +:type: .*\n)", r"\1\3\2", text)
     if what == "property":  # because napoleon takes the shape, before a colon, for a type
         text = re.sub(r"^((?:.*\n)*):type: (.*)(?:\n|$)", r"\2: \1", text)
@@ -139,7 +152,7 @@ def link_outside(
     name = node["reftarget"]
     if node.get("refdomain") != "py":
         return None
-    if name.startswith("seqbatch.") and name.rpartition(".")[2] not in PUBLIC:
+    if name.startswith("seqbatch.") and "._" in name:
         return shown
     address = outside(name)
     return None if address is None else nodes.reference("", "", shown, internal=False, refuri=address)
@@ -180,6 +193,7 @@ def setup(app: Sphinx) -> None:
     name_modules_of_classes()
     drop_overloads_of_errors()
     app.connect("autodoc-process-docstring", convert_docstring)
+    app.connect("doctree-read", link_names)
     app.connect("missing-reference", link_outside)
     app.connect("include-read", relink)
     app.connect("env-check-consistency", check_reference)
