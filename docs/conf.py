@@ -69,9 +69,11 @@ PAGES = {
     "hypothesis.strategies.SearchStrategy": "https://hypothesis.readthedocs.io/en/latest/reference/strategies.html",
     "torch.Size": f"{TORCH}/size.html",
     "torch.Tensor": f"{TORCH}/tensors.html",
+    "torch.autocast": f"{TORCH}/amp.html",
     "torch.device": f"{TORCH}/tensor_attributes.html",
     "torch.distributed.distributed_c10d.ProcessGroup": f"{TORCH}/distributed.html",
     "torch.dtype": f"{TORCH}/tensor_attributes.html",
+    "torch.inference_mode": f"{TORCH}/generated/torch.autograd.grad_mode.inference_mode.html",
     "torch.onnx.ONNXProgram": f"{TORCH}/onnx_export.html",
     "torch.onnx.OnnxExporterError": f"{TORCH}/onnx_export.html",
     "torch.utils.data.DataLoader": f"{TORCH}/data.html",
@@ -104,6 +106,7 @@ def drop_overloads_of_errors() -> None:
 
 def outside(name: str) -> str | None:
     """Return the address of the page on a name of another library, None if it is not known."""
+    name = re.sub(r"^torch\.nn\.modules\.\w+\.", "torch.nn.", name)
     module = name.rpartition(".")[0]
     if name in PAGES:
         return f"{PAGES[name]}#{name}"
