@@ -279,6 +279,9 @@ class RNNState(_TensorState):
     Args:
         hidden: `(num_layers, num_directions, batch, size)`, floating.
 
+    Attributes:
+        hidden: as given.
+
     Raises:
         SeqbatchTypeError: it is not a Tensor, or not floating.
         SeqbatchValueError: it has another number of dimensions.
@@ -333,6 +336,10 @@ class LSTMState(_TensorState):
     Args:
         hidden: `(num_layers, num_directions, batch, proj_size or hidden_size)`, floating.
         cell: `(num_layers, num_directions, batch, hidden_size)`, floating.
+
+    Attributes:
+        hidden: as given.
+        cell: as given.
 
     Raises:
         SeqbatchTypeError: one is not a Tensor, or not floating.
@@ -431,6 +438,9 @@ class ContainerState(State):
         states: one for each layer in the container, in order; None for a layer without a state. The summary of the
             sequences is that of one layer: `state.states[1].last()`. The state of a layer that is not PyTorch's may
             be anything; the methods here call its methods of the same name.
+
+    Attributes:
+        states: as given, as a tuple.
 
     Raises:
         SeqbatchTypeError: these are not states.

@@ -21,6 +21,11 @@ class Chunk:
         spans: `(lanes,)`, in steps: the first step to read of it, and the step to stop before.
         lengths: `(number of sequences,)`, in steps: the lengths of all sequences, each as a whole.
 
+    Attributes:
+        sequences: as given.
+        spans: as given.
+        lengths: as given.
+
     >>> chunks_of([3, 5], lanes=2, steps=4)[1]
     Chunk(sequences=(0, 1), spans=((3, 3), (4, 5)))
     """

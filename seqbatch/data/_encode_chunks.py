@@ -80,7 +80,7 @@ def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) ->
         state: the initial state, as for `encode_with_state`.
 
     Returns:
-        an iterator over one pair for each chunk: the outputs, in the layout of the chunk, and the state after the
+        an iterator over one pair for each chunk, of the outputs, in the layout of the chunk, and the state after the
         chunk. Gradients flow within a chunk, and from the first chunk to the initial state.
 
     Raises:

@@ -35,9 +35,9 @@ def mean_loss(
         group: the processes that gradients are averaged over; by default all.
 
     Returns:
-        a Tensor without dimensions, of at least single precision: the sum of the losses, times the number of processes,
-        divided by the items of all processes. Gradients flow. Its mean over the processes is the mean loss of all
-        items. It is 0 without losses.
+        a Tensor without dimensions, of at least single precision. It is the sum of the losses, times the number of
+        processes, divided by the items of all processes. Gradients flow. Its mean over the processes is the mean loss
+        of all items. It is 0 without losses.
 
     Raises:
         SeqbatchTypeError: losses are not a dense Tensor of a floating dtype, or the count is neither an integer nor a

@@ -56,7 +56,7 @@ class TrackedLoader(Generic[Batch]):
         """Return the position after the last batch that was returned, the same in every process.
 
         Returns:
-            the position and all that it depends on: integers, strings, bools and None, which
+            the position and all that it depends on, as integers, strings, bools and None, which
             `torch.load(weights_only=True)` loads.
 
         Raises:
