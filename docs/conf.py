@@ -49,6 +49,7 @@ autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True
 autosummary_generate = False
 napoleon_numpy_docstring = False
+add_module_names = False  # because the title of the page says it
 python_use_unqualified_type_names = True
 toc_object_entries_show_parents = "hide"
 copybutton_prompt_text = r">>> |\.\.\. |\$ "
