@@ -144,7 +144,7 @@ class AdditiveAttention(_AttentionToMemory):
         super().__init__(query_size, memory_size)
         self.hidden_size: int = size("hidden_size", hidden_size)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.query_projection = nn.Linear(self.query_size, self.hidden_size, bias=False, **options)
+        self.query_projection: nn.Linear = nn.Linear(self.query_size, self.hidden_size, bias=False, **options)
         self.memory_projection: nn.Linear = nn.Linear(self.memory_size, self.hidden_size, **options)
         # Without a bias, because a softmax does not change when a number is added to all scores.
         self.score: nn.Linear = nn.Linear(self.hidden_size, 1, bias=False, **options)
@@ -189,7 +189,7 @@ class DotProductAttention(_AttentionToMemory):
     ) -> None:
         super().__init__(query_size, memory_size)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.query_projection = nn.Linear(self.query_size, self.memory_size, bias=False, **options)
+        self.query_projection: nn.Linear = nn.Linear(self.query_size, self.memory_size, bias=False, **options)
 
 
 def _layer_sizes(layer: _AttentionToMemory) -> tuple[int, ...]:
