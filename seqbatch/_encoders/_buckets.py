@@ -288,6 +288,8 @@ def _split_pairs(
     total = sum(numbers[pair] for pair in pairs)
     parts: list[list[tuple[int, int]]] = []
     least = total * _cost_of_pair(*(max(pair[side] for pair in pairs) for side in (0, 1))) - overhead
+    if least <= sum(numbers[pair] * _cost_of_pair(*pair) for pair in pairs):  # the cost without any padding
+        return []
     for side in (0, 1):
         ordered = sorted(pairs, key=itemgetter(side))
         others = [pair[1 - side] for pair in ordered]

@@ -41,7 +41,7 @@ class _AttentionToMemory(nn.Module):
 
     def extra_repr(self) -> str:
         """Return the arguments, which `repr` of the layer shows."""
-        return ", ".join(str(size) for size in _sizes(self))
+        return ", ".join(str(size) for size in _layer_sizes(self))
 
     def forward(self, query: Tensor, memory: Tensor) -> Tensor:
         """Run on one sequence and its memory.
@@ -144,7 +144,7 @@ class AdditiveAttention(_AttentionToMemory):
         super().__init__(query_size, memory_size)
         self.hidden_size: int = size("hidden_size", hidden_size)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.query_projection = nn.Linear(self.query_size, self.hidden_size, bias=False, **options)
+        self.query_projection: nn.Linear = nn.Linear(self.query_size, self.hidden_size, bias=False, **options)
         self.memory_projection: nn.Linear = nn.Linear(self.memory_size, self.hidden_size, **options)
         # Without a bias, because a softmax does not change when a number is added to all scores.
         self.score: nn.Linear = nn.Linear(self.hidden_size, 1, bias=False, **options)
@@ -189,10 +189,10 @@ class DotProductAttention(_AttentionToMemory):
     ) -> None:
         super().__init__(query_size, memory_size)
         options: dict[str, Any] = {"device": device, "dtype": dtype}
-        self.query_projection = nn.Linear(self.query_size, self.memory_size, bias=False, **options)
+        self.query_projection: nn.Linear = nn.Linear(self.query_size, self.memory_size, bias=False, **options)
 
 
-def _sizes(layer: _AttentionToMemory) -> tuple[int, ...]:
+def _layer_sizes(layer: _AttentionToMemory) -> tuple[int, ...]:
     """Return the sizes of a layer; the last one is that of what is computed for each pair of steps."""
     hidden = (layer.hidden_size,) if isinstance(layer, AdditiveAttention) else ()
     return (layer.query_size, layer.memory_size, *hidden)
@@ -243,7 +243,7 @@ def _contexts(
     buckets = memory.structure.plan(
         pair_buckets_of,
         queries.lengths,
-        bucket_overhead(_sizes(layer)[-1], memory.device),
+        bucket_overhead(_layer_sizes(layer)[-1], memory.device),
         1,
         0,
         memory.dtype,

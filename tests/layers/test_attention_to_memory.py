@@ -12,7 +12,6 @@ from strategies import for_all_lengths, sequences
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-import seqbatch
 from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, UnsupportedLayerError, encode
 from seqbatch.layers import AdditiveAttention, DotProductAttention
 from seqbatch.testing import check_cross_attention
@@ -169,6 +168,5 @@ def test_a_forward_of_its_own_is_refused() -> None:
         layer.attend([], [])
 
 
-def test_names_are_public() -> None:
-    assert seqbatch.layers.AdditiveAttention is AdditiveAttention
+def test_scores_have_no_bias_because_a_softmax_would_cancel_it() -> None:
     assert AdditiveAttention(4, 3, 2).score.bias is None
