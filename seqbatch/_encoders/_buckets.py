@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from seqbatch._batch import SequenceBatch
-from seqbatch._ops.layouts import rearrange
+from seqbatch._ops.layouts import flat_to_padded, padded_to_flat, rearrange
 from seqbatch._structure.plans import Plan, ranges
 from seqbatch._structure.sequence_lengths import Lengths, int64_tensor, to_device
 
@@ -25,9 +25,19 @@ OVERHEAD_ELSEWHERE = 2**26
 STEP = 32
 
 
+# The cost of one extra bucket of pairs of sequences, in extra buckets of one batch: it is sought in two dimensions, and
+# both sides are planned. Measured as that; half and twice as much take about as long.
+BUCKETS_OF_PAIRS = 4
+
+
 def bucket_overhead(size: int, device: torch.device) -> int:
     """Return the cost of one extra bucket, in pairs of steps, where a pair costs as much as `size` features."""
     return OVERHEAD.get(device.type, OVERHEAD_ELSEWHERE) // max(size, 1)
+
+
+def pair_bucket_overhead(size: int, device: torch.device) -> int:
+    """Return the cost of one extra bucket of pairs of sequences, as `bucket_overhead`."""
+    return BUCKETS_OF_PAIRS * bucket_overhead(size, device)
 
 
 class Buckets(NamedTuple):
@@ -35,7 +45,7 @@ class Buckets(NamedTuple):
 
     Args:
         shapes: sequences and steps of each bucket.
-        enter: the plan from flat values to rows; None if they are equal.
+        enter: the plan from flat values to rows; None if all sequences are in one bucket, in their order.
         masks: the mask that is added to the scores of each bucket, see `_mask_of_padding`; None without padding. Those
             of queries are None.
     """
@@ -49,18 +59,27 @@ class Buckets(NamedTuple):
         masks = [None if mask is None else to_device(mask, device) for mask in self.masks]
         return type(self)(self.shapes, None if self.enter is None else self.enter.to(device), masks)
 
-    def fill(self, values: Tensor) -> Tensor:
-        """Convert flat values to the rows of all buckets, zeros for padding."""
-        return values if self.enter is None else rearrange(values, self.enter)
+    def fill(self, values: Tensor, lengths: Lengths) -> Tensor:
+        """Convert flat values of these lengths to the rows of all buckets, zeros for padding."""
+        if self.enter is not None:
+            return rearrange(values, self.enter)
+        ((number, steps),) = self.shapes
+        if number * steps == len(values):
+            return values
+        return flat_to_padded(values, lengths, True, "right", steps, 0).flatten(0, 1)
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Split the rows of all buckets into those of each."""
         return torch.split(rows, [number * steps for number, steps in self.shapes])
 
-    def join(self, parts: list[Tensor]) -> Tensor:
+    def join(self, parts: list[Tensor], lengths: Lengths) -> Tensor:
         """Convert the rows of each bucket to flat values, zeros where none holds a step; padding is never read."""
         rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return rows if self.enter is None else rearrange(rows, self.enter.inverse)
+        if self.enter is not None:
+            return rearrange(rows, self.enter.inverse)
+        if len(rows) == lengths.total:
+            return rows
+        return padded_to_flat(rows.unflatten(0, self.shapes[0]), lengths, True, "right")
 
 
 def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype: torch.dtype) -> Buckets:
@@ -75,12 +94,15 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
     """
     counts = lengths.tensor.index_select(0, lengths.order)
     shapes = bucket_shapes(counts.tolist(), overhead)
-    masks = _no_masks(shapes) if causal else _masks_of_padding(counts, shapes, extra, dtype)
-    return Buckets(shapes, _plan_of_rows(lengths, lengths.order, counts, shapes), masks)
+    is_one = len(shapes) == 1
+    masks = (
+        _no_masks(shapes) if causal else _masks_of_padding(lengths.tensor if is_one else counts, shapes, extra, dtype)
+    )
+    return Buckets(shapes, None if is_one else _plan_of_rows(lengths, lengths.order, counts, shapes), masks)
 
 
-def _plan_of_rows(lengths: Lengths, order: Tensor, counts: Tensor, shapes: list[tuple[int, int]]) -> Plan | None:
-    """Compute the plan from flat values to the rows of buckets; None if they are equal.
+def _plan_of_rows(lengths: Lengths, order: Tensor, counts: Tensor, shapes: list[tuple[int, int]]) -> Plan:
+    """Compute the plan from flat values to the rows of buckets.
 
     Args:
         lengths: the lengths of the batch.
@@ -92,8 +114,6 @@ def _plan_of_rows(lengths: Lengths, order: Tensor, counts: Tensor, shapes: list[
     total, rows = int(counts.sum()), sum(number * longest for number, longest in shapes)
     sources = ranges(lengths.offsets.index_select(0, order), counts, total)
     outputs = ranges(steps.cumsum(0) - steps, counts, total)
-    if rows == total == lengths.total and torch.equal(sources, outputs):
-        return None
     return Plan.match(sources, outputs, lengths.total, rows)
 
 
@@ -209,27 +229,28 @@ def pair_buckets_of(
         dtype: as for `buckets_of`.
         with_weights: whether the plan of the weights is needed.
     """
-    queries = Lengths(query_lengths)
     pairs = [*zip(query_lengths, memory.counts, strict=True)]
     chosen = bucket_pairs(pairs, overhead, least)
-    order = int64_tensor(chain.from_iterable(chosen))
-    longest = [[max(pairs[i][side] for i in some) for some in chosen] for side in (0, 1)]
-    shapes = [[(len(some), steps) for some, steps in zip(chosen, longest[side], strict=True)] for side in (0, 1)]
-    counts = [lengths.tensor.index_select(0, order) for lengths in (queries, memory)]
-    weights = _plan_of_weights(queries, memory, order, shapes[0], longest[1]) if with_weights else None
-    return PairBuckets(
-        Buckets(shapes[0], _plan_of_rows(queries, order, counts[0], shapes[0]), _no_masks(shapes[0])),
-        Buckets(
-            shapes[1],
-            _plan_of_rows(memory, order, counts[1], shapes[1]),
-            _masks_of_padding(counts[1], shapes[1], extra, dtype),
-        ),
-        weights,
-    )
+    shapes, of_memory = ([(len(some), max(pairs[i][side] for i in some)) for some in chosen] for side in (0, 1))
+    is_one = [len(some) for some in chosen] == [len(pairs)]
+    if is_one and not with_weights:
+        masks = _masks_of_padding(memory.tensor, of_memory, extra, dtype)
+        return PairBuckets(Buckets(shapes, None, _no_masks(shapes)), Buckets(of_memory, None, masks), None)
+    queries, order = Lengths(query_lengths), int64_tensor(chain.from_iterable(chosen))
+    counts, memory_counts = (lengths.tensor.index_select(0, order) for lengths in (queries, memory))
+    plan = None if is_one else _plan_of_rows(queries, order, counts, shapes)
+    memory_plan = None if is_one else _plan_of_rows(memory, order, memory_counts, of_memory)
+    masks = _masks_of_padding(memory_counts, of_memory, extra, dtype)
+    weights = _plan_of_weights(queries, memory, order, shapes, of_memory) if with_weights else None
+    return PairBuckets(Buckets(shapes, plan, _no_masks(shapes)), Buckets(of_memory, memory_plan, masks), weights)
 
 
 def _plan_of_weights(
-    queries: Lengths, memory: Lengths, order: Tensor, shapes: list[tuple[int, int]], widths: list[int]
+    queries: Lengths,
+    memory: Lengths,
+    order: Tensor,
+    shapes: list[tuple[int, int]],
+    of_memory: list[tuple[int, int]],
 ) -> Plan:
     """Compute the plan of `PairBuckets.weights`.
 
@@ -238,9 +259,9 @@ def _plan_of_weights(
         memory: the lengths of memory.
         order: as for `_plan_of_rows`.
         shapes: sequences and query steps of each bucket.
-        widths: memory steps of each bucket.
+        of_memory: sequences and memory steps of each bucket.
     """
-    sizes = [(number, steps, width) for (number, steps), width in zip(shapes, widths, strict=True)]
+    sizes = [(number, steps, width) for (number, steps), (_, width) in zip(shapes, of_memory, strict=True)]
     strides = int64_tensor(chain.from_iterable([width] * number for number, _, width in sizes))
     areas = int64_tensor(chain.from_iterable([steps * width] * number for number, steps, width in sizes))
     ends, ids = areas.cumsum(0), queries.segment_ids
@@ -336,14 +357,14 @@ def run_pairs_in_groups(
     results = [
         call(one.unflatten(0, shape), other.unflatten(0, memory_shape)).flatten(0, 1)
         for one, other, shape, memory_shape in zip(
-            groups.queries.split(groups.queries.fill(queries.values)),
-            groups.memory.split(groups.memory.fill(memory.values)),
+            groups.queries.split(groups.queries.fill(queries.values, queries.structure)),
+            groups.memory.split(groups.memory.fill(memory.values, memory.structure)),
             groups.queries.shapes,
             groups.memory.shapes,
             strict=True,
         )
     ]
-    return queries.with_values(groups.queries.join(results))
+    return queries.with_values(groups.queries.join(results, queries.structure))
 
 
 # ------------------------------------------------------------------------------------------ layers called as themselves
@@ -363,6 +384,6 @@ def run_in_groups(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> Seq
     """
     lengths: Any = batch.structure.without_empty
     groups = lengths.plan(buckets_of, 0, False, 0, torch.float32, device=batch.device)
-    parts = zip(groups.split(groups.fill(batch.values)), groups.shapes, strict=True)
+    parts = zip(groups.split(groups.fill(batch.values, lengths)), groups.shapes, strict=True)
     results = [call(part.unflatten(0, shape)).flatten(0, 1) for part, shape in parts]
-    return batch.with_values(groups.join(results))
+    return batch.with_values(groups.join(results, lengths))

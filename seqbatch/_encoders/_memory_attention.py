@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqbatch._batch import SequenceBatch
-from seqbatch._encoders._buckets import bucket_overhead, pair_buckets_of
+from seqbatch._encoders._buckets import pair_bucket_overhead, pair_buckets_of
 from seqbatch._encoders._self_attention import attend_in_bucket, keys_before, number_of_keys_before
 from seqbatch._structure.sequence_lengths import Lengths
 
@@ -27,7 +27,7 @@ def attend_to_memory(
     Returns:
         `(total_steps, embed_dim)`. Where memory is empty, and no key is added to it, a step attends to zeros.
     """
-    overhead, extra = bucket_overhead(attention.embed_dim, values.device), number_of_keys_before(attention)
+    overhead, extra = pair_bucket_overhead(attention.embed_dim, values.device), number_of_keys_before(attention)
     buckets = memory.structure.plan(
         pair_buckets_of,
         lengths.counts,
@@ -39,8 +39,8 @@ def attend_to_memory(
         device=values.device,
     )
     weight, bias, memory_weight, memory_bias = _projections(attention)
-    projected = functional.linear(buckets.queries.fill(values), weight, bias)
-    of_memory = functional.linear(buckets.memory.fill(memory.values), memory_weight, memory_bias)
+    projected = functional.linear(buckets.queries.fill(values, lengths), weight, bias)
+    of_memory = functional.linear(buckets.memory.fill(memory.values, memory.structure), memory_weight, memory_bias)
     before = keys_before(attention, projected)
     heads = attention.num_heads, attention.head_dim
     results = []
@@ -55,7 +55,7 @@ def attend_to_memory(
         query = rows.view(*shape, *heads).transpose(1, 2)
         key_and_value = memory_rows.view(*memory_shape, 2, *heads).permute(2, 0, 3, 1, 4)
         results.append(attend_in_bucket(attention, query, key_and_value, before, mask, False))
-    attended = buckets.queries.join(results or [projected])
+    attended = buckets.queries.join(results or [projected], lengths)
     return functional.linear(attended, attention.out_proj.weight, attention.out_proj.bias)
 
 

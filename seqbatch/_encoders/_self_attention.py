@@ -33,14 +33,14 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
         return functional.linear(nothing, attention.out_proj.weight, attention.out_proj.bias)
     overhead, extra = bucket_overhead(attention.embed_dim, values.device), number_of_keys_before(attention)
     buckets = lengths.plan(buckets_of, overhead, causal, extra, values.dtype, device=values.device)
-    projected = functional.linear(buckets.fill(values), attention.in_proj_weight, attention.in_proj_bias)
+    projected = functional.linear(buckets.fill(values, lengths), attention.in_proj_weight, attention.in_proj_bias)
     before = keys_before(attention, projected)
     results = []
     for rows, shape, mask in zip(buckets.split(projected), buckets.shapes, buckets.masks, strict=True):
         # (query, key and value, number, heads, steps, features of a head)
         parts = rows.view(*shape, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
         results.append(attend_in_bucket(attention, parts[0], parts[1:], before, mask, causal))
-    return functional.linear(buckets.join(results), attention.out_proj.weight, attention.out_proj.bias)
+    return functional.linear(buckets.join(results, lengths), attention.out_proj.weight, attention.out_proj.bias)
 
 
 def attend_in_bucket(

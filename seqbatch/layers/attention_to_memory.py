@@ -16,7 +16,7 @@ from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encode import SameBatch, SeveralSequences, T
 from seqbatch._encode.inputs import open_pair
 from seqbatch._encode.registry import empty_pair, register_cross_attention
-from seqbatch._encoders._buckets import bucket_overhead, pair_buckets_of
+from seqbatch._encoders._buckets import pair_bucket_overhead, pair_buckets_of
 from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import (
     register_features,
@@ -243,15 +243,18 @@ def _contexts(
     buckets = memory.structure.plan(
         pair_buckets_of,
         queries.lengths,
-        bucket_overhead(_layer_sizes(layer)[-1], memory.device),
+        pair_bucket_overhead(_layer_sizes(layer)[-1], memory.device),
         1,
         0,
         memory.dtype,
         with_weights,
         device=memory.device,
     )
-    query_rows, rows = buckets.queries.fill(query_values), buckets.memory.fill(memory.values)
-    key_rows = rows if keys is memory.values else buckets.memory.fill(keys)
+    query_rows, rows = (
+        buckets.queries.fill(query_values, queries.structure),
+        buckets.memory.fill(memory.values, memory.structure),
+    )
+    key_rows = rows if keys is memory.values else buckets.memory.fill(keys, memory.structure)
     contexts, weights = [], []
     for query, key, value, shape, memory_shape, mask in zip(
         buckets.queries.split(query_rows),
@@ -268,7 +271,7 @@ def _contexts(
         weights.append(weight)
     # Without any pair there are no rows, of the size of memory.
     nothing = query_rows.new_zeros(0, layer.memory_size)
-    return buckets.queries.join(contexts or [nothing]), buckets.join_weights(weights, nothing)
+    return buckets.queries.join(contexts or [nothing], queries.structure), buckets.join_weights(weights, nothing)
 
 
 def _attend(

@@ -36,6 +36,11 @@ class Centred(nn.AvgPool2d):
         return super().forward(input - input.mean((2, 3), keepdim=True))
 
 
+class Negated(nn.ZeroPad2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return -super().forward(input)
+
+
 class Doubled(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         assert input.dim() == 4
@@ -104,7 +109,7 @@ def test_features_without_channels_are_of_one(layer: nn.Module, lengths: list[in
 @every_lengths
 def test_a_forward_of_its_own_may_do_anything_with_the_steps_of_a_sequence(lengths: list[int]) -> None:
     torch.manual_seed(0)
-    for layer in (Causal(CHANNELS, 3, (3, 2)), Centred((2, 3)), Centred((2, 3), ceil_mode=True)):
+    for layer in (Causal(CHANNELS, 3, (3, 2)), Centred((2, 3)), Centred((2, 3), ceil_mode=True), Negated(1)):
         xs = images(lengths)
         laws.check_alone(layer.double(), xs)
         laws.check_empty(layer, xs)
@@ -147,6 +152,7 @@ def test_a_quantized_convolution_scales_each_sequence_by_itself() -> None:
         (Centred(2), (CHANNELS, FEATURES // 2)),
         (nn.ReflectionPad2d((1, 2, 3, 3)), (CHANNELS, FEATURES + 3)),
         (nn.CircularPad2d((1, -2, 3, 3)), (CHANNELS, FEATURES - 1)),
+        (Negated((1, -2, 3, 3)), (CHANNELS, FEATURES - 1)),
         (nn.BatchNorm2d(CHANNELS), (CHANNELS, FEATURES)),
     ],
     ids=str,
