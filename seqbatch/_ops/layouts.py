@@ -12,7 +12,7 @@ from seqbatch._checks.layout_arguments import PaddingSide
 from seqbatch._kernels import row_copies
 from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
 from seqbatch._structure.sequence_lengths import Lengths
-from seqbatch._torch import is_transformed
+from seqbatch._torch import is_dense, is_transformed
 
 # Without kernels: up to this many sequences, copying one by one is faster than planning a gather.
 COPY_LOOP_LIMIT = 64
@@ -213,7 +213,7 @@ def _copy_loop_is_faster(values: Tensor, lengths: Lengths) -> bool:
 
     False if a backward pass may follow, because that would fill one tensor of full size for each sequence.
     """
-    if _kernels.IS_THERE or not values.is_cpu or not lengths.total or values.requires_grad or is_transformed():
+    if _kernels.IS_THERE or not is_dense(values) or not lengths.total or values.requires_grad or is_transformed():
         return False
     return len(lengths) <= COPY_LOOP_LIMIT
 
