@@ -175,7 +175,7 @@ def distance(one: Sequence[int], other: Sequence[int]) -> int:
 def measure(found: list[list[int]], words: Words) -> tuple[float, float]:
     """Return the rate of wrong phonemes, and the share of words without any, in percent.
 
-    Of several pronunciations in the dictionary, the one nearest to what was found counts.
+    If the dictionary has several pronunciations, the nearest to what was found counts.
     """
     pairs = zip(found, words.pronunciations, strict=True)
     nearest = [min((distance(one, said), len(said)) for said in known) for one, known in pairs]
