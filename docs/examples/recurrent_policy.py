@@ -3,7 +3,8 @@
 The environment is CartPole of gymnasium (after A. Barto, R. Sutton and C. Anderson, 1983): push a cart to the left or
 right so that the pole on it stays up, for 500 steps at most. The policy sees the places of cart and pole, but not their
 velocities, so it needs a memory. Two policies are trained by PPO (J. Schulman and others, 2017): one with a GRU, and
-for comparison one whose GRU is reset at each step.
+for comparison one whose GRU is reset at each step. With its memory it keeps the pole up for some 500 steps, without it
+for some 40.
 
     pip install "seqbatch[demo]"
     python recurrent_policy.py
