@@ -1,5 +1,6 @@
 """The states that recurrent layers carry from step to step, sequence by sequence, and those of containers."""
 
+import textwrap
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, Self
@@ -12,7 +13,7 @@ from seqbatch import _ops
 from seqbatch._checks.arguments import require_tensor
 from seqbatch._checks.exporters import refuse_exporters
 from seqbatch._checks.gathering import require_gatherable
-from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._checks.grammar import complaint, counted, traits, type_name
 from seqbatch._checks.indices import AnyScalar, Index, as_index
 from seqbatch._checks.not_a_tensor import NotATensor
 from seqbatch._ops import traced
@@ -253,11 +254,13 @@ class _TensorState(State):
         return type(self), self._tensors
 
     def __repr__(self) -> str:
-        layers, directions, batch, _ = self.hidden.shape
-        sizes = "+".join(str(tensor.shape[3]) for tensor in self._tensors)
+        layers, directions, batch, size = self.hidden.shape
         numbers = ((batch, "sequence"), (layers, "layer"), (directions, "direction"))
-        what = ", ".join(counted(number, name) for number, name in numbers) + f", size {sizes}"
-        return f"{type(self).__name__}({what}, {self.hidden.dtype}, {self.hidden.device})"
+        parts = [*(counted(number, name) for number, name in numbers), f"size {size}"]
+        for name, tensor in zip(self._names, self._tensors, strict=True):
+            if tensor.shape[3] != size:  # as with `proj_size`
+                parts.append(f"{name} size {tensor.shape[3]}")
+        return f"{type(self).__name__}({', '.join(parts)}, {traits(*self._tensors)})"
 
 
 def _require_state_tensor(subject: str, value: object) -> Tensor:
@@ -390,7 +393,7 @@ class LSTMState(_TensorState):
             SeqbatchValueError: one has another shape than the layer's, or they differ in batch, dtype or device.
 
         >>> LSTMState.from_torch((torch.zeros(2, 3, 8), torch.zeros(2, 3, 8)), nn.LSTM(5, 8, bidirectional=True))
-        LSTMState(3 sequences, 1 layer, 2 directions, size 8+8, torch.float32, cpu)
+        LSTMState(3 sequences, 1 layer, 2 directions, size 8, torch.float32, cpu)
         """
         if not isinstance(hx, (tuple, list)) or len(hx) != 2:
             raise complaint(SeqbatchTypeError, "hx", "be a pair (hidden, cell) of Tensors", type_name(hx))
@@ -430,7 +433,13 @@ def _to_tuple(states: Iterable[Any]) -> tuple[Any, ...]:
     return tuple(states)
 
 
-@attrs.frozen(eq=False, init=False)
+def _shown_part(i: int, part: Any) -> str:
+    """Return the line or lines of a part in the `repr` of a container's state, with the shape of a Tensor."""
+    text = f"Tensor({tuple(part.shape)}, {traits(part)})" if isinstance(part, Tensor) else repr(part)
+    return textwrap.indent(f"({i}): {text}", "  ")
+
+
+@attrs.frozen(eq=False, repr=False, init=False)
 class ContainerState(State):
     """The state of a container such as `nn.Sequential`.
 
@@ -447,8 +456,11 @@ class ContainerState(State):
         SeqbatchValueError: the states differ in batch size.
 
     >>> _, state = encode_with_state(nn.Sequential(nn.Linear(5, 4), nn.GRU(4, 3)), [torch.zeros(7, 5)])
-    >>> state.states
-    (None, RNNState(1 sequence, 1 layer, 1 direction, size 3, torch.float32, cpu))
+    >>> state.detach()
+    ContainerState(
+      (0): None
+      (1): RNNState(1 sequence, 1 layer, 1 direction, size 3, torch.float32, cpu)
+    )
     """
 
     __module__ = "seqbatch"
@@ -496,6 +508,11 @@ class ContainerState(State):
 
     def _map(self, function: Callable[[Any], Any]) -> Self:
         return type(self)(tuple(None if state is None else function(state) for state in self.states))
+
+    def __repr__(self) -> str:
+        name = type(self).__name__
+        lines = [f"{name}(", *(_shown_part(i, part) for i, part in enumerate(self.states)), ")"]
+        return "\n".join(lines) if self.states else f"{name}()"
 
     def __reduce__(self) -> tuple[type[Self], tuple[tuple[Any, ...]]]:
         require_gatherable(self)

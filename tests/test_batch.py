@@ -69,6 +69,23 @@ def test_repr_shows_shapes_and_no_data() -> None:
     assert repr(SequenceBatch(torch.zeros(1), [1])) == (
         "SequenceBatch(1 sequence of 1 step, features (), torch.float32, cpu)"
     )
+    assert repr(SequenceBatch(torch.zeros(0, 5), [])) == "SequenceBatch(0 sequences, features (5,), torch.float32, cpu)"
+    assert repr(SequenceBatch(torch.zeros(0, device="meta"), [0, 0])) == (
+        "SequenceBatch(2 sequences of 0 steps, features (), torch.float32, meta)"
+    )
+
+
+def test_repr_shows_whether_gradients_are_recorded() -> None:
+    batch = SequenceBatch(torch.zeros(3, 5, requires_grad=True), [2, 1])
+    shown = "SequenceBatch(2 sequences of 1 to 2 steps, features (5,), torch.float32, cpu, requires_grad=True)"
+    assert repr(batch) == repr(batch.map(torch.relu)) == shown
+    assert repr(batch.detach()) == shown.replace(", requires_grad=True", "")
+
+
+def test_a_notebook_shows_the_repr() -> None:
+    batch = SequenceBatch(torch.zeros(3), [2, 1])
+    for name in ("_repr_html_", "_repr_mimebundle_", "_ipython_display_", "_repr_pretty_"):
+        assert not hasattr(batch, name)
 
 
 @for_all_lengths(number=st.integers(0, 3))

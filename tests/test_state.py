@@ -29,9 +29,29 @@ def test_a_container_without_states_has_no_sequences() -> None:
 
 def test_repr_shows_shapes_and_no_data() -> None:
     assert repr(rnn_state(3)) == "RNNState(3 sequences, 2 layers, 2 directions, size 4, torch.float64, cpu)"
-    assert repr(lstm_state(1)) == "LSTMState(1 sequence, 2 layers, 1 direction, size 4+5, torch.float64, cpu)"
-    inside = f"ContainerState(states=({lstm_state(3)!r}, None))"
-    assert repr(container_state(3)) == f"ContainerState(states=(None, {rnn_state(3)!r}, {inside}))"
+    assert (
+        repr(lstm_state(1)) == "LSTMState(1 sequence, 2 layers, 1 direction, size 4, cell size 5, torch.float64, cpu)"
+    )
+    assert repr(container_state(3)) == (
+        "ContainerState(\n"
+        "  (0): None\n"
+        f"  (1): {rnn_state(3)!r}\n"
+        "  (2): ContainerState(\n"
+        f"    (0): {lstm_state(3)!r}\n"
+        "    (1): None\n"
+        "  )\n"
+        ")"
+    )
+    assert repr(ContainerState(())) == "ContainerState()"
+    assert repr(ContainerState((torch.zeros(2, 3),))) == "ContainerState(\n  (0): Tensor((2, 3), torch.float32, cpu)\n)"
+
+
+def test_repr_shows_whether_gradients_are_recorded() -> None:
+    hidden = torch.zeros(1, 1, 2, 3, requires_grad=True)
+    shown = "LSTMState(2 sequences, 1 layer, 1 direction, size 3, torch.float32, cpu, requires_grad=True)"
+    state = LSTMState(hidden.detach(), hidden)
+    assert repr(state) == shown
+    assert repr(state.detach()) == shown.replace(", requires_grad=True", "")
 
 
 FOUR = torch.zeros(2, 1, 3, 4)

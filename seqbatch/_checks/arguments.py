@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._checks.grammar import complaint, counted, shown, type_name
 from seqbatch._torch import is_mapped
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -128,7 +128,7 @@ def integer(subject: str, value: object) -> int:
             raise TypeError
         return operator.index(value)  # type: ignore[arg-type]  # raises a TypeError for anything else
     except TypeError:
-        raise complaint(SeqbatchTypeError, subject, "be an integer", repr(value)) from None
+        raise complaint(SeqbatchTypeError, subject, "be an integer", shown(value)) from None
 
 
 def at_least(subject: str, value: object, least: int) -> int:

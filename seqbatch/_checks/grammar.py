@@ -2,12 +2,14 @@
 
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from seqbatch._torch import in_a_graph
 from seqbatch.errors import SeqbatchError
 
 Error = TypeVar("Error", bound=SeqbatchError)
+# The most characters of a value in an error, which should stay one sentence.
+MOST_SHOWN = 60
 
 
 def complaint(error: type[Error], subject: str, must: str, found: object, remedy: str = "") -> Error:
@@ -28,6 +30,18 @@ def class_name(cls: type) -> str:
     return f"an {name}" if name[0] in "aeiouAEIOU" else f"a {name}"
 
 
+def shown(value: object) -> str:
+    """Return the `repr` of a value in one line, cut if it is long."""
+    text = " ".join(repr(value).split("\n"))
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
+
+
+def traits(*tensors: Tensor) -> str:
+    """Name the dtype and device of tensors, and whether gradients are recorded for one, as their `repr` does."""
+    recorded = ", requires_grad=True" if any(tensor.requires_grad for tensor in tensors) else ""
+    return f"{tensors[0].dtype}, {tensors[0].device}{recorded}"
+
+
 def counted(number: int, what: str) -> str:
     """Return a number with its noun: "1 sequence", "2 sequences"."""
     return f"{number} {what}" if number == 1 else f"{number} {what}s"
@@ -38,7 +52,7 @@ def describe(layer: nn.Module) -> str:
     if in_a_graph():  # because `torch.compile` cannot trace the `extra_repr` of some layers
         return type(layer).__name__
     try:
-        sizes = layer.extra_repr()
+        sizes = layer.extra_repr() or ("..." if [*layer.children()] else "")
     except Exception:  # a fault in `extra_repr` must not replace the error that is being raised
         sizes = "..."
     return f"{type(layer).__name__}({sizes})"

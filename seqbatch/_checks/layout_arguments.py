@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.arguments import integer, integers, require_numbers, require_steps, require_tensor
-from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._checks.grammar import complaint, counted, shown, type_name
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 PaddingSide = Literal["right", "left"]
@@ -19,17 +19,18 @@ PaddingSide = Literal["right", "left"]
 def require_bool(subject: str, value: object) -> bool:
     """Return the value if it is a bool, else raise, because a truthy value must not choose an axis."""
     if not isinstance(value, bool):
-        raise complaint(SeqbatchTypeError, subject, "be True or False", repr(value))
+        raise complaint(SeqbatchTypeError, subject, "be True or False", shown(value))
     return value
 
 
 def require_side(value: object) -> PaddingSide:
     """Return the padding side if it is "right" or "left", else raise."""
-    if value == "right":
-        return "right"
-    if value == "left":
-        return "left"
-    raise complaint(SeqbatchValueError, "padding_side", "be 'right' or 'left'", repr(value))
+    if isinstance(value, str):  # because arrays compare element by element
+        if value == "right":
+            return "right"
+        if value == "left":
+            return "left"
+    raise complaint(SeqbatchValueError, "padding_side", "be 'right' or 'left'", shown(value))
 
 
 def require_total_length(total_length: int | None, longest: int) -> int:
@@ -59,7 +60,7 @@ def require_padding_value(padding_value: complex, dtype: torch.dtype) -> complex
     except (RuntimeError, TypeError, ValueError, OverflowError):  # which one torch raises depends on dtype and value
         kept = False
     if not kept:
-        raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", repr(padding_value))
+        raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", shown(padding_value))
     return number
 
 

@@ -56,17 +56,28 @@ def _run_in_order(
 ) -> tuple[SequenceBatch, tuple[Any, ...]]:
     def run(current: SequenceBatch) -> tuple[SequenceBatch, tuple[Any, ...]]:
         ends = []
-        for child, has_state, start in zip(layer, with_state, states, strict=True):
-            current, end = run_child(child, current, has_state, start)
+        for i, (child, has_state, start) in enumerate(zip(layer, with_state, states, strict=True)):
+            current, end = run_child(layer, f"layer {i}", child, current, has_state, start)
             ends.append(end)
         return current, tuple(ends)
 
     return run_with_hooks(layer, batch, run)
 
 
-def run_child(child: nn.Module, batch: SequenceBatch, with_state: bool, start: Any) -> tuple[SequenceBatch, Any]:
-    """Run a layer of a container by its own encoder; without a state the final one is None."""
-    return encode_with_state(child, batch, start) if with_state else (encode(child, batch), None)
+def run_child(
+    layer: nn.Module, place: str, child: nn.Module, batch: SequenceBatch, with_state: bool, start: Any
+) -> tuple[SequenceBatch, Any]:
+    """Run a layer of a container by its own encoder; without a state the final one is None. Errors name its place."""
+    try:
+        return encode_with_state(child, batch, start) if with_state else (encode(child, batch), None)
+    except Exception as error:
+        _add_place(error, layer, place)
+        raise
+
+
+@skipped_in_graphs  # because PyTorch shows the line of the model
+def _add_place(error: Exception, layer: nn.Module, place: str) -> None:
+    error.add_note(f"as {place} of {type(layer).__name__}")
 
 
 def register_container(

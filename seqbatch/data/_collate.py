@@ -10,7 +10,7 @@ from torch.utils.data import default_collate
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.arguments import from_array, require_alike, require_steps, require_tensor
-from seqbatch._checks.grammar import complaint, counted, type_name
+from seqbatch._checks.grammar import complaint, counted, shown, type_name
 from seqbatch.data._fields import NUMBERS, Container, container_of, has_steps, is_kept, kind_of
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
@@ -102,16 +102,16 @@ def _require_names(sequences: object, sample: object) -> _SequenceNames:
         return None
     if not isinstance(sequences, Collection) or isinstance(sequences, (str, bytes)) or kind_of(sequences) is Tensor:
         remedy = f"Pass [{sequences!r}] for one field." if isinstance(sequences, str) else ""
-        found = repr(sequences) if isinstance(sequences, str) else type_name(sequences)
+        found = shown(sequences) if isinstance(sequences, str) else type_name(sequences)
         raise complaint(SeqbatchTypeError, "sequences", "be a collection of fields", found, remedy)
     there = [path for path in _tensors_in(sample, _FieldPath()) if path.code]
     for name in sequences:
         fitting = [path.in_sample(0) for path in there if path.name == name]
         if isinstance(name, bool):  # because it would match the position 0 or 1
-            raise complaint(SeqbatchTypeError, "sequences", "hold names and positions", repr(name))
+            raise complaint(SeqbatchTypeError, "sequences", "hold names and positions", shown(name))
         if not fitting:
             must = f"name Tensors or arrays in the samples, of {[path.name for path in there]}"
-            raise complaint(SeqbatchValueError, "sequences", must, repr(name))
+            raise complaint(SeqbatchValueError, "sequences", must, shown(name))
         if len(fitting) > 1:
             found = f"{name!r}, which fits `{'` and `'.join(fitting)}`"
             raise complaint(SeqbatchValueError, "sequences", "name one field each", found, "Rename a key.")

@@ -8,7 +8,7 @@ import attrs
 from torch import Tensor, distributed
 
 from seqbatch._checks.arguments import at_least
-from seqbatch._checks.grammar import complaint, type_name
+from seqbatch._checks.grammar import complaint, shown, type_name
 from seqbatch.data._epoch_batches import BatchingOptions, EpochBatches, make_batches
 from seqbatch.data._sampler_arguments import current_processes, require_batches
 from seqbatch.errors import SeqbatchError, SeqbatchTypeError, SeqbatchValueError
@@ -238,7 +238,7 @@ class SamplerState:
         for name, wanted in self._dependencies().items():
             if (found := state_dict.get(name)) != wanted:
                 must = f"have {name} {wanted!r}, as this sampler"
-                raise complaint(SeqbatchValueError, "state_dict", must, repr(found), _OTHER_PLAN)
+                raise complaint(SeqbatchValueError, "state_dict", must, shown(found), _OTHER_PLAN)
         epoch, position = (at_least(f"state_dict[{name!r}]", state_dict.get(name), 0) for name in ("epoch", "position"))
         if position > self.batches():
             must = f"be at most {self.batches()}, the batches of an epoch"

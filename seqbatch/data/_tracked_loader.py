@@ -96,4 +96,5 @@ class TrackedLoader(Generic[Batch]):
         self._state.progress.load(self._state.read_dict(state_dict), self._state.processes()[1])
 
     def __repr__(self) -> str:
-        return f"TrackedLoader({len(self)} batches, epoch {self._state.progress.position().epoch})"
+        batches = "1 batch" if len(self) == 1 else f"{len(self)} batches"
+        return f"TrackedLoader({batches}, epoch {self._state.progress.position().epoch})"

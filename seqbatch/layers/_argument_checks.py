@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.arguments import integer, require_steps
-from seqbatch._checks.grammar import complaint, describe, type_name
+from seqbatch._checks.grammar import complaint, describe, shown, type_name
 from seqbatch._encode.registry import unsupported
 from seqbatch._encoders._layer_checks import keeps_forward
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -41,7 +41,7 @@ def size(subject: str, value: object) -> int:
 def probability(subject: str, value: float) -> float:
     """Return the value if it is a number from 0 to 1, else raise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise complaint(SeqbatchTypeError, subject, "be a number", repr(value))
+        raise complaint(SeqbatchTypeError, subject, "be a number", shown(value))
     if not 0 <= value <= 1:
         raise complaint(SeqbatchValueError, subject, "be from 0 to 1", value)
     return value

@@ -104,7 +104,7 @@ class LayerNormLSTM(nn.Module):
 
     >>> outputs, state = encode_with_state(LayerNormLSTM(5, 3), [torch.randn(10, 5), torch.randn(7, 5)])
     >>> outputs[1].shape, state
-    (torch.Size([7, 3]), LSTMState(2 sequences, 1 layer, 1 direction, size 3+3, torch.float32, cpu))
+    (torch.Size([7, 3]), LSTMState(2 sequences, 1 layer, 1 direction, size 3, torch.float32, cpu, requires_grad=True))
     """
 
     def __init__(

@@ -31,7 +31,7 @@ class Residual(nn.Module):
     >>> xs = [torch.randn(10, 5), torch.randn(7, 5)]
     >>> outputs, state = encode_with_state(Residual(nn.LSTM(5, 5)), xs)
     >>> outputs[1].shape, state
-    (torch.Size([7, 5]), LSTMState(2 sequences, 1 layer, 1 direction, size 5+5, torch.float32, cpu))
+    (torch.Size([7, 5]), LSTMState(2 sequences, 1 layer, 1 direction, size 5, torch.float32, cpu, requires_grad=True))
     """
 
     def __init__(self, layer: nn.Module) -> None:
@@ -81,7 +81,7 @@ def _run_residual(
     refuse_own_forward(layer, Residual)
 
     def run(given: SequenceBatch) -> tuple[SequenceBatch, Any]:
-        outputs, end = run_child(layer.layer, given, with_state, state)
+        outputs, end = run_child(layer, "`layer`", layer.layer, given, with_state, state)
         return given.with_values(_add_input(layer, given, outputs)), end
 
     return run_with_hooks(layer, batch, run)

@@ -36,7 +36,7 @@ class TwoWay(nn.Module):
     >>> xs = [torch.randn(10, 5), torch.randn(7, 5)]
     >>> outputs, state = encode_with_state(TwoWay(nn.GRU(5, 3), nn.LSTM(5, 4)), xs)
     >>> outputs[1].shape, state.states[0]
-    (torch.Size([7, 7]), RNNState(2 sequences, 1 layer, 1 direction, size 3, torch.float32, cpu))
+    (torch.Size([7, 7]), RNNState(2 sequences, 1 layer, 1 direction, size 3, torch.float32, cpu, requires_grad=True))
     """
 
     def __init__(self, forward_layer: nn.Module, backward_layer: nn.Module) -> None:
@@ -98,8 +98,9 @@ def _run_both(
     layer: TwoWay, batch: SequenceBatch, with_state: list[bool], states: list[Any]
 ) -> tuple[SequenceBatch, tuple[Any, Any]]:
     """Run each layer, with a state or without, and join their outputs; return them and the final states."""
-    forward, first = run_child(layer.forward_layer, batch, with_state[0], states[0])
-    backward, second = run_child(layer.backward_layer, batch.reverse(), with_state[1], states[1])
+    forward, first = run_child(layer, "`forward_layer`", layer.forward_layer, batch, with_state[0], states[0])
+    reverse = batch.reverse()
+    backward, second = run_child(layer, "`backward_layer`", layer.backward_layer, reverse, with_state[1], states[1])
     if is_nothing(forward) or is_nothing(backward):
         return batch, (first, second)
     _require_alike(forward, backward)

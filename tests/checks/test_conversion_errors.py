@@ -241,7 +241,8 @@ def padded(dtype: torch.dtype, value: Any) -> Tensor:
     ],
 )
 def test_padding_that_the_dtype_cannot_hold(value: Any, dtype: torch.dtype) -> None:
-    message = rf"`padding_value` must be a value of {dtype}; got {re.escape(repr(value))}\."
+    found = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}..."
+    message = rf"`padding_value` must be a value of {dtype}; got {re.escape(found)}\.$"
     with pytest.raises(SeqbatchValueError, match=message):
         padded(dtype, value)
 

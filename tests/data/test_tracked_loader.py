@@ -308,6 +308,8 @@ def test_repr_shows_numbers_only() -> None:
     shown = "BucketBatchSampler(20 sequences, batch_size 4, max_steps 15, process 1 of 2, epoch 0)"
     assert repr(sampler) == shown
     assert repr(sampler.track([])) == f"TrackedLoader({len(sampler)} batches, epoch 0)"
+    one = BucketBatchSampler([1, 2], batch_size=2, rank=0, world_size=1)
+    assert repr(one.track([])) == "TrackedLoader(1 batch, epoch 0)"
 
 
 def test_set_epoch_cannot_lose_a_loaded_position() -> None:

@@ -28,10 +28,13 @@ def with_hook(layer: nn.Module) -> nn.Module:
 def test_wrong_features_dtype_and_device(layer: nn.Module, lengths: list[int]) -> None:
     name = type(layer.layer if isinstance(layer, Causal) else layer).__name__
     for options, must in (
-        ({"size": (5,)}, rf"have features \(4,\), for {name}\(\); got \(5,\)\."),
-        ({"size": ()}, rf"have features \(4,\), for {name}\(\); got \(\)\."),
-        ({"dtype": torch.float64}, rf"have dtype torch.float32, as the weights of {name}\(\); got torch.float64\."),
-        ({"device": "meta"}, rf"be on cpu, as the weights of {name}\(\); got meta\."),
+        ({"size": (5,)}, rf"have features \(4,\), for {name}\(\.\.\.\); got \(5,\)\."),
+        ({"size": ()}, rf"have features \(4,\), for {name}\(\.\.\.\); got \(\)\."),
+        (
+            {"dtype": torch.float64},
+            rf"have dtype torch.float32, as the weights of {name}\(\.\.\.\); got torch.float64\.",
+        ),
+        ({"device": "meta"}, rf"be on cpu, as the weights of {name}\(\.\.\.\); got meta\."),
     ):
         given: Any = {"size": (4,), **options}
         size = given.pop("size")

@@ -21,6 +21,7 @@ from seqbatch import (
     is_recurrent,
     register_recurrent,
 )
+from seqbatch.layers import Residual, TwoWay
 
 
 def models() -> st.SearchStrategy[nn.Sequential]:
@@ -135,9 +136,27 @@ def test_an_error_inside_says_where() -> None:
     with pytest.raises(SeqbatchValueError, match=r"must have features \(4,\), for LSTM\(4, 5\); got \(3,\)") as caught:
         encode(model, [torch.zeros(3, 2)])
     assert caught.value.__notes__ == [
-        "while LSTM(4, 5) ran on SequenceBatch(1 sequence of 3 steps, features (3,), torch.float32, cpu)",
-        "while Sequential() ran on SequenceBatch(1 sequence of 3 steps, features (2,), torch.float32, cpu)",
+        "while LSTM(4, 5) ran on "
+        "SequenceBatch(1 sequence of 3 steps, features (3,), torch.float32, cpu, requires_grad=True)",
+        "as layer 1 of Sequential",
+        "while Sequential(...) ran on SequenceBatch(1 sequence of 3 steps, features (2,), torch.float32, cpu)",
     ]
+
+
+@pytest.mark.parametrize("with_state", [False, True])
+def test_an_error_inside_names_the_layer_among_many(with_state: bool) -> None:
+    blocks = [Residual(nn.GRU(2, 2)), TwoWay(nn.GRU(2, 1), nn.GRU(2, 1)), nn.Sequential(Residual(nn.GRU(3, 3)))]
+    run: Any = encode_with_state if with_state else encode
+    with pytest.raises(SeqbatchValueError) as caught:
+        run(nn.Sequential(*blocks), [torch.zeros(3, 2)])
+    places = ["as `layer` of Residual", "as layer 0 of Sequential", "as layer 2 of Sequential"]
+    assert [note for note in caught.value.__notes__ if note.startswith("as")] == places
+    for narrow, place in enumerate(("forward_layer", "backward_layer")):
+        layers = [nn.GRU(2, 1), nn.GRU(2, 1)]
+        layers[narrow] = nn.GRU(1, 1)
+        with pytest.raises(SeqbatchValueError) as caught:
+            run(TwoWay(*layers), [torch.zeros(3, 2)])
+        assert caught.value.__notes__[1] == f"as `{place}` of TwoWay"
 
 
 def test_wrong_states() -> None:
@@ -145,7 +164,7 @@ def test_wrong_states() -> None:
     xs = [torch.zeros(3, 2)]
     good = encode_with_state(model, xs)[1]
     with pytest.raises(
-        SeqbatchTypeError, match=r"`state` must be a ContainerState, for Sequential\(\); got a seqbatch"
+        SeqbatchTypeError, match=r"`state` must be a ContainerState, for Sequential\(\.\.\.\); got a seqbatch"
     ):
         encode_with_state(model, xs, good.states[1])
     message = r"`state.states` must hold 2 states, None but for the layers \[1\]; got 2 states, not None for \[0\]."

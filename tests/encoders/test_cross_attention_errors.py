@@ -155,7 +155,7 @@ def test_causal_of_a_layer_that_is_not_a_decoder() -> None:
     with pytest.raises(UnsupportedLayerError, match=must + ending):
         attention(x[0], x[0])
     refuse(Causal(nn.TransformerEncoderLayer(4, 2)), x, x, UnsupportedLayerError, rf"{must}{remedy}\.")
-    with pytest.raises(SeqbatchTypeError, match=r"^`memory` must be given, for Causal\(\); got None\."):
+    with pytest.raises(SeqbatchTypeError, match=r"^`memory` must be given, for Causal\(\.\.\.\); got None\."):
         Causal(DECODER)(x[0])
 
 
@@ -201,4 +201,4 @@ def test_an_error_names_both_batches() -> None:
         encode(ATTENTION, zeros([3, 2], 4), zeros([1, 1], 5))
     batches = "SequenceBatch(2 sequences of 2 to 3 steps, features (4,), torch.float32, cpu)"
     other = "SequenceBatch(2 sequences of 1 step, features (5,), torch.float32, cpu)"
-    assert caught.value.__notes__ == [f"while MultiheadAttention() ran on {batches} and {other}"]
+    assert caught.value.__notes__ == [f"while MultiheadAttention(...) ran on {batches} and {other}"]

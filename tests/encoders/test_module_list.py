@@ -80,6 +80,6 @@ def test_a_forward_of_its_own_is_refused() -> None:
 
 def test_a_state_of_another_kind() -> None:
     model = nn.ModuleList([nn.GRU(2, 2)])
-    message = r"`state` must be a ContainerState, for ModuleList\(\); got a seqbatch"
+    message = r"`state` must be a ContainerState, for ModuleList\(\.\.\.\); got a seqbatch"
     with pytest.raises(SeqbatchTypeError, match=message):
         encode_with_state(model, [torch.zeros(3, 2)], state_for(nn.GRU(2, 2), 1))

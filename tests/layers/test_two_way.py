@@ -170,7 +170,7 @@ def test_wrong_states() -> None:
     layer = TwoWay(nn.Linear(2, 2), nn.LSTM(2, 2))
     xs = [torch.zeros(3, 2), torch.zeros(1, 2)]
     good = LSTMState(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2))
-    message = r"`state` must be a ContainerState, for TwoWay\(\); got a seqbatch\.LSTMState\."
+    message = r"`state` must be a ContainerState, for TwoWay\(\.\.\.\); got a seqbatch\.LSTMState\."
     laws.check_refused(layer, xs, SeqbatchTypeError, message, good)
     message = r"`state\.states` must hold 2 states, None but for the layers \[1\]; got 2 states, not None for \[0\]\."
     laws.check_refused(layer, xs, SeqbatchValueError, message, ContainerState((good, None)))
