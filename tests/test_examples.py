@@ -161,7 +161,8 @@ def test_pronounce_learns_prints_and_draws(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert re.search(r"^held out: SequenceBatch\(1000 sequences of", done.stdout, re.MULTILINE)
     rates = [float(rate) for rate in re.findall(r"beam of \d: ([\d.]+) % of phonemes are wrong", done.stdout)]
-    assert rates[1] < rates[0] < 30
+    assert len(rates) == 2
+    assert max(rates) < 25
     assert "in the dictionary" in done.stdout
     assert "training: 100%" in done.stderr
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")

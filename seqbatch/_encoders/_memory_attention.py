@@ -53,7 +53,7 @@ def attend_to_memory(
         strict=True,
     ):
         query = rows.view(*shape, *heads).transpose(1, 2)
-        key_and_value = memory_rows.view(*memory_shape, 2, *heads).permute(2, 0, 3, 1, 4)
+        key_and_value = memory_rows.view(*memory_shape, 2, *heads).permute(2, 0, 3, 1, 4).unbind()
         results.append(attend_in_bucket(attention, query, key_and_value, before, mask, False))
     attended = buckets.queries.join(results or [projected], lengths)
     return functional.linear(attended, attention.out_proj.weight, attention.out_proj.bias)

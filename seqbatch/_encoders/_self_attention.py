@@ -39,14 +39,16 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
     for rows, shape, mask in zip(buckets.split(projected), buckets.shapes, buckets.masks, strict=True):
         # (query, key and value, number, heads, steps, features of a head)
         parts = rows.view(*shape, 3, attention.num_heads, attention.head_dim).permute(2, 0, 3, 1, 4)
-        results.append(attend_in_bucket(attention, parts[0], parts[1:], before, mask, causal))
+        # By one `unbind`, whose backward pass is one `stack`; slices would be added up.
+        query, key, value = parts.unbind()
+        results.append(attend_in_bucket(attention, query, (key, value), before, mask, causal))
     return functional.linear(buckets.join(results, lengths), attention.out_proj.weight, attention.out_proj.bias)
 
 
 def attend_in_bucket(
     attention: nn.MultiheadAttention,
     query: Tensor,
-    key_and_value: Tensor,
+    key_and_value: tuple[Tensor, ...],
     before: Tensor | None,
     mask: Tensor | None,
     causal: bool,
@@ -56,7 +58,7 @@ def attend_in_bucket(
     Args:
         attention: the layer.
         query: `(number, heads, steps, features of a head)`.
-        key_and_value: `(2, number, heads, keys, features of a head)`.
+        key_and_value: two of `(number, heads, keys, features of a head)`.
         before: as from `keys_before`.
         mask: the mask of the bucket.
         causal: True if steps do not attend to later ones.
@@ -66,10 +68,11 @@ def attend_in_bucket(
     """
     number, _, steps, _ = query.shape
     if before is not None:
-        key_and_value = torch.cat([before.expand(-1, number, -1, -1, -1), key_and_value], 3)
+        added = before.expand(-1, number, -1, -1, -1).unbind()
+        key_and_value = tuple(torch.cat(pair, 2) for pair in zip(added, key_and_value, strict=True))
         if causal:  # extra queries, whose results are dropped, because the mask lets query n attend to n keys
             query = functional.pad(query, (0, 0, before.shape[3], 0))
-    key, value = key_and_value.unbind()
+    key, value = key_and_value
     dropout = attention.dropout if attention.training else 0.0
     with supported_kernels():
         attended = functional.scaled_dot_product_attention(query, key, value, mask, dropout, causal)
