@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Self, overload
+from typing import Any, Self, TypeAlias, overload
 
 import attrs
 import torch
@@ -40,6 +40,9 @@ from seqbatch._structure.plans import select_plan
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import in_a_graph, known_or_false, register_pytree
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
+
+# With a name, because `torch.jit.script` cannot read the type itself in a method, and raises before it names the class.
+SequenceFunction: TypeAlias = Callable[[Tensor], Tensor]
 
 # PyTorch's errors for Tensors of different numbers of rows: in arithmetic, in `expand_as`, in `cat` and in `stack`.
 _MISMATCH = re.compile(
@@ -844,7 +847,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             raise complaint(SeqbatchValueError, "indices", f"be on {self.device}, as this batch", indices.device)
         return self._of(_ops.take_steps(self.values, self.structure, positions, indices.structure), indices.structure)
 
-    def map_sequences(self, function: Callable[[Tensor], Tensor]) -> Self:
+    def map_sequences(self, function: SequenceFunction) -> Self:
         """Apply a function to one sequence after another, which may change the number of steps.
 
         This is for what must see one sequence at a time. `map`, reductions and layers run all sequences at once, and
@@ -1285,7 +1288,7 @@ def _alike_batches(batches: object) -> tuple[list[SequenceBatch], Tensor]:
     return parts, torch.cat(values) if values else torch.empty(0)
 
 
-def _of_sequence(function: Callable[[Tensor], Tensor], i: int, sequence: Tensor) -> Tensor:
+def _of_sequence(function: SequenceFunction, i: int, sequence: Tensor) -> Tensor:
     try:
         result = function(sequence)
     except Exception as error:
@@ -1294,7 +1297,7 @@ def _of_sequence(function: Callable[[Tensor], Tensor], i: int, sequence: Tensor)
     return require_steps(f"function(batch[{i}])", result)
 
 
-def _of_nothing(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+def _of_nothing(function: SequenceFunction, values: Tensor) -> Tensor:
     """Return no steps with the features and dtype of what a function returns for an empty sequence, if it takes one."""
     try:
         result = function(values)

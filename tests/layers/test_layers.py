@@ -38,9 +38,12 @@ RECURRENT = {"LayerNormLSTM", "LayerNormLSTMCell", "Residual", "TwoWay"}
 CELLS = {"LayerNormLSTMCell"}
 # These are called as layers of PyTorch of their kind are: a cell at each step, attention once for each length.
 CALLED_OFTEN = {"Causal", *CELLS}
-every_layer = pytest.mark.parametrize("name", layers.__all__)
-every_layer_called_once = pytest.mark.parametrize("name", [one for one in layers.__all__ if one not in CALLED_OFTEN])
-every_layer_of_a_sequence = pytest.mark.parametrize("name", [one for one in layers.__all__ if one not in CELLS])
+# These take a memory too, and have tests of their own in `test_attention_to_memory`.
+OVER_MEMORY = {"AdditiveAttention", "DotProductAttention"}
+NAMES = sorted({*layers.__all__} - OVER_MEMORY)
+every_layer = pytest.mark.parametrize("name", NAMES)
+every_layer_called_once = pytest.mark.parametrize("name", [one for one in NAMES if one not in CALLED_OFTEN])
+every_layer_of_a_sequence = pytest.mark.parametrize("name", [one for one in NAMES if one not in CELLS])
 
 
 def make_layer(name: str, **changed: Any) -> nn.Module:
