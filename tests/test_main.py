@@ -28,7 +28,7 @@ class Report:
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Report:
     for name in os.environ:
-        if name.startswith(("OMP_", "MKL_", "SEQBATCH_")):
+        if name.startswith(("SEQBATCH_", "OMP_", "GOMP_", "KMP_", "MKL_")):
             monkeypatch.delenv(name)
     return Report(monkeypatch, capsys)
 
