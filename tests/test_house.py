@@ -172,7 +172,7 @@ def test_there_is_something_public() -> None:
     "path",
     [
         pytest.param(path, id=str(path.relative_to(folder.parent)))
-        for folder in (PACKAGE, ROOT / "tests", ROOT / "benchmarks")
+        for folder in (PACKAGE, ROOT / "tests", ROOT / "benchmarks", ROOT / "packages")
         for path in sorted(folder.rglob("*.py"))
     ],
 )

@@ -14,7 +14,7 @@ PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 every_page = pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
 # The rooms of seqbatch/, of which pages may leave out the name of the package.
 ROOMS = [path.name for path in (ROOT / "seqbatch").iterdir() if path.is_dir()]
-FOLDERS = ("seqbatch", "tests", "benchmarks", "docs")
+FOLDERS = ("seqbatch", "tests", "benchmarks", "docs", "packages")
 
 
 def anchor(heading: str) -> str:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FOLDERS = [folder for name in ("seqbatch", "tests", "benchmarks", "docs") if (folder := ROOT / name).exists()]
+NAMES = ("seqbatch", "tests", "benchmarks", "docs", "packages")
+FOLDERS = [folder for name in NAMES if (folder := ROOT / name).exists()]
 PYTHON = [ROOT / "conftest.py", *(path for folder in FOLDERS for path in sorted(folder.rglob("*.py")))]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 OTHERS = [ROOT / name for name in ("pyproject.toml", "tox.ini", "CMakeLists.txt", ".pre-commit-config.yaml")]

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import re
-import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -140,21 +139,6 @@ def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_there_is_one_runtime_of_openmp() -> None:
     assert len(start("-c", ONE_RUNTIME).stdout.split()) == 1  # that of torch, whose threads the kernels share
-
-
-def test_the_report(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    for isa, missing, kernels in ("avx2", "", r"in use, for avx2 on \w+"), ("", "not built", "not built"):
-        monkeypatch.setattr(_kernels, "ISA", isa)
-        monkeypatch.setattr(_kernels, "MISSING", missing)
-        monkeypatch.setattr(_kernels, "IS_THERE", not missing)
-        monkeypatch.delitem(sys.modules, "seqbatch.__main__", raising=False)  # which runpy does not run twice
-        runpy.run_module("seqbatch", run_name="__main__")
-        threads = torch.get_num_threads()
-        assert re.fullmatch(
-            rf"seqbatch  0[\d.]+\ntorch     {re.escape(torch.__version__)}\nPython    3[\w.+]+\n"
-            rf"kernels   {kernels}\nthreads   {threads}\n",
-            capsys.readouterr().out,
-        )
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,39 @@
+"""What package indexes show of seqbatch, and which versions of torch its packages are tried with."""
+
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def project() -> dict[str, object]:
+    """Return the table `project` of pyproject.toml as the build reads it, with what it computes."""
+    command = [sys.executable, "-m", "scikit_build_core.build", "project-table"]
+    table: dict[str, object] = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
+    return table
+
+
+def test_the_readme_of_an_index_has_no_links_that_break_there() -> None:
+    readme = project()["readme"]
+    assert isinstance(readme, dict)
+    assert readme["content-type"] == "text/markdown"
+    text = readme["text"]
+    links = re.findall(r"!?\[[^]]*\]\(([^)]*)\)", text)
+    assert links == [link for link in re.findall(r"\]\((.*?)\)", README) if link.startswith("https:")]
+    assert links
+    assert SNIPPETS.findall(text) == SNIPPETS.findall(README)
+    assert "- `docs/examples/stress.py` finds the stressed vowel" in text
+    assert "- Tutorial: from one sequence to many" in text
+
+
+def test_the_oldest_torch_that_packages_are_tried_with_is_the_oldest_that_is_allowed() -> None:
+    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    (oldest,) = [one.removeprefix("torch>=") for one in dependencies if one.startswith("torch")]
+    (versions,) = re.findall(r"packages/check\.py \{posargs:(.+)\}", (ROOT / "tox.ini").read_text())
+    assert versions.split()[0].startswith(f"{oldest}.")
