@@ -1,5 +1,6 @@
 """AdditiveAttention and DotProductAttention: their weights, themselves on one sequence, and what they refuse."""
 
+import re
 from typing import Any
 
 import pytest
@@ -148,6 +149,12 @@ def test_what_is_not_a_sequence(layer: AnyAttention) -> None:
         layer(one, torch.zeros(2, 3))
     with pytest.raises(SeqbatchTypeError, match=r"^`memory` must be a Tensor; got a list\."):
         layer(torch.zeros(3, 4).double(), one)
+    right: dict[str, tuple[int, ...]] = {"query": (3, 4), "memory": (2, 3)}
+    for subject, (_, size) in right.items():
+        for shape in ((2, 3, size), (size,), (3, size + 1)):
+            message = f"`{subject}` must have shape (steps, {size}); got {shape}. For several sequences call encode("
+            with pytest.raises(SeqbatchValueError, match=f"^{re.escape(message)}"):
+                layer(*(torch.zeros(one) for one in {**right, subject: shape}.values()))
     with pytest.raises(SeqbatchValueError, match=r"^`memory` must have 1 sequence, as many as `sequences`; got 2\."):
         layer.attend(one, [torch.zeros(2, 3)] * 2)
 
