@@ -90,11 +90,10 @@ def _plan_of_rows(lengths: Lengths, order: Tensor, counts: Tensor, shapes: list[
     """
     steps = int64_tensor(chain.from_iterable([longest] * number for number, longest in shapes))
     total, rows = int(counts.sum()), sum(number * longest for number, longest in shapes)
-    sources = ranges(lengths.offsets.index_select(0, order), counts, total)
-    outputs = ranges(steps.cumsum(0) - steps, counts, total)
+    sources, outputs = lengths.offsets.index_select(0, order), steps.cumsum(0) - steps
     if rows == total == lengths.total and torch.equal(sources, outputs):
         return None
-    return Plan.match(sources, outputs, lengths.total, rows)
+    return Plan.match(ranges(sources, counts, total), ranges(outputs, counts, total), lengths.total, rows)
 
 
 def bucket_shapes(counts: list[int], overhead: int) -> list[tuple[int, int]]:
