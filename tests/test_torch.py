@@ -947,22 +947,27 @@ def test_PytreeStructure() -> None:  # noqa: N802  # as the class
     """Else `scan` takes one part of a state for another, or a step gets another state than it returned."""
     pair = Pair(3, 4)
     for tree, leaf_type, number in (
-        ({"b": [3, (None, pair)], "a": pair}, Pair, 4),
-        ({"b": [3, (None, pair)], "a": pair}, (), 6),
+        ({"b": [3, (None, pair)], "a": pair}, Pair, 3),
+        ({"b": [3, (None, pair)], "a": pair}, (), 5),
         ((1, 2), (), 2),
+        ((1, None), (), 1),
+        (None, (), 0),
         ((1, (2, 3)), (), 3),
         ((), (), 0),
         (1, (), 1),
         (pair, Pair, 1),
     ):
         structure = _torch.PytreeStructure(tree, leaf_type)
-        leaves = [leaf for _, leaf in _torch.leaves_by_path(tree, leaf_type)]
+        leaves = [leaf for _, leaf in _torch.leaves_by_path(tree, leaf_type) if leaf is not None]
         assert structure.leaves_in(tree) == leaves
         assert len(leaves) == number
         new = [object() for _ in leaves]
         built = structure.build(iter(new))
         assert type(built) is type(tree) or number == 1
         assert structure.leaves_in(built) == new
+    for tree, other in ((None, 1), ((1, None), (1, 2))):
+        with pytest.raises(ValueError, match=r"^Expected None, but got <class 'int'>\.$"):
+            _torch.PytreeStructure(tree).leaves_in(other)
     structure = _torch.PytreeStructure({"b": (1, 2), "a": pair})
     assert structure.leaves_in({"a": Pair(5, [6]), "b": (7, 8)}) == [7, 8, 5, [6]]
     others: list[Any] = [{"b": (1, 2)}, {"b": (1, 2, 3), "a": pair}, {"b": [1, 2], "a": pair}, {"b": (1, 2), "a": 3}]
