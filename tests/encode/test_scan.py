@@ -390,7 +390,8 @@ def test_the_state_of_a_container_and_no_output() -> None:
         outputs, hidden = encode_with_state(model, SequenceBatch(inputs, [1] * len(inputs)), state[0])
         return {"outputs": outputs.values, "nothing": None}, (hidden, None)
 
-    outputs, (final, nothing) = scan(step, batch, (start, None))
+    results: Any = scan(step, batch, (start, None))
+    outputs, (final, nothing) = results
     assert_close(outputs["outputs"].values, wanted.values)
     assert outputs["nothing"] is nothing is None
     assert type(final) is ContainerState
