@@ -120,10 +120,10 @@ def scan(
 
     Returns:
         the outputs, in the same order and the same layout as `sequences`, and the state after the last step of each
-        sequence, which for an empty sequence is its initial state. Gradients of every order flow. Where `step` returns
-        a pytree, the outputs are one too. Where it returns a SequenceBatch, such as attention weights, they are one
-        SequenceBatch with one sequence for each step of all sequences, in order. For an empty list, whose features are
-        unknown, `step` does not run: the outputs are such a list again.
+        sequence, which for an empty sequence is its initial state. Gradients flow, of every order that `step` has.
+        Where `step` returns a pytree, the outputs are one too. Where it returns a SequenceBatch, such as attention
+        weights, they are one SequenceBatch with one sequence for each step of all sequences, in order. For an empty
+        list, whose features are unknown, `step` does not run: the outputs are such a list again.
 
     Raises:
         SeqbatchTypeError: the sequences are of another type; `step` is not a function or does not return a pair; a

@@ -165,6 +165,9 @@ class DotProductAttention(_AttentionToMemory):
     `layer.attend(queries, memory)` the weights too. Nothing is computed from memory alone, so that a decoder may call
     it at each step.
 
+    Second-order gradients flow through `attend`. Through `encode` they need
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own attention.
+
     Args:
         query_size: the size of a query step.
         memory_size: the size of a step of memory, and of the result.

@@ -96,6 +96,17 @@ def test_the_laws(layer: AnyAttention) -> None:
 
 
 @each
+def test_second_derivatives_of_attend(layer: AnyAttention) -> None:
+    queries, memory = sequences([2, 0, 1, 3, 2], (4,)), sequences([1, 2, 3, 2, 0], (3,), seed=9)
+
+    def run(*given: Tensor) -> tuple[Tensor, ...]:
+        contexts, weights = layer.attend([*given[:5]], [*given[5:]])
+        return *contexts, weights.values
+
+    assert torch.autograd.gradgradcheck(run, [*queries, *memory])
+
+
+@each
 def test_hooks_run_for_attend_too(layer: AnyAttention) -> None:
     seen: list[Any] = []
 
