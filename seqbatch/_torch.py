@@ -356,7 +356,7 @@ def leaves_by_path(tree: Any, leaf_type: type[Any] | tuple[type[Any], ...]) -> l
 
 
 class PytreeStructure:
-    """The structure of a pytree, without its leaves.
+    """The structure of a pytree, without its leaves. None is a part of the structure, and not a leaf.
 
     One leaf and a tuple of leaves take a fast path, because PyTorch's own takes as long as a small operation.
 
@@ -366,9 +366,12 @@ class PytreeStructure:
     """
 
     def __init__(self, tree: Any, leaf_type: type[Any] | tuple[type[Any], ...] = ()) -> None:
-        self._spec = _pytree.tree_structure(tree, is_leaf=lambda one: isinstance(one, leaf_type))
-        self._is_leaf = self._spec.is_leaf()
-        self._is_tuple = self._spec.type is tuple and self._spec.num_nodes == 1 + self._spec.num_children
+        leaves, self._spec = _pytree.tree_flatten(tree, is_leaf=lambda one: isinstance(one, leaf_type))
+        self._is_none = [leaf is None for leaf in leaves]
+        self._has_none = any(self._is_none)
+        self._is_leaf = self._spec.is_leaf() and not self._has_none
+        is_flat = self._spec.type is tuple and self._spec.num_nodes == 1 + self._spec.num_children
+        self._is_tuple = is_flat and not self._has_none
 
     def leaves_in(self, tree: Any) -> list[Any]:
         """Return the leaves of a pytree, in the order of this structure; raise a ValueError if it has another one.
@@ -380,6 +383,12 @@ class PytreeStructure:
         if self._is_tuple and type(tree) is tuple and len(tree) == self._spec.num_children:
             return list(tree)
         leaves: list[Any] = self._spec.flatten_up_to(tree)
+        if self._has_none:
+            pairs = [*zip(leaves, self._is_none, strict=True)]
+            for leaf, is_none in pairs:
+                if is_none and leaf is not None:
+                    raise ValueError(f"Expected None, but got {type(leaf)}.")
+            leaves = [leaf for leaf, is_none in pairs if not is_none]
         return leaves
 
     def build(self, leaves: Iterable[Any]) -> Any:
@@ -387,6 +396,9 @@ class PytreeStructure:
         if self._is_leaf:
             (leaf,) = leaves
             return leaf
+        if self._has_none:
+            following = iter(leaves)
+            leaves = [None if is_none else next(following) for is_none in self._is_none]
         return tuple(leaves) if self._is_tuple else self._spec.unflatten(leaves)
 
 

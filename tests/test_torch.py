@@ -57,7 +57,11 @@ DOCUMENTED = {"torch.jagged", "torch.jit.is_tracing", "torch.strided"}
 # Modules without a promise, although their names do not start with an underscore.
 UNDOCUMENTED = ("torch.fx.experimental", "torch.ops.aten")
 # The keys of `custom_translation_table`, as the documentation of `torch.onnx.export` writes them.
-TRANSLATED = {"torch.ops.aten.embedding.default", "torch.ops.aten.group_norm.default"}
+TRANSLATED = {
+    "torch.ops.aten.embedding.default",
+    "torch.ops.aten.group_norm.default",
+    "torch.ops.aten.repeat_interleave.Tensor",
+}
 # Names of other libraries than PyTorch: of accelerate, of Python's named tuples, and of Python.
 # And the end of the names of weights, as the documentation of `nn.LSTM` writes them.
 OTHERS = {"_gpu_gather_object", "_old_forward", "_original_forward", "_asdict", "_replace", "_getframe", "_reverse"}
@@ -947,22 +951,27 @@ def test_PytreeStructure() -> None:  # noqa: N802  # as the class
     """Else `scan` takes one part of a state for another, or a step gets another state than it returned."""
     pair = Pair(3, 4)
     for tree, leaf_type, number in (
-        ({"b": [3, (None, pair)], "a": pair}, Pair, 4),
-        ({"b": [3, (None, pair)], "a": pair}, (), 6),
+        ({"b": [3, (None, pair)], "a": pair}, Pair, 3),
+        ({"b": [3, (None, pair)], "a": pair}, (), 5),
         ((1, 2), (), 2),
+        ((1, None), (), 1),
+        (None, (), 0),
         ((1, (2, 3)), (), 3),
         ((), (), 0),
         (1, (), 1),
         (pair, Pair, 1),
     ):
         structure = _torch.PytreeStructure(tree, leaf_type)
-        leaves = [leaf for _, leaf in _torch.leaves_by_path(tree, leaf_type)]
+        leaves = [leaf for _, leaf in _torch.leaves_by_path(tree, leaf_type) if leaf is not None]
         assert structure.leaves_in(tree) == leaves
         assert len(leaves) == number
         new = [object() for _ in leaves]
         built = structure.build(iter(new))
         assert type(built) is type(tree) or number == 1
         assert structure.leaves_in(built) == new
+    for tree, other in ((None, 1), ((1, None), (1, 2))):
+        with pytest.raises(ValueError, match=r"^Expected None, but got <class 'int'>\.$"):
+            _torch.PytreeStructure(tree).leaves_in(other)
     structure = _torch.PytreeStructure({"b": (1, 2), "a": pair})
     assert structure.leaves_in({"a": Pair(5, [6]), "b": (7, 8)}) == [7, 8, 5, [6]]
     others: list[Any] = [{"b": (1, 2)}, {"b": (1, 2, 3), "a": pair}, {"b": [1, 2], "a": pair}, {"b": (1, 2), "a": 3}]

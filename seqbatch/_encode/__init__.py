@@ -110,8 +110,8 @@ def encode(layer: nn.Module, sequences: Any, memory: Any = None) -> Any:
             encoder returns another batch size; the layer's own `forward` returns other shapes; or memory has another
             batch size.
         UnsupportedLayerError: no encoder handles the layer, it is given memory and does not attend to it, it is an
-            `nn.Sequential` with its own `forward`, or
-            gradients per sample are computed for it, as by opacus, which would take each step for a sample.
+            `nn.Sequential` with its own `forward`, or gradients per sample are computed for it, as by opacus, which
+            would take each step for a sample.
         SeqbatchError: `torch.jit.trace`, `torch.jit.script` or `torch.onnx.export` runs the call.
 
     >>> xs, ys = torch.randn(10, 5), torch.randn(7, 5)

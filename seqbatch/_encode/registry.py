@@ -252,10 +252,20 @@ def find_cross_attention(layer: object) -> CrossAttention[Any]:
     found = _require_layer(layer)
     function = _find(_cross_attentions, found)
     if function is None:
-        if _dispatch(_entries, type(found)) is None:
+        entry = _dispatch(_entries, type(found))
+        if entry is None:
             raise unsupported(found, takes_memory=True)
-        raise without_memory(found)
+        raise without_memory(found, _remedy_without_memory(found, entry))
     return function
+
+
+def _remedy_without_memory(layer: nn.Module, entry: RegisteredEncoder) -> str:
+    remedy = "Call encode(layer, sequences)."
+    if [*layer.children()]:
+        remedy = "Call encode for each layer in it, with memory for those that attend to it."
+    if entry.keeps_state(layer):  # because a state may have been passed in place of memory
+        remedy += " To start from a state call encode_with_state(layer, sequences, state)."
+    return remedy
 
 
 def missing_memory(layer: nn.Module) -> SeqbatchTypeError:
@@ -264,12 +274,8 @@ def missing_memory(layer: nn.Module) -> SeqbatchTypeError:
     return complaint(SeqbatchTypeError, "memory", f"be given, for {describe(layer)}", None, remedy)
 
 
-def without_memory(layer: nn.Module, remedy: str = "", inside: str = "") -> UnsupportedLayerError:
+def without_memory(layer: nn.Module, remedy: str, inside: str = "") -> UnsupportedLayerError:
     """Build the error for a layer that takes no memory and is given one; `inside` names the layer in it."""
-    if not remedy:
-        remedy = "Call encode(layer, sequences)."
-        if [*layer.children()]:
-            remedy = "Call encode for each layer in it, with memory for those that attend to it."
     found = f"{type_name(layer)} {inside}".strip()
     return complaint(UnsupportedLayerError, "layer", "attend to memory", f"{found}, which takes none", remedy)
 

@@ -32,7 +32,7 @@ S = TypeVar("S")
 C = TypeVar("C")
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
 # What a step may return in place of one Tensor.
-Several = SequenceBatch | tuple[Any, ...] | list[Any] | dict[Any, Any]
+Several = SequenceBatch | tuple[Any, ...] | list[Any] | dict[Any, Any] | None
 Sequences = Tensor | SequenceBatch | PackedSequence | list[T] | tuple[T, ...]
 
 
@@ -99,9 +99,9 @@ def scan(
     It drives a recurrent cell of your own, or a decoder. The function runs once for each time step, on all sequences
     that have this step. They run from longest to shortest, so that the running ones are always the first rows.
 
-    A pytree here is one Tensor, or tuples, lists and dicts of Tensors, also nested. RNNState and LSTMState may be in
-    it, with the sequences in their third dimension. Outside of `step` it holds all sequences in the caller's order, and
-    within those that run.
+    A pytree here is one Tensor, or tuples, lists and dicts of Tensors, also nested. RNNState, LSTMState and
+    ContainerState may be in it, the first two with the sequences in their third dimension, and None where there is
+    nothing. Outside of `step` it holds all sequences in the caller's order, and within those that run.
 
     Args:
         step: `(inputs, state) -> (output, state)`, or with constants `(inputs, state, constants) -> (output, state)`.
@@ -111,7 +111,8 @@ def scan(
             equal features and dtypes in every call. If no sequence has a step, it runs once with `running` 0, so
             that the features of its outputs are known.
         sequences: as for `encode`. One Tensor is one sequence.
-        state: a pytree of Tensors `(batch, ...)`: the initial state, each sequence at its index. `()` for none.
+        state: a pytree of Tensors `(batch, ...)`: the initial state, each sequence at its index. `()`, and not None,
+            if there is none.
         constants: a pytree of Tensors `(batch, ...)` and of SequenceBatches of as many sequences: what each sequence
             keeps through its steps, such as a dropout mask, or a memory to attend over. It is narrowed to the running
             sequences without a copy. What all sequences share needs no constants: `step` may refer to it.
@@ -119,10 +120,10 @@ def scan(
 
     Returns:
         the outputs, in the same order and the same layout as `sequences`, and the state after the last step of each
-        sequence, which for an empty sequence is its initial state. Gradients of every order flow. Where `step` returns
-        a pytree, the outputs are one too. Where it returns a SequenceBatch, such as attention weights, they are one
-        SequenceBatch with one sequence for each step of all sequences, in order. For an empty list, whose features are
-        unknown, `step` does not run: the outputs are such a list again.
+        sequence, which for an empty sequence is its initial state. Gradients flow, of every order that `step` has.
+        Where `step` returns a pytree, the outputs are one too. Where it returns a SequenceBatch, such as attention
+        weights, they are one SequenceBatch with one sequence for each step of all sequences, in order. For an empty
+        list, whose features are unknown, `step` does not run: the outputs are such a list again.
 
     Raises:
         SeqbatchTypeError: the sequences are of another type; `step` is not a function or does not return a pair; a
@@ -205,7 +206,9 @@ _STATES = (RNNState, LSTMState)
 
 def _form_of(subject: str, tree: object, number: int) -> _Form:
     """Return the form of a pytree if each leaf has something for each of a number of sequences, else raise."""
-    form = _Form(PytreeStructure(tree, SequenceBatch), leaves_by_path(tree, SequenceBatch), _axes_of(tree))
+    if tree is None:  # because it may stand for zeros elsewhere
+        require_tensor(subject, tree)
+    form = _Form(PytreeStructure(tree, SequenceBatch), _leaves_but_none(tree, SequenceBatch), _axes_of(tree))
     for (path, leaf), axis in zip(form.leaves, form.axes, strict=True):
         if isinstance(leaf, SequenceBatch):
             if len(leaf) != number:
@@ -219,10 +222,14 @@ def _form_of(subject: str, tree: object, number: int) -> _Form:
     return form
 
 
+def _leaves_but_none(tree: object, leaf_type: type[Any] | tuple[type[Any], ...]) -> list[tuple[str, Any]]:
+    return [pair for pair in leaves_by_path(tree, leaf_type) if pair[1] is not None]
+
+
 def _axes_of(tree: object) -> list[int]:
     """Return the axis of the sequences in each leaf of a pytree: the third in states of recurrent layers."""
     axes: list[int] = []
-    for _, part in leaves_by_path(tree, (SequenceBatch, *_STATES)):
+    for _, part in _leaves_but_none(tree, (SequenceBatch, *_STATES)):
         axes += [2] * len(leaves_by_path(part, SequenceBatch)) if isinstance(part, _STATES) else [0]
     return axes
 
@@ -313,7 +320,7 @@ class _StepCall:
         if self.output_structure is None:
             leaf_types = (SequenceBatch, State)
             self.output_structure = PytreeStructure(tree, leaf_types)
-            paths = [f"[0]{path}" for path, _ in leaves_by_path(tree, leaf_types)]
+            paths = [f"[0]{path}" for path, _ in _leaves_but_none(tree, leaf_types)]
             leaves = self.output_structure.leaves_in(tree)
             self._first = [self._describe(*pair, running) for pair in zip(paths, leaves, strict=True)]
         else:

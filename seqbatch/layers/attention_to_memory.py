@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from seqbatch._batch import SequenceBatch
-from seqbatch._checks.arguments import require_steps
+from seqbatch._checks.arguments import require_tensor
+from seqbatch._checks.grammar import complaint
 from seqbatch._checks.per_sample_gradients import require_no_samples
 from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encode import SameBatch, SeveralSequences, T
@@ -26,6 +27,7 @@ from seqbatch._encoders._layer_checks import (
     run_on_nothing,
 )
 from seqbatch._encoders._self_attention import supported_kernels
+from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import refuse_own_forward, size
 
 
@@ -56,10 +58,14 @@ class _AttentionToMemory(nn.Module):
 
         Raises:
             SeqbatchTypeError: either is not a Tensor.
-            SeqbatchValueError: either has no dimension of steps.
+            SeqbatchValueError: either has another shape.
         """
-        require_steps("query", query)
-        queries, keys = _project(self, query, require_steps("memory", memory))
+        for subject, value, features in (("query", query, self.query_size), ("memory", memory, self.memory_size)):
+            shape = tuple(require_tensor(subject, value).shape)
+            if len(shape) != 2 or shape[1] != features:
+                remedy = "For several sequences call encode(layer, queries, memory)."
+                raise complaint(SeqbatchValueError, subject, f"have shape (steps, {features})", shape, remedy)
+        queries, keys = _project(self, query, memory)
         return _weigh(self, queries[None], keys[None], memory[None], None, False)[0][0]
 
     @overload
@@ -110,7 +116,8 @@ class AdditiveAttention(_AttentionToMemory):
     The score of a query step and a step of memory is `score(tanh(query_projection(query) + memory_projection(step)))`.
     The softmax of the scores over the steps of memory are its weights, and the result is the mean of memory by these:
     zeros if memory is empty. `encode(layer, queries, memory)` returns it, and `layer.attend(queries, memory)` the
-    weights too. Each pair of steps takes the memory of `hidden_size` numbers.
+    weights too. Each pair of steps takes the memory of `hidden_size` numbers. Each call computes
+    `memory_projection` of all of memory, also that of a decoder at each step, where `DotProductAttention` is faster.
 
     Args:
         query_size: the size of a query step.
@@ -158,6 +165,9 @@ class DotProductAttention(_AttentionToMemory):
     result is the mean of memory by these: zeros if memory is empty. `encode(layer, queries, memory)` returns it, and
     `layer.attend(queries, memory)` the weights too. Nothing is computed from memory alone, so that a decoder may call
     it at each step.
+
+    Second-order gradients flow through `attend`. Through `encode` they need
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own attention.
 
     Args:
         query_size: the size of a query step.

@@ -120,10 +120,11 @@ def _check_pair_law(
 
 
 def lengths_of_pairs(drawn: st.SearchStrategy[list[int]]) -> st.SearchStrategy[tuple[list[int], list[int]]]:
-    """Return a strategy for the lengths of queries, as drawn, and as many of memory."""
+    """Return a strategy for the lengths of queries, as drawn, and as many of memory; often both are the same."""
     return drawn.flatmap(
         lambda counts: st.tuples(
-            st.just(counts), st.lists(st.integers(0, 7), min_size=len(counts), max_size=len(counts))
+            st.just(counts),
+            st.lists(st.integers(0, 7), min_size=len(counts), max_size=len(counts)) | st.just(counts),
         )
     )
 
@@ -266,8 +267,10 @@ def check_hooks_with_memory(
 
 def check_unmodified_with_memory(layer: nn.Module, queries: Sequences, memory: Sequences) -> None:
     """Check the law Errors: queries, memory and the layer are not modified."""
-    check = watch(layer, queries, None, *memory)
+    batches = [SequenceBatch.from_sequences(sequences) for sequences in (queries, memory)]
+    check = watch(layer, queries, None, *memory, *(batch.values for batch in batches))
     encode(layer, queries, memory)
+    encode(layer, *batches)  # without a copy, unlike lists
     check()
 
 

@@ -16,6 +16,7 @@ from torch.testing import assert_close
 from torch.utils import _pytree
 
 from seqbatch import (
+    ContainerState,
     LSTMState,
     RNNState,
     SeqbatchError,
@@ -379,6 +380,27 @@ def test_autocast_may_change_the_dtype_of_the_state() -> None:
         assert_close(hidden[lengths.index(0)], torch.ones(4, dtype=hidden.dtype))
 
 
+def test_the_state_of_a_container_and_no_output() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.GRU(4, 4), nn.Sequential(nn.Tanh(), nn.LSTM(4, 2)))
+    batch = SequenceBatch(torch.randn(9, 3), [4, 0, 3, 2])
+    _, start = encode_with_state(model, batch)
+    wanted, end = encode_with_state(model, batch, start)
+
+    def step(inputs: Tensor, state: tuple[ContainerState, None]) -> Any:
+        outputs, hidden = encode_with_state(model, SequenceBatch(inputs, [1] * len(inputs)), state[0])
+        return {"outputs": outputs.values, "nothing": None}, (hidden, None)
+
+    results: Any = scan(step, batch, (start, None))
+    outputs, (final, nothing) = results
+    assert_close(outputs["outputs"].values, wanted.values)
+    assert outputs["nothing"] is nothing is None
+    assert type(final) is ContainerState
+    assert_close(tensors(final), tensors(end))
+    only_state, final = scan(lambda inputs, state: (None, step(inputs, state)[1]), batch, (start, None))
+    assert only_state is None
+    assert_close(tensors(final[0]), tensors(end))
+
+
 # -------------------------------------------------------------------------------------------- how the step is called
 
 
@@ -551,6 +573,18 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         SeqbatchTypeError,
         "`step(inputs, state)[1]` must have the structure of `state`; got a torch.Tensor, at time step 0. Node type "
         "mismatch; expected <class 'tuple'>, but got <class 'torch.Tensor'>.",
+    ),
+    "a state where there was none": (
+        lambda: scan_any(lambda inputs, state: (inputs, [inputs, inputs]), BATCH, [None, torch.zeros(2, 3)]),
+        SeqbatchTypeError,
+        "`step(inputs, state)[1]` must have the structure of `state`; got a list, at time step 0. Expected None, but "
+        "got <class 'torch.Tensor'>.",
+    ),
+    "an output where there was none": (
+        lambda: scan_any(lambda inputs, state: (None if len(inputs) > 1 else inputs, state), BATCH, ()),
+        SeqbatchTypeError,
+        "`step(inputs, state)[0]` must have the structure of the first output; got a torch.Tensor, at time step 1. "
+        "Expected None, but got <class 'torch.Tensor'>.",
     ),
     "a state that is not a Tensor": (
         lambda: scan_any(lambda inputs, state: (inputs, None), BATCH, ZEROS),

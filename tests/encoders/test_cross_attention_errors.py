@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from seqbatch import (
+    LSTMState,
     SeqbatchTypeError,
     SeqbatchValueError,
     SequenceBatch,
@@ -124,13 +125,17 @@ def test_a_decoder_keeps_no_state() -> None:
             encode_with_state(layer, zeros([3], 4))
 
 
+FROM_A_STATE = r"To start from a state call encode_with_state\(layer, sequences, state\)\.$"
+
+
 @pytest.mark.parametrize(
     ("layer", "remedy"),
     [
-        (nn.LSTM(4, 4), r"Call encode\(layer, sequences\)\."),
-        (nn.Linear(4, 4), r"Call encode\(layer, sequences\)\."),
-        (nn.LSTMCell(4, 4), r"Call encode\(layer, sequences\)\."),
-        (nn.Embedding(4, 4), r"Call encode\(layer, sequences\)\."),
+        (nn.LSTM(4, 4), rf"Call encode\(layer, sequences\)\. {FROM_A_STATE}"),
+        (nn.Linear(4, 4), r"Call encode\(layer, sequences\)\.$"),
+        (nn.LSTMCell(4, 4), rf"Call encode\(layer, sequences\)\. {FROM_A_STATE}"),
+        (nn.Sequential(nn.GRU(4, 4)), rf"Call encode for each layer in it, .* attend to it\. {FROM_A_STATE}"),
+        (nn.Embedding(4, 4), r"Call encode\(layer, sequences\)\.$"),
         (nn.TransformerEncoderLayer(4, 2), "Call encode for each layer in it, with memory for those that attend to it"),
         (nn.Sequential(DECODER), "Call encode for each layer in it, with memory for those that attend to it"),
         (nn.ModuleList([DECODER]), "Call encode for each layer in it, with memory for those that attend to it"),
@@ -143,6 +148,7 @@ def test_a_layer_that_takes_no_memory(layer: nn.Module, remedy: str) -> None:
     message = rf"^`layer` must attend to memory; got a .*{type(layer).__name__}, which takes none\. {remedy}"
     for given in (x, x[0]):
         refuse(layer, given, given, UnsupportedLayerError, message)
+    refuse(layer, x, LSTMState(*[torch.zeros(1, 1, 2, 4)] * 2), UnsupportedLayerError, message)
 
 
 def test_causal_of_a_layer_that_is_not_a_decoder() -> None:

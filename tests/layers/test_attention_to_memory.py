@@ -1,5 +1,6 @@
 """AdditiveAttention and DotProductAttention: their weights, themselves on one sequence, and what they refuse."""
 
+import re
 from typing import Any
 
 import pytest
@@ -95,6 +96,17 @@ def test_the_laws(layer: AnyAttention) -> None:
 
 
 @each
+def test_second_derivatives_of_attend(layer: AnyAttention) -> None:
+    queries, memory = sequences([2, 0, 1, 3, 2], (4,)), sequences([1, 2, 3, 2, 0], (3,), seed=9)
+
+    def run(*given: Tensor) -> tuple[Tensor, ...]:
+        contexts, weights = layer.attend([*given[:5]], [*given[5:]])
+        return *contexts, weights.values
+
+    assert torch.autograd.gradgradcheck(run, [*queries, *memory])
+
+
+@each
 def test_hooks_run_for_attend_too(layer: AnyAttention) -> None:
     seen: list[Any] = []
 
@@ -148,6 +160,12 @@ def test_what_is_not_a_sequence(layer: AnyAttention) -> None:
         layer(one, torch.zeros(2, 3))
     with pytest.raises(SeqbatchTypeError, match=r"^`memory` must be a Tensor; got a list\."):
         layer(torch.zeros(3, 4).double(), one)
+    right: dict[str, tuple[int, ...]] = {"query": (3, 4), "memory": (2, 3)}
+    for subject, (_, size) in right.items():
+        for shape in ((2, 3, size), (size,), (3, size + 1)):
+            message = f"`{subject}` must have shape (steps, {size}); got {shape}. For several sequences call encode("
+            with pytest.raises(SeqbatchValueError, match=f"^{re.escape(message)}"):
+                layer(*(torch.zeros(one) for one in {**right, subject: shape}.values()))
     with pytest.raises(SeqbatchValueError, match=r"^`memory` must have 1 sequence, as many as `sequences`; got 2\."):
         layer.attend(one, [torch.zeros(2, 3)] * 2)
 

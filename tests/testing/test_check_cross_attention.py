@@ -83,6 +83,19 @@ def counts_its_calls(layer: PlusMean, queries: SequenceBatch, memory: SequenceBa
     return right(layer, queries, memory)
 
 
+def writes_to_memory(layer: PlusMean, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:
+    with torch.no_grad():
+        memory.values.mul_(1)
+    return right(layer, queries, memory)
+
+
+def takes_equal_lengths_for_self_attention(
+    layer: PlusMean, queries: SequenceBatch, memory: SequenceBatch
+) -> SequenceBatch:
+    several = len(set(queries.lengths)) > 1
+    return right(layer, queries, queries if several and queries.lengths == memory.lengths else memory)
+
+
 def pads(layer: PlusMean, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:
     pairs = queries.to_padded(batch_first=True)[:, :, None] + 0 * memory.to_padded(batch_first=True)[:, None]
     outputs = right(layer, queries, memory)
@@ -109,6 +122,8 @@ def test_a_right_encoder_passes() -> None:
         (mixes_a_little_of_others, "Padding"),
         (forgets_the_hooks, "No surprise"),
         (counts_its_calls, r"Errors \(nothing is modified\)"),
+        (writes_to_memory, r"Errors \(nothing is modified\)"),
+        (takes_equal_lengths_for_self_attention, "Alone"),
     ],
     ids=lambda given: getattr(given, "__name__", given),
 )
