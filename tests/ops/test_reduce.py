@@ -365,6 +365,23 @@ def test_the_first_of_equal_steps_is_the_position(name: str, number: float) -> N
         assert found.tolist() == [1, 0, 0, 0]
 
 
+@pytest.mark.parametrize("limit", [0, 2**24])
+@pytest.mark.parametrize("name", ["argmax", "argmin"])
+def test_positions_are_exact_in_each_dtype_that_they_are_computed_in(
+    name: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reductions, "EXACT_IN_SINGLE_LIMIT", limit)
+    lengths = [1, 70, 0, *[2] * 40]
+    xs = [torch.randn(length, 2).round() for length in lengths]
+    found = REDUCTIONS[name].of(SequenceBatch.from_sequences(xs))
+    assert_close(list(found), loop(xs, name))
+
+
+def test_single_precision_is_exact_for_all_positions_that_are_compared_in_it() -> None:
+    positions = torch.arange(reductions.EXACT_IN_SINGLE_LIMIT - 9, reductions.EXACT_IN_SINGLE_LIMIT + 1)
+    assert_close(positions.float().long(), positions, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("tied", [2.0, 0.0, -0.0, -3.0, float("inf"), float("-inf")])
 @pytest.mark.parametrize("name", EXTREMES)
 def test_ties_share_the_gradient(name: str, tied: float) -> None:
