@@ -817,7 +817,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         Args:
             indices: a batch of as many sequences, on the same device: integers without features, from 0 to before the
                 length of the sequence. A position may occur any number of times. Negative ones are refused, because
-                -1 and -100 are marks of padding.
+                -1 and -100 are marks of padding. For a batch of none it may be made of an empty list.
 
         Returns:
             a batch of the structure of `indices`: copies, through which gradients flow.
@@ -840,6 +840,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             remedy = remedy if isinstance(indices, Tensor) else ""
             raise complaint(SeqbatchTypeError, "indices", "be a SequenceBatch", type_name(indices), remedy)
         _ops.require_batch_size("indices", indices.structure, self.structure, "this batch")
+        if is_nothing(indices):  # so their dtype and device are unknown
+            indices = indices.to(self.device, torch.int64)
         positions = positions_in("indices", indices.values)
         if indices.device != self.device:
             raise complaint(SeqbatchValueError, "indices", f"be on {self.device}, as this batch", indices.device)
@@ -852,8 +854,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         are faster.
 
         Args:
-            function: from a sequence `(steps, *features)`, empty ones too, to a Tensor `(new steps, *new features)`, of
-                equal features, dtype and device for all sequences. For a batch of none it is called once, with an empty
+            function: from a sequence `(steps, *features)`, a view, empty ones too, to a Tensor
+                `(new steps, *new features)`, of equal features, dtype and device for all sequences. For a batch of none it is called once, with an empty
                 sequence, to learn the features and dtype of the results. If it raises a ValueError, IndexError or
                 RuntimeError there, those of this batch are kept.
 
@@ -876,8 +878,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         sequences = self.to_sequences()
         with samples_refused("function"):
             if not sequences:
-                return self._of(_of_nothing(function, self.values), self.structure)
-            results = [_of_sequence(function, i, sequence) for i, sequence in enumerate(sequences)]
+                return self._of(_call_on_nothing(function, self.values), self.structure)
+            results = [_call_on_sequence(function, i, sequence) for i, sequence in enumerate(sequences)]
         for i, result in enumerate(results):
             require_alike(f"function(batch[{i}])", result, "function(batch[0])", results[0])
         return self.from_sequences(results)
@@ -960,6 +962,12 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         counts = self.offsets.diff().view(-1, *(1 for _ in self.feature_shape)).to(squares.dtype)
         return squares / (counts - lost).clamp(min=0).masked_fill(counts == 0, 1)
 
+    def _narrowed(self, spread: Tensor) -> Tensor:
+        """Convert a variance or standard deviation to the dtype of the values, or of their real part."""
+        if self.dtype is torch.complex32:  # not by `dtype.to_real`, because `torch.compile` cannot trace that
+            return spread.half()
+        return spread.to(self.dtype) if self.values.is_floating_point() else spread
+
     def max(self) -> Tensor:
         """Return the largest step of each sequence, feature by feature, as `torch.amax`.
 
@@ -991,10 +999,6 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """
         _require_order(self.values)
         return _ops.reduce(self.values, self.structure, "min")
-
-    def _narrowed(self, spread: Tensor) -> Tensor:
-        """Convert a variance or standard deviation to the dtype of the values; if they are complex, it is real."""
-        return spread.to(self.dtype) if self.values.is_floating_point() else spread
 
     def argmax(self) -> Tensor:
         """Return the index of the largest step of each sequence in it, feature by feature, as `torch.argmax`.
@@ -1286,7 +1290,7 @@ def _alike_batches(batches: object) -> tuple[list[SequenceBatch], Tensor]:
     return parts, torch.cat(values) if values else torch.empty(0)
 
 
-def _of_sequence(function: Callable[[Tensor], Tensor], i: int, sequence: Tensor) -> Tensor:
+def _call_on_sequence(function: Callable[[Tensor], Tensor], i: int, sequence: Tensor) -> Tensor:
     try:
         result = function(sequence)
     except Exception as error:
@@ -1295,7 +1299,7 @@ def _of_sequence(function: Callable[[Tensor], Tensor], i: int, sequence: Tensor)
     return require_steps(f"function(batch[{i}])", result)
 
 
-def _of_nothing(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
+def _call_on_nothing(function: Callable[[Tensor], Tensor], values: Tensor) -> Tensor:
     """Return no steps with the features and dtype of what a function returns for an empty sequence, if it takes one."""
     try:
         result = function(values)

@@ -257,6 +257,16 @@ def test_bad_indices_of_take() -> None:
         batch.take(indices_of(FULL).to("meta"))
 
 
+def test_take_by_positions_made_of_an_empty_list() -> None:
+    nothing = SequenceBatch.from_sequences([])
+    for batch in (nothing, SequenceBatch(torch.zeros(0, 3, dtype=torch.int64, device="meta"), [])):
+        found = batch.take(nothing)
+        assert (found.lengths, found.feature_shape) == ((), batch.feature_shape)
+        assert (found.dtype, found.device) == (batch.dtype, batch.device)
+    with pytest.raises(SeqbatchValueError, match=r"`indices` must have 2 sequences, as many as this batch; got 0\.$"):
+        SequenceBatch(torch.zeros(3), [2, 1]).take(nothing)
+
+
 def test_positions_that_vmap_maps_over() -> None:
     batch, indices = SequenceBatch(torch.arange(10.0), LENGTHS), indices_of(FULL)
     several = torch.stack([indices.values, indices.values])

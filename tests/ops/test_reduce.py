@@ -338,6 +338,15 @@ def test_variances_far_from_zero_are_exact(name: str, dtype: torch.dtype) -> Non
     assert_close(reduce(SequenceBatch(values, lengths), name), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("name", ["std", "std of all", "var", "var of all"])
+def test_variances_of_half_precision_complex_numbers_are_in_half_precision(name: str) -> None:
+    lengths, values = [3, 0, 2], make((5, 2), torch.complex64)
+    found = reduce(SequenceBatch(values.to(torch.complex32), lengths), name)
+    wanted = loop([*values.to(torch.complex32).to(torch.complex64).split(lengths)], name)
+    assert_close(found, [one.half() for one in wanted])
+
+
 @pytest.mark.parametrize("name", ["std", "std of all", "var", "var of all"])
 def test_what_is_constant_has_no_variance_and_no_gradient(name: str) -> None:
     values = torch.full((9,), 0.1, requires_grad=True)
