@@ -855,9 +855,9 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
         Args:
             function: from a sequence `(steps, *features)`, a view, empty ones too, to a Tensor
-                `(new steps, *new features)`, of equal features, dtype and device for all sequences. For a batch of none it is called once, with an empty
-                sequence, to learn the features and dtype of the results. If it raises a ValueError, IndexError or
-                RuntimeError there, those of this batch are kept.
+                `(new steps, *new features)`, of equal features, dtype and device for all sequences. For a batch of none
+                it is called once, with an empty sequence, to learn the features and dtype of the results. If it raises
+                a ValueError, IndexError or RuntimeError there, those of this batch are kept.
 
         Returns:
             a batch of copies of the results, through which gradients flow.
