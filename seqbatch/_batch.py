@@ -20,6 +20,7 @@ from seqbatch._checks.indices import (
     Scalar,
     Several,
     Step,
+    StepSlice,
     as_index,
     is_full_slice,
     is_one_index,
@@ -541,14 +542,14 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             rows = as_index("index[0]", rows)
             if is_one_index(rows):
                 i = one_position("index[0]", rows, len(self))
-                if isinstance(steps, int):
-                    require_step("index[1]", steps, [(i, self.lengths[i])])
-                    return self._sequence_at(i)[steps]
-                return self._sequence_at(i)[steps.start : steps.stop : steps.step]
+                if isinstance(steps, StepSlice):
+                    return self._sequence_at(i)[steps.start : steps.stop : steps.step]
+                require_step("index[1]", steps, [(i, self.lengths[i])])
+                return self._sequence_at(i)[steps]
             chosen = tuple(several_positions("index[0]", rows, len(self)))
-        if isinstance(steps, int):
-            return _ops.pick_steps(self.values, self.structure, steps, chosen)
-        return self._of(*_ops.slice_steps(self.values, self.structure, steps, chosen))
+        if isinstance(steps, StepSlice):  # and not by int, because a step may be a SymInt
+            return self._of(*_ops.slice_steps(self.values, self.structure, steps, chosen))
+        return _ops.pick_steps(self.values, self.structure, steps, chosen)
 
     def __contains__(self, sequence: object) -> bool:
         return self.count(sequence) > 0

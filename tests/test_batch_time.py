@@ -145,6 +145,11 @@ BAD_INDICES: list[tuple[Any, type[Exception], str]] = [
         r"to front call reverse\(\).",
     ),
     ((slice(None), slice(None, None, 0)), TypeError, r"`index\[1\]` must be a slice of integers, its step at least 1"),
+    (
+        (slice(None), slice(True, None)),
+        TypeError,
+        r"`index\[1\]` must be a slice of integers, .*; got slice\(True, None",
+    ),
     ((0, slice(0.5, None)), TypeError, r"`index\[1\]` must be a slice of integers, .*; got slice\(0.5, None, None\)."),
     (
         (slice(None), [0, 1]),
