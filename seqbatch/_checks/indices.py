@@ -124,8 +124,9 @@ def _position(subject: str, value: Any) -> int:
     if isinstance(value, Tensor):
         refuse_in_a_graph("the value of a Tensor as an index")
         require_numbers(subject, value)
-    position: int = value if type(value) in _INTEGERS else integer(subject, value)
-    return max(min(position, _MOST_STEPS), -_MOST_STEPS)
+    position: Any = value if type(value) in _INTEGERS else integer(subject, value)
+    limited: int = max(min(position, _MOST_STEPS), -_MOST_STEPS)
+    return limited
 
 
 def require_step(subject: str, position: int, lengths: Iterable[tuple[int, int]]) -> None:
