@@ -20,6 +20,7 @@ from seqbatch._checks.indices import (
     Scalar,
     Several,
     Step,
+    StepSlice,
     as_index,
     is_full_slice,
     is_one_index,
@@ -543,14 +544,14 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             rows = as_index("index[0]", rows)
             if is_one_index(rows):
                 i = one_position("index[0]", rows, len(self))
-                if isinstance(steps, int):
-                    require_step("index[1]", steps, [(i, self.lengths[i])])
-                    return self._sequence_at(i)[steps]
-                return self._sequence_at(i)[steps.start : steps.stop : steps.step]
+                if isinstance(steps, StepSlice):
+                    return self._sequence_at(i)[steps.start : steps.stop : steps.step]
+                require_step("index[1]", steps, [(i, self.lengths[i])])
+                return self._sequence_at(i)[steps]
             chosen = tuple(several_positions("index[0]", rows, len(self)))
-        if isinstance(steps, int):
-            return _ops.pick_steps(self.values, self.structure, steps, chosen)
-        return self._of(*_ops.slice_steps(self.values, self.structure, steps, chosen))
+        if isinstance(steps, StepSlice):  # and not by int, because a step may be a SymInt
+            return self._of(*_ops.slice_steps(self.values, self.structure, steps, chosen))
+        return _ops.pick_steps(self.values, self.structure, steps, chosen)
 
     def __contains__(self, sequence: object) -> bool:
         return self.count(sequence) > 0
@@ -819,7 +820,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         Args:
             indices: a batch of as many sequences, on the same device: integers without features, from 0 to before the
                 length of the sequence. A position may occur any number of times. Negative ones are refused, because
-                -1 and -100 are marks of padding.
+                -1 and -100 are marks of padding. For a batch of none it may be made of an empty list.
 
         Returns:
             a batch of the structure of `indices`: copies, through which gradients flow.
@@ -842,6 +843,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             remedy = remedy if isinstance(indices, Tensor) else ""
             raise complaint(SeqbatchTypeError, "indices", "be a SequenceBatch", type_name(indices), remedy)
         _ops.require_batch_size("indices", indices.structure, self.structure, "this batch")
+        if is_nothing(indices):  # so their dtype and device are unknown
+            indices = indices.to(self.device, torch.int64)
         positions = positions_in("indices", indices.values)
         if indices.device != self.device:
             raise complaint(SeqbatchValueError, "indices", f"be on {self.device}, as this batch", indices.device)
@@ -854,10 +857,10 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         are faster.
 
         Args:
-            function: from a sequence `(steps, *features)`, empty ones too, to a Tensor `(new steps, *new features)`, of
-                equal features, dtype and device for all sequences. For a batch of none it is called once, with an empty
-                sequence, to learn the features and dtype of the results. If it raises a ValueError, IndexError or
-                RuntimeError there, those of this batch are kept.
+            function: from a sequence `(steps, *features)`, a view, empty ones too, to a Tensor
+                `(new steps, *new features)`, of equal features, dtype and device for all sequences. For a batch of none
+                it is called once, with an empty sequence, to learn the features and dtype of the results. If it raises
+                a ValueError, IndexError or RuntimeError there, those of this batch are kept.
 
         Returns:
             a batch of copies of the results, through which gradients flow.
@@ -878,8 +881,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         sequences = self.to_sequences()
         with samples_refused("function"):
             if not sequences:
-                return self._of(_of_nothing(function, self.values), self.structure)
-            results = [_of_sequence(function, i, sequence) for i, sequence in enumerate(sequences)]
+                return self._of(_call_on_nothing(function, self.values), self.structure)
+            results = [_call_on_sequence(function, i, sequence) for i, sequence in enumerate(sequences)]
         for i, result in enumerate(results):
             require_alike(f"function(batch[{i}])", result, "function(batch[0])", results[0])
         return self.from_sequences(results)
@@ -962,6 +965,12 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         counts = self.offsets.diff().view(-1, *(1 for _ in self.feature_shape)).to(squares.dtype)
         return squares / (counts - lost).clamp(min=0).masked_fill(counts == 0, 1)
 
+    def _narrowed(self, spread: Tensor) -> Tensor:
+        """Convert a variance or standard deviation to the dtype of the values, or of their real part."""
+        if self.dtype is torch.complex32:  # not by `dtype.to_real`, because `torch.compile` cannot trace that
+            return spread.half()
+        return spread.to(self.dtype) if self.values.is_floating_point() else spread
+
     def max(self) -> Tensor:
         """Return the largest step of each sequence, feature by feature, as `torch.amax`.
 
@@ -993,10 +1002,6 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         """
         _require_order(self.values)
         return _ops.reduce(self.values, self.structure, "min")
-
-    def _narrowed(self, spread: Tensor) -> Tensor:
-        """Convert a variance or standard deviation to the dtype of the values; if they are complex, it is real."""
-        return spread.to(self.dtype) if self.values.is_floating_point() else spread
 
     def argmax(self) -> Tensor:
         """Return the index of the largest step of each sequence in it, feature by feature, as `torch.argmax`.
@@ -1288,7 +1293,7 @@ def _alike_batches(batches: object) -> tuple[list[SequenceBatch], Tensor]:
     return parts, torch.cat(values) if values else torch.empty(0)
 
 
-def _of_sequence(function: SequenceFunction, i: int, sequence: Tensor) -> Tensor:
+def _call_on_sequence(function: SequenceFunction, i: int, sequence: Tensor) -> Tensor:
     try:
         result = function(sequence)
     except Exception as error:
@@ -1297,7 +1302,7 @@ def _of_sequence(function: SequenceFunction, i: int, sequence: Tensor) -> Tensor
     return require_steps(f"function(batch[{i}])", result)
 
 
-def _of_nothing(function: SequenceFunction, values: Tensor) -> Tensor:
+def _call_on_nothing(function: SequenceFunction, values: Tensor) -> Tensor:
     """Return no steps with the features and dtype of what a function returns for an empty sequence, if it takes one."""
     try:
         result = function(values)

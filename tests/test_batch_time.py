@@ -145,6 +145,11 @@ BAD_INDICES: list[tuple[Any, type[Exception], str]] = [
         r"to front call reverse\(\).",
     ),
     ((slice(None), slice(None, None, 0)), TypeError, r"`index\[1\]` must be a slice of integers, its step at least 1"),
+    (
+        (slice(None), slice(True, None)),
+        TypeError,
+        r"`index\[1\]` must be a slice of integers, .*; got slice\(True, None",
+    ),
     ((0, slice(0.5, None)), TypeError, r"`index\[1\]` must be a slice of integers, .*; got slice\(0.5, None, None\)."),
     (
         (slice(None), [0, 1]),
@@ -255,6 +260,16 @@ def test_bad_indices_of_take() -> None:
         batch.take(indices_of(FULL).map(lambda values: values[:, None]))
     with pytest.raises(SeqbatchValueError, match=r"`indices` must be on cpu, as this batch; got meta\.$"):
         batch.take(indices_of(FULL).to("meta"))
+
+
+def test_take_by_positions_made_of_an_empty_list() -> None:
+    nothing = SequenceBatch.from_sequences([])
+    for batch in (nothing, SequenceBatch(torch.zeros(0, 3, dtype=torch.int64, device="meta"), [])):
+        found = batch.take(nothing)
+        assert (found.lengths, found.feature_shape) == ((), batch.feature_shape)
+        assert (found.dtype, found.device) == (batch.dtype, batch.device)
+    with pytest.raises(SeqbatchValueError, match=r"`indices` must have 2 sequences, as many as this batch; got 0\.$"):
+        SequenceBatch(torch.zeros(3), [2, 1]).take(nothing)
 
 
 def test_positions_that_vmap_maps_over() -> None:

@@ -1,7 +1,7 @@
 """Indices of sequences, the same for batches and states, and of steps: what they may be, and which they mean."""
 
-import operator
 from collections.abc import Iterable, Sequence
+from types import EllipsisType
 from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import torch
@@ -37,6 +37,8 @@ Index: TypeAlias = int | Several[AnyScalar] | Scalar
 Step: TypeAlias = int | Tensor | Scalar
 # Larger numbers mean the same, and sums of these and of lengths are int64.
 _MOST_STEPS = 2**60
+# Types of integers that are taken as they are, because `operator.index` would specialize a SymInt.
+_INTEGERS = (int, torch.SymInt)
 
 
 class StepSlice(NamedTuple):  # because a slice has no hash before Python 3.12
@@ -77,7 +79,8 @@ def one_position(subject: str, value: object, size: int) -> int:
 
 def two_indices(subject: str, index: tuple[Any, ...]) -> tuple[Any, Any]:
     """Return an index of sequences and one of steps, else raise."""
-    if len(index) != 2 or any(part is Ellipsis for part in index):
+    # By type, because `part is Ellipsis` would specialize a SymInt in a slice.
+    if len(index) != 2 or any(isinstance(part, EllipsisType) for part in index):
         must = "be one index, of sequences, or two, of sequences and of steps"
         found = f"a tuple of {len(index)}" if len(index) != 2 else "an Ellipsis in a tuple"
         remedy = "For features call batch.map(function)."
@@ -94,22 +97,20 @@ def step_index(subject: str, value: Any) -> int | StepSlice:
     """Return an index of steps as an int, which may be negative, or as a slice, else raise."""
     if isinstance(value, slice):
         return _step_slice(subject, value)
-    axes = getattr(value, "ndim", 0)
+    # Not asked of an integer, because it may be a SymInt.
+    axes = 0 if type(value) in _INTEGERS else getattr(value, "ndim", 0)
     if axes or value is None or (isinstance(value, Sequence) and not isinstance(value, str)):
         found = f"{type_name(value)} with {counted(axes, 'dimension')}" if axes else type_name(value)
         remedy = "For other steps of each sequence call batch.take(indices)."
         raise complaint(SeqbatchTypeError, subject, "be an integer or a slice, of steps", found, remedy)
-    if isinstance(value, Tensor):
-        refuse_in_a_graph("the value of a Tensor as an index")
-        require_numbers(subject, value)
-    return _limited(integer(subject, value))
+    return _position(subject, value)
 
 
 def _step_slice(subject: str, value: slice) -> StepSlice:
     must = "be a slice of integers, its step at least 1"
     try:
         parts = (value.start, value.stop, value.step)
-        start, stop, step = [None if part is None else _limited(operator.index(part)) for part in parts]
+        start, stop, step = [None if part is None else _position(subject, part) for part in parts]
     except TypeError:
         raise complaint(SeqbatchTypeError, subject, must, value) from None
     step = 1 if step is None else step
@@ -118,8 +119,14 @@ def _step_slice(subject: str, value: slice) -> StepSlice:
     return StepSlice(0 if start is None else start, stop, step)
 
 
-def _limited(position: int) -> int:
-    return max(min(position, _MOST_STEPS), -_MOST_STEPS)
+def _position(subject: str, value: Any) -> int:
+    """Return an index of a step as an int, which may be negative, else raise; one beyond all steps is reduced."""
+    if isinstance(value, Tensor):
+        refuse_in_a_graph("the value of a Tensor as an index")
+        require_numbers(subject, value)
+    position: Any = value if type(value) in _INTEGERS else integer(subject, value)
+    limited: int = max(min(position, _MOST_STEPS), -_MOST_STEPS)
+    return limited
 
 
 def require_step(subject: str, position: int, lengths: Iterable[tuple[int, int]]) -> None:

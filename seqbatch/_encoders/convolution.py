@@ -2,7 +2,7 @@
 
 A sequence `(steps, channels)` gets what it would get alone, `layer(sequence.T[None])[0].T`. Layers of two dimensions
 take `(steps, channels, features)`, or `(steps, features)` for one channel, and return `(steps, channels, features)`:
-what `layer(sequence.transpose(0, 1)[None])[0].transpose(0, 1)` gives. The first size of their kernels is over steps.
+what `layer(sequence.transpose(0, 1)[None])[0].transpose(0, 1)` is. The first size of their kernels is over steps.
 The length of a sequence changes by the layer's own rule:
 
 - `nn.Conv1d`, `nn.MaxPool1d`, `nn.AvgPool1d`, `nn.LPPool1d` and those of two dimensions return
@@ -88,15 +88,16 @@ def _register_over_steps(
             batch = batch.with_values(batch.values.unsqueeze(1))  # one channel
         if not is_stock:
             return _call_on_all_steps(layer, batch, _by_length(layer, batch, rule))
-        drawn = [rule(layer, axis) for axis in range(dimensions)]
-        for one in drawn:
-            if isinstance(one, Windows):
-                require_options(layer, one)
-        _require_enough_steps(layer, drawn[0], batch)
-        for one in drawn[1:]:
-            _require_enough_features(layer, one, batch)
+        along_axes = [rule(layer, axis) for axis in range(dimensions)]
+        for along_axis in along_axes:
+            if isinstance(along_axis, Windows):
+                require_options(layer, along_axis)
+        of_steps, *of_features = along_axes
+        _require_enough_steps(layer, of_steps, batch)
+        for along_features in of_features:
+            _require_enough_features(layer, along_features, batch)
         with refusals_of(layer, batch):
-            run = start(layer, batch, rule) if start else _laid_out(layer, batch, *drawn)
+            run = start(layer, batch, rule) if start else _laid_out(layer, batch, of_steps, *of_features)
             return _call_on_all_steps(layer, batch, run)
 
 
@@ -150,7 +151,7 @@ def _channels_first(layer: nn.Module, steps: Tensor) -> Tensor:
     return swapped if viewed else swapped.contiguous()
 
 
-def _in_borders(layer: Any, batch: SequenceBatch, border: Border, of_features: Border | None) -> _Run:
+def _in_borders(layer: Any, batch: SequenceBatch, border: Border, of_features: Border | None = None) -> _Run:
     """Pad the steps of each sequence by one gather, with the value of the layer, and the features by PyTorch."""
     layout = batch.structure.plan(border_layout, border, device=batch.device)
     lengths = batch.structure if layout.lengths is None else layout.lengths
@@ -165,10 +166,10 @@ def _in_borders(layer: Any, batch: SequenceBatch, border: Border, of_features: B
     return run
 
 
-def _laid_out(layer: nn.Module, batch: SequenceBatch, of_steps: Windows | Border, *others: Any) -> _Run:
+def _laid_out(layer: nn.Module, batch: SequenceBatch, of_steps: Windows | Border, *of_features: Any) -> _Run:
     if isinstance(of_steps, Windows):
         return _in_windows(layer, batch, of_steps)
-    return _in_borders(layer, batch, of_steps, *(others or (None,)))
+    return _in_borders(layer, batch, of_steps, *of_features)
 
 
 def _by_length(layer: nn.Module, batch: SequenceBatch, rule: _Rule) -> _Run:
@@ -187,7 +188,7 @@ def _one_by_one(layer: nn.Module, batch: SequenceBatch, rule: _Rule) -> _Run:
 def _in_groups(layer: nn.Module, batch: SequenceBatch, rule: _Rule, groups: list[list[int]]) -> _Run:
     """Run a layer on groups of sequences of equal length, whatever number of steps it returns.
 
-    Without any steps the layer is not called, and its outputs have the size that the `rule` gives.
+    Without any steps the layer is not called, and its outputs have the size by the `rule`.
     """
     counts = batch.structure.without_empty.counts
 

@@ -24,6 +24,8 @@ from seqbatch._torch import is_transformed
 REDUCTION_LOOP_LIMIT = 32
 # Longer sequences are added in chunks. Two levels of sums round as much as this many steps in one loop do.
 UNCHUNKED_SUM_LIMIT = 2 * SUMMATION_CHUNK
+# Integers up to this one are exact in single precision.
+EXACT_IN_SINGLE_LIMIT = 2**24
 
 # -------------------------------------------------------------------------------- sums, copies and extremes by sequence
 
@@ -127,8 +129,10 @@ def _position_in_full(values: Tensor, lengths: Lengths, which: str) -> Tensor:
     values = values.detach()
     extremes = expand_to_steps(_extreme_of_full(values, lengths, f"a{which}"), lengths)
     is_extreme = (values == extremes) | (values != values)  # the extreme of a sequence with a NaN is NaN
-    positions = _per_row(lengths.on(values.device).positions, values)
-    return _extreme_of_full(torch.where(is_extreme, positions, len(values)), lengths, "amin")
+    # As floating numbers where these are exact, because PyTorch reduces integers by a slow path.
+    dtype = torch.float32 if lengths.longest <= EXACT_IN_SINGLE_LIMIT else torch.int64
+    positions = _per_row(lengths.on(values.device).positions, values).to(dtype)
+    return _extreme_of_full(torch.where(is_extreme, positions, lengths.longest), lengths, "amin").long()
 
 
 def _with_empty_rows(rows: Tensor, lengths: Lengths) -> Tensor:

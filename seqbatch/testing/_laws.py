@@ -112,6 +112,7 @@ def check_stepwise(layer: nn.Module, sequences: Sequences) -> None:
     if find_encoder(layer).is_stepwise:
         wanted = [step for output in encode(layer, sequences) for step in output.split(1)]
         found = encode(layer, [step for sequence in sequences for step in sequence.split(1)])
+        assert len(found) == len(wanted), "it is registered as stepwise, but changes the number of steps"
         assert_alike(found, wanted, "it is registered as stepwise, but a step by itself gets another output")
 
 

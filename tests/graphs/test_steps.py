@@ -77,6 +77,36 @@ def test_they_are_exported_for_all_lengths(name: str) -> None:
         assert_close(tensors(program(signals(lengths))), tensors(model(signals(lengths))))
 
 
+OF_A_NUMBER: dict[str, Callable[[SequenceBatch, int], Tensor]] = {
+    "a step": lambda batch, number: batch[:, number],
+    "a step from the end": lambda batch, number: batch[:, -number],
+    "a start": lambda batch, number: batch[:, number:].values,
+    "an end": lambda batch, number: batch[:, :-number].values,
+    "a stride": lambda batch, number: batch[:, ::number].values,
+}
+
+
+class OfANumber(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, batch: SequenceBatch, number: int) -> Tensor:
+        return OF_A_NUMBER[self.name](batch, number)
+
+
+@pytest.mark.parametrize("name", OF_A_NUMBER)
+def test_one_graph_for_all_numbers_of_steps(name: str) -> None:
+    call, batch = OF_A_NUMBER[name], signals([7, 6, 9])
+    graph = compiled(call)
+    shapes = ([{0: Dim.DYNAMIC}, {0: Dim.DYNAMIC}], Dim.DYNAMIC)
+    program = export(OfANumber(name), (batch, 2), dynamic_shapes=shapes).module()
+    for number in (4, 2, 5):
+        assert_close(graph(batch, number), call(batch, number))
+        assert_close(program(batch, number), call(batch, number))
+    assert graphs() == 1
+
+
 def test_shifted_targets() -> None:
     def by_map(batch: SequenceBatch) -> Tensor:
         return batch[:, :-1].map(torch.sub, batch[:, 1:]).values.square().sum()
@@ -162,3 +192,17 @@ def test_what_a_graph_refuses(name: str) -> None:
         export(Refused(name), (signals([4, 3]),))
     with pytest.raises(Unsupported, match=r"For steps back to front call reverse\(\)"):
         compiled(lambda batch: batch[:, ::-1].values)(signals([4, 3]))
+
+
+class FromATensor(nn.Module):
+    def forward(self, batch: SequenceBatch, start: Tensor) -> Tensor:
+        return batch[:, start:].values
+
+
+def test_a_tensor_as_a_bound_is_refused_in_an_export() -> None:
+    batch = signals([4, 3])
+    with pytest.raises(SeqbatchError, match="got a call that needs the value of a Tensor as an index"):
+        export(FromATensor(), (batch, torch.tensor(1)))
+    graph = compiled(FromATensor())  # which reads it, and is compiled again for another
+    for start in (1, 2):
+        assert_close(graph(batch, torch.tensor(start)), batch[:, start:].values)

@@ -338,6 +338,15 @@ def test_variances_far_from_zero_are_exact(name: str, dtype: torch.dtype) -> Non
     assert_close(reduce(SequenceBatch(values, lengths), name), wanted)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize("name", ["std", "std of all", "var", "var of all"])
+def test_variances_of_half_precision_complex_numbers_are_in_half_precision(name: str) -> None:
+    lengths, values = [3, 0, 2], make((5, 2), torch.complex64)
+    found = reduce(SequenceBatch(values.to(torch.complex32), lengths), name)
+    wanted = loop([*values.to(torch.complex32).to(torch.complex64).split(lengths)], name)
+    assert_close(found, [one.half() for one in wanted])
+
+
 @pytest.mark.parametrize("name", ["std", "std of all", "var", "var of all"])
 def test_what_is_constant_has_no_variance_and_no_gradient(name: str) -> None:
     values = torch.full((9,), 0.1, requires_grad=True)
@@ -363,6 +372,23 @@ def test_the_first_of_equal_steps_is_the_position(name: str, number: float) -> N
     assert_close(found, wanted)
     if abs(number) != float("inf"):
         assert found.tolist() == [1, 0, 0, 0]
+
+
+@pytest.mark.parametrize("limit", [0, 2**24])
+@pytest.mark.parametrize("name", ["argmax", "argmin"])
+def test_positions_are_exact_in_each_dtype_that_they_are_computed_in(
+    name: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reductions, "EXACT_IN_SINGLE_LIMIT", limit)
+    lengths = [1, 70, 0, *[2] * 40]
+    xs = [torch.randn(length, 2).round() for length in lengths]
+    found = REDUCTIONS[name].of(SequenceBatch.from_sequences(xs))
+    assert_close(list(found), loop(xs, name))
+
+
+def test_single_precision_is_exact_for_all_positions_that_are_compared_in_it() -> None:
+    positions = torch.arange(reductions.EXACT_IN_SINGLE_LIMIT - 9, reductions.EXACT_IN_SINGLE_LIMIT + 1)
+    assert_close(positions.float().long(), positions, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("tied", [2.0, 0.0, -0.0, -3.0, float("inf"), float("-inf")])

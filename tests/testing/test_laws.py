@@ -110,6 +110,9 @@ def test_a_wrong_claim_of_treating_every_step_by_itself_is_caught() -> None:
         AssertionError, match="it is registered as stepwise, but a step by itself gets another output: "
     ):
         LAWS["stepwise"](wrong.Scaled())
+    register_encoder(wrong.Scaled, stepwise=True)(lambda layer, batch: batch[:, ::2].map(layer))
+    with pytest.raises(AssertionError, match="registered as stepwise, but changes the number of steps"):
+        LAWS["stepwise"](wrong.Scaled())
 
 
 @pytest.mark.parametrize(
