@@ -10,12 +10,13 @@ import torch._functorch.config as functorch_config
 from graph_models import allow_recurrent_layers as allow_recurrent_layers
 from graph_models import compiled, signals, tensors, tokens
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchRuntimeError, Unsupported
+from torch._dynamo.exc import Unsupported
 from torch.autograd import forward_ad
 from torch.testing import assert_close
 
 from seqbatch import (
     SeqbatchError,
+    SeqbatchValueError,
     SequenceBatch,
     UnsupportedLayerError,
     encode,
@@ -182,7 +183,7 @@ def test_layers_that_attend_to_memory(layer: nn.Module) -> None:
     for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 0, 2])):
         found = partly(signals(lengths), signals(of_memory)).values
         assert_close(found, model(signals(lengths), signals(of_memory)).values)
-    with pytest.raises(TorchRuntimeError, match="`memory` must have as many sequences as `sequences`"):
+    with pytest.raises(SeqbatchValueError, match="`memory` must have 2 sequences, as many as `sequences`; got 3"):
         partly(signals([4, 3]), signals([2, 5, 1]))
 
 
@@ -219,7 +220,7 @@ def test_a_plug_in_that_can_be_traced(monkeypatch: pytest.MonkeyPatch) -> None:
     for lengths, of_memory in (([4, 3], [2, 5]), ([3, 5, 3], [1, 4, 2])):
         batches = signals(lengths), signals(of_memory)
         assert_close(run(*batches).values, model(*batches).values)
-    with pytest.raises(TorchRuntimeError, match="`memory` must have as many sequences as `sequences`"):
+    with pytest.raises(Unsupported, match="`memory` must have as many sequences as `sequences`"):
         run(signals([4, 3]), signals([2, 5, 1]))
 
 
