@@ -345,6 +345,8 @@ def run_pairs_in_groups(
 ) -> SequenceBatch:
     """Call a function once for each pair of lengths, on all sequences of these lengths, without padding or mask.
 
+    Sequences without memory are run one by one.
+
     Args:
         call: from `(number, query steps, *features)` and `(number, memory steps, *features)`, where memory may have no
             steps, to the same number of sequences and query steps.
@@ -354,16 +356,18 @@ def run_pairs_in_groups(
     groups = memory.structure.plan(
         pair_buckets_of, queries.lengths, 0, 0, 0, torch.float32, False, device=memory.device
     )
-    results = [
-        call(one.unflatten(0, shape), other.unflatten(0, memory_shape)).flatten(0, 1)
-        for one, other, shape, memory_shape in zip(
-            groups.queries.split(groups.queries.fill(queries.values, queries.structure)),
-            groups.memory.split(groups.memory.fill(memory.values, memory.structure)),
-            groups.queries.shapes,
-            groups.memory.shapes,
-            strict=True,
-        )
-    ]
+    results: list[Tensor] = []
+    for one, other, shape, memory_shape in zip(
+        groups.queries.split(groups.queries.fill(queries.values, queries.structure)),
+        groups.memory.split(groups.memory.fill(memory.values, memory.structure)),
+        groups.queries.shapes,
+        groups.memory.shapes,
+        strict=True,
+    ):
+        # One by one without memory, because in PyTorch a NaN in one of the queries then reaches all of them.
+        together = shape[0] if memory_shape[1] else 1
+        pairs = (part.unflatten(0, sizes).split(together) for part, sizes in ((one, shape), (other, memory_shape)))
+        results += [call(*pair).flatten(0, 1) for pair in zip(*pairs, strict=True)]
     return queries.with_values(groups.queries.join(results, queries.structure))
 
 

@@ -305,6 +305,16 @@ def test_attention_over_an_empty_sequence_is_the_bias_of_the_output_projection()
         assert_close(encode(one, [x, x], [m[:0], m])[0], layer.out_proj.bias.expand(3, SIZE))
 
 
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, nn.TransformerDecoderLayer])
+def test_a_neighbour_is_not_seen_where_a_layer_with_hooks_has_no_memory(kind: Any) -> None:
+    # PyTorch itself mixes queries that it runs together without memory, if one of them has a NaN.
+    layer = kind(SIZE, 2).eval()
+    layer.register_forward_hook(lambda module, args, output: None)
+    x, m = torch.randn(2, SIZE), torch.zeros(0, SIZE)
+    poisoned = torch.full_like(x, float("nan"))
+    assert_close(encode(layer, [poisoned, x], [m, m])[1], encode(layer, [x], [m])[0])
+
+
 def test_every_layout_of_queries_and_memory() -> None:
     layer = spread(nn.TransformerDecoderLayer(SIZE, 2, 4, dropout=0.0))
     queries = SequenceBatch.from_sequences([x.detach() for x in sequences([3, 1, 4], (SIZE,))])

@@ -75,3 +75,5 @@ def test_sizes_that_are_known_to_differ() -> None:
         traced.require_batch_size("others[0]", Lengths(torch.tensor([3])), LENGTHS, "this batch")
     with pytest.raises(SeqbatchValueError, match=r"`values` must have the steps of this batch; got fewer or more\."):
         traced.require_steps_of_batch("values", 2, 3)
+    with pytest.raises(SeqbatchValueError, match=r"`tensor` must have a row for each sequence; got fewer or more\."):
+        traced.expand(torch.zeros(3, 4), LENGTHS, 3)
