@@ -65,7 +65,7 @@ html_copy_source = False
 html_show_copyright = False
 
 TORCH = "https://docs.pytorch.org/docs/stable"
-# The pages on names of other libraries, without the inventories of their sites, because CI has no network.
+# Addresses for names of other libraries. Sphinx could download the inventories of their sites, but CI has no network.
 PAGES = {
     "hypothesis.strategies.SearchStrategy": "https://hypothesis.readthedocs.io/en/latest/reference/strategies.html",
     "torch.Size": f"{TORCH}/size.html",

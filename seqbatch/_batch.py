@@ -979,7 +979,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             steps that are equally large share theirs.
 
         Raises:
-            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no maximum.
+            SeqbatchTypeError: the dtype is complex or uint64, whose values PyTorch does not compare.
 
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).max()
         tensor([2, 3])
@@ -995,7 +995,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             steps that are equally small share theirs.
 
         Raises:
-            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no minimum.
+            SeqbatchTypeError: the dtype is complex or uint64, whose values PyTorch does not compare.
 
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).min()
         tensor([1, 3])
@@ -1011,7 +1011,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             sequence, which has no step of this index. No gradients flow.
 
         Raises:
-            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no maximum.
+            SeqbatchTypeError: the dtype is complex or uint64, whose values PyTorch does not compare.
 
         >>> SequenceBatch.from_sequences([torch.tensor([1, 2]), torch.tensor([3])]).argmax()
         tensor([1, 0])
@@ -1027,7 +1027,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             sequence, which has no step of this index. No gradients flow.
 
         Raises:
-            SeqbatchTypeError: the dtype is complex or uint64, for which PyTorch has no minimum.
+            SeqbatchTypeError: the dtype is complex or uint64, whose values PyTorch does not compare.
 
         >>> SequenceBatch.from_sequences([torch.tensor([2, 1]), torch.tensor([3])]).argmin()
         tensor([1, 0])

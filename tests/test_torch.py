@@ -737,10 +737,8 @@ def test_OutputProjection() -> None:  # noqa: N802  # as the class
     assert type(projection).forward is nn.Linear.forward
 
 
-@pytest.mark.parametrize("norm_first", [True, False])
-def test_TRANSFORMER_PARTS(norm_first: bool) -> None:  # noqa: N802  # as the constant
-    """Else a subclass that replaces a part of the layer runs as if it did not."""
-    layer: Any = nn.TransformerEncoderLayer(4, 2, norm_first=norm_first)
+def require_parts(layer: Any, names: tuple[str, ...], given: list[Tensor]) -> None:
+    """Check that the `forward` of a layer calls these methods, in this order, and no others that are private."""
     called: list[str] = []
 
     def part(name: str) -> Callable[..., Tensor]:
@@ -750,31 +748,24 @@ def test_TRANSFORMER_PARTS(norm_first: bool) -> None:  # noqa: N802  # as the co
 
         return run
 
-    vars(layer).update({name: part(name) for name in _torch.TRANSFORMER_PARTS})
-    layer(torch.ones(3, 4))
-    assert called == list(_torch.TRANSFORMER_PARTS)
-    methods = re.findall(r"self\.(_\w+)\(", inspect.getsource(nn.TransformerEncoderLayer.forward))
-    assert {*methods} == {*_torch.TRANSFORMER_PARTS}
+    vars(layer).update({name: part(name) for name in names})
+    layer(*given)
+    assert called == list(names)
+    assert {*re.findall(r"self\.(_\w+)\(", inspect.getsource(type(layer).forward))} == {*names}
+
+
+@pytest.mark.parametrize("norm_first", [True, False])
+def test_TRANSFORMER_PARTS(norm_first: bool) -> None:  # noqa: N802  # as the constant
+    """Else a subclass that replaces a part of the layer runs as if it did not."""
+    layer = nn.TransformerEncoderLayer(4, 2, norm_first=norm_first)
+    require_parts(layer, _torch.TRANSFORMER_PARTS, [torch.ones(3, 4)])
 
 
 @pytest.mark.parametrize("norm_first", [True, False])
 def test_DECODER_PARTS(norm_first: bool) -> None:  # noqa: N802  # as the constant
     """Else a subclass that replaces a part of the layer runs as if it did not."""
-    layer: Any = nn.TransformerDecoderLayer(4, 2, norm_first=norm_first)
-    called: list[str] = []
-
-    def part(name: str) -> Callable[..., Tensor]:
-        def run(x: Tensor, *arguments: Any, **options: Any) -> Tensor:
-            called.append(name)
-            return x
-
-        return run
-
-    vars(layer).update({name: part(name) for name in _torch.DECODER_PARTS})
-    layer(torch.ones(3, 4), torch.ones(2, 4))
-    assert called == list(_torch.DECODER_PARTS)
-    methods = re.findall(r"self\.(_\w+)\(", inspect.getsource(nn.TransformerDecoderLayer.forward))
-    assert {*methods} == {*_torch.DECODER_PARTS}
+    layer = nn.TransformerDecoderLayer(4, 2, norm_first=norm_first)
+    require_parts(layer, _torch.DECODER_PARTS, [torch.ones(3, 4), torch.ones(2, 4)])
 
 
 class Asks(nn.Module):

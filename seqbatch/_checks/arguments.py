@@ -118,7 +118,7 @@ def is_array(value: object) -> bool:
 
 def is_bool(value: object) -> bool:
     """Return True if the value is a bool of Python or NumPy."""
-    return isinstance(value, bool) or (is_array(value) and value.dtype.kind == "b")  # type: ignore[attr-defined]
+    return isinstance(value, bool) or (is_array(value) and value.dtype.kind == "b")  # type: ignore[attr-defined]  # of NumPy, which is not imported
 
 
 def integer(subject: str, value: object) -> int:

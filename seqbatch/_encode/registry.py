@@ -181,10 +181,10 @@ def register_cross_attention(
 
 
 def register_empty_input(layer_type: type[Layer], make: Callable[[Layer, SequenceBatch], SequenceBatch | None]) -> None:
-    """Register the batch to run a type of layer on in place of one made of an empty list, which has no features.
+    """Register the batch on which a type of layer runs if the input is an empty list, whose features are unknown.
 
-    Without it, or if `make` returns None, `encode` returns such a batch as it is, because the features of the
-    outputs are not known.
+    If none is registered or `make` returns None, `encode` returns its input, because the features of the outputs are
+    unknown too.
     """
     _empty_inputs[layer_type] = make
 

@@ -226,7 +226,7 @@ def _require_steps_of_channels(layer: Any, batch: SequenceBatch, is_stock: bool)
 
 
 def _require_steps_of_images(layer: Any, batch: SequenceBatch, is_stock: bool) -> None:
-    """Do the same for a layer of two dimensions: each step has channels and features, or features of one channel."""
+    """Raise unless each step has the channels and features, or the features of one channel, that a 2-D layer takes."""
     found, channels = tuple(batch.feature_shape), getattr(layer, "in_channels", 0) if is_stock else 0
     # A lazy layer has 0 channels before its first call.
     if not 1 <= len(found) <= 2 or (channels and channels != (found[0] if len(found) == 2 else 1)):

@@ -7,8 +7,9 @@ An empty sequence of memory has no key: a query attends to zeros, as PyTorch's l
 the bias of the output projection, which PyTorch initializes to zeros, and in a decoder what follows from it.
 
 A layer with hooks, with parametrized weights or with its own `forward`, or one that holds such a layer, is called as
-itself: once for each pair of lengths, on all sequences of these lengths, without padding or mask. Any other layer runs
-on the flat values, and its attention on buckets of pairs of similar lengths.
+itself: once for each pair of lengths, on all sequences of these lengths, without padding or mask, and once for each
+sequence without memory. Any other layer runs on the flat values, and its attention on buckets of pairs of similar
+lengths.
 """
 
 from collections.abc import Callable

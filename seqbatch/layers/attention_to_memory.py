@@ -279,7 +279,7 @@ def _contexts(
         context, weight = _weigh(layer, *parts, mask, with_weights)
         contexts.append(context.flatten(0, 1))
         weights.append(weight)
-    # Without any pair there are no rows, of the size of memory.
+    # If no query has memory, all rows are zeros, and their size is that of memory.
     nothing = query_rows.new_zeros(0, layer.memory_size)
     return buckets.queries.join(contexts or [nothing], queries.structure), buckets.join_weights(weights, nothing)
 
