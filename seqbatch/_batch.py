@@ -126,8 +126,16 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
             raise complaint(SeqbatchTypeError, "lengths", "be given with a Tensor of flat values", None, remedy)
         if isinstance(sequences, list):  # because the libraries that stack pass a list
             require_not_stacked(sequences)
-        made = self.from_sequences(sequences_of("values", sequences))
+        made = self._joined("values", sequences)
         self._set(made.values, made.structure)
+
+    @classmethod
+    def _joined(cls, subject: str, sequences: object) -> Self:
+        """Do what `from_sequences` does; `subject` names the sequences in errors."""
+        tensors = sequences_of(subject, sequences)
+        if not tensors:
+            return cls._of(torch.empty(0), Lengths(()))
+        return cls._of(torch.cat(tensors), _ops.lengths_of_sizes(tuple([tensor.shape[0] for tensor in tensors])))
 
     @classmethod
     def _of(cls, values: Tensor, structure: Lengths) -> Self:
@@ -223,10 +231,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_sequences([torch.zeros(10, 5), torch.zeros(7, 5)])
         SequenceBatch(2 sequences of 7 to 10 steps, features (5,), torch.float32, cpu)
         """
-        tensors = sequences_of("sequences", sequences)
-        if not tensors:
-            return cls._of(torch.empty(0), Lengths(()))
-        return cls._of(torch.cat(tensors), _ops.lengths_of_sizes(tuple([tensor.shape[0] for tensor in tensors])))
+        return cls._joined("sequences", sequences)
 
     @classmethod
     def from_padded(
@@ -1266,6 +1271,11 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         (tensor([1., 1., 1.]), tensor([0., 0., 0.]))
         """
         return self.with_values(self.values.clone())
+
+
+def joined(subject: str, sequences: object) -> SequenceBatch:
+    """Join sequences into a batch; `subject` names them in errors."""
+    return SequenceBatch._joined(subject, sequences)
 
 
 def is_nothing(batch: SequenceBatch) -> bool:

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch import _ops
-from seqbatch._batch import SequenceBatch
-from seqbatch._checks.arguments import require_steps, sequences_of
+from seqbatch._batch import SequenceBatch, joined
+from seqbatch._checks.arguments import require_steps
 from seqbatch._checks.exporters import refuse_exporters
 from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._encode.registry import takes_rows
@@ -72,7 +72,7 @@ def _supported_memory(memory: object, is_one: bool) -> object:
     if isinstance(memory, (Tensor, SequenceBatch, PackedSequence)):
         return memory
     if isinstance(memory, (list, tuple)):
-        return SequenceBatch.from_sequences(sequences_of("memory", memory))
+        return joined("memory", memory)
     must = "be a list or tuple of Tensors, a SequenceBatch, a PackedSequence or a nested Tensor, as `sequences`"
     raise complaint(SeqbatchTypeError, "memory", must, type_name(memory))
 

@@ -29,6 +29,9 @@ STEP = 32
 # both sides are planned. Measured as that; half and twice as much take about as long.
 BUCKETS_OF_PAIRS = 4
 
+# The cost of the second bucket of pairs, in extra ones: with it, rows are gathered by plans, and not copied by lengths.
+SECOND_BUCKET = 4
+
 
 def bucket_overhead(size: int, device: torch.device) -> int:
     """Return the cost of one extra bucket, in pairs of steps, where a pair costs as much as `size` features."""
@@ -46,8 +49,7 @@ class Buckets(NamedTuple):
     Args:
         shapes: sequences and steps of each bucket.
         enter: the plan from flat values to rows; None if all sequences are in one bucket, in their order.
-        masks: the mask that is added to the scores of each bucket, see `_mask_of_padding`; None without padding. Those
-            of queries are None.
+        masks: the mask of each bucket, see `_masks_of_real_steps`; None without padding. Those of queries are None.
     """
 
     shapes: list[tuple[int, int]]
@@ -70,6 +72,8 @@ class Buckets(NamedTuple):
 
     def split(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Split the rows of all buckets into those of each."""
+        if len(self.shapes) == 1:
+            return (rows,)
         return torch.split(rows, [number * steps for number, steps in self.shapes])
 
     def join(self, parts: list[Tensor], lengths: Lengths) -> Tensor:
@@ -82,7 +86,7 @@ class Buckets(NamedTuple):
         return padded_to_flat(rows.unflatten(0, self.shapes[0]), lengths, True, "right")
 
 
-def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype: torch.dtype) -> Buckets:
+def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int) -> Buckets:
     """Split a batch into buckets for attention; no length may be 0.
 
     Args:
@@ -90,14 +94,11 @@ def buckets_of(lengths: Lengths, overhead: int, causal: bool, extra: int, dtype:
         overhead: the cost of one extra bucket, in pairs of steps; 0 for equal lengths in each.
         causal: True if steps do not attend to later ones, and so not to padding.
         extra: the number of keys before the steps of each sequence, which every step attends to.
-        dtype: the dtype of the masks.
     """
     counts = lengths.tensor.index_select(0, lengths.order)
     shapes = bucket_shapes(counts.tolist(), overhead)
     is_one = len(shapes) == 1
-    masks = (
-        _no_masks(shapes) if causal else _masks_of_padding(lengths.tensor if is_one else counts, shapes, extra, dtype)
-    )
+    masks = _no_masks(shapes) if causal else _masks_of_real_steps(lengths.tensor if is_one else counts, shapes, extra)
     return Buckets(shapes, None if is_one else _plan_of_rows(lengths, lengths.order, counts, shapes), masks)
 
 
@@ -152,31 +153,19 @@ def _no_masks(shapes: list[tuple[int, int]]) -> list[Tensor | None]:
     return [None] * len(shapes)
 
 
-def _masks_of_padding(
-    counts: Tensor, shapes: list[tuple[int, int]], extra: int, dtype: torch.dtype
-) -> list[Tensor | None]:
-    """Build the masks of all buckets; arguments are as for `_plan_of_rows` and `buckets_of`."""
-    parts = counts.split([number for number, _ in shapes])
-    return [_mask_of_padding(part, longest, extra, dtype) for part, (_, longest) in zip(parts, shapes, strict=True)]
-
-
-def _mask_of_padding(counts: Tensor, longest: int, extra: int, dtype: torch.dtype) -> Tensor | None:
-    """Build the mask that is added to the scores of a bucket: -inf where a key is padding.
-
-    Args:
-        counts: `(number,)`, the steps of each sequence in it.
-        longest: the steps of the longest.
-        extra: as for `buckets_of`.
-        dtype: as for `buckets_of`.
+def _masks_of_real_steps(counts: Tensor, shapes: list[tuple[int, int]], extra: int) -> list[Tensor | None]:
+    """Build the masks of all buckets, True where a key is not padding; arguments are as for the functions above.
 
     Returns:
-        `(number, 1, 1, extra + steps)`; None without padding. Every row has a key to attend to: one of the extra keys,
-        or the first step of a sequence, which is not padding.
+        for each bucket `(number, 1, 1, extra + steps)`, bool; None without padding. Every row has a key to attend to:
+        one of the extra keys, or the first step of a sequence, which is not padding.
     """
-    if int(counts.min()) == longest:
-        return None
-    hidden = torch.arange(-extra, longest, device="cpu") >= counts[:, None]
-    return torch.zeros(hidden.shape, dtype=dtype, device="cpu").masked_fill(hidden, float("-inf"))[:, None, None]
+    masks: list[Tensor | None] = []
+    for part, (number, longest) in zip(counts.split([number for number, _ in shapes]), shapes, strict=True):
+        keys = torch.arange(-extra, longest, device="cpu")
+        has_padding = int(part.sum()) < number * longest
+        masks.append((keys < part[:, None])[:, None, None] if has_padding else None)
+    return masks
 
 
 # ---------------------------------------------------------------------------------------------------------------- pairs
@@ -215,7 +204,6 @@ def pair_buckets_of(
     overhead: int,
     least: int,
     extra: int,
-    dtype: torch.dtype,
     with_weights: bool,
 ) -> PairBuckets:
     """Split pairs into buckets for attention; those without a query step are left out.
@@ -226,7 +214,6 @@ def pair_buckets_of(
         overhead: as for `buckets_of`.
         least: the fewest steps of memory; pairs with fewer are left out.
         extra: as for `buckets_of`.
-        dtype: as for `buckets_of`.
         with_weights: whether the plan of the weights is needed.
     """
     pairs = [*zip(query_lengths, memory.counts, strict=True)]
@@ -234,13 +221,13 @@ def pair_buckets_of(
     shapes, of_memory = ([(len(some), max(pairs[i][side] for i in some)) for some in chosen] for side in (0, 1))
     is_one = [len(some) for some in chosen] == [len(pairs)]
     if is_one and not with_weights:
-        masks = _masks_of_padding(memory.tensor, of_memory, extra, dtype)
+        masks = _masks_of_real_steps(memory.tensor, of_memory, extra)
         return PairBuckets(Buckets(shapes, None, _no_masks(shapes)), Buckets(of_memory, None, masks), None)
     queries, order = Lengths(query_lengths), int64_tensor(chain.from_iterable(chosen))
     counts, memory_counts = (lengths.tensor.index_select(0, order) for lengths in (queries, memory))
     plan = None if is_one else _plan_of_rows(queries, order, counts, shapes)
     memory_plan = None if is_one else _plan_of_rows(memory, order, memory_counts, of_memory)
-    masks = _masks_of_padding(memory_counts, of_memory, extra, dtype)
+    masks = _masks_of_real_steps(memory_counts, of_memory, extra)
     weights = _plan_of_weights(queries, memory, order, shapes, of_memory) if with_weights else None
     return PairBuckets(Buckets(shapes, plan, _no_masks(shapes)), Buckets(of_memory, memory_plan, masks), weights)
 
@@ -288,14 +275,16 @@ def bucket_pairs(pairs: Iterable[tuple[int, int]], overhead: int, least: int) ->
         for each bucket the indices of its pairs, ascending.
     """
     places: dict[tuple[int, int], list[int]] = {}
-    for i, pair in enumerate(pairs):
+    number_of_pairs = 0
+    for number_of_pairs, pair in enumerate(pairs, 1):
         if pair[0] and pair[1] >= least:
-            places.setdefault(pair, []).append(i)
+            places.setdefault(pair, []).append(number_of_pairs - 1)
     numbers = {pair: len(indices) for pair, indices in places.items()}
     buckets, waiting = [], [[*places]] if places else []
     while waiting:
         some = waiting.pop()
-        parts = _split_pairs(some, numbers, overhead)
+        is_whole = sum(numbers[pair] for pair in some) == number_of_pairs
+        parts = _split_pairs(some, numbers, overhead * (1 + SECOND_BUCKET * is_whole))
         waiting += parts
         if not parts:
             buckets.append(sorted(chain.from_iterable(places[pair] for pair in some)))
@@ -353,9 +342,7 @@ def run_pairs_in_groups(
         queries: a batch of at least one step.
         memory: a batch of the same batch size.
     """
-    groups = memory.structure.plan(
-        pair_buckets_of, queries.lengths, 0, 0, 0, torch.float32, False, device=memory.device
-    )
+    groups = memory.structure.plan(pair_buckets_of, queries.lengths, 0, 0, 0, False, device=memory.device)
     results: list[Tensor] = []
     for one, other, shape, memory_shape in zip(
         groups.queries.split(groups.queries.fill(queries.values, queries.structure)),
@@ -387,7 +374,7 @@ def run_in_groups(call: Callable[[Tensor], Tensor], batch: SequenceBatch) -> Seq
         batch: a batch of at least one step.
     """
     lengths: Any = batch.structure.without_empty
-    groups = lengths.plan(buckets_of, 0, False, 0, torch.float32, device=batch.device)
+    groups = lengths.plan(buckets_of, 0, False, 0, device=batch.device)
     parts = zip(groups.split(groups.fill(batch.values, lengths)), groups.shapes, strict=True)
     results = [call(part.unflatten(0, shape)).flatten(0, 1) for part, shape in parts]
     return batch.with_values(groups.join(results, lengths))

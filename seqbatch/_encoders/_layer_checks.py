@@ -109,6 +109,15 @@ def require_device(batch: SequenceBatch, layer: nn.Module, *, subject: str = "se
         raise complaint(SeqbatchValueError, subject, must, batch.device)
 
 
+def require_weights_kind(queries: SequenceBatch, memory: SequenceBatch, layer: nn.Module) -> None:
+    """Raise unless both batches have the dtype and device of the layer's weights."""
+    require_dtype(queries, layer)
+    require_device(queries, layer)
+    if memory.dtype is not queries.dtype or memory.device != queries.device:
+        require_dtype(memory, layer, subject="memory")
+        require_device(memory, layer, subject="memory")
+
+
 def quantized_layers(*names: str) -> list[type[nn.Module]]:
     """Return PyTorch's dynamically quantized layers of these names; none once it has removed them, as announced."""
     try:

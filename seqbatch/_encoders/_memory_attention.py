@@ -6,7 +6,8 @@ from torch.nn import functional
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._encoders._buckets import pair_bucket_overhead, pair_buckets_of
-from seqbatch._encoders._self_attention import attend_in_bucket, keys_before, number_of_keys_before
+from seqbatch._encoders._self_attention import attend_in_bucket, keys_before, number_of_keys_before, runs_by_kernels
+from seqbatch._kernels import attention as kernels
 from seqbatch._structure.sequence_lengths import Lengths
 
 
@@ -15,8 +16,9 @@ def attend_to_memory(
 ) -> Tensor:
     """Compute the attention of every step over the memory of its sequence.
 
-    Steps are copied to buckets before the projections. Padding is zeros, real steps do not attend to it, and its
-    outputs are dropped. So it adds nothing to the gradient of a weight.
+    The kernels read each step where it stands. Where they do not run, steps are copied to buckets before the
+    projections. Padding is zeros, real steps do not attend to it, and its outputs are dropped. So it adds nothing to
+    the gradient of a weight.
 
     Args:
         attention: a layer with a stock `forward` and without hooks.
@@ -27,6 +29,15 @@ def attend_to_memory(
     Returns:
         `(total_steps, embed_dim)`. Where memory is empty, and no key is added to it, a step attends to zeros.
     """
+    weight, bias, memory_weight, memory_bias = _projections(attention)
+    heads = attention.num_heads, attention.head_dim
+    if runs_by_kernels(attention, values, memory.values):
+        query = functional.linear(values, weight, bias).view(len(values), *heads)
+        of_memory = functional.linear(memory.values, memory_weight, memory_bias)
+        key, value = of_memory.view(memory.total_steps, 2, *heads).unbind(1)
+        starts, scale = (lengths.offsets, memory.structure.offsets), attention.head_dim**-0.5
+        attended = kernels.attend(query, key, value, *starts, scale=scale)
+        return functional.linear(attended.flatten(1), attention.out_proj.weight, attention.out_proj.bias)
     overhead, extra = pair_bucket_overhead(attention.embed_dim, values.device), number_of_keys_before(attention)
     buckets = memory.structure.plan(
         pair_buckets_of,
@@ -34,15 +45,12 @@ def attend_to_memory(
         overhead,
         0 if extra else 1,
         extra,
-        values.dtype,
         False,
         device=values.device,
     )
-    weight, bias, memory_weight, memory_bias = _projections(attention)
     projected = functional.linear(buckets.queries.fill(values, lengths), weight, bias)
     of_memory = functional.linear(buckets.memory.fill(memory.values, memory.structure), memory_weight, memory_bias)
     before = keys_before(attention, projected)
-    heads = attention.num_heads, attention.head_dim
     results = []
     for rows, memory_rows, shape, memory_shape, mask in zip(
         buckets.queries.split(projected),

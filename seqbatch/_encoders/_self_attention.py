@@ -9,15 +9,17 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqbatch._encoders._buckets import bucket_overhead, buckets_of
+from seqbatch._kernels import attention as kernels
 from seqbatch._structure.sequence_lengths import Lengths
-from seqbatch._torch import is_transformed, takes_gradients_only
+from seqbatch._torch import is_transformed, parameters_of, takes_gradients_only
 
 
 def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
     """Compute self-attention of every step over its sequence, or over the steps up to it.
 
-    Steps are copied to buckets before the projection, because they are a third as wide then. Padding is zeros, real
-    steps do not attend to it, and its outputs are dropped. So it adds nothing to the gradient of a weight.
+    The kernels read each step where it stands. Where they do not run, steps are copied to buckets before the
+    projection, because they are a third as wide then. Padding is zeros, real steps do not attend to it, and its outputs
+    are dropped. So it adds nothing to the gradient of a weight.
 
     Args:
         attention: a layer with a stock `forward` and without hooks.
@@ -31,8 +33,15 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
     if not lengths.total:
         nothing = functional.linear(values, attention.in_proj_weight, attention.in_proj_bias)[:, : attention.embed_dim]
         return functional.linear(nothing, attention.out_proj.weight, attention.out_proj.bias)
+    if runs_by_kernels(attention, values):
+        projected = functional.linear(values, attention.in_proj_weight, attention.in_proj_bias)
+        heads = len(values), 3, attention.num_heads, attention.head_dim
+        query, key, value = projected.view(heads).unbind(1)
+        offsets, scale = lengths.offsets, attention.head_dim**-0.5
+        attended = kernels.attend(query, key, value, offsets, offsets, scale=scale, is_causal=causal)
+        return functional.linear(attended.flatten(1), attention.out_proj.weight, attention.out_proj.bias)
     overhead, extra = bucket_overhead(attention.embed_dim, values.device), number_of_keys_before(attention)
-    buckets = lengths.plan(buckets_of, overhead, causal, extra, values.dtype, device=values.device)
+    buckets = lengths.plan(buckets_of, overhead, causal, extra, device=values.device)
     projected = functional.linear(buckets.fill(values, lengths), attention.in_proj_weight, attention.in_proj_bias)
     before = keys_before(attention, projected)
     results = []
@@ -43,6 +52,14 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
         query, key, value = parts.unbind()
         results.append(attend_in_bucket(attention, query, (key, value), before, mask, causal))
     return functional.linear(buckets.join(results, lengths), attention.out_proj.weight, attention.out_proj.bias)
+
+
+def runs_by_kernels(attention: nn.MultiheadAttention, *values: Tensor) -> bool:
+    """Return True if the kernels compute the attention with these queries and memory."""
+    if number_of_keys_before(attention) or (attention.training and attention.dropout):
+        return False
+    weights = (weight for weight in parameters_of(attention).values() if weight is not None)
+    return kernels.serves(*values, *weights)
 
 
 def attend_in_bucket(

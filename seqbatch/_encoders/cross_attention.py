@@ -25,9 +25,8 @@ from seqbatch._encoders._buckets import run_pairs_in_groups, run_pairs_one_by_on
 from seqbatch._encoders._layer_checks import (
     keeps_forward,
     register_features,
-    require_device,
-    require_dtype,
     require_features,
+    require_weights_kind,
     run_on_nothing,
     takes_its_weights_dtype,
 )
@@ -98,9 +97,7 @@ def require_cross_attention_input(
     for attention in attentions:
         require_features(memory, (attention.kdim,), layer, exactly=True, subject="memory")
     if is_stock or all(takes_its_weights_dtype(module) for module in layer.modules()):
-        for subject, batch in (("sequences", queries), ("memory", memory)):
-            require_dtype(batch, layer, subject=subject)
-            require_device(batch, layer, subject=subject)
+        require_weights_kind(queries, memory, layer)
 
 
 def run_cross_attention(

@@ -70,6 +70,18 @@ class Rows(ctypes.Structure):
     ]
 
 
+class Attention(ctypes.Structure):
+    """What one call of attention reads; attention.h has the meaning of each field."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "out", "query_starts", "key_starts")),
+        *((name, ctypes.c_int64) for name in ("sequences", "heads", "size")),
+        *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride", "out_stride")),
+        ("scale", ctypes.c_double),
+        *((name, ctypes.c_int32) for name in ("is_causal", "threads", "isa")),
+    ]
+
+
 class Kernels(NamedTuple):
     """What loading the library resulted in."""
 
@@ -77,6 +89,7 @@ class Kernels(NamedTuple):
     isa: int = 0
     forward: tuple[Callable[..., int], ...] = ()  # for float, double
     backward: tuple[Callable[..., int], ...] = ()
+    attend: tuple[Callable[..., int], ...] = ()  # for float, double
     rows: tuple[Callable[..., int], ...] = ()  # copy, measure, sort, unpack
 
 
@@ -98,19 +111,22 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         )
     try:
         library = ctypes.CDLL(str(paths[0]))
-        sizes = library.seqbatch_call_size(), library.seqbatch_rows_size()
+        sizes = library.seqbatch_call_size(), library.seqbatch_attention_size(), library.seqbatch_rows_size()
         best = library.seqbatch_isa()
         forward = library.seqbatch_forward_float, library.seqbatch_forward_double
         backward = library.seqbatch_backward_float, library.seqbatch_backward_double
+        attend = library.seqbatch_attend_float, library.seqbatch_attend_double
         copy, measure = library.seqbatch_copy, library.seqbatch_measure
         sort, unpack = library.seqbatch_sort, library.seqbatch_unpack
     except (OSError, AttributeError) as error:  # AttributeError: a function is missing, in a library of another version
         return Kernels(f"not loaded, because of the error: {error}")
     # A checkout may hold a library that was built before the sources changed.
-    if sizes != (ctypes.sizeof(Call), ctypes.sizeof(Rows)):
+    if sizes != tuple(ctypes.sizeof(structure) for structure in (Call, Attention, Rows)):
         return Kernels("not loaded, because the library was built from other sources: install seqbatch again")
     for function in (*forward, *backward):
         function.argtypes = [ctypes.POINTER(Call)]
+    for function in attend:
+        function.argtypes = [ctypes.POINTER(Attention)]
     address, number = ctypes.c_void_p, ctypes.c_int64
     copy.argtypes = [ctypes.POINTER(Rows)]
     measure.argtypes = [address, number, address]
@@ -122,7 +138,7 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
             f"The environment variable SEQBATCH_KERNELS must be at most {_INSTRUCTION_SETS[best]}, which is the best "
             f"instruction set of this processor in the library; got {choice}."
         )
-    return Kernels("", isa, forward, backward, (copy, measure, sort, unpack))
+    return Kernels("", isa, forward, backward, attend, (copy, measure, sort, unpack))
 
 
 _kernels = load(__path__, os.environ.get("SEQBATCH_KERNELS", ""))
@@ -141,6 +157,11 @@ def forward(call: Call, is_double: bool) -> None:
 def backward(call: Call, is_double: bool) -> None:
     """Compute the gradients of gates, inputs, weights and initial states. Requires `IS_THERE`, as `forward`."""
     _raise_if_failed(_kernels.backward[is_double](call), "run a recurrent layer")
+
+
+def attend(call: Attention, is_double: bool) -> None:
+    """Compute attention. Requires `IS_THERE`, as `forward`."""
+    _raise_if_failed(_kernels.attend[is_double](call), "compute attention")
 
 
 def copy(rows: Rows) -> None:

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <new>
 
+#include "attention.h"
 #include "recurrent.h"
 #include "rows.h"
 
@@ -14,26 +15,34 @@ enum Isa : int32_t { BASELINE = 0, AVX2 = 1, AVX512 = 2 };
 // The threads of OpenMP do not survive a fork, and a child that waits for them would wait forever.
 std::atomic<bool> is_forked{false};
 
-template <typename T>
-int run_by_isa(const seqbatch::Call<T>& call, bool is_forward) {
+// Run the function of a kernel that is named alike for each instruction set.
 #ifdef SEQBATCH_HAS_AVX512
-  if (call.isa == AVX512) return is_forward ? seqbatch::avx512::forward(call) : seqbatch::avx512::backward(call);
+#define SEQBATCH_IF_AVX512(function, call) \
+  if (call.isa == AVX512) return seqbatch::avx512::function(call);
+#else
+#define SEQBATCH_IF_AVX512(function, call)
 #endif
 #ifdef SEQBATCH_HAS_AVX2
-  if (call.isa == AVX2) return is_forward ? seqbatch::avx2::forward(call) : seqbatch::avx2::backward(call);
+#define SEQBATCH_IF_AVX2(function, call) \
+  if (call.isa == AVX2) return seqbatch::avx2::function(call);
+#else
+#define SEQBATCH_IF_AVX2(function, call)
 #endif
-  return is_forward ? seqbatch::baseline::forward(call) : seqbatch::baseline::backward(call);
-}
-
-template <typename T>
-int run(seqbatch::Call<T> call, bool is_forward) {
-  if (is_forked) call.threads = 1;
-  try {
-    return run_by_isa(call, is_forward);
-  } catch (const std::bad_alloc&) {  // which must not reach Python
-    return 1;
+#define SEQBATCH_BY_ISA(function)                 \
+  template <typename C>                           \
+  int function(C call) {                          \
+    if (is_forked) call.threads = 1;              \
+    try {                                         \
+      SEQBATCH_IF_AVX512(function, call)          \
+      SEQBATCH_IF_AVX2(function, call)            \
+      return seqbatch::baseline::function(call);  \
+    } catch (const std::bad_alloc&) {             \
+      return 1; /* it must not reach Python */    \
+    }                                             \
   }
-}
+SEQBATCH_BY_ISA(forward)
+SEQBATCH_BY_ISA(backward)
+SEQBATCH_BY_ISA(attend)
 
 __attribute__((constructor)) void watch_forks() {
   pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
@@ -58,11 +67,14 @@ int32_t seqbatch_isa() {
 // Compared with the structures in Python, which mirror these, before the first call.
 int64_t seqbatch_call_size() { return sizeof(seqbatch::Call<float>); }
 int64_t seqbatch_rows_size() { return sizeof(seqbatch::Rows); }
+int64_t seqbatch_attention_size() { return sizeof(seqbatch::Attention<float>); }
 
-int seqbatch_forward_float(const seqbatch::Call<float>* call) { return run(*call, true); }
-int seqbatch_forward_double(const seqbatch::Call<double>* call) { return run(*call, true); }
-int seqbatch_backward_float(const seqbatch::Call<float>* call) { return run(*call, false); }
-int seqbatch_backward_double(const seqbatch::Call<double>* call) { return run(*call, false); }
+int seqbatch_forward_float(const seqbatch::Call<float>* call) { return forward(*call); }
+int seqbatch_forward_double(const seqbatch::Call<double>* call) { return forward(*call); }
+int seqbatch_backward_float(const seqbatch::Call<float>* call) { return backward(*call); }
+int seqbatch_backward_double(const seqbatch::Call<double>* call) { return backward(*call); }
+int seqbatch_attend_float(const seqbatch::Attention<float>* call) { return attend(*call); }
+int seqbatch_attend_double(const seqbatch::Attention<double>* call) { return attend(*call); }
 
 int seqbatch_copy(const seqbatch::Rows* rows) {
   seqbatch::Rows here = *rows;

@@ -21,12 +21,12 @@ from seqbatch._encoders._buckets import pair_bucket_overhead, pair_buckets_of
 from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import (
     register_features,
-    require_device,
-    require_dtype,
     require_features,
+    require_weights_kind,
     run_on_nothing,
 )
 from seqbatch._encoders._self_attention import supported_kernels
+from seqbatch._kernels import attention as kernels
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import refuse_own_forward, size
 
@@ -224,7 +224,7 @@ def _weigh(
         queries: `(number, steps, size)`, projected.
         keys: `(number, memory steps, size)`, projected.
         memory: `(number, memory steps, memory_size)`.
-        mask: `(number, 1, 1, memory steps)`, added to the scores; None without padding.
+        mask: `(number, 1, 1, memory steps)`, True where memory is not padding; None without padding.
         with_weights: whether the weights are needed.
 
     Returns:
@@ -233,7 +233,7 @@ def _weigh(
     if isinstance(layer, AdditiveAttention):
         scores = layer.score(torch.tanh(queries[:, :, None] + keys[:, None])).squeeze(-1)
     else:
-        scale = max(layer.memory_size, 1) ** -0.5
+        scale = _scale(layer)
         if not with_weights:
             with supported_kernels():
                 context = functional.scaled_dot_product_attention(
@@ -241,8 +241,25 @@ def _weigh(
                 )
             return context[:, 0], context
         scores = (queries * scale) @ keys.mT
-    weights = (scores if mask is None else scores + mask[:, 0].to(scores.dtype)).softmax(-1)
+    if mask is not None:  # by addition, because masked_fill would copy the scores, and takes longer
+        hidden = ~mask[:, 0]
+        scores = scores + scores.new_zeros(hidden.shape).masked_fill(hidden, float("-inf"))
+    weights = scores.softmax(-1)
     return weights @ memory, weights
+
+
+def _scale(layer: _AttentionToMemory) -> float:
+    """Return the factor of dot products."""
+    return float(max(layer.memory_size, 1) ** -0.5)
+
+
+def _runs_by_kernels(
+    layer: _AttentionToMemory, projected: Tensor, queries: SequenceBatch, memory: SequenceBatch
+) -> bool:
+    """Return True if the kernels compute the contexts; a hook of the projection may have returned any Tensor."""
+    if not isinstance(layer, DotProductAttention) or projected.shape != (queries.total_steps, layer.memory_size):
+        return False
+    return kernels.serves(projected, memory.values)
 
 
 def _contexts(
@@ -250,13 +267,16 @@ def _contexts(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the contexts `(total query steps, memory_size)`, and the weights of all query steps end to end."""
     query_values, keys = _project(layer, queries.values, memory.values)
+    if not with_weights and _runs_by_kernels(layer, query_values, queries, memory):
+        query, key = query_values[:, None], keys[:, None]
+        starts = queries.structure.offsets, memory.structure.offsets
+        return kernels.attend(query, key, key, *starts, scale=_scale(layer))[:, 0], None
     buckets = memory.structure.plan(
         pair_buckets_of,
         queries.lengths,
         pair_bucket_overhead(_layer_sizes(layer)[-1], memory.device),
         1,
         0,
-        memory.dtype,
         with_weights,
         device=memory.device,
     )
@@ -291,9 +311,7 @@ def _attend(
     refuse_own_forward(layer, _AttentionToMemory)
     require_features(queries, (layer.query_size,), layer, exactly=True)
     require_features(memory, (layer.memory_size,), layer, exactly=True, subject="memory")
-    for subject, batch in (("sequences", queries), ("memory", memory)):
-        require_dtype(batch, layer, subject=subject)
-        require_device(batch, layer, subject=subject)
+    require_weights_kind(queries, memory, layer)
 
     def forward(values: Tensor, memory_values: Tensor) -> tuple[Tensor, Tensor | None]:
         return _contexts(layer, queries.with_values(values), memory.with_values(memory_values), with_weights)

@@ -46,11 +46,15 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., _kern
     return load
 
 
-def functions(best: int = 0, *, call: int = 0, rows: int = 0) -> dict[str, Any]:
+def functions(best: int = 0, *, call: int = 0, attention: int = 0, rows: int = 0) -> dict[str, Any]:
     """Make the functions of a library for an instruction set; the sizes of its structures differ by the given bytes."""
-    names = [f"{run}_{dtype}" for run in ("forward", "backward") for dtype in ("float", "double")]
+    names = [f"{run}_{dtype}" for run in ("forward", "backward", "attend") for dtype in ("float", "double")]
     run = {f"seqbatch_{name}": SimpleNamespace() for name in (*names, "copy", "measure", "sort", "unpack")}
-    sizes = {"call": ctypes.sizeof(_kernels.Call) + call, "rows": ctypes.sizeof(_kernels.Rows) + rows}
+    sizes = {
+        "call": ctypes.sizeof(_kernels.Call) + call,
+        "attention": ctypes.sizeof(_kernels.Attention) + attention,
+        "rows": ctypes.sizeof(_kernels.Rows) + rows,
+    }
     told = {f"seqbatch_{name}_size": lambda size=size: size for name, size in sizes.items()}
     return {"seqbatch_isa": lambda: best, **told, **run}
 
@@ -109,24 +113,29 @@ def test_a_library_without_the_functions(fake: Callable[..., _kernels.Kernels]) 
     assert fake().missing.startswith("not loaded, because of the error: ")
 
 
-@pytest.mark.parametrize("sizes", [{"call": 8}, {"rows": 8}], ids=str)
+@pytest.mark.parametrize("sizes", [{"call": 8}, {"attention": 8}, {"rows": 8}], ids=str)
 def test_a_library_of_other_sources(fake: Callable[..., _kernels.Kernels], sizes: dict[str, int]) -> None:
     reason = "not loaded, because the library was built from other sources: install seqbatch again"
     assert fake(**functions(**sizes)) == _kernels.Kernels(reason)
 
 
-@pytest.mark.parametrize("structure", [_kernels.Direction, _kernels.Call, _kernels.Rows])
+@pytest.mark.parametrize("structure", [_kernels.Direction, _kernels.Call, _kernels.Attention, _kernels.Rows])
 def test_structures_mirror_those_of_the_header(structure: type[ctypes.Structure]) -> None:
     text = "".join(path.read_text() for path in HEADERS)
     (body,) = re.findall(rf"struct {structure.__name__} {{\n(.*?)\n}};", text, re.DOTALL)
     found = re.findall(r"^ *(?:const )?([\w<>]+)(\*?) (\w+)(?:\[2\])?;", body, re.MULTILINE)
-    types = {"int32_t": ctypes.c_int32, "int64_t": ctypes.c_int64, "Direction<T>": _kernels.Direction * 2}
+    types = {
+        "int32_t": ctypes.c_int32,
+        "int64_t": ctypes.c_int64,
+        "double": ctypes.c_double,
+        "Direction<T>": _kernels.Direction * 2,
+    }
     wanted = [(name, ctypes.c_void_p if is_pointer else types[kind]) for kind, is_pointer, name in found]
     assert wanted == [*structure._fields_]
 
 
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = _kernels.Kernels("", 0, *[(lambda call: 1,) * 2] * 3)
+    full = _kernels.Kernels("", 0, *[(lambda call: 1,) * 2] * 4)
     monkeypatch.setattr(_kernels, "_kernels", full)
     with pytest.raises(
         MemoryError, match=r"^There is not enough memory to copy sequences\. Run fewer sequences at once"
@@ -135,6 +144,8 @@ def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     for run in (_kernels.forward, _kernels.backward):
         with pytest.raises(MemoryError, match=r"^There is not enough memory to run a recurrent layer\. Run fewer"):
             run(_kernels.Call(), False)
+    with pytest.raises(MemoryError, match=r"^There is not enough memory to compute attention\. Run fewer"):
+        _kernels.attend(_kernels.Attention(), False)
 
 
 def test_there_is_one_runtime_of_openmp() -> None:

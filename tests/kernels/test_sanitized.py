@@ -1,4 +1,4 @@
-"""The kernels under the sanitizers of the compiler: recurrent_test.cpp and rows_test.cpp are built and run."""
+"""The kernels under the sanitizers of the compiler: the C++ programs of this folder are built and run."""
 
 from pathlib import Path
 
@@ -7,7 +7,7 @@ from compiler import build, needs_compiler, run
 
 @needs_compiler
 def test_kernels_equal_plain_loops_without_an_error_of_memory(tmp_path: Path) -> None:
-    programs = ("recurrent_test", "rows_test")
+    programs = ("attention_test", "recurrent_test", "rows_test")
     # Little optimization, because sanitizers make the compiler slow.
     build(tmp_path, *programs, SEQBATCH_TEST="ON", CMAKE_BUILD_TYPE="Test", CMAKE_CXX_FLAGS="-O1 -g1")
     for program in programs:

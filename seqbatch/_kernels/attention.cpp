@@ -1,0 +1,216 @@
+// Attention over flat values, forward only, without padding and without a mask.
+//
+// A thread takes some query steps of one head of one sequence. It lays out the keys so that a vector has one feature of
+// several keys, computes the scores of a few query steps at a time, and adds up the values by their softmax. Every query
+// step is computed by the same operations in the same order whatever stands beside it, hence the same bits.
+#include <omp.h>
+
+#include <algorithm>
+#include <atomic>
+#include <limits>
+
+#include "attention.h"
+#include "products.h"
+
+namespace seqbatch::SEQBATCH_ISA {
+namespace {
+
+#ifdef SEQBATCH_TEST
+constexpr int64_t QUERIES = 2 * ROWS + 1, KEYS = SEQBATCH_BYTES;
+#else
+// Query steps of a task, and keys that are laid out for it at once: they stay in the cache, and rounding errors do not grow
+// with the number of keys.
+constexpr int64_t QUERIES = 192, KEYS = 512;
+#endif
+
+template <typename T>
+int64_t whole_vectors(int64_t numbers) {
+  return divide_up(numbers, width<T>) * width<T>;
+}
+
+// Calls f(i, std::integral_constant<int, G>) for blocks of at most SUMS vectors of `vectors`, beginning with vector i.
+template <typename F>
+inline void in_sums(int64_t vectors, F f) {
+  int64_t i = 0;
+  for (; i + SUMS <= vectors; i += SUMS) f(i, std::integral_constant<int, SUMS>{});
+  if (vectors - i == 3) f(i, std::integral_constant<int, 3>{});
+  if (vectors - i == 2) f(i, std::integral_constant<int, 2>{});
+  if (vectors - i == 1) f(i, std::integral_constant<int, 1>{});
+}
+
+// Query steps from `first` to `last` of one head of one sequence.
+struct Task {
+  int64_t sequence, head, first, last;
+};
+
+// What a thread keeps for one task. Its size is known: see scratch_size.
+template <typename T>
+struct Scratch {
+  T* keys;    // [block][size][vectors][width], in blocks of up to SUMS vectors of keys
+  T* values;  // (KEYS, features): whole vectors
+  T* scores;  // (ROWS, KEYS)
+  T* sums;    // (QUERIES, features): of the values by their weights
+  T* weight;  // (QUERIES): the sum of the weights
+  T* most;    // (QUERIES): the greatest score
+};
+template <typename T>
+int64_t scratch_size(int64_t size) {
+  return KEYS * (size + whole_vectors<T>(size) + ROWS) + QUERIES * (whole_vectors<T>(size) + 2);
+}
+template <typename T>
+Scratch<T> scratch_in(T* memory, int64_t size) {
+  Scratch<T> s;
+  s.keys = memory;
+  s.values = s.keys + KEYS * size;
+  s.scores = s.values + KEYS * whole_vectors<T>(size);
+  s.sums = s.scores + ROWS * KEYS;
+  s.weight = s.sums + QUERIES * whole_vectors<T>(size);
+  s.most = s.weight + QUERIES;
+  return s;
+}
+
+// The greatest of `most` and the scores, up to a whole vector `end`.
+template <typename T>
+T greatest_score(const T* scores, int64_t end, T most) {
+  Vector<T> greatest = all(most);
+  for (int64_t k = 0; k < end; k += width<T>) {
+    const Vector<T> v = load(scores + k);
+    greatest = v > greatest ? v : greatest;
+  }
+  for (int lane = 0; lane < width<T>; lane++) most = greatest[lane] > most ? greatest[lane] : most;
+  return most;
+}
+
+// Replaces scores by their exponentials, once `most` is taken from each, and returns the sum of these.
+template <typename T>
+T exponentials(T* scores, int64_t end, T most) {
+  Vector<T> sums = {};
+  for (int64_t k = 0; k < end; k += width<T>) {
+    const Vector<T> v = exponential(load(scores + k) - all(most));
+    store(scores + k, v);
+    sums += v;
+  }
+  T sum = sums[0];
+  for (int lane = 1; lane < width<T>; lane++) sum += sums[lane];
+  return sum;
+}
+
+// R query steps of a task from `first`, over `keys` keys from `begin` on, which are laid out, and their values.
+template <typename T, int R>
+void attend_rows(const Attention<T>& call, const Task& task, const Scratch<T>& scratch, const T* values, int64_t value_stride,
+                 int64_t first, int64_t begin, int64_t keys) {
+  constexpr int W = width<T>;
+  const int64_t vectors_of_keys = divide_up(keys, W), features = whole_vectors<T>(call.size);
+  if (call.is_causal) keys = std::min(keys, first + R - begin);
+  if (keys <= 0) return;
+  const int64_t row = call.query_starts[task.sequence] + first, end = whole_vectors<T>(keys), at = first - task.first;
+  const T *rows[R], *weights[R];
+  for (int r = 0; r < R; r++) {
+    rows[r] = call.query + (row + r) * call.query_stride + task.head * call.size;
+    weights[r] = scratch.scores + r * KEYS;
+  }
+  in_sums(end / W, [&](int64_t i, auto vectors) {
+    constexpr int G = vectors;
+    Vector<T> sums[R][SUMS] = {};
+    // Where the last keys are not needed, a block may have more vectors than these.
+    const int64_t stride = std::min<int64_t>(SUMS, vectors_of_keys - i) * W;
+    multiply<T, R, G, G - 1>(sums, rows, call.size, scratch.keys + i * W * call.size, stride);
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < G; g++) store(scratch.scores + r * KEYS + (i + g) * W, sums[r][g] * all(static_cast<T>(call.scale)));
+  });
+  T factors[R];
+  for (int r = 0; r < R; r++) {
+    T *scores = scratch.scores + r * KEYS, &most = scratch.most[at + r], &weight = scratch.weight[at + r];
+    const int64_t own = call.is_causal ? std::clamp<int64_t>(first + r + 1 - begin, 0, keys) : keys;
+    std::fill(scores + own, scores + end, -std::numeric_limits<T>::infinity());
+    const T greatest = greatest_score(scores, end, most);
+    // Where all scores up to here are -infinity, the weights are 0, and not NaN: later scores may be greater.
+    const T taken = greatest == -std::numeric_limits<T>::infinity() ? T(0) : greatest;
+    factors[r] = exponential(all(most - taken))[0];
+    weight = weight * factors[r] + exponentials(scores, end, taken);
+    most = greatest;
+  }
+  in_sums(features / W, [&](int64_t i, auto vectors) {
+    constexpr int G = vectors;
+    Vector<T> sums[R][SUMS] = {};
+    multiply<T, R, G, G - 1>(sums, weights, keys, values + i * W, value_stride);
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < G; g++) {
+        T* const sum = scratch.sums + (at + r) * features + (i + g) * W;
+        store(sum, fused(load(sum), all(factors[r]), sums[r][g]));
+      }
+  });
+}
+
+template <typename T>
+void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
+  constexpr int W = width<T>;
+  const int64_t start = call.key_starts[task.sequence], feature = task.head * call.size, features = whole_vectors<T>(call.size);
+  const int64_t queries = task.last - task.first;
+  const int64_t all_keys = call.is_causal ? task.last : call.key_starts[task.sequence + 1] - start;
+  std::fill_n(scratch.sums, queries * features, T(0));
+  std::fill_n(scratch.weight, queries, T(0));
+  std::fill_n(scratch.most, queries, -std::numeric_limits<T>::infinity());
+  for (int64_t begin = 0; begin < all_keys; begin += KEYS) {
+    const int64_t keys = std::min(KEYS, all_keys - begin);
+    const T* key = call.key + (start + begin) * call.key_stride + feature;
+    in_sums(divide_up(keys, W), [&](int64_t i, auto vectors) {
+      constexpr int G = vectors;
+      for (int g = 0; g < G; g++) {
+        const int64_t k = (i + g) * W;
+        transpose_rows(key + k * call.key_stride, call.key_stride, call.size, keys - k, scratch.keys + i * W * call.size + g * W, G * W);
+      }
+    });
+    const T* values = call.value + (start + begin) * call.value_stride + feature;
+    int64_t value_stride = call.value_stride;
+    // A vector must not end beyond a step. Those of other heads between the values take more from the cache than they are worth.
+    if (features != call.size || (value_stride != features && queries > ROWS)) {
+      for (int64_t k = 0; k < keys; k++)
+        for (int64_t f = 0; f < features; f += W)
+          store(scratch.values + k * features + f, load(values + k * value_stride + f, call.size - f));
+      values = scratch.values, value_stride = features;
+    }
+    in_blocks(queries, [&](int64_t i, auto rows) {
+      attend_rows<T, decltype(rows)::value>(call, task, scratch, values, value_stride, task.first + i, begin, keys);
+    });
+  }
+  for (int64_t i = 0; i < queries; i++) {
+    T* const out = call.out + (call.query_starts[task.sequence] + task.first + i) * call.out_stride + feature;
+    const T weight = all_keys ? scratch.weight[i] : T(1);
+    for (int64_t f = 0; f < call.size; f += W) store(out + f, load(scratch.sums + i * features + f) / all(weight), call.size - f);
+  }
+}
+
+template <typename T>
+int run_attention(const Attention<T>& call) {
+  List<Task> tasks;
+  int64_t work = 0;
+  for (int64_t i = 0; i < call.sequences; i++) {
+    const int64_t steps = call.query_starts[i + 1] - call.query_starts[i], keys = call.key_starts[i + 1] - call.key_starts[i];
+    work += steps * keys * call.heads * call.size;
+    for (int64_t first = 0; first < steps; first += QUERIES)
+      for (int64_t head = 0; head < call.heads; head++) tasks.push_back({i, head, first, std::min(steps, first + QUERIES)});
+  }
+  bool failed = false;
+  const RoundsAs::Mode rounding = RoundsAs::of_this_thread();
+#pragma omp parallel num_threads(work < SMALL_WORK ? 1 : call.threads)
+  {
+    const RoundsAs caller(rounding);
+    Buffer<T> memory(scratch_size<T>(call.size));
+    if (!memory.data) {
+#pragma omp atomic write
+      failed = true;
+    }
+#pragma omp for schedule(dynamic)
+    for (size_t i = 0; i < tasks.size(); i++)
+      if (memory.data) run_task(call, tasks[i], scratch_in(memory.data, call.size));
+  }
+  return failed;
+}
+
+}  // namespace
+
+int attend(const Attention<float>& call) { return run_attention(call); }
+int attend(const Attention<double>& call) { return run_attention(call); }
+
+}  // namespace seqbatch::SEQBATCH_ISA

@@ -1,0 +1,44 @@
+// What Python passes to the kernel of attention: plain pointers and sizes, checked before the call. See __init__.py, which mirrors it.
+#pragma once
+#include <cstdint>
+
+namespace seqbatch {
+
+// Every query step attends to the keys of its sequence, by the softmax of the scaled dot products with them. Steps of a
+// sequence stand one after another, and those of each tensor are a stride apart, in numbers. A step has the numbers of all
+// heads side by side.
+template <typename T>
+struct Attention {
+  const T* query;  // (query steps, heads, size)
+  const T* key;    // (keys, heads, size)
+  const T* value;  // (keys, heads, size)
+  T* out;          // (query steps, heads, size): zeros where there is no key
+  const int64_t* query_starts;  // (sequences + 1): where the query steps of each begin, and where the last end
+  const int64_t* key_starts;    // (sequences + 1)
+  int64_t sequences;
+  int64_t heads;
+  int64_t size;  // of a head
+  int64_t query_stride;
+  int64_t key_stride;
+  int64_t value_stride;
+  int64_t out_stride;
+  double scale;
+  int32_t is_causal;  // a query step does not attend to later keys; there are as many keys as query steps
+  int32_t threads;
+  int32_t isa;
+};
+
+// Each returns 0, or 1 if there is not enough memory.
+#define SEQBATCH_DECLARE(isa)            \
+  namespace isa {                        \
+  int attend(const Attention<float>&);   \
+  int attend(const Attention<double>&);  \
+  }
+SEQBATCH_DECLARE(baseline)
+#if defined(__x86_64__)
+SEQBATCH_DECLARE(avx2)
+SEQBATCH_DECLARE(avx512)
+#endif
+#undef SEQBATCH_DECLARE
+
+}  // namespace seqbatch

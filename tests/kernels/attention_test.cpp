@@ -1,0 +1,134 @@
+// Tests of attention through its C interface. test_sanitized.py builds it with sanitizers and runs it.
+//
+// Every case is compared with plain loops in double precision, and with the same sequence alone, bit for bit. All buffers
+// have the exact size, so that the address sanitizer finds an access one past their ends.
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <vector>
+
+#include "../../seqbatch/_kernels/attention.h"
+
+extern "C" {
+int32_t seqbatch_isa();
+int seqbatch_attend_float(const seqbatch::Attention<float>*);
+int seqbatch_attend_double(const seqbatch::Attention<double>*);
+}
+
+namespace {
+
+using Ints = std::vector<int64_t>;
+
+std::mt19937 generator(0);
+const char* sentence = "";
+
+void require(bool holds, const char* what) {
+  if (holds) return;
+  std::printf("%s is wrong: %s\n", what, sentence);
+  std::exit(1);
+}
+
+int attend(const seqbatch::Attention<float>* call) { return seqbatch_attend_float(call); }
+int attend(const seqbatch::Attention<double>* call) { return seqbatch_attend_double(call); }
+
+int64_t random_below(int64_t end) { return std::uniform_int_distribution<int64_t>(0, end - 1)(generator); }
+
+template <typename T>
+std::vector<T> random_numbers(int64_t count) {
+  std::vector<T> numbers(count);
+  std::normal_distribution<T> normal;
+  for (T& number : numbers) number = normal(generator);
+  return numbers;
+}
+
+Ints starts_of(const Ints& lengths) {
+  Ints starts{0};
+  for (int64_t length : lengths) starts.push_back(starts.back() + length);
+  return starts;
+}
+
+// Numbers of a tensor whose steps are `stride` apart; nothing stands behind the last.
+int64_t room(int64_t steps, int64_t stride, int64_t used) { return steps ? (steps - 1) * stride + used : 0; }
+
+template <typename T>
+void test_case(const Ints& queries, const Ints& keys, int64_t heads, int64_t size, int64_t gap, bool is_causal, int32_t isa, int32_t threads) {
+  const Ints query_starts = starts_of(queries), key_starts = starts_of(keys);
+  const int64_t used = heads * size, stride = used + gap;
+  const auto query = random_numbers<T>(room(query_starts.back(), stride, used));
+  const auto key = random_numbers<T>(room(key_starts.back(), stride, used)), value = random_numbers<T>(key.size());
+  std::vector<T> out(query.size(), T(7));
+  seqbatch::Attention<T> call{query.data(), key.data(), value.data(), out.data(), query_starts.data(), key_starts.data(),
+                              static_cast<int64_t>(queries.size()), heads, size, stride, stride, stride, stride,
+                              0.5, is_causal, threads, isa};
+  require(attend(&call) == 0, "the result");
+  for (size_t i = 0; i < queries.size(); i++)
+    for (int64_t h = 0; h < heads; h++)
+      for (int64_t step = 0; step < queries[i]; step++) {
+        const int64_t row = (query_starts[i] + step) * stride + h * size, number = is_causal ? step + 1 : keys[i];
+        std::vector<double> weights(number), wanted(size);
+        double sum = 0;
+        for (int64_t k = 0; k < number; k++) {
+          double score = 0;
+          for (int64_t f = 0; f < size; f++) score += double(query[row + f]) * key[(key_starts[i] + k) * stride + h * size + f];
+          sum += weights[k] = std::exp(0.5 * score);
+        }
+        for (int64_t k = 0; k < number; k++)
+          for (int64_t f = 0; f < size; f++) wanted[f] += weights[k] / sum * value[(key_starts[i] + k) * stride + h * size + f];
+        const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-12;
+        for (int64_t f = 0; f < size; f++) require(std::abs(out[row + f] - wanted[f]) < tolerance, "a context");
+        for (int64_t f = 0; f < gap && row + used + f < static_cast<int64_t>(out.size()) && h == heads - 1; f++)
+          require(out[row + size + f] == T(7), "what stands between steps");
+      }
+  for (size_t i = 0; i < queries.size(); i++) {
+    if (!queries[i]) continue;
+    const Ints query_alone{0, queries[i]}, keys_alone{0, keys[i]};
+    const int64_t first = query_starts[i] * stride;
+    std::vector<T> alone(room(queries[i], stride, used), T(7));
+    call.query = &query[first], call.out = alone.data();
+    call.key = key.data() + key_starts[i] * stride, call.value = value.data() + key_starts[i] * stride;
+    call.query_starts = query_alone.data(), call.key_starts = keys_alone.data(), call.sequences = 1, call.threads = 1;
+    require(attend(&call) == 0 && !std::memcmp(alone.data(), &out[first], alone.size() * sizeof(T)), "a sequence alone");
+  }
+}
+
+template <typename T>
+void test_all(int32_t isa) {
+  for (int round = 0; round < 60; round++) {
+    const bool is_causal = round % 2;
+    Ints queries, keys;
+    for (int64_t i = random_below(6); i >= 0; i--) {
+      const int64_t most = round % 10 ? 40 : 300;
+      queries.push_back(random_below(most));
+      keys.push_back(is_causal ? queries.back() : random_below(most));
+    }
+    const int64_t sizes[] = {1, 3, 4, 15, 16, 17, 33, 64, 70};
+    test_case<T>(queries, keys, 1 + random_below(3), sizes[round % 9], random_below(2) * 5, is_causal, isa, 1 + round % 3);
+  }
+  test_case<T>({}, {}, 2, 8, 0, false, isa, 2);
+  // Weights that are 0, infinite scores and NaN.
+  const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
+  const int64_t keys = 100;
+  const Ints query_starts{0, 4}, key_starts{0, keys};
+  const std::vector<T> query{1, infinity, nan, 1};
+  std::vector<T> key(keys, -infinity), value(keys, T(2)), out(4);
+  key[80] = 1;  // behind keys of one chunk whose scores are all -infinity
+  seqbatch::Attention<T> call{query.data(), key.data(), value.data(), out.data(), query_starts.data(), key_starts.data(), 1, 1, 1, 1, 1, 1, 1,
+                              1, 0, 1, isa};
+  require(attend(&call) == 0, "the result of what is not finite");
+  require(out[0] == 2 && out[3] == 2 && std::isnan(out[1]) && std::isnan(out[2]), "what is not finite");
+  call.size = int64_t{1} << 50;
+  require(attend(&call) == 1, "the lack of memory");
+}
+
+}  // namespace
+
+int main() {
+  for (int32_t isa = 0; isa <= seqbatch_isa(); isa++) {
+    sentence = isa == 0 ? "baseline" : isa == 1 ? "avx2" : "avx512";
+    test_all<float>(isa);
+    test_all<double>(isa);
+  }
+}

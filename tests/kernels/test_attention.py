@@ -1,0 +1,155 @@
+"""Attention by the kernels: the bits of a sequence alone, any strides, and the calls that PyTorch must run."""
+
+import random
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from attentions import SIZE, spread
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import run_alone_with_memory
+from strategies import make, sequences
+from torch import Tensor, nn
+from torch.testing import assert_close
+
+from seqbatch import SequenceBatch, _kernels, encode
+from seqbatch._kernels import attention
+from seqbatch.layers import Causal, DotProductAttention
+
+HEADS, WIDTH = 3, 5
+lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Record the calls of the kernel."""
+    run = _kernels.attend
+    made: list[Any] = []
+
+    def record(call: Any, is_double: bool) -> None:
+        made.append(call)
+        run(call, is_double)
+
+    monkeypatch.setattr(_kernels, "attend", record)
+    return made
+
+
+def attend(parts: Sequence[Sequence[Tensor]], is_causal: bool) -> list[Tensor]:
+    """Run the kernel once on queries, keys and values of several sequences."""
+    query, key, value = (torch.cat(side) for side in zip(*parts, strict=True))
+    counts = [[len(part[side]) for part in parts] for side in (0, 1)]
+    starts = [torch.tensor([0, *some]).cumsum(0) for some in counts]
+    return list(attention.attend(query, key, value, *starts, scale=0.3, is_causal=is_causal).split(counts[0]))
+
+
+@pytest.mark.parametrize("dtype", attention.DTYPES, ids=str)
+@given(pairs=lengths, is_causal=st.booleans(), threads=st.integers(1, 4), rng=st.randoms(use_true_random=False))
+def test_the_bits_of_a_sequence_alone(
+    dtype: torch.dtype, pairs: list[tuple[int, int]], is_causal: bool, threads: int, rng: random.Random
+) -> None:
+    pairs = [(steps, steps if is_causal else keys) for steps, keys in [*pairs, (300, 700)]]
+    parts = [
+        (make((steps, HEADS, WIDTH), dtype, i), *(make((keys, HEADS, WIDTH), dtype, i + j) for j in (100, 200)))
+        for i, (steps, keys) in enumerate(pairs)
+    ]
+    rng.shuffle(parts)
+    before = torch.get_num_threads()
+    with torch.no_grad():
+        alone = [attend([part], is_causal)[0] for part in parts]
+        torch.set_num_threads(threads)
+        try:
+            together = attend(parts, is_causal)
+        finally:
+            torch.set_num_threads(before)
+    assert all(map(torch.equal, together, alone))
+    for (query, key, value), found in zip(parts, alone, strict=True):
+        scores = torch.einsum("qhf,khf->hqk", query, key) * 0.3
+        if is_causal:
+            scores = scores.masked_fill(torch.ones(len(query), len(key)).triu(1).bool(), -torch.inf)
+        assert_close(found, torch.einsum("hqk,khf->qhf", scores.softmax(-1), value))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x.mT.contiguous().mT,
+        lambda x: x.repeat_interleave(2, 0)[::2],
+        lambda x: x[:1].expand_as(x),
+        lambda x: torch.cat([x, x], 1)[:, : x.shape[1]],
+    ],
+    ids=["features apart", "every other step", "one step", "wide steps"],
+)
+def test_strides(change: Callable[[Tensor], Tensor], calls: list[Any]) -> None:
+    layer = DotProductAttention(4, 4)
+    queries, memory = (SequenceBatch(change(torch.randn(9, 4)), some) for some in ([2, 3, 4], [4, 0, 5]))
+    with torch.no_grad():
+        wanted = [run_alone_with_memory(layer, x, m) for x, m in zip(queries, memory, strict=True)]
+        assert_close(encode(layer, queries, memory).to_sequences(), wanted)
+        for each in (nn.MultiheadAttention(4, 2), nn.MultiheadAttention(4, 2, bias=False)):
+            assert_close(encode(each, queries).to_sequences(), [encode(each, [x.clone()])[0] for x in queries])
+    assert len(calls) == 9
+
+
+def ways() -> list[tuple[str, Callable[[], nn.Module], AbstractContextManager[Any], torch.dtype]]:
+    """Return the calls that the kernel does not serve: a layer, what is active, and a dtype."""
+
+    def plain(**options: Any) -> nn.MultiheadAttention:
+        return nn.MultiheadAttention(SIZE, 2, **options)
+
+    none, single = torch.no_grad(), torch.float32
+    return [
+        ("gradients", plain, nullcontext(), single),
+        ("half precision", lambda: plain().bfloat16(), none, torch.bfloat16),
+        ("autocast", plain, torch.autocast("cpu", torch.bfloat16), single),
+        ("a key added", lambda: plain(add_zero_attn=True), none, single),
+        ("dropout", lambda: plain(dropout=0.5).train(), none, single),
+    ]
+
+
+@pytest.mark.parametrize(("make_layer", "active", "dtype"), [way[1:] for way in ways()], ids=[way[0] for way in ways()])
+def test_what_pytorch_runs(
+    make_layer: Callable[[], nn.Module], active: AbstractContextManager[Any], dtype: torch.dtype, calls: list[Any]
+) -> None:
+    layer, xs = make_layer(), [torch.randn(n, SIZE, dtype=dtype) for n in (3, 5)]
+    with active:
+        assert [len(y) for y in encode(layer, xs)] == [3, 5]
+        assert [len(y) for y in encode(layer, xs, xs[::-1])] == [3, 5]
+    assert not calls
+
+
+def test_what_the_kernels_run(calls: list[Any]) -> None:
+    frozen = nn.MultiheadAttention(SIZE, 2, dropout=0.5).eval().requires_grad_(False)
+    xs = [torch.randn(n, SIZE) for n in (3, 5)]
+    encode(frozen, xs)  # no gradient is wanted, so none is recorded
+    with torch.inference_mode():
+        layer = nn.TransformerEncoder(nn.TransformerEncoderLayer(SIZE, 2, 4), 3, enable_nested_tensor=False).eval()
+        encode(Causal(layer), xs)
+        encode(nn.TransformerDecoderLayer(SIZE, 2, 4).eval(), xs, xs[::-1])
+    assert len(calls) == 1 + 3 + 2
+    DotProductAttention(SIZE, SIZE).requires_grad_(False).attend(xs, xs)  # whose weights only PyTorch returns
+    torch.func.vmap(lambda x: encode(frozen, [x])[0])(torch.randn(2, 3, SIZE))
+    assert len(calls) == 1 + 3 + 2
+
+
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("kind", [nn.MultiheadAttention, DotProductAttention])
+def test_what_is_not_finite_is_as_alone_and_does_not_reach_a_neighbour(kind: Any, poison: float) -> None:
+    layer: Any = spread(nn.MultiheadAttention(SIZE, 2) if kind is nn.MultiheadAttention else kind(SIZE, SIZE))
+    queries, memory = ([x.detach() for x in sequences(some, (SIZE,))] for some in ([3, 2, 4], [2, 5, 3]))
+    memory[1][2, 0] = poison
+    with torch.no_grad():
+        wanted = [run_alone_with_memory(layer, x, m) for x, m in zip(queries, memory, strict=True)]
+        found = encode(layer, queries, memory)
+    assert_close(found, wanted, equal_nan=True)
+    assert not found[1].isfinite().all()
+    assert torch.cat([found[0], found[2]]).isfinite().all()
+
+
+def test_a_hook_of_the_projection_may_return_another_size() -> None:
+    layer = DotProductAttention(4, 4)
+    layer.query_projection.register_forward_hook(lambda module, args, output: output[:, :2])
+    with torch.no_grad(), pytest.raises(RuntimeError):
+        encode(layer, [torch.randn(3, 4)], [torch.randn(2, 4)])
