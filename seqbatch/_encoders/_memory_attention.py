@@ -7,7 +7,7 @@ from torch.nn import functional
 from seqbatch._batch import SequenceBatch
 from seqbatch._encoders._buckets import pair_bucket_overhead, pair_buckets_of
 from seqbatch._encoders._self_attention import attend_in_bucket, keys_before, number_of_keys_before, runs_by_kernels
-from seqbatch._kernels import attention as kernels
+from seqbatch._kernels.flat_attention import attend_flat
 from seqbatch._structure.sequence_lengths import Lengths
 
 
@@ -36,7 +36,7 @@ def attend_to_memory(
         of_memory = functional.linear(memory.values, memory_weight, memory_bias)
         key, value = of_memory.view(memory.total_steps, 2, *heads).unbind(1)
         starts, scale = (lengths.offsets, memory.structure.offsets), attention.head_dim**-0.5
-        attended = kernels.attend(query, key, value, *starts, scale=scale)
+        attended = attend_flat(query, key, value, *starts, scale=scale)
         return functional.linear(attended.flatten(1), attention.out_proj.weight, attention.out_proj.bias)
     overhead, extra = pair_bucket_overhead(attention.embed_dim, values.device), number_of_keys_before(attention)
     buckets = memory.structure.plan(

@@ -9,7 +9,7 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from seqbatch._encoders._buckets import bucket_overhead, buckets_of
-from seqbatch._kernels import attention as kernels
+from seqbatch._kernels.flat_attention import attend_flat, can_attend
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_transformed, parameters_of, takes_gradients_only
 
@@ -38,7 +38,7 @@ def attend(attention: nn.MultiheadAttention, values: Tensor, lengths: Lengths, c
         heads = len(values), 3, attention.num_heads, attention.head_dim
         query, key, value = projected.view(heads).unbind(1)
         offsets, scale = lengths.offsets, attention.head_dim**-0.5
-        attended = kernels.attend(query, key, value, offsets, offsets, scale=scale, is_causal=causal)
+        attended = attend_flat(query, key, value, offsets, offsets, scale=scale, is_causal=causal)
         return functional.linear(attended.flatten(1), attention.out_proj.weight, attention.out_proj.bias)
     overhead, extra = bucket_overhead(attention.embed_dim, values.device), number_of_keys_before(attention)
     buckets = lengths.plan(buckets_of, overhead, causal, extra, device=values.device)
@@ -59,7 +59,7 @@ def runs_by_kernels(attention: nn.MultiheadAttention, *values: Tensor) -> bool:
     if number_of_keys_before(attention) or (attention.training and attention.dropout):
         return False
     weights = (weight for weight in parameters_of(attention).values() if weight is not None)
-    return kernels.serves(*values, *weights)
+    return can_attend(*values, *weights)
 
 
 def attend_in_bucket(

@@ -74,8 +74,8 @@ class Attention(ctypes.Structure):
     """What one call of attention reads; attention.h has the meaning of each field."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "out", "query_starts", "key_starts")),
-        *((name, ctypes.c_int64) for name in ("sequences", "heads", "size")),
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "weight", "out", "query_starts", "key_starts")),
+        *((name, ctypes.c_int64) for name in ("sequences", "heads", "size", "value_size")),
         *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride", "out_stride")),
         ("scale", ctypes.c_double),
         *((name, ctypes.c_int32) for name in ("is_causal", "threads", "isa")),
@@ -159,7 +159,7 @@ def backward(call: Call, is_double: bool) -> None:
     _raise_if_failed(_kernels.backward[is_double](call), "run a recurrent layer")
 
 
-def attend(call: Attention, is_double: bool) -> None:
+def compute_attention(call: Attention, is_double: bool) -> None:
     """Compute attention. Requires `IS_THERE`, as `forward`."""
     _raise_if_failed(_kernels.attend[is_double](call), "compute attention")
 

@@ -1,4 +1,4 @@
-// Attention over flat values, forward only, without padding and without a mask.
+// Attention over flat values, by dot products or additive, forward only, without padding and without a mask.
 //
 // A thread takes some query steps of one head of one sequence. It lays out the keys so that a vector has one feature of
 // several keys, computes the scores of a few query steps at a time, and adds up the values by their softmax. Every query
@@ -43,29 +43,31 @@ struct Task {
   int64_t sequence, head, first, last;
 };
 
-// What a thread keeps for one task. Its size is known: see scratch_size.
+// What a thread keeps for one task. Its size does not depend on the lengths.
 template <typename T>
 struct Scratch {
-  T* keys;    // [block][size][vectors][width], in blocks of up to SUMS vectors of keys
-  T* values;  // (KEYS, features): whole vectors
-  T* scores;  // (ROWS, KEYS)
-  T* sums;    // (QUERIES, features): of the values by their weights
-  T* weight;  // (QUERIES): the sum of the weights
-  T* most;    // (QUERIES): the greatest score
+  T* keys;     // [block][size][vectors][width], in blocks of up to SUMS vectors of keys
+  T* values;   // (KEYS, features): whole vectors
+  T* scores;   // (ROWS, KEYS)
+  T* sums;     // (QUERIES, features): of the values by their weights
+  T* weights;  // (QUERIES): the sums of the weights
+  T* most;     // (QUERIES): the greatest scores
 };
 template <typename T>
-int64_t scratch_size(int64_t size) {
-  return KEYS * (size + whole_vectors<T>(size) + ROWS) + QUERIES * (whole_vectors<T>(size) + 2);
+int64_t scratch_size(const Attention<T>& call) {
+  const int64_t features = whole_vectors<T>(call.value_size);
+  return KEYS * (call.size + features + ROWS) + QUERIES * (features + 2);
 }
 template <typename T>
-Scratch<T> scratch_in(T* memory, int64_t size) {
+Scratch<T> scratch_in(T* memory, const Attention<T>& call) {
+  const int64_t features = whole_vectors<T>(call.value_size);
   Scratch<T> s;
   s.keys = memory;
-  s.values = s.keys + KEYS * size;
-  s.scores = s.values + KEYS * whole_vectors<T>(size);
+  s.values = s.keys + KEYS * call.size;
+  s.scores = s.values + KEYS * features;
   s.sums = s.scores + ROWS * KEYS;
-  s.weight = s.sums + QUERIES * whole_vectors<T>(size);
-  s.most = s.weight + QUERIES;
+  s.weights = s.sums + QUERIES * features;
+  s.most = s.weights + QUERIES;
   return s;
 }
 
@@ -95,12 +97,21 @@ T exponentials(T* scores, int64_t end, T most) {
   return sum;
 }
 
+// acc[r][g] += weights[k] * tanh(rows[r][k] + keys[k][g]), for all k in order.
+template <typename T, int R, int G>
+void add_activations(Vector<T> (&acc)[R][SUMS], const T* const* rows, int64_t size, const T* keys, int64_t stride, const T* weights) {
+  for (int64_t k = 0; k < size; k++)
+    for (int r = 0; r < R; r++)
+      for (int g = 0; g < G; g++)
+        acc[r][g] = fused(all(weights[k]), hyperbolic_tangent(all(rows[r][k]) + load(keys + k * stride + g * width<T>)), acc[r][g]);
+}
+
 // R query steps of a task from `first`, over `keys` keys from `begin` on, which are laid out, and their values.
 template <typename T, int R>
 void attend_rows(const Attention<T>& call, const Task& task, const Scratch<T>& scratch, const T* values, int64_t value_stride,
                  int64_t first, int64_t begin, int64_t keys) {
   constexpr int W = width<T>;
-  const int64_t vectors_of_keys = divide_up(keys, W), features = whole_vectors<T>(call.size);
+  const int64_t vectors_of_keys = divide_up(keys, W), features = whole_vectors<T>(call.value_size);
   if (call.is_causal) keys = std::min(keys, first + R - begin);
   if (keys <= 0) return;
   const int64_t row = call.query_starts[task.sequence] + first, end = whole_vectors<T>(keys), at = first - task.first;
@@ -114,20 +125,24 @@ void attend_rows(const Attention<T>& call, const Task& task, const Scratch<T>& s
     Vector<T> sums[R][SUMS] = {};
     // Where the last keys are not needed, a block may have more vectors than these.
     const int64_t stride = std::min<int64_t>(SUMS, vectors_of_keys - i) * W;
-    multiply<T, R, G, G - 1>(sums, rows, call.size, scratch.keys + i * W * call.size, stride);
+    const T* const laid_out = scratch.keys + i * W * call.size;
+    if (call.weight)
+      add_activations<T, R, G>(sums, rows, call.size, laid_out, stride, call.weight + task.head * call.size);
+    else
+      multiply<T, R, G, G - 1>(sums, rows, call.size, laid_out, stride);
     for (int r = 0; r < R; r++)
       for (int g = 0; g < G; g++) store(scratch.scores + r * KEYS + (i + g) * W, sums[r][g] * all(static_cast<T>(call.scale)));
   });
   T factors[R];
   for (int r = 0; r < R; r++) {
-    T *scores = scratch.scores + r * KEYS, &most = scratch.most[at + r], &weight = scratch.weight[at + r];
+    T *scores = scratch.scores + r * KEYS, &most = scratch.most[at + r], &sum = scratch.weights[at + r];
     const int64_t own = call.is_causal ? std::clamp<int64_t>(first + r + 1 - begin, 0, keys) : keys;
     std::fill(scores + own, scores + end, -std::numeric_limits<T>::infinity());
     const T greatest = greatest_score(scores, end, most);
     // Where all scores up to here are -infinity, the weights are 0, and not NaN: later scores may be greater.
     const T taken = greatest == -std::numeric_limits<T>::infinity() ? T(0) : greatest;
     factors[r] = exponential(all(most - taken))[0];
-    weight = weight * factors[r] + exponentials(scores, end, taken);
+    sum = sum * factors[r] + exponentials(scores, end, taken);
     most = greatest;
   }
   in_sums(features / W, [&](int64_t i, auto vectors) {
@@ -145,15 +160,15 @@ void attend_rows(const Attention<T>& call, const Task& task, const Scratch<T>& s
 template <typename T>
 void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
   constexpr int W = width<T>;
-  const int64_t start = call.key_starts[task.sequence], feature = task.head * call.size, features = whole_vectors<T>(call.size);
+  const int64_t start = call.key_starts[task.sequence], features = whole_vectors<T>(call.value_size);
   const int64_t queries = task.last - task.first;
   const int64_t all_keys = call.is_causal ? task.last : call.key_starts[task.sequence + 1] - start;
   std::fill_n(scratch.sums, queries * features, T(0));
-  std::fill_n(scratch.weight, queries, T(0));
+  std::fill_n(scratch.weights, queries, T(0));
   std::fill_n(scratch.most, queries, -std::numeric_limits<T>::infinity());
   for (int64_t begin = 0; begin < all_keys; begin += KEYS) {
     const int64_t keys = std::min(KEYS, all_keys - begin);
-    const T* key = call.key + (start + begin) * call.key_stride + feature;
+    const T* key = call.key + (start + begin) * call.key_stride + task.head * call.size;
     in_sums(divide_up(keys, W), [&](int64_t i, auto vectors) {
       constexpr int G = vectors;
       for (int g = 0; g < G; g++) {
@@ -161,13 +176,13 @@ void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
         transpose_rows(key + k * call.key_stride, call.key_stride, call.size, keys - k, scratch.keys + i * W * call.size + g * W, G * W);
       }
     });
-    const T* values = call.value + (start + begin) * call.value_stride + feature;
+    const T* values = call.value + (start + begin) * call.value_stride + task.head * call.value_size;
     int64_t value_stride = call.value_stride;
     // A vector must not end beyond a step. Those of other heads between the values take more from the cache than they are worth.
-    if (features != call.size || (value_stride != features && queries > ROWS)) {
+    if (features != call.value_size || (value_stride != features && queries > ROWS)) {
       for (int64_t k = 0; k < keys; k++)
         for (int64_t f = 0; f < features; f += W)
-          store(scratch.values + k * features + f, load(values + k * value_stride + f, call.size - f));
+          store(scratch.values + k * features + f, load(values + k * value_stride + f, call.value_size - f));
       values = scratch.values, value_stride = features;
     }
     in_blocks(queries, [&](int64_t i, auto rows) {
@@ -175,9 +190,10 @@ void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
     });
   }
   for (int64_t i = 0; i < queries; i++) {
-    T* const out = call.out + (call.query_starts[task.sequence] + task.first + i) * call.out_stride + feature;
-    const T weight = all_keys ? scratch.weight[i] : T(1);
-    for (int64_t f = 0; f < call.size; f += W) store(out + f, load(scratch.sums + i * features + f) / all(weight), call.size - f);
+    T* const out = call.out + (call.query_starts[task.sequence] + task.first + i) * call.out_stride + task.head * call.value_size;
+    const T sum = all_keys ? scratch.weights[i] : T(1);
+    for (int64_t f = 0; f < call.value_size; f += W)
+      store(out + f, load(scratch.sums + i * features + f) / all(sum), call.value_size - f);
   }
 }
 
@@ -187,7 +203,7 @@ int run_attention(const Attention<T>& call) {
   int64_t work = 0;
   for (int64_t i = 0; i < call.sequences; i++) {
     const int64_t steps = call.query_starts[i + 1] - call.query_starts[i], keys = call.key_starts[i + 1] - call.key_starts[i];
-    work += steps * keys * call.heads * call.size;
+    work += steps * keys * call.heads * (call.size + call.value_size);
     for (int64_t first = 0; first < steps; first += QUERIES)
       for (int64_t head = 0; head < call.heads; head++) tasks.push_back({i, head, first, std::min(steps, first + QUERIES)});
   }
@@ -196,14 +212,14 @@ int run_attention(const Attention<T>& call) {
 #pragma omp parallel num_threads(work < SMALL_WORK ? 1 : call.threads)
   {
     const RoundsAs caller(rounding);
-    Buffer<T> memory(scratch_size<T>(call.size));
+    Buffer<T> memory(scratch_size(call));
     if (!memory.data) {
 #pragma omp atomic write
       failed = true;
     }
 #pragma omp for schedule(dynamic)
     for (size_t i = 0; i < tasks.size(); i++)
-      if (memory.data) run_task(call, tasks[i], scratch_in(memory.data, call.size));
+      if (memory.data) run_task(call, tasks[i], scratch_in(memory.data, call));
   }
   return failed;
 }

@@ -4,20 +4,22 @@
 
 namespace seqbatch {
 
-// Every query step attends to the keys of its sequence, by the softmax of the scaled dot products with them. Steps of a
-// sequence stand one after another, and those of each tensor are a stride apart, in numbers. A step has the numbers of all
-// heads side by side.
+// Every query step attends to the keys of its sequence, by the softmax of its scores with them. A score is a dot product times
+// `scale`, or with `weight` the sum of weight * tanh(query + key). Steps of a sequence stand one after another, and those of
+// each tensor are a stride apart, in numbers. A step has the numbers of all heads side by side.
 template <typename T>
 struct Attention {
   const T* query;  // (query steps, heads, size)
   const T* key;    // (keys, heads, size)
-  const T* value;  // (keys, heads, size)
-  T* out;          // (query steps, heads, size): zeros where there is no key
+  const T* value;  // (keys, heads, value_size)
+  const T* weight;  // (heads, size), or null for dot products
+  T* out;          // (query steps, heads, value_size): zeros where there is no key
   const int64_t* query_starts;  // (sequences + 1): where the query steps of each begin, and where the last end
   const int64_t* key_starts;    // (sequences + 1)
   int64_t sequences;
   int64_t heads;
   int64_t size;  // of a head
+  int64_t value_size;
   int64_t query_stride;
   int64_t key_stride;
   int64_t value_stride;

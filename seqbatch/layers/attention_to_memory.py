@@ -20,15 +20,22 @@ from seqbatch._encode.registry import empty_pair, register_cross_attention
 from seqbatch._encoders._buckets import pair_bucket_overhead, pair_buckets_of
 from seqbatch._encoders._hooked_call import call_as_itself
 from seqbatch._encoders._layer_checks import (
+    keeps_forward,
     register_features,
     require_features,
     require_weights_kind,
     run_on_nothing,
 )
 from seqbatch._encoders._self_attention import supported_kernels
-from seqbatch._kernels import attention as kernels
+from seqbatch._encoders._stock_layers import is_untouched
+from seqbatch._kernels.flat_attention import attend_flat, can_attend
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import refuse_own_forward, size
+
+# The hidden numbers of additive attention that are computed at once: more would not stay in the cache.
+_HIDDEN_AT_ONCE = 2**18
+# What a hidden number of additive attention costs, in numbers of dot products: a tanh, and several passes over memory.
+_COST_OF_HIDDEN = 32
 
 
 class _AttentionToMemory(nn.Module):
@@ -202,6 +209,11 @@ class DotProductAttention(_AttentionToMemory):
         self.query_projection: nn.Linear = nn.Linear(self.query_size, self.memory_size, bias=False, **options)
 
 
+def _numbers_per_pair(layer: _AttentionToMemory) -> int:
+    """Return the cost of a query step with a step of memory, in numbers of dot products."""
+    return layer.hidden_size * _COST_OF_HIDDEN if isinstance(layer, AdditiveAttention) else layer.memory_size
+
+
 def _layer_sizes(layer: _AttentionToMemory) -> tuple[int, ...]:
     """Return the sizes of a layer; the last one is that of what is computed for each pair of steps."""
     hidden = (layer.hidden_size,) if isinstance(layer, AdditiveAttention) else ()
@@ -231,7 +243,10 @@ def _weigh(
         `(number, steps, memory_size)` and `(number, steps, memory steps)`.
     """
     if isinstance(layer, AdditiveAttention):
-        scores = layer.score(torch.tanh(queries[:, :, None] + keys[:, None])).squeeze(-1)
+        together = max(_HIDDEN_AT_ONCE // max(queries[:1].numel() * keys.shape[1], 1), 1)
+        groups = zip(queries.split(together), keys.split(together), strict=True)
+        sums = (some[:, :, None] + others[:, None] for some, others in groups)
+        scores = torch.cat([layer.score(torch.tanh(each)).squeeze(-1) for each in sums])
     else:
         scale = _scale(layer)
         if not with_weights:
@@ -253,13 +268,26 @@ def _scale(layer: _AttentionToMemory) -> float:
     return float(max(layer.memory_size, 1) ** -0.5)
 
 
-def _runs_by_kernels(
-    layer: _AttentionToMemory, projected: Tensor, queries: SequenceBatch, memory: SequenceBatch
-) -> bool:
-    """Return True if the kernels compute the contexts; a hook of the projection may have returned any Tensor."""
-    if not isinstance(layer, DotProductAttention) or projected.shape != (queries.total_steps, layer.memory_size):
-        return False
-    return kernels.serves(projected, memory.values)
+def _run_by_kernels(
+    layer: _AttentionToMemory, projected: Tensor, keys: Tensor, queries: SequenceBatch, memory: SequenceBatch
+) -> Tensor | None:
+    """Compute the contexts by the kernels; None if they cannot. A hook may have replaced a projection by any Tensor."""
+    size, inputs = _layer_sizes(layer)[-1], [projected, keys, memory.values]
+    weight, scale = None, _scale(layer)
+    if isinstance(layer, AdditiveAttention):
+        score = layer.score
+        if type(score) is not nn.Linear or not is_untouched(score) or not keeps_forward(score, nn.Linear):
+            return None
+        weight, scale = score.weight, 1.0
+        inputs.append(weight)
+    shapes = [tuple(one.shape) for one in (projected, keys, *inputs[3:])]
+    if shapes != [(queries.total_steps, size), (memory.total_steps, size), (1, size)][: len(shapes)]:
+        return None
+    if not can_attend(*inputs):
+        return None
+    parts = projected[:, None], keys[:, None], memory.values[:, None]
+    starts = queries.structure.offsets, memory.structure.offsets
+    return attend_flat(*parts, *starts, scale=scale, weight=weight)[:, 0]
 
 
 def _contexts(
@@ -267,14 +295,13 @@ def _contexts(
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the contexts `(total query steps, memory_size)`, and the weights of all query steps end to end."""
     query_values, keys = _project(layer, queries.values, memory.values)
-    if not with_weights and _runs_by_kernels(layer, query_values, queries, memory):
-        query, key = query_values[:, None], keys[:, None]
-        starts = queries.structure.offsets, memory.structure.offsets
-        return kernels.attend(query, key, key, *starts, scale=_scale(layer))[:, 0], None
+    context = None if with_weights else _run_by_kernels(layer, query_values, keys, queries, memory)
+    if context is not None:
+        return context, None
     buckets = memory.structure.plan(
         pair_buckets_of,
         queries.lengths,
-        pair_bucket_overhead(_layer_sizes(layer)[-1], memory.device),
+        pair_bucket_overhead(_numbers_per_pair(layer), memory.device),
         1,
         0,
         with_weights,

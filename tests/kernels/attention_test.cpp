@@ -54,41 +54,46 @@ Ints starts_of(const Ints& lengths) {
 int64_t room(int64_t steps, int64_t stride, int64_t used) { return steps ? (steps - 1) * stride + used : 0; }
 
 template <typename T>
-void test_case(const Ints& queries, const Ints& keys, int64_t heads, int64_t size, int64_t gap, bool is_causal, int32_t isa, int32_t threads) {
+void test_case(const Ints& queries, const Ints& keys, int64_t heads, int64_t size, int64_t value_size, int64_t gap, bool is_additive, bool is_causal,
+               int32_t isa, int32_t threads) {
   const Ints query_starts = starts_of(queries), key_starts = starts_of(keys);
-  const int64_t used = heads * size, stride = used + gap;
-  const auto query = random_numbers<T>(room(query_starts.back(), stride, used));
-  const auto key = random_numbers<T>(room(key_starts.back(), stride, used)), value = random_numbers<T>(key.size());
-  std::vector<T> out(query.size(), T(7));
-  seqbatch::Attention<T> call{query.data(), key.data(), value.data(), out.data(), query_starts.data(), key_starts.data(),
-                              static_cast<int64_t>(queries.size()), heads, size, stride, stride, stride, stride,
+  const int64_t used = heads * size, stride = used + gap, out_used = heads * value_size, out_stride = out_used + gap;
+  const auto query = random_numbers<T>(room(query_starts.back(), stride, used)), key = random_numbers<T>(room(key_starts.back(), stride, used));
+  const auto value = random_numbers<T>(room(key_starts.back(), out_stride, out_used)), weight = random_numbers<T>(used);
+  std::vector<T> out(room(query_starts.back(), out_stride, out_used), T(7));
+  seqbatch::Attention<T> call{query.data(), key.data(), value.data(), is_additive ? weight.data() : nullptr, out.data(), query_starts.data(),
+                              key_starts.data(), static_cast<int64_t>(queries.size()), heads, size, value_size, stride, stride, out_stride, out_stride,
                               0.5, is_causal, threads, isa};
   require(attend(&call) == 0, "the result");
   for (size_t i = 0; i < queries.size(); i++)
     for (int64_t h = 0; h < heads; h++)
       for (int64_t step = 0; step < queries[i]; step++) {
-        const int64_t row = (query_starts[i] + step) * stride + h * size, number = is_causal ? step + 1 : keys[i];
-        std::vector<double> weights(number), wanted(size);
+        const int64_t row = query_starts[i] + step, number = is_causal ? step + 1 : keys[i];
+        T* const found = &out[row * out_stride + h * value_size];
+        std::vector<double> weights(number), wanted(value_size);
         double sum = 0;
         for (int64_t k = 0; k < number; k++) {
           double score = 0;
-          for (int64_t f = 0; f < size; f++) score += double(query[row + f]) * key[(key_starts[i] + k) * stride + h * size + f];
+          for (int64_t f = 0; f < size; f++) {
+            const double q = query[row * stride + h * size + f], other = key[(key_starts[i] + k) * stride + h * size + f];
+            score += is_additive ? weight[h * size + f] * std::tanh(q + other) : q * other;
+          }
           sum += weights[k] = std::exp(0.5 * score);
         }
         for (int64_t k = 0; k < number; k++)
-          for (int64_t f = 0; f < size; f++) wanted[f] += weights[k] / sum * value[(key_starts[i] + k) * stride + h * size + f];
+          for (int64_t f = 0; f < value_size; f++) wanted[f] += weights[k] / sum * value[(key_starts[i] + k) * out_stride + h * value_size + f];
         const double tolerance = sizeof(T) == 4 ? 2e-5 : 1e-12;
-        for (int64_t f = 0; f < size; f++) require(std::abs(out[row + f] - wanted[f]) < tolerance, "a context");
-        for (int64_t f = 0; f < gap && row + used + f < static_cast<int64_t>(out.size()) && h == heads - 1; f++)
-          require(out[row + size + f] == T(7), "what stands between steps");
+        for (int64_t f = 0; f < value_size; f++) require(std::abs(found[f] - wanted[f]) < tolerance, "a context");
+        if (h == heads - 1 && row + 1 < query_starts.back())
+          for (int64_t f = 0; f < gap; f++) require(found[value_size + f] == T(7), "what stands between steps");
       }
   for (size_t i = 0; i < queries.size(); i++) {
     if (!queries[i]) continue;
     const Ints query_alone{0, queries[i]}, keys_alone{0, keys[i]};
-    const int64_t first = query_starts[i] * stride;
-    std::vector<T> alone(room(queries[i], stride, used), T(7));
-    call.query = &query[first], call.out = alone.data();
-    call.key = key.data() + key_starts[i] * stride, call.value = value.data() + key_starts[i] * stride;
+    const int64_t first = query_starts[i] * out_stride;
+    std::vector<T> alone(room(queries[i], out_stride, out_used), T(7));
+    call.query = query.data() + query_starts[i] * stride, call.out = alone.data();
+    call.key = key.data() + key_starts[i] * stride, call.value = value.data() + key_starts[i] * out_stride;
     call.query_starts = query_alone.data(), call.key_starts = keys_alone.data(), call.sequences = 1, call.threads = 1;
     require(attend(&call) == 0 && !std::memcmp(alone.data(), &out[first], alone.size() * sizeof(T)), "a sequence alone");
   }
@@ -105,9 +110,10 @@ void test_all(int32_t isa) {
       keys.push_back(is_causal ? queries.back() : random_below(most));
     }
     const int64_t sizes[] = {1, 3, 4, 15, 16, 17, 33, 64, 70};
-    test_case<T>(queries, keys, 1 + random_below(3), sizes[round % 9], random_below(2) * 5, is_causal, isa, 1 + round % 3);
+    const int64_t size = sizes[round % 9], value_size = round % 4 ? size : sizes[random_below(9)];
+    test_case<T>(queries, keys, 1 + random_below(3), size, value_size, random_below(2) * 5, round % 3 == 0, is_causal, isa, 1 + round % 3);
   }
-  test_case<T>({}, {}, 2, 8, 0, false, isa, 2);
+  test_case<T>({}, {}, 2, 8, 8, 0, false, false, isa, 2);
   // Weights that are 0, infinite scores and NaN.
   const T infinity = std::numeric_limits<T>::infinity(), nan = std::numeric_limits<T>::quiet_NaN();
   const int64_t keys = 100;
@@ -115,7 +121,7 @@ void test_all(int32_t isa) {
   const std::vector<T> query{1, infinity, nan, 1};
   std::vector<T> key(keys, -infinity), value(keys, T(2)), out(4);
   key[80] = 1;  // behind keys of one chunk whose scores are all -infinity
-  seqbatch::Attention<T> call{query.data(), key.data(), value.data(), out.data(), query_starts.data(), key_starts.data(), 1, 1, 1, 1, 1, 1, 1,
+  seqbatch::Attention<T> call{query.data(), key.data(), value.data(), nullptr, out.data(), query_starts.data(), key_starts.data(), 1, 1, 1, 1, 1, 1, 1, 1,
                               1, 0, 1, isa};
   require(attend(&call) == 0, "the result of what is not finite");
   require(out[0] == 2 && out[3] == 2 && std::isnan(out[1]) && std::isnan(out[2]), "what is not finite");

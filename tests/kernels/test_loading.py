@@ -145,7 +145,7 @@ def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(MemoryError, match=r"^There is not enough memory to run a recurrent layer\. Run fewer"):
             run(_kernels.Call(), False)
     with pytest.raises(MemoryError, match=r"^There is not enough memory to compute attention\. Run fewer"):
-        _kernels.attend(_kernels.Attention(), False)
+        _kernels.compute_attention(_kernels.Attention(), False)
 
 
 def test_there_is_one_runtime_of_openmp() -> None:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from seqbatch import SequenceBatch, _kernels, encode
-from seqbatch._kernels import attention
-from seqbatch.layers import Causal, DotProductAttention
+from seqbatch._kernels import flat_attention
+from seqbatch.layers import AdditiveAttention, Causal, DotProductAttention
 
 HEADS, WIDTH = 3, 5
 lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8)
@@ -26,30 +26,46 @@ lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record the calls of the kernel."""
-    run = _kernels.attend
+    run = _kernels.compute_attention
     made: list[Any] = []
 
     def record(call: Any, is_double: bool) -> None:
         made.append(call)
         run(call, is_double)
 
-    monkeypatch.setattr(_kernels, "attend", record)
+    monkeypatch.setattr(_kernels, "compute_attention", record)
     return made
 
 
-def attend(parts: Sequence[Sequence[Tensor]], is_causal: bool) -> list[Tensor]:
+def attend(parts: Sequence[Sequence[Tensor]], is_causal: bool, weight: Tensor | None) -> list[Tensor]:
     """Run the kernel once on queries, keys and values of several sequences."""
     query, key, value = (torch.cat(side) for side in zip(*parts, strict=True))
     counts = [[len(part[side]) for part in parts] for side in (0, 1)]
     starts = [torch.tensor([0, *some]).cumsum(0) for some in counts]
-    return list(attention.attend(query, key, value, *starts, scale=0.3, is_causal=is_causal).split(counts[0]))
+    return list(
+        flat_attention.attend_flat(query, key, value, *starts, scale=0.3, weight=weight, is_causal=is_causal).split(
+            counts[0]
+        )
+    )
 
 
-@pytest.mark.parametrize("dtype", attention.DTYPES, ids=str)
-@given(pairs=lengths, is_causal=st.booleans(), threads=st.integers(1, 4), rng=st.randoms(use_true_random=False))
+@pytest.mark.parametrize("dtype", flat_attention.DTYPES, ids=str)
+@given(
+    pairs=lengths,
+    is_causal=st.booleans(),
+    is_additive=st.booleans(),
+    threads=st.integers(1, 4),
+    rng=st.randoms(use_true_random=False),
+)
 def test_the_bits_of_a_sequence_alone(
-    dtype: torch.dtype, pairs: list[tuple[int, int]], is_causal: bool, threads: int, rng: random.Random
+    dtype: torch.dtype,
+    pairs: list[tuple[int, int]],
+    is_causal: bool,
+    is_additive: bool,
+    threads: int,
+    rng: random.Random,
 ) -> None:
+    weight = make((HEADS, WIDTH), dtype, 300) if is_additive else None
     pairs = [(steps, steps if is_causal else keys) for steps, keys in [*pairs, (300, 700)]]
     parts = [
         (make((steps, HEADS, WIDTH), dtype, i), *(make((keys, HEADS, WIDTH), dtype, i + j) for j in (100, 200)))
@@ -58,15 +74,17 @@ def test_the_bits_of_a_sequence_alone(
     rng.shuffle(parts)
     before = torch.get_num_threads()
     with torch.no_grad():
-        alone = [attend([part], is_causal)[0] for part in parts]
+        alone = [attend([part], is_causal, weight)[0] for part in parts]
         torch.set_num_threads(threads)
         try:
-            together = attend(parts, is_causal)
+            together = attend(parts, is_causal, weight)
         finally:
             torch.set_num_threads(before)
     assert all(map(torch.equal, together, alone))
     for (query, key, value), found in zip(parts, alone, strict=True):
         scores = torch.einsum("qhf,khf->hqk", query, key) * 0.3
+        if weight is not None:
+            scores = torch.einsum("qkhf,hf->hqk", torch.tanh(query[:, None] + key), weight) * 0.3
         if is_causal:
             scores = scores.masked_fill(torch.ones(len(query), len(key)).triu(1).bool(), -torch.inf)
         assert_close(found, torch.einsum("hqk,khf->qhf", scores.softmax(-1), value))
@@ -83,14 +101,14 @@ def test_the_bits_of_a_sequence_alone(
     ids=["features apart", "every other step", "one step", "wide steps"],
 )
 def test_strides(change: Callable[[Tensor], Tensor], calls: list[Any]) -> None:
-    layer = DotProductAttention(4, 4)
     queries, memory = (SequenceBatch(change(torch.randn(9, 4)), some) for some in ([2, 3, 4], [4, 0, 5]))
     with torch.no_grad():
-        wanted = [run_alone_with_memory(layer, x, m) for x, m in zip(queries, memory, strict=True)]
-        assert_close(encode(layer, queries, memory).to_sequences(), wanted)
+        for layer in (DotProductAttention(4, 4), AdditiveAttention(4, 4, 6)):
+            wanted = [run_alone_with_memory(layer, x, m) for x, m in zip(queries, memory, strict=True)]
+            assert_close(encode(layer, queries, memory).to_sequences(), wanted)
         for each in (nn.MultiheadAttention(4, 2), nn.MultiheadAttention(4, 2, bias=False)):
             assert_close(encode(each, queries).to_sequences(), [encode(each, [x.clone()])[0] for x in queries])
-    assert len(calls) == 9
+    assert len(calls) == 10
 
 
 def ways() -> list[tuple[str, Callable[[], nn.Module], AbstractContextManager[Any], torch.dtype]]:
@@ -129,15 +147,20 @@ def test_what_the_kernels_run(calls: list[Any]) -> None:
         encode(Causal(layer), xs)
         encode(nn.TransformerDecoderLayer(SIZE, 2, 4).eval(), xs, xs[::-1])
     assert len(calls) == 1 + 3 + 2
-    DotProductAttention(SIZE, SIZE).requires_grad_(False).attend(xs, xs)  # whose weights only PyTorch returns
+    for attends in (DotProductAttention(SIZE, SIZE), AdditiveAttention(SIZE, SIZE, 4)):
+        attends.requires_grad_(False).attend(xs, xs)  # whose weights only PyTorch returns
     torch.func.vmap(lambda x: encode(frozen, [x])[0])(torch.randn(2, 3, SIZE))
     assert len(calls) == 1 + 3 + 2
 
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf"), -float("inf")])
-@pytest.mark.parametrize("kind", [nn.MultiheadAttention, DotProductAttention])
-def test_what_is_not_finite_is_as_alone_and_does_not_reach_a_neighbour(kind: Any, poison: float) -> None:
-    layer: Any = spread(nn.MultiheadAttention(SIZE, 2) if kind is nn.MultiheadAttention else kind(SIZE, SIZE))
+@pytest.mark.parametrize(
+    "make_layer", [lambda: nn.MultiheadAttention(SIZE, 2), lambda: DotProductAttention(SIZE, SIZE)]
+)
+def test_what_is_not_finite_is_as_alone_and_does_not_reach_a_neighbour(
+    make_layer: Callable[[], nn.Module], poison: float
+) -> None:
+    layer: Any = spread(make_layer())
     queries, memory = ([x.detach() for x in sequences(some, (SIZE,))] for some in ([3, 2, 4], [2, 5, 3]))
     memory[1][2, 0] = poison
     with torch.no_grad():
@@ -146,6 +169,23 @@ def test_what_is_not_finite_is_as_alone_and_does_not_reach_a_neighbour(kind: Any
     assert_close(found, wanted, equal_nan=True)
     assert not found[1].isfinite().all()
     assert torch.cat([found[0], found[2]]).isfinite().all()
+
+
+def test_the_network_of_the_scores_is_called_where_it_is_not_stock(calls: list[Any]) -> None:
+    xs = [torch.randn(n, 4) for n in (3, 5)]
+    layer = AdditiveAttention(4, 4, 6).requires_grad_(False)
+    encode(layer, xs, xs)
+    assert len(calls) == 1
+    mean = [x.mean(0).expand_as(x) for x in xs]
+    handle = layer.score.register_forward_hook(lambda module, args, output: output * 0)
+    assert_close(encode(layer, xs, xs), mean)
+    handle.remove()
+    layer.score.weight.data = torch.zeros(6, 1).T
+    assert_close(encode(layer, xs, xs), mean)
+    assert len(calls) == 2
+    layer.score = nn.Sequential(layer.score)  # type: ignore[assignment]
+    assert_close(encode(layer, xs, xs), mean)
+    assert len(calls) == 2
 
 
 def test_a_hook_of_the_projection_may_return_another_size() -> None:
