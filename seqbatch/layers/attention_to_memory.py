@@ -123,8 +123,9 @@ class AdditiveAttention(_AttentionToMemory):
     The score of a query step and a step of memory is `score(tanh(query_projection(query) + memory_projection(step)))`.
     The softmax of the scores over the steps of memory are its weights, and the result is the mean of memory by these:
     zeros if memory is empty. `encode(layer, queries, memory)` returns it, and `layer.attend(queries, memory)` the
-    weights too. Each pair of steps takes the memory of `hidden_size` numbers. Each call computes
-    `memory_projection` of all of memory, also that of a decoder at each step, where `DotProductAttention` is faster.
+    weights too. Where gradients are recorded, each pair of steps takes the memory of `hidden_size` numbers. Each call
+    computes `memory_projection` of all of memory, also that of a decoder at each step, where `DotProductAttention` is
+    faster.
 
     Args:
         query_size: the size of a query step.
