@@ -283,8 +283,8 @@ def bucket_pairs(pairs: Iterable[tuple[int, int]], overhead: int, least: int) ->
     buckets, waiting = [], [[*places]] if places else []
     while waiting:
         some = waiting.pop()
-        is_whole = sum(numbers[pair] for pair in some) == number_of_pairs
-        parts = _split_pairs(some, numbers, overhead * (1 + SECOND_BUCKET * is_whole))
+        is_all = sum(numbers[pair] for pair in some) == number_of_pairs
+        parts = _split_pairs(some, numbers, overhead * (1 + SECOND_BUCKET) if is_all else overhead)
         waiting += parts
         if not parts:
             buckets.append(sorted(chain.from_iterable(places[pair] for pair in some)))

@@ -6,7 +6,6 @@
 #include <omp.h>
 
 #include <algorithm>
-#include <atomic>
 #include <limits>
 
 #include "attention.h"
@@ -133,11 +132,11 @@ void attend_rows(const Attention<T>& call, const Task& task, const Scratch<T>& s
     for (int r = 0; r < R; r++)
       for (int g = 0; g < G; g++) store(scratch.scores + r * KEYS + (i + g) * W, sums[r][g] * all(static_cast<T>(call.scale)));
   });
+  const auto keys_of = [&](int r) { return call.is_causal ? std::clamp<int64_t>(first + r + 1 - begin, 0, keys) : keys; };
   T factors[R];
   for (int r = 0; r < R; r++) {
     T *scores = scratch.scores + r * KEYS, &most = scratch.most[at + r], &sum = scratch.weights[at + r];
-    const int64_t own = call.is_causal ? std::clamp<int64_t>(first + r + 1 - begin, 0, keys) : keys;
-    std::fill(scores + own, scores + end, -std::numeric_limits<T>::infinity());
+    std::fill(scores + keys_of(r), scores + end, -std::numeric_limits<T>::infinity());
     const T greatest = greatest_score(scores, end, most);
     // Where all scores up to here are -infinity, the weights are 0, and not NaN: later scores may be greater.
     const T taken = greatest == -std::numeric_limits<T>::infinity() ? T(0) : greatest;
@@ -148,7 +147,12 @@ void attend_rows(const Attention<T>& call, const Task& task, const Scratch<T>& s
   in_sums(features / W, [&](int64_t i, auto vectors) {
     constexpr int G = vectors;
     Vector<T> sums[R][SUMS] = {};
-    multiply<T, R, G, G - 1>(sums, weights, keys, values + i * W, value_stride);
+    const int64_t of_all = keys_of(0);
+    multiply<T, R, G, G - 1>(sums, weights, of_all, values + i * W, value_stride);
+    // Of later keys, each query step adds its own: a weight of 0 would turn NaN and infinity of a later value into NaN.
+    for (int r = 1; r < R; r++)
+      for (int64_t k = of_all; k < keys_of(r); k++)
+        for (int g = 0; g < G; g++) sums[r][g] = fused(all(weights[r][k]), load(values + k * value_stride + (i + g) * W), sums[r][g]);
     for (int r = 0; r < R; r++)
       for (int g = 0; g < G; g++) {
         T* const sum = scratch.sums + (at + r) * features + (i + g) * W;

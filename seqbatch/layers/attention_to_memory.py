@@ -273,17 +273,15 @@ def _run_by_kernels(
     layer: _AttentionToMemory, projected: Tensor, keys: Tensor, queries: SequenceBatch, memory: SequenceBatch
 ) -> Tensor | None:
     """Compute the contexts by the kernels; None if they cannot. A hook may have replaced a projection by any Tensor."""
-    size, inputs = _layer_sizes(layer)[-1], [projected, keys, memory.values]
-    weight, scale = None, _scale(layer)
+    size = _layer_sizes(layer)[-1]
+    if projected.shape != (queries.total_steps, size) or keys.shape != (memory.total_steps, size):
+        return None
+    weight, scale, inputs = None, _scale(layer), [projected, keys, memory.values]
     if isinstance(layer, AdditiveAttention):
         score = layer.score
         if type(score) is not nn.Linear or not is_untouched(score) or not keeps_forward(score, nn.Linear):
             return None
-        weight, scale = score.weight, 1.0
-        inputs.append(weight)
-    shapes = [tuple(one.shape) for one in (projected, keys, *inputs[3:])]
-    if shapes != [(queries.total_steps, size), (memory.total_steps, size), (1, size)][: len(shapes)]:
-        return None
+        weight, scale, inputs = score.weight, 1.0, [*inputs, score.weight]
     if not can_attend(*inputs):
         return None
     parts = projected[:, None], keys[:, None], memory.values[:, None]

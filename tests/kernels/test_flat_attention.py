@@ -171,6 +171,16 @@ def test_what_is_not_finite_is_as_alone_and_does_not_reach_a_neighbour(
     assert torch.cat([found[0], found[2]]).isfinite().all()
 
 
+def test_a_causal_step_has_nothing_of_a_later_one() -> None:
+    query, key, value = (torch.randn(40, 1, 9) for _ in range(3))
+    starts = torch.tensor([0, 40])
+    wanted = flat_attention.attend_flat(query, key, value, starts, starts, is_causal=True)
+    key[20:], value[20:] = float("inf"), float("nan")
+    found = flat_attention.attend_flat(query, key, value, starts, starts, is_causal=True)
+    assert torch.equal(found[:20], wanted[:20])
+    assert found[20:].isnan().all()
+
+
 def test_the_network_of_the_scores_is_called_where_it_is_not_stock(calls: list[Any]) -> None:
     xs = [torch.randn(n, 4) for n in (3, 5)]
     layer = AdditiveAttention(4, 4, 6).requires_grad_(False)
