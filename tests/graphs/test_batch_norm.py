@@ -83,7 +83,8 @@ def test_compiled(layer: Any, features: tuple[int, ...], held: torch.dtype, dtyp
         batch = batch_of(PATTERNS[name], features, dtype)
         check(model, graph, batch)
     assert graphs() == 1
-    for lengths in SMALL.values():
+    # PyTorch makes other graphs for small sizes, which differ in sizes only. An exported program runs each of them.
+    for lengths in SMALL.values() if layer is CASES[0][0] else ():
         if lengths:
             check(model, graph, batch_of(lengths, features, dtype))
 

@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,18 @@ def exported(model: nn.Module) -> ExportedProgram:
     return export(model.eval(), (tokens([3, 2, 4]),), dynamic_shapes=([{0: STEPS}, {0: BATCH}],))
 
 
+@cache
+def tagger(kind: str) -> tuple[Tagger, ExportedProgram]:
+    """Return a model and its program, which no test changes."""
+    model = Tagger(kind)
+    return model, exported(model)
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_program_serves_all_lengths(kind: str) -> None:
-    model = Tagger(kind)
+    model, made = tagger(kind)
     file = io.BytesIO()
-    torch.export.save(exported(model), file)
+    torch.export.save(made, file)
     file.seek(0)
     program = torch.export.load(file).module()
     for lengths in (PATTERNS | SMALL).values():
@@ -69,8 +77,8 @@ def test_padded_sequences_and_their_lengths(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", LAYERS)
 def test_gradients_through_a_program(kind: str) -> None:
-    model = Tagger(kind)
-    program: Any = exported(model).module()
+    model, made = tagger(kind)
+    program: Any = made.module()
     weights = dict(program.named_parameters())
     for lengths in (PATTERNS | SMALL).values():
         batch = tokens(lengths)
@@ -83,7 +91,7 @@ def test_gradients_through_a_program(kind: str) -> None:
 
 
 def test_nothing_of_a_backward_pass_is_kept_by_a_program() -> None:
-    for node in exported(Tagger("lstm")).graph.nodes:
+    for node in tagger("lstm")[1].graph.nodes:
         if "seqbatch.lstm" in str(node.target):
             assert True not in node.args[-1]
 
@@ -137,10 +145,10 @@ torch.save(
 
 
 def test_a_fresh_process_gives_the_same(tmp_path: Path) -> None:
-    models = {kind: Tagger(kind) for kind in LAYERS}
+    models = {kind: tagger(kind)[0] for kind in LAYERS}
     batches = [tokens(lengths) for lengths in (PATTERNS | SMALL).values()]
-    for kind, model in models.items():
-        torch.export.save(exported(model), tmp_path / f"{kind}.pt2")
+    for kind in models:
+        torch.export.save(tagger(kind)[1], tmp_path / f"{kind}.pt2")
     torch.save(batches, tmp_path / "given.pt")
     subprocess.run([sys.executable, "-c", PROGRAM, str(tmp_path), *models], check=True, timeout=120)
     found: Any = torch.load(tmp_path / "found.pt")

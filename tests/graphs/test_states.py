@@ -38,8 +38,15 @@ class Indexed(nn.Module):
         return tensors(METHODS[self.method](state, index))
 
 
-@every_method
-@pytest.mark.parametrize("kind", STATES)
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        *((method, kind) for method in ("select", "reset") for kind in STATES),
+        # Both select, with the same function.
+        ("brackets", "RNNState"),
+        ("in a container", "LSTMState"),
+    ],
+)
 def test_an_index_that_is_a_tensor(method: str, kind: str) -> None:
     model = Indexed(method)
     for dtype in (torch.bool, torch.int64, torch.int16):
@@ -87,13 +94,13 @@ def test_other_indices(method: str, index: Any) -> None:
 
 
 @every_method
-@pytest.mark.parametrize("numbers", [[3], [0, -4], [9, 0]])
-def test_a_graph_raises_for_a_sequence_out_of_range(method: str, numbers: list[int]) -> None:
+def test_a_graph_raises_for_a_sequence_out_of_range(method: str) -> None:
     model, example = Indexed(method), (STATES["RNNState"](3), torch.tensor([0, 1]))
     program = export(model, example, dynamic_shapes=([{2: BATCH}], {0: NUMBER})).module()
     for made in (compiled(model), program):
-        with pytest.raises(RuntimeError, match="`index` must name sequences that are there"):
-            made(STATES["RNNState"](3), torch.tensor(numbers))
+        for numbers in ([3], [0, -4], [9, 0]):
+            with pytest.raises(RuntimeError, match="`index` must name sequences that are there"):
+                made(STATES["RNNState"](3), torch.tensor(numbers))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """seqbatch.onnx: what onnxruntime makes of exported models, at sizes never seen at export, with poisoned padding."""
 
 import importlib
+import math
 import re
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ pytestmark = IGNORED
 SIZES = PATTERNS | SMALL
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn", "tanh"])
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
 def test_a_model(kind: str, tmp_path: Path) -> None:
     model = Tagger(kind)
     run = Session(model, tokens([3, 5, 0]), tmp_path / "model.onnx")
@@ -90,18 +91,18 @@ def test_a_layer_without_gradients(layer: nn.Module, tmp_path: Path) -> None:
         assert_close(run(signals(lengths))[0], model(signals(lengths)).to_padded(batch_first=True))
 
 
-@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_half_precision(kind: Any, tmp_path: Path) -> None:
-    model = Encoded([kind(4, 3, num_layers=2, bidirectional=True).half()])
+def test_half_precision(tmp_path: Path) -> None:
+    model = Encoded([kind(4, 3, num_layers=2, bidirectional=True).half() for kind in (nn.LSTM, nn.GRU, nn.RNN)])
     run = Session(model, signals([3, 5, 0]).to(torch.float16), tmp_path / "model.onnx")
     for lengths in SIZES.values():
         batch = signals(lengths).to(torch.float16)
         with torch.no_grad():
-            ((outputs, state),) = model(batch)
+            results = model(batch)
+        wanted = [part for outputs, state in results for part in (outputs.to_padded(batch_first=True), *state._tensors)]
         found = run(batch)
         assert {one.dtype for one in found} == {torch.float16}
         # Each rounds elsewhere, every step, to numbers that are 2**-10 apart.
-        assert_close(found, [outputs.to_padded(batch_first=True), *state._tensors], rtol=2**-10, atol=2**-10)
+        assert_close(found, wanted, rtol=2**-10, atol=2**-10)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
@@ -147,7 +148,7 @@ class Reduced(nn.Module):
     ("features", "dtype"),
     [
         ((2, 3), torch.float32),
-        ((2,), torch.float64),
+        ((4,), torch.float64),
         ((), torch.float16),
         ((), torch.int64),
         ((2,), torch.bool),
@@ -164,33 +165,29 @@ def test_reductions(features: tuple[int, ...], dtype: torch.dtype, tmp_path: Pat
         )
         return SequenceBatch(values, lengths)
 
+    def check(batch: SequenceBatch) -> None:
+        results = model(batch)
+        wanted = [one.to_padded(batch_first=True) if isinstance(one, SequenceBatch) else one for one in results]
+        assert_close(run(batch), wanted, equal_nan=True)
+
     run = Session(model, make([3, 5, 0]), tmp_path / "model.onnx")
     for lengths in SIZES.values():
-        results = model(make(lengths))
-        wanted = [one.to_padded(batch_first=True) if isinstance(one, SequenceBatch) else one for one in results]
-        assert_close(run(make(lengths)), wanted, equal_nan=True)
+        check(make(lengths))
+        # Fractions too, of which some are not finite: one of a sequence, or all of a step.
+        for wrong in (float("nan"), float("inf"), float("-inf")) if dtype.is_floating_point else ():
+            values = signals(lengths, 24).values[:, : math.prod(features)].to(dtype)
+            values[::3, -1], values[1::4, values.shape[1] // 2], values[2:3] = wrong, -wrong, wrong
+            check(SequenceBatch(values.reshape(len(values), *features), lengths))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.int64, torch.bool])
-def test_rows_are_expanded_to_steps(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = Told(lambda batch: batch.map(torch.add, batch.expand((batch.last() > 0).to(dtype))))
-    run = Session(model, signals([3, 5, 0]), tmp_path / "model.onnx")
+def test_rows_are_expanded_to_steps(tmp_path: Path) -> None:
+    def results(batch: SequenceBatch) -> list[SequenceBatch]:
+        rows = [(batch.last() > 0).to(dtype) for dtype in (torch.float32, torch.int64, torch.bool)]
+        return [batch.map(torch.add, batch.expand(one)) for one in rows]
+
+    run = Session(Told(results), signals([3, 5, 0]), tmp_path / "model.onnx")
     for lengths in SIZES.values():
-        assert_close(run(signals(lengths))[0], model(signals(lengths)).to_padded(batch_first=True))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-def test_reductions_of_what_is_not_finite(dtype: torch.dtype, tmp_path: Path) -> None:
-    model = Reduced()
-    run = Session(model, signals([3, 5, 0]).to(dtype), tmp_path / "model.onnx")
-    for wrong in (float("nan"), float("inf"), float("-inf")):
-        for lengths in SIZES.values():
-            values = signals(lengths).values.to(dtype).clone()
-            values[::3, 1], values[1::4, 2], values[2:3] = wrong, -wrong, wrong
-            batch = SequenceBatch(values, lengths)
-            results = model(batch)
-            wanted = [one.to_padded(batch_first=True) if isinstance(one, SequenceBatch) else one for one in results]
-            assert_close(run(batch), wanted, equal_nan=True)
+        assert_close(run(signals(lengths)), [one.to_padded(batch_first=True) for one in results(signals(lengths))])
 
 
 class Pair(NamedTuple):

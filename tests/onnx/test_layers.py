@@ -16,8 +16,15 @@ pytestmark = IGNORED
 SIZES = PATTERNS | SMALL
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-@pytest.mark.parametrize(("options", "features"), [({}, ()), ({"padding_idx": 0}, (2,)), ({"padding_idx": -1}, ())])
+@pytest.mark.parametrize(
+    ("options", "features", "dtype"),
+    [
+        ({}, (), torch.int64),
+        ({}, (2,), torch.int32),
+        ({"padding_idx": 0}, (2,), torch.int64),
+        ({"padding_idx": -1}, (), torch.int32),
+    ],
+)
 def test_ids_out_of_range_stop_the_run(options: Any, features: tuple[int, ...], dtype: Any, tmp_path: Path) -> None:
     layer = nn.Embedding(9, 4, **options)
     model = Within(layer, torch.no_grad) if options else Layered(layer)
