@@ -32,6 +32,15 @@ def test_the_readme_of_an_index_has_no_links_that_break_there() -> None:
     assert "- Tutorial: from one sequence to many" in text
 
 
+def test_the_readme_runs_with_what_it_says_is_needed(tmp_path: Path) -> None:
+    needless = ["numpy", "hypothesis", "matplotlib", "onnx", "onnxscript", "tqdm"]
+    program = "\n".join([f"import sys; sys.modules.update(dict.fromkeys({needless}))", *SNIPPETS.findall(README)])
+    # Without warnings, because torch warns if it finds no NumPy.
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_oldest_torch_that_packages_are_tried_with_is_the_oldest_that_is_allowed() -> None:
     dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (oldest,) = [one.removeprefix("torch>=") for one in dependencies if one.startswith("torch")]
