@@ -27,9 +27,9 @@ COLOURS = {
 }
 LABELS = {
     "batch": "sequences",
-    "length": "mean steps of a sequence",
+    "length": "mean steps",
     "size": "hidden size",
-    "skew": "steps of the longest sequence, % of all",
+    "skew": "longest sequence, % of steps",
 }
 
 
@@ -76,7 +76,7 @@ def measure(point: Point, kind: str, training: bool, rounds: int, device: str) -
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Draw a panel for each quantity, of inference above and of training below."""
     quantities = list(dict.fromkeys(result["quantity"] for result in results))
-    with picture(path, 13, 7) as figure:
+    with picture(path, 11, 6.5) as figure:
         panels = figure.subplots(2, len(quantities), squeeze=False, sharex="col", sharey="row")
         for training in (False, True):
             for quantity, axes in zip(quantities, panels[int(training)], strict=True):
@@ -86,7 +86,9 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
                     axes.set_xlabel(LABELS[quantity])
             panels[int(training), 0].set_ylabel(f"{'training' if training else 'inference'}, ms")
         drawn = {line.get_label(): line for axes in panels.flat for line in axes.lines}
-        figure.suptitle(f"Time of {results[0]['kind'].upper()} layers as one quantity grows: lower is better")
+        figure.suptitle(
+            f"Time of {results[0]['kind'].upper()} layers as one quantity grows: lower is better", x=0, ha="left"
+        )
         figure.legend(handles=[*drawn.values()], loc="outside lower center", ncols=len(drawn), frameon=False)
 
 

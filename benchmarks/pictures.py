@@ -22,6 +22,7 @@ _STYLE = {
     "figure.titleweight": "bold",
     "font.size": 11,
     "grid.alpha": 0.3,
+    **dict.fromkeys(["xtick.labelsize", "ytick.labelsize"], "small"),
     "svg.hashsalt": "benchmarks",  # so that equal results are equal files
 }
 

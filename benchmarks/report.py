@@ -72,13 +72,13 @@ def draw(results: Results, path: Path) -> None:
     """Draw how many times as fast as packing by hand seqbatch is, a panel for each layer and mode."""
     kinds = list(dict.fromkeys(result["kind"] for result in results))
     workloads = list(dict.fromkeys(result["workload"] for result in results))
-    with picture(path, 11, 1.2 + len(kinds) * (0.9 + 0.22 * len(workloads))) as figure:
+    with picture(path, 9.5, 1.2 + len(kinds) * (0.9 + 0.21 * len(workloads))) as figure:
         panels = figure.subplots(len(kinds), 2, squeeze=False, sharex=True, sharey=True)
         for row, kind in zip(panels, kinds, strict=True):
             for axes, training in zip(row, (False, True), strict=True):
                 _draw_ratios(axes, _group(results, "kind", kind, training))
         panels[0, 0].invert_yaxis()
-        figure.suptitle("Times as fast as packing by hand: longer bars are better for seqbatch")
+        figure.suptitle("Times as fast as packing by hand: longer bars are better", x=0, ha="left")
 
 
 def _draw_ratios(axes: Axes, group: Results) -> None:

@@ -101,7 +101,7 @@ def _row(cells: list[str]) -> str:
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Draw a row for each limit: fill, balance by the number of processes, seconds of planning."""
     slowest = max(result["seconds"]["plan"] for result in results)
-    with picture(path, 13, 7.5) as figure:
+    with picture(path, 11.5, 7) as figure:
         panels = figure.subplots(len(LIMITS), 3, squeeze=False)
         for limit, (fill, balance, seconds) in zip(LIMITS, panels, strict=True):
             group = [result for result in results if result["limit"] == limit]
@@ -112,7 +112,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
                 own = [one for one in group if one["distribution"] == name]
                 taken = [(one["world_size"], one["seconds"]["plan"]) for one in own]
                 seconds.plot(*zip(*taken, strict=True), color=COLOURS[name], marker="o", markersize=4)
-            seconds.set(title="seconds to plan an epoch: lower is better", ylim=(0, 1.1 * slowest))
+            seconds.set(title="seconds to plan: lower is better", ylim=(0, 1.1 * slowest))
             for axes in (balance, seconds):
                 axes.set(xscale="log", xlabel="processes")
                 axes.xaxis.set_major_locator(FixedLocator(WORLD_SIZES))
@@ -121,7 +121,9 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
                 axes.grid()
             fill.set_ylabel(LIMITS[limit], weight="bold")
         handles, labels = panels[0, 1].get_legend_handles_labels()
-        figure.suptitle(f"Batches of {SEQUENCES:,} sequences: bucketed (filled, solid), random (hollow, dotted)")
+        figure.suptitle(
+            f"Batches of {SEQUENCES:,} sequences: bucketed (filled, solid), random (hollow, dotted)", x=0, ha="left"
+        )
         figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
@@ -133,7 +135,7 @@ def _draw_fill(axes: Any, names: list[str], results: list[dict[str, Any]]) -> No
             bars = axes.bar(i + shift, first[name]["fill"][kind], 0.38, facecolor=face, edgecolor=COLOURS[name])
             axes.bar_label(bars, fmt="%.2f")
     axes.set_xticks(range(len(names)), names)
-    axes.set(title="share of real steps: higher is better", ylim=(0, 1.1))
+    axes.set(title="real steps, share: higher is better", ylim=(0, 1.1))
 
 
 def _draw_balance(axes: Any, names: list[str], results: list[dict[str, Any]], cost: str) -> None:
@@ -143,7 +145,7 @@ def _draw_balance(axes: Any, names: list[str], results: list[dict[str, Any]], co
             found = [(one["world_size"], one["balance"][kind][cost]) for one in own]
             label = name if kind == "bucketed" else None
             axes.plot(*zip(*found, strict=True), color=COLOURS[name], ls=style, marker="o", markersize=4, label=label)
-    what = {"steps": "steps", "longest": "longest sequences"}[cost]
+    what = {"steps": "steps", "longest": "longest"}[cost]
     axes.set(title=f"balance of {what}: higher is better", ylim=(0, 1.1))
 
 
