@@ -3,13 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
 BLUE = "tab:blue"
 GREY = "#757d85"  # its contrast to white is as high as to black
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     **dict.fromkeys(
         ["text.color", "axes.edgecolor", "axes.labelcolor", "grid.color", "xtick.color", "ytick.color"], GREY
     ),
