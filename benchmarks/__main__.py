@@ -33,7 +33,10 @@ def parse_options() -> argparse.Namespace:
     add("--families", nargs="+", default=[*families.FAMILIES], choices=[*families.FAMILIES], help="of families, which")
     add("--only", default="", metavar="TEXT", help="workloads whose name has this text")
     add(
-        "--tables", type=Path, metavar="PATH", help="print the tables of results that --json wrote, and measure nothing"
+        "--tables",
+        type=Path,
+        metavar="PATH",
+        help="print the tables of results that --json wrote, and draw them if --picture is given; measure nothing",
     )
     add("--json", type=Path, metavar="PATH", help="where to write the results")
     add(
@@ -129,18 +132,28 @@ def tell(name: str, results: report.Results) -> list[str]:
     return [report.summary(name, results), report.table(name, results), report.faster(name, results)]
 
 
+def draw_pictures(found: dict[str, report.Results], path: Path | None) -> None:
+    """Draw all results that there is a picture of, if there is a path."""
+    for name, (draw, suffix) in PICTURES.items():
+        if path and name in found:
+            draw(found[name], path.with_stem(path.stem + suffix))
+
+
 def main() -> None:
     """Measure, print, write and draw."""
     options = parse_options()
+    found: dict[str, report.Results]
     if options.tables:
-        for name, results in json.loads(options.tables.read_text()).items():
-            if name in SECTIONS:
-                print(*tell(name, results), sep="\n\n", end="\n\n")
+        read = json.loads(options.tables.read_text())
+        found = {name: results for name, results in read.items() if name in SECTIONS}
+        for name, results in found.items():
+            print(*tell(name, results), sep="\n\n", end="\n\n")
+        draw_pictures(found, options.picture)
         return
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"{torch.get_num_threads()} threads"
     about = {"machine": platform.machine(), "device": device, "torch": torch.__version__, "rounds": options.rounds}
     print(", ".join(f"{name} {value}" for name, value in about.items()))
-    found: dict[str, report.Results] = {}
+    found = {}
     for name in options.what:
         results = [task() for task in tqdm(SECTIONS[name](options), desc=name, unit="workload")]
         if results:  # `--only` may leave none
@@ -148,9 +161,7 @@ def main() -> None:
             print("", *tell(name, results), sep="\n\n")
     if options.json:
         options.json.write_text(json.dumps({"about": about, **found}, indent=1) + "\n")
-    for name, (draw, suffix) in PICTURES.items():
-        if options.picture and name in found:
-            draw(found[name], options.picture.with_stem(options.picture.stem + suffix))
+    draw_pictures(found, options.picture)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from typing import Any
 import attrs
 import torch
 from contenders import contenders
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 from measure import bearable, calls_of, check, medians
+from pictures import picture
 from workloads import Workload
 
 # What stays as it is while another changes: with the mean length this is 512 steps, of 128 features.
@@ -27,9 +27,9 @@ COLOURS = {
 }
 LABELS = {
     "batch": "sequences",
-    "length": "mean steps of a sequence",
+    "length": "mean steps",
     "size": "hidden size",
-    "skew": "steps of the longest sequence, % of all",
+    "skew": "longest sequence, % of steps",
 }
 
 
@@ -76,20 +76,20 @@ def measure(point: Point, kind: str, training: bool, rounds: int, device: str) -
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Draw a panel for each quantity, of inference above and of training below."""
     quantities = list(dict.fromkeys(result["quantity"] for result in results))
-    figure = Figure(figsize=(13, 7), layout="constrained")
-    panels = figure.subplots(2, len(quantities), squeeze=False, sharex="col", sharey="row")
-    for training in (False, True):
-        for quantity, axes in zip(quantities, panels[int(training)], strict=True):
-            group = [one for one in results if (one["quantity"], one["training"]) == (quantity, training)]
-            _draw_panel(axes, group)
-            if training:
-                axes.set_xlabel(LABELS[quantity])
-        panels[int(training), 0].set_ylabel(f"{'training' if training else 'inference'}, ms")
-    drawn = {line.get_label(): line for axes in panels.flat for line in axes.lines}
-    fixed = f"{BATCH} sequences of {LENGTH} steps on average, size {SIZE}, but for what is told below a panel"
-    title = f"{results[0]['kind'].upper()}: {fixed}"
-    figure.legend(handles=[*drawn.values()], title=title, loc="outside upper center", ncols=len(drawn), frameon=False)
-    figure.savefig(path, dpi=100)
+    with picture(path, 11, 6.5) as figure:
+        panels = figure.subplots(2, len(quantities), squeeze=False, sharex="col", sharey="row")
+        for training in (False, True):
+            for quantity, axes in zip(quantities, panels[int(training)], strict=True):
+                group = [one for one in results if (one["quantity"], one["training"]) == (quantity, training)]
+                _draw_panel(axes, group)
+                if training:
+                    axes.set_xlabel(LABELS[quantity])
+            panels[int(training), 0].set_ylabel(f"{'training' if training else 'inference'}, ms")
+        drawn = {line.get_label(): line for axes in panels.flat for line in axes.lines}
+        figure.suptitle(
+            f"Time of {results[0]['kind'].upper()} layers as one quantity grows: lower is better", x=0, ha="left"
+        )
+        figure.legend(handles=[*drawn.values()], loc="outside lower center", ncols=len(drawn), frameon=False)
 
 
 def _draw_panel(axes: Any, results: list[dict[str, Any]]) -> None:
@@ -102,7 +102,7 @@ def _draw_panel(axes: Any, results: list[dict[str, Any]]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:.0f}")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.grid(alpha=0.3)
+    axes.grid()
 
 
 def _workload(name: str, batch: int = BATCH, length: int = LENGTH, size: int = SIZE) -> Workload:

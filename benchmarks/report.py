@@ -4,7 +4,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+from pictures import BLUE, GREY, picture
 
 # The others in the order of the columns, by the section of the results.
 OTHERS = {
@@ -67,19 +69,31 @@ def faster(section: str, results: Results) -> str:
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw the ratios of layers to packed by hand as bars, a group for each layer and mode."""
-    groups = _groups(results, "kind")
-    figure = Figure(figsize=(13, 3.6 * len(groups)), layout="constrained")
-    for axes, (kind, training) in zip(figure.subplots(len(groups), 1, squeeze=False)[:, 0], groups, strict=True):
-        group = _group(results, "kind", kind, training)
-        values = [ratios(result, ["packed by hand"])["packed by hand"] for result in group]
-        bars = axes.bar([result["workload"] for result in group], values, color="tab:blue")
-        axes.bar_label(bars, fmt="%.1f")
-        axes.axhline(1, color="black", linewidth=0.8)
-        axes.tick_params(axis="x", labelrotation=20)
-        axes.margins(y=0.15)
-        axes.set(title=f"{kind}, {'training' if training else 'inference'}", ylabel="times faster than packed by hand")
-    figure.savefig(path, dpi=100)
+    """Draw how many times as fast as packing by hand seqbatch is, a panel for each layer and mode."""
+    kinds = list(dict.fromkeys(result["kind"] for result in results))
+    workloads = list(dict.fromkeys(result["workload"] for result in results))
+    with picture(path, 9.5, 1.2 + len(kinds) * (0.9 + 0.21 * len(workloads))) as figure:
+        panels = figure.subplots(len(kinds), 2, squeeze=False, sharex=True, sharey=True)
+        for row, kind in zip(panels, kinds, strict=True):
+            for axes, training in zip(row, (False, True), strict=True):
+                _draw_ratios(axes, _group(results, "kind", kind, training))
+        panels[0, 0].invert_yaxis()
+        figure.suptitle("Times as fast as packing by hand: longer bars are better", x=0, ha="left")
+
+
+def _draw_ratios(axes: Axes, group: Results) -> None:
+    """Draw a bar for each workload, from 1, where both take the same time."""
+    values = [ratios(result, ["packed by hand"])["packed by hand"] for result in group]
+    bars = axes.barh([result["workload"] for result in group], [value - 1 for value in values], left=1, color=BLUE)
+    axes.bar_label(bars, [f"{value:.1f}" for value in values], padding=3, fontsize="small")
+    axes.axvline(1, color=GREY)
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.tick_params(axis="y", length=0)
+    axes.margins(x=0.15)
+    mode = "training" if group[0]["training"] else "inference"
+    axes.set_title(f"{group[0]['kind'].upper()}, {mode}: {statistics.geometric_mean(values):.2f} times as fast")
 
 
 def _groups(results: Results, task: str) -> list[tuple[str, bool]]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import attrs
 import torch
-from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
+from pictures import picture
 from torch import Tensor
 
 from seqbatch.data._bucket_sampler import BucketBatchSampler
@@ -21,7 +21,7 @@ from seqbatch.data._epoch_batches import EpochBatches
 SEQUENCES, BATCH = 1_000_000, 32
 WORLD_SIZES = (8, 64, 512)
 KINDS = ("bucketed", "random")
-LIMITS = {"batch_size": f"batch_size: {BATCH}", "max_steps": f"max_steps: as many as {BATCH} sequences have"}
+LIMITS = {"batch_size": f"batch_size: {BATCH}", "max_steps": f"max_steps: those of {BATCH} sequences"}
 # What the processes of a round differ in: a limit makes equal either sequences or steps.
 COSTS = {"batch_size": "steps", "max_steps": "longest"}
 COLOURS = {"uniform": "tab:blue", "log-normal": "tab:red", "heavy tail": "tab:green", "two humps": "tab:purple"}
@@ -100,30 +100,31 @@ def _row(cells: list[str]) -> str:
 
 def draw(results: list[dict[str, Any]], path: Path) -> None:
     """Draw a row for each limit: fill, balance by the number of processes, seconds of planning."""
-    figure = Figure(figsize=(13, 7), layout="constrained")
     slowest = max(result["seconds"]["plan"] for result in results)
-    panels = figure.subplots(len(LIMITS), 3, squeeze=False)
-    for (limit, told), (fill, balance, seconds) in zip(LIMITS.items(), panels, strict=True):
-        group = [result for result in results if result["limit"] == limit]
-        names = list(dict.fromkeys(result["distribution"] for result in group))
-        _draw_fill(fill, names, group)
-        _draw_balance(balance, names, group, COSTS[limit])
-        for name in names:
-            own = [one for one in group if one["distribution"] == name]
-            taken = [(one["world_size"], one["seconds"]["plan"]) for one in own]
-            seconds.plot(*zip(*taken, strict=True), color=COLOURS[name], marker="o", markersize=4)
-        seconds.set(ylabel="seconds to plan an epoch", ylim=(0, 1.1 * slowest))
-        for axes in (balance, seconds):
-            axes.set(xscale="log", xlabel="processes")
-            axes.xaxis.set_major_locator(FixedLocator(WORLD_SIZES))
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.xaxis.set_major_formatter("{x:.0f}")
-            axes.grid(alpha=0.3)
-        fill.set_title(told, loc="left", fontsize="medium")
-    handles, labels = panels[0, 1].get_legend_handles_labels()
-    title = f"Batches of {SEQUENCES:,} sequences: bucketed (filled, solid), random (hollow, dotted)"
-    figure.legend(handles, labels, title=title, loc="outside upper center", ncols=len(labels), frameon=False)
-    figure.savefig(path, dpi=100)
+    with picture(path, 11.5, 7) as figure:
+        panels = figure.subplots(len(LIMITS), 3, squeeze=False)
+        for limit, (fill, balance, seconds) in zip(LIMITS, panels, strict=True):
+            group = [result for result in results if result["limit"] == limit]
+            names = list(dict.fromkeys(result["distribution"] for result in group))
+            _draw_fill(fill, names, group)
+            _draw_balance(balance, names, group, COSTS[limit])
+            for name in names:
+                own = [one for one in group if one["distribution"] == name]
+                taken = [(one["world_size"], one["seconds"]["plan"]) for one in own]
+                seconds.plot(*zip(*taken, strict=True), color=COLOURS[name], marker="o", markersize=4)
+            seconds.set(title="seconds to plan: lower is better", ylim=(0, 1.1 * slowest))
+            for axes in (balance, seconds):
+                axes.set(xscale="log", xlabel="processes")
+                axes.xaxis.set_major_locator(FixedLocator(WORLD_SIZES))
+                axes.xaxis.set_minor_locator(NullLocator())
+                axes.xaxis.set_major_formatter("{x:.0f}")
+                axes.grid()
+            fill.set_ylabel(LIMITS[limit], weight="bold")
+        handles, labels = panels[0, 1].get_legend_handles_labels()
+        figure.suptitle(
+            f"Batches of {SEQUENCES:,} sequences: bucketed (filled, solid), random (hollow, dotted)", x=0, ha="left"
+        )
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False)
 
 
 def _draw_fill(axes: Any, names: list[str], results: list[dict[str, Any]]) -> None:
@@ -134,7 +135,7 @@ def _draw_fill(axes: Any, names: list[str], results: list[dict[str, Any]]) -> No
             bars = axes.bar(i + shift, first[name]["fill"][kind], 0.38, facecolor=face, edgecolor=COLOURS[name])
             axes.bar_label(bars, fmt="%.2f")
     axes.set_xticks(range(len(names)), names)
-    axes.set(ylabel="fill", ylim=(0, 1.1))
+    axes.set(title="real steps, share: higher is better", ylim=(0, 1.1))
 
 
 def _draw_balance(axes: Any, names: list[str], results: list[dict[str, Any]], cost: str) -> None:
@@ -144,9 +145,8 @@ def _draw_balance(axes: Any, names: list[str], results: list[dict[str, Any]], co
             found = [(one["world_size"], one["balance"][kind][cost]) for one in own]
             label = name if kind == "bucketed" else None
             axes.plot(*zip(*found, strict=True), color=COLOURS[name], ls=style, marker="o", markersize=4, label=label)
-    told = {"steps": "the steps of batches", "longest": "longest sequences"}[cost]
-    axes.set_title(f"processes differ in {told}", loc="left", fontsize="medium")
-    axes.set(ylabel="balance", ylim=(0, 1.1))
+    what = {"steps": "steps", "longest": "longest"}[cost]
+    axes.set(title=f"balance of {what}: higher is better", ylim=(0, 1.1))
 
 
 def _balance(plan: EpochBatches, rounds: Tensor) -> dict[str, float]:

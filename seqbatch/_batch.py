@@ -99,6 +99,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         "Call encode(layer, batch) for a layer, batch.map(function) for a function that treats every step by itself."
     )
     _contents = "Its steps are batch.values, and padded batch.to_padded(batch_first=True)."
+    _sizes = "Its sizes are len(batch), batch.lengths and batch.feature_shape."
+    _in_a_loss = "Pass batch.values, which holds all steps without padding."
     values: Tensor
     structure: Lengths
 
@@ -114,15 +116,17 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         if lengths is None:
             self._rebuild(values)
             return
-        flat = require_steps("values", values)
+        remedy = "For a list of sequences call SequenceBatch.from_sequences."
+        flat = require_steps("values", values, remedy_for_tensors=remedy)
         structure = lengths if isinstance(lengths, Lengths) else _ops.lengths_from("lengths", lengths)
-        _ops.require_total(structure, flat.shape[0])
+        _ops.require_total(structure, flat.shape)
         self._set(flat, structure)
 
     def _rebuild(self, sequences: Tensor | Sequence[Tensor] | Iterator[Tensor]) -> None:
         """Set the values and lengths as `from_sequences` does, but refuse stacked sequences."""
         if isinstance(sequences, Tensor):
-            remedy = "For one sequence call SequenceBatch.from_sequences([values])."
+            one, padded = "SequenceBatch.from_sequences([values])", "SequenceBatch.from_padded"
+            remedy = f"For one sequence call {one}, for a padded Tensor {padded}."
             raise complaint(SeqbatchTypeError, "lengths", "be given with a Tensor of flat values", None, remedy)
         if isinstance(sequences, list):  # because the libraries that stack pass a list
             require_not_stacked(sequences)
@@ -802,7 +806,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         return self._of(_ops.expand(tensor, self.structure, self.total_steps), self.structure)
 
     def _same_steps(self, subject: str, values: Tensor) -> Self:
-        _ops.require_steps_of_batch(subject, require_steps(subject, values).shape[0], self.total_steps)
+        flat = require_steps(subject, values, remedy_for_tensors="To run a layer call encode(layer, batch).")
+        _ops.require_steps_of_batch(subject, flat.shape[0], self.total_steps)
         return self._of(values, self.structure)
 
     def reverse(self) -> Self:

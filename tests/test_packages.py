@@ -1,11 +1,14 @@
 """What package indexes show of seqbatch, and which versions of torch its packages are tried with."""
 
+import importlib
 import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -30,6 +33,31 @@ def test_the_readme_of_an_index_has_no_links_that_break_there() -> None:
     assert SNIPPETS.findall(text) == SNIPPETS.findall(README)
     assert "- `docs/examples/stress.py` finds the stressed vowel" in text
     assert "- Tutorial: from one sequence to many" in text
+
+
+def test_the_readme_runs_with_what_it_says_is_needed(tmp_path: Path) -> None:
+    needless = ["numpy", "hypothesis", "matplotlib", "onnx", "onnxscript", "tqdm"]
+    program = "\n".join([f"import sys; sys.modules.update(dict.fromkeys({needless}))", *SNIPPETS.findall(README)])
+    # Without warnings, because torch warns if it finds no NumPy.
+    command = [sys.executable, "-W", "ignore", "-c", program]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("extra", "library"), [("onnx", "onnxscript"), ("onnx", "onnx"), ("testing", "hypothesis")], ids=str
+)
+def test_without_an_extra_its_module_says_how_to_install_it(
+    monkeypatch: pytest.MonkeyPatch, extra: str, library: str
+) -> None:
+    for module in [*sys.modules]:
+        if module.startswith((f"seqbatch.{extra}", f"{library}.")):
+            monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, library, None)
+    said = re.escape(f'Install what seqbatch.{extra} needs: pip install "seqbatch[{extra}]"')
+    with pytest.raises(ModuleNotFoundError, match=rf"\b{library}\b.*{said}$") as raised:
+        importlib.import_module(f"seqbatch.{extra}")
+    assert raised.value.name == library
 
 
 def test_the_oldest_torch_that_packages_are_tried_with_is_the_oldest_that_is_allowed() -> None:

@@ -50,7 +50,7 @@ def _advice_for_container(layer: nn.Module) -> str:
         return ""
     return (
         f"If it is made of layers, let its `forward` take and return a SequenceBatch and call encode on each of them "
-        f"({names}); then call the module itself, and not encode. Else: "
+        f"({names}); then call the module itself, and not encode. Otherwise: "
     )
 
 

@@ -13,12 +13,17 @@ from seqbatch._torch import is_mapped
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 
-def require_tensor(subject: str, value: object) -> Tensor:
-    """Return the value if it is a dense Tensor, else raise."""
+def require_tensor(subject: str, value: object, *, remedy_for_tensors: str = "") -> Tensor:
+    """Return the value if it is a dense Tensor, else raise.
+
+    `remedy_for_tensors` says what to do with a list or tuple that holds Tensors, which `torch.as_tensor` refuses.
+    """
     if not isinstance(value, Tensor):
         # Batches and states name their own remedy.
         remedy = getattr(type(value), "_instead", "")
-        if isinstance(value, (list, tuple)) or hasattr(value, "shape"):
+        if isinstance(value, (list, tuple)) and any(isinstance(one, Tensor) for one in value):
+            remedy = remedy_for_tensors
+        elif isinstance(value, (list, tuple)) or hasattr(value, "shape"):
             remedy = "Make it one by torch.as_tensor."
         raise complaint(SeqbatchTypeError, subject, "be a Tensor", type_name(value), remedy)
     if value.is_nested or value.layout is not torch.strided:
@@ -51,9 +56,9 @@ def from_array(subject: str, value: Any) -> Tensor:
         raise complaint(SeqbatchTypeError, subject, must, array.dtype, "Call its astype.") from None
 
 
-def require_steps(subject: str, value: object) -> Tensor:
+def require_steps(subject: str, value: object, *, remedy_for_tensors: str = "") -> Tensor:
     """Return the value if it is a Tensor with a dimension of steps, `(steps, *features)`, else raise."""
-    tensor = require_tensor(subject, value)
+    tensor = require_tensor(subject, value, remedy_for_tensors=remedy_for_tensors)
     if tensor.dim() == 0:
         raise complaint(SeqbatchValueError, subject, "have shape (steps, *features)", "a Tensor of no dimension")
     return tensor
@@ -67,7 +72,10 @@ def require_alike(subject: str, tensor: Tensor, first: str, like: Tensor) -> Non
         ("device", str(tensor.device), str(like.device)),
     ):
         if found != wanted:
-            raise complaint(SeqbatchValueError, subject, f"have {what} {wanted}, as {first}", found)
+            # A first dimension that is equal in both is rather that of a batch of one, or of channels.
+            are_steps_later = what == "features" and len(tensor.shape) == len(like.shape) and len(tensor) == len(like)
+            remedy = "A sequence has shape (steps, *features)." if are_steps_later else ""
+            raise complaint(SeqbatchValueError, subject, f"have {what} {wanted}, as {first}", found, remedy)
 
 
 def sequences_of(subject: str, value: object) -> list[Tensor]:
@@ -82,7 +90,8 @@ def sequences_of(subject: str, value: object) -> list[Tensor]:
     tensors = list(value)
     if not _are_alike(tensors):
         for i, tensor in enumerate(tensors):
-            require_steps(f"{subject}[{i}]", tensor)
+            remedy = "If its Tensors are steps, join them by torch.stack."
+            require_steps(f"{subject}[{i}]", tensor, remedy_for_tensors=remedy)
             require_alike(f"{subject}[{i}]", tensor, f"{subject}[0]", tensors[0])
     return tensors
 

@@ -24,6 +24,9 @@ class NotATensor:
     # What to call in place of a function of torch, and where the Tensors are.
     _instead: ClassVar[str]
     _contents: ClassVar[str]
+    # The same for the shape and for a loss, empty where the two above say all.
+    _sizes: ClassVar[str] = ""
+    _in_a_loss: ClassVar[str] = ""
     _has_map: ClassVar[bool] = False
 
 
@@ -46,6 +49,7 @@ _BINARY = {
     "or": ("|", "bitwise_or"),
     "xor": ("^", "bitwise_xor"),
 }
+_LOSSES = ("loss", "cross_entropy", "cross_entropy_with_logits", "kl_div")  # how their names end
 _COMPARISONS = {"lt": ("<", "lt"), "le": ("<=", "le"), "gt": (">", "gt"), "ge": (">=", "ge")}
 _UNARY = {"neg": ("-", "neg"), "pos": ("+", "positive"), "abs": ("abs", "abs"), "invert": ("~", "bitwise_not")}
 
@@ -64,7 +68,8 @@ def _refusal(symbol: str, advice: str) -> Callable[..., Any]:
 
 def _refuse_function(cls: type[NotATensor], function: Any, types: object, *arguments: object) -> NoReturn:
     """Refuse a function of torch, which is what layers call too; PyTorch goes on after it where `==` called it."""
-    raise complaint(SeqbatchTypeError, function.__name__, "be called with Tensors", class_name(cls), cls._instead)
+    remedy = (function.__name__.endswith(_LOSSES) and cls._in_a_loss) or cls._instead
+    raise complaint(SeqbatchTypeError, function.__name__, "be called with Tensors", class_name(cls), remedy)
 
 
 def _refuse_conversion(self: NotATensor, *arguments: object, **options: object) -> NoReturn:
@@ -82,7 +87,8 @@ def _refuse_attribute(self: NotATensor, name: str) -> NoReturn:
     # `torch.compile` understands neither keyword arguments of an exception nor how NotATensorError is made.
     if not hasattr(Tensor, name):
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-    said = name, "be read of a Tensor", type_name(self), f"{self._instead} {self._contents}"
+    contents = (name in ("shape", "size") and self._sizes) or self._contents
+    said = name, "be read of a Tensor", type_name(self), f"{self._instead} {contents}"
     if in_a_graph():
         raise AttributeError(str(complaint(SeqbatchTypeError, *said)))
     raise complaint(NotATensorError, *said)

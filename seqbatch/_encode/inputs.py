@@ -1,6 +1,6 @@
 """The types of input that `encode` takes, and how the output is converted back to each."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ def open_input(sequences: object, layer: nn.Module | None = None) -> Opened:
     if isinstance(sequences, (list, tuple)):
         return SequenceBatch.from_sequences(sequences), SequenceBatch.to_sequences
     must = "be a list or tuple of Tensors, a Tensor, a SequenceBatch, a PackedSequence or a nested Tensor"
-    raise complaint(SeqbatchTypeError, "sequences", must, type_name(sequences))
+    remedy = "Pass list(sequences)." if isinstance(sequences, Iterator) else ""
+    raise complaint(SeqbatchTypeError, "sequences", must, type_name(sequences), remedy)
 
 
 def open_pair(sequences: object, memory: object, layer: nn.Module) -> tuple[SequenceBatch, *Opened]:

@@ -6,7 +6,7 @@ from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 import attrs
-from torch import nn
+from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.advice import advice_for
@@ -260,7 +260,7 @@ def find_cross_attention(layer: object) -> CrossAttention[Any]:
 
 
 def _remedy_without_memory(layer: nn.Module, entry: RegisteredEncoder) -> str:
-    remedy = "Call encode(layer, sequences)."
+    remedy = "Call encode(layer, sequences), where a list holds several sequences."
     if [*layer.children()]:
         remedy = "Call encode for each layer in it, with memory for those that attend to it."
     if entry.keeps_state(layer):  # because a state may have been passed in place of memory
@@ -286,7 +286,13 @@ def _takes_memory(layer: object) -> bool:
 
 def _require_layer(layer: object) -> nn.Module:
     if not isinstance(layer, nn.Module):
-        remedy = "Pass a layer, not its class." if isinstance(layer, type) else ""
+        remedy = ""
+        if isinstance(layer, type):
+            remedy = "Pass a layer, not its class."
+        elif isinstance(layer, (list, tuple, Tensor, SequenceBatch)):
+            remedy = "Pass the layer before the sequences."
+        elif callable(layer):
+            remedy = "For a function that treats every step by itself call batch.map(function)."
         raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
     return layer
 

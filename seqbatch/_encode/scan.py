@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._batch import SequenceBatch, is_nothing
@@ -296,7 +296,7 @@ class _StepCall:
             error.add_note(f"while `step` ran on {counted(running, 'sequence')} at time step {self._time}")
             raise
         if not (isinstance(result, tuple) and len(result) == 2):
-            raise self._complaint(SeqbatchTypeError, "", "be a pair (output, state)", type_name(result))
+            raise self._complaint(SeqbatchTypeError, "", "be a pair (output, state)", type_name(result), self._remedy())
         outputs, new = self._outputs_of(result[0], running), self._state_of(result[1], state)
         self._time += 1
         return outputs, new
@@ -364,7 +364,13 @@ class _StepCall:
             return structure.leaves_in(tree)
         except ValueError as error:
             must = f"have the structure of {wanted}"
-            raise self._complaint(SeqbatchTypeError, place, must, type_name(tree), str(error)) from None
+            remedy = f"{error} {self._remedy()}".rstrip()
+            raise self._complaint(SeqbatchTypeError, place, must, type_name(tree), remedy) from None
+
+    def _remedy(self) -> str:
+        """Return what to call for a cell, which returns no output besides its state."""
+        is_cell = isinstance(self._step, nn.RNNCellBase)
+        return "For a cell of PyTorch call encode_with_state(cell, sequences, state)." if is_cell else ""
 
     def require_unmodified(self, steps: list[list[Any]]) -> None:
         """Raise if an output was modified in place after the step that returned it."""

@@ -15,6 +15,7 @@ from seqbatch._torch import (
     autocasts,
     has_hooks_before,
     hooks_after,
+    in_a_graph,
     is_lazy,
     is_linear_float16,
     is_parametrized,
@@ -71,9 +72,23 @@ def require_features(
     if is_lazy(layer):
         expected, shown = found[-1:] or (0,), "(any,)"
     if found[max(len(found) - len(expected), 0) :] != expected or (exactly and found != expected):
-        remedy = "For a padded Tensor call SequenceBatch.from_padded." if len(found) > len(expected) else ""
+        remedy = _remedy_for_features(batch, expected)
         must = f"have features {'' if exactly else 'that end with '}{shown}, for {describe(layer)}"
         raise complaint(SeqbatchValueError, subject, must, found, remedy)
+
+
+def _remedy_for_features(batch: SequenceBatch, expected: tuple[int, ...]) -> str:
+    """Return what to do with a batch of wrong features, empty if they do not show what it is."""
+    found = tuple(batch.feature_shape)
+    if len(found) > len(expected):
+        return "For a padded Tensor call SequenceBatch.from_padded."
+    if not found and not (batch.dtype.is_floating_point or batch.dtype.is_complex):
+        return "Convert token ids to features by an nn.Embedding first."
+    if not found and expected == (1,):
+        return "Pass x.unsqueeze(-1) for one feature."
+    if len(found) == 1 and not in_a_graph() and {*batch.lengths} == {*expected}:
+        return "Pass x.T for a sequence of shape (features, steps)."
+    return ""
 
 
 def first_weight(layer: nn.Module) -> Tensor | None:
@@ -98,7 +113,12 @@ def require_dtype(batch: SequenceBatch, layer: nn.Module, *, subject: str = "seq
     if autocasts(batch.device) and batch.dtype in (torch.float32, torch.get_autocast_dtype(batch.device.type)):
         return
     must = f"have dtype {weight.dtype}, as the weights of {describe(layer)}"
-    raise complaint(SeqbatchValueError, subject, must, batch.dtype)
+    raise complaint(SeqbatchValueError, subject, must, batch.dtype, remedy_for_dtype(batch, weight.dtype))
+
+
+def remedy_for_dtype(batch: SequenceBatch, dtype: torch.dtype) -> str:
+    """Return how to convert sequences, empty if that drops the imaginary part."""
+    return "" if batch.dtype.is_complex and not dtype.is_complex else f"Convert each by x.to({dtype})."
 
 
 def require_device(batch: SequenceBatch, layer: nn.Module, *, subject: str = "sequences") -> None:

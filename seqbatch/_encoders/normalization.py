@@ -26,6 +26,7 @@ from seqbatch._encoders._buckets import run_in_groups
 from seqbatch._encoders._layer_checks import (
     keeps_forward,
     register_features,
+    remedy_for_dtype,
     require_device,
     require_features,
     takes_its_weights_dtype,
@@ -89,7 +90,7 @@ def _require_floating_like(batch: SequenceBatch, layer: nn.Module) -> None:
     if held is None or batch.dtype in (held.dtype, *_HALF) or not takes_its_weights_dtype(layer):
         return
     must = f"have dtype {held.dtype}, as the weights or statistics of {describe(layer)}"
-    raise complaint(SeqbatchValueError, "sequences", must, batch.dtype)
+    raise complaint(SeqbatchValueError, "sequences", must, batch.dtype, remedy_for_dtype(batch, held.dtype))
 
 
 def _uses_own_statistics(layer: Any) -> bool:

@@ -104,11 +104,15 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         raise SeqbatchValueError(f"The environment variable SEQBATCH_KERNELS must be one of {allowed}; got {choice!r}.")
     if choice == "0":
         return Kernels("switched off by SEQBATCH_KERNELS=0")
-    paths = [path for folder in folders if (path := Path(folder, _NAME)).exists()]
+    places = [Path(folder) for folder in folders]
+    paths = [path for folder in places if (path := folder / _NAME).exists()]
     if not paths:
-        return Kernels(
-            "not built, because there was no C++ compiler with OpenMP at installation, or this is a checkout"
-        )
+        for folder in places:
+            if (folder / "recurrent.cpp").exists():  # which no wheel has
+                remedy = "run Python in another folder, where it imports the installed seqbatch"
+                return Kernels(f"not built in the checkout {folder.parents[1]}: {remedy}")
+        remedy = "install GCC or Clang, and then seqbatch again"
+        return Kernels(f"not built, because there was no C++ compiler with OpenMP at installation: {remedy}")
     try:
         library = ctypes.CDLL(str(paths[0]))
         sizes = library.seqbatch_call_size(), library.seqbatch_attention_size(), library.seqbatch_rows_size()

@@ -1,6 +1,6 @@
 """Layouts of batches outside of graphs: lengths are integers on the host, and arguments are checked by their values."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,7 @@ def merged_lengths(lengths: Lengths, sizes: Lengths) -> Lengths:
 
 
 def split_lengths(lengths: Lengths, parts: Lengths, steps: int) -> Lengths:
-    require_total(parts, steps)
+    require_total(parts, (steps,))
     meet = torch.isin(lengths.offsets[1:], parts.offsets)
     if not meet.all():
         i = meet.tolist().index(False)
@@ -77,9 +77,13 @@ def split_lengths(lengths: Lengths, parts: Lengths, steps: int) -> Lengths:
     return parts
 
 
-def require_total(lengths: Lengths, steps: int) -> None:
-    if lengths.total != steps:
-        raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", lengths.total)
+def require_total(lengths: Lengths, shape: Sequence[int]) -> None:
+    """Raise unless the lengths add up to the steps of flat values of this shape."""
+    if lengths.total != shape[0]:
+        may_be_padded = len(shape) > 1 and len(lengths) in shape[:2] and lengths.longest <= max(shape[:2])
+        remedy = "For a padded Tensor call SequenceBatch.from_padded." if may_be_padded else ""
+        must = f"add up to {shape[0]}, the steps of `values`"
+        raise complaint(SeqbatchValueError, "lengths", must, lengths.total, remedy)
 
 
 def require_steps_of_batch(subject: str, steps: int, total: int) -> None:

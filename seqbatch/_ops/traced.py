@@ -4,7 +4,7 @@ A graph serves all lengths. What `eager` checks by their values, a graph checks 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -60,7 +60,7 @@ def merged_lengths(lengths: Lengths, sizes: Lengths) -> Lengths:
 
 
 def split_lengths(lengths: Lengths, parts: Lengths, steps: int) -> Lengths:
-    require_total(parts, steps)
+    require_total(parts, (steps,))
     counts, ends = parts.tensor, _offsets(parts.tensor).clamp(0, steps)
     is_end = torch.zeros(steps + 1, dtype=torch.int64, device="cpu").scatter(0, ends, torch.ones_like(ends))
     fits = (counts >= 0).all() & (counts.sum() == steps) & (is_end[lengths.tensor.cumsum(0)] == 1).all()
@@ -76,9 +76,9 @@ def _counts_that_fit(counts: Tensor, fits: Tensor, message: str) -> Tensor:
     return counts.index_select(0, torch.where(fits, torch.arange(number, device="cpu"), number))
 
 
-def require_total(lengths: Lengths, steps: int) -> None:
+def require_total(lengths: Lengths, shape: Sequence[int]) -> None:
     require_in_graph((lengths.tensor >= 0).all(), "`lengths` must be at least 0")
-    require_in_graph(lengths.tensor.sum() == steps, "`lengths` must add up to the steps of `values`")
+    require_in_graph(lengths.tensor.sum() == shape[0], "`lengths` must add up to the steps of `values`")
 
 
 def require_steps_of_batch(subject: str, steps: int, total: int) -> None:

@@ -1,6 +1,7 @@
 """How far a sampler is, in which epoch and at which batch, and how that is saved and loaded."""
 
 import hashlib
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -185,7 +186,7 @@ class SamplerState:
         self.progress: Progress = Progress()
         self._options = options
         self._processes = processes
-        self._digest = hashlib.sha256(lengths.numpy().tobytes()).hexdigest()[:16]
+        self._digest = hashlib.sha256(array("q", lengths.tolist()).tobytes()).hexdigest()[:16]
         # The number of batches in all processes, by options; and the epoch that was made last.
         self._counts: dict[BatchingOptions, int] = {}
         self._last_epoch: tuple[int, BatchingOptions, EpochBatches] | None = None

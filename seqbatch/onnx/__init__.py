@@ -1,4 +1,4 @@
-"""Export to ONNX, with ONNX's nodes for recurrent layers: `pip install seqbatch[onnx]`."""
+"""Export to ONNX, with ONNX's nodes for recurrent layers: `pip install "seqbatch[onnx]"`."""
 
 try:
     from seqbatch.onnx._export import export

@@ -1,6 +1,7 @@
 """The benchmark runs, and the page on performance, README and the results that are kept say the same."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -66,12 +67,23 @@ def test_pages_quote_the_results(page: str, quotes: dict[str, str]) -> None:
         assert quote.format(*means) in text
 
 
-def test_it_prints_the_tables_of_results() -> None:
-    command = [sys.executable, "benchmarks", "--tables", "docs/performance.json"]
+def test_it_prints_and_draws_results(tmp_path: Path) -> None:
+    options = ["--tables", "docs/performance.json", "--picture", str(tmp_path / "performance.svg")]
+    command = [sys.executable, "benchmarks", *options]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for section in ("layers", "steps", "conversions", "families"):
         assert report.table(section, RESULTS[section]) in done.stdout
+    names = ["performance-growth.svg", "performance-sampling.svg", "performance.svg"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    for name in names:
+        picture = (tmp_path / name).read_text()
+        assert picture == (ROOT / "docs" / "pictures" / name).read_text()
+        # Without black, white and a background it can be read on light pages and on dark ones.
+        colours = {*re.findall(r"#\w{6}\b", picture)}
+        assert colours & {"#757d85"}
+        assert colours.isdisjoint(("#000000", "#ffffff"))
+        assert 'style="fill: none"' in picture.split('id="patch_1"')[1].split("</g>")[0]
 
 
 def test_it_runs(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ WRAP = (
 )
 MADE_OF_LAYERS = (
     r"If it is made of layers, let its `forward` take and return a SequenceBatch and call encode on each of them "
-    r"\({}\); then call the module itself, and not encode\. Else: Register an encoder:\n\n"
+    r"\({}\); then call the module itself, and not encode\. Otherwise: Register an encoder:\n\n"
 )
 
 

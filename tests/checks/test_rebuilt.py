@@ -36,7 +36,7 @@ BAD: list[tuple[Any, type[Exception], str]] = [
         torch.zeros(3, 2),
         SeqbatchTypeError,
         r"^`lengths` must be given with a Tensor of flat values; got None\. For one sequence call "
-        r"SequenceBatch\.from_sequences\(\[values\]\)\.$",
+        r"SequenceBatch\.from_sequences\(\[values\]\), for a padded Tensor SequenceBatch\.from_padded\.$",
     ),
     (3, SeqbatchTypeError, r"^`values` must be an iterable of Tensors; got an int\.$"),
     (nn.utils.rnn.pack_sequence([torch.zeros(2)]), SeqbatchTypeError, PACKED),
@@ -45,7 +45,8 @@ BAD: list[tuple[Any, type[Exception], str]] = [
     (
         [torch.zeros(2, 3), torch.zeros(2, 4)],
         SeqbatchValueError,
-        r"^`values\[1\]` must have features \(3,\), as values\[0\]; got \(4,\)\.$",
+        r"^`values\[1\]` must have features \(3,\), as values\[0\]; got \(4,\)\. "
+        r"A sequence has shape \(steps, \*features\)\.$",
     ),
 ]
 

@@ -72,7 +72,10 @@ FIELDS = [
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (signal(features=4), r"have features \(5,\), as samples\[0\]; got \(4,\)\."),
+        (
+            signal(features=4),
+            r"have features \(5,\), as samples\[0\]; got \(4,\)\. A sequence has shape \(steps, \*features\)\.",
+        ),
         (torch.ones(3), r"have features \(5,\), as samples\[0\]; got \(\)\."),
         (signal().double(), r"have dtype torch\.float32, as samples\[0\]; got torch\.float64\."),
         (signal(device="meta"), r"have device cpu, as samples\[0\]; got meta\."),

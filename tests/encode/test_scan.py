@@ -572,7 +572,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         lambda: scan_any(nn.LSTMCell(3, 4), BATCH, (ZEROS, ZEROS)),
         SeqbatchTypeError,
         "`step(inputs, state)[1]` must have the structure of `state`; got a torch.Tensor, at time step 0. Node type "
-        "mismatch; expected <class 'tuple'>, but got <class 'torch.Tensor'>.",
+        "mismatch; expected <class 'tuple'>, but got <class 'torch.Tensor'>. For a cell of PyTorch call "
+        "encode_with_state(cell, sequences, state).",
     ),
     "a state where there was none": (
         lambda: scan_any(lambda inputs, state: (inputs, [inputs, inputs]), BATCH, [None, torch.zeros(2, 3)]),

@@ -100,8 +100,17 @@ def test_zero_switches_them_off() -> None:
 
 
 def test_no_library(tmp_path: Path) -> None:
-    reason = "not built, because there was no C++ compiler with OpenMP at installation, or this is a checkout"
+    remedy = "install GCC or Clang, and then seqbatch again"
+    reason = f"not built, because there was no C++ compiler with OpenMP at installation: {remedy}"
     assert _kernels.load([str(tmp_path)], "") == _kernels.Kernels(reason)
+
+
+def test_no_library_in_a_checkout(tmp_path: Path) -> None:
+    folder = tmp_path / "seqbatch" / "_kernels"
+    folder.mkdir(parents=True)
+    (folder / "recurrent.cpp").touch()
+    remedy = "run Python in another folder, where it imports the installed seqbatch"
+    assert _kernels.load([str(folder)], "") == _kernels.Kernels(f"not built in the checkout {tmp_path}: {remedy}")
 
 
 def test_a_file_that_is_not_a_library(tmp_path: Path) -> None:

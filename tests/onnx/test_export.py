@@ -1,9 +1,6 @@
 """seqbatch.onnx: what onnxruntime makes of exported models, at sizes never seen at export, with poisoned padding."""
 
-import importlib
 import math
-import re
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -236,17 +233,6 @@ def test_without_a_path_nothing_is_written(tmp_path: Path, monkeypatch: pytest.M
     program = seqbatch.onnx.export(Told(SequenceBatch.mean).eval(), signals([3, 5]), batch_first=True)
     assert [value.name for value in program.model.graph.inputs] == ["padded", "lengths"]
     assert [*tmp_path.iterdir()] == []
-
-
-def test_without_the_extra_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [*sys.modules]:
-        if module.startswith("seqbatch.onnx"):
-            monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
-    said = re.escape('Install what seqbatch.onnx needs: pip install "seqbatch[onnx]"')
-    with pytest.raises(ModuleNotFoundError, match=f"onnxscript.*{said}$") as raised:
-        importlib.import_module("seqbatch.onnx")
-    assert raised.value.name == "onnxscript"
 
 
 def test_all_kinds_are_there() -> None:

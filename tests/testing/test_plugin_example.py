@@ -48,11 +48,14 @@ def test_it_is_used_by_installing_it(installed: Path, tmp_path: Path) -> None:
 
 def test_its_own_test_passes_and_fails_where_the_encoder_is_wrong(installed: Path, tmp_path: Path) -> None:
     right = (SOURCE / "tests" / "test_delta.py").read_text()
-    (tmp_path / "test_right.py").write_text(right)
     wrong = "from seqbatch import register_encoder\nregister_encoder(Delta)(lambda layer, batch: batch.map(layer))\n"
     (tmp_path / "test_wrong.py").write_text(f"{right}\n\n{wrong}")
-    names = ("test_right.py", "test_wrong.py")
-    runs = [start(tmp_path, installed, "-m", "pytest", "-q", name) for name in names]  # at one time
+    # In its folder, where pytest must not load what the tests of seqbatch need.
+    program = "import sys; sys.modules['sybil'] = None; import pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    runs = [  # at one time
+        start(SOURCE, installed, "-B", "-c", program, "-q", "-p", "no:cacheprovider"),
+        start(tmp_path, installed, "-m", "pytest", "-q", "test_wrong.py"),
+    ]
     passed, failed = (run.communicate()[0] for run in runs)
     assert [run.returncode for run in runs] == [0, 1], passed
     assert "Delta() breaks the law Alone on sequences of [1, 1] steps: Tensor-likes are not close" in failed
