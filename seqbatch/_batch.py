@@ -35,6 +35,7 @@ from seqbatch._checks.layout_arguments import PaddingSide, require_bool, require
 from seqbatch._checks.not_a_tensor import NotAnArray
 from seqbatch._checks.per_sample_gradients import require_no_samples, samples_refused
 from seqbatch._checks.stacked import remember_iterated, require_not_stacked
+from seqbatch._checks.step_functions import require_steps_apart
 from seqbatch._checks.tracing import refuse_in_a_graph
 from seqbatch._ops.layouts import rearrange
 from seqbatch._structure.plans import select_plan
@@ -712,8 +713,9 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
         Raises:
             SeqbatchTypeError: another is not a SequenceBatch, or the function does not return a Tensor.
-            UnsupportedLayerError: the function is or calls a layer for which gradients per sample are computed, as by
-                opacus, which would take each step for a sample.
+            UnsupportedLayerError: the function is or holds a recurrent layer or attention, and steps have one axis of
+                features, so that it would take all sequences for one; or it is or calls a layer for which gradients per
+                sample are computed, as by opacus, which would take each step for a sample.
             SeqbatchValueError: another has other lengths or is on another device, or the function changes the number
                 of steps or drops their dimension.
 
@@ -721,6 +723,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         tensor([1., 0.])
         """
         require_no_samples("function", function)
+        require_steps_apart(function, self.values)
         for i, other in enumerate(others):
             if not isinstance(other, SequenceBatch):
                 remedy = ""

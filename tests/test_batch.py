@@ -12,7 +12,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from strategies import DTYPES, PATTERNS, RARE, features, for_all_lengths, make, sequences
-from torch import Tensor
+from torch import Tensor, nn
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch
@@ -134,6 +134,13 @@ def test_map_and_with_values(lengths: list[int]) -> None:
     assert_close(total.to_sequences(), [x + y for x, y in zip(batch, other, strict=True)])
     assert total.map(lambda values: values.sum(1) > 0).dtype is torch.bool
     assert batch.with_values(other.values).values is other.values
+
+
+def test_map_of_a_layer_within_each_step() -> None:
+    letters = torch.randn(5, 7, 4)  # words of 7 letters
+    encoder = nn.TransformerEncoderLayer(4, 2, 8, batch_first=True).eval()
+    words = SequenceBatch(letters, [2, 3])
+    assert_close(words.map(encoder).values, torch.stack([encoder(word) for word in letters]))
 
 
 @pytest.mark.parametrize(

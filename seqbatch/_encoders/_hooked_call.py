@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
-from seqbatch._torch import HOOKS, NOT_COMPILED, has_hooks
+from seqbatch._torch import HOOKS, NOT_COMPILED, has_hooks, in_a_graph
 
 Result = TypeVar("Result")
 Rest = TypeVar("Rest")
@@ -33,7 +33,7 @@ def call_as_itself(
     Returns:
         the result after the hooks, and what they did not get.
     """
-    if not has_hooks(layer):
+    if not has_hooks(layer) and (in_a_graph() or type(layer).__call__ is nn.Module.__call__):
         return forward(*values)
     result: tuple[Result, Rest] = _call_copy_outside_graphs(layer, forward, *values)
     return result

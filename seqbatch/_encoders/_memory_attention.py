@@ -72,7 +72,8 @@ def _projections(attention: nn.MultiheadAttention) -> tuple[Tensor, Tensor | Non
     size = attention.embed_dim
     if attention.in_proj_weight is None:  # because keys or values have another size
         weight = attention.q_proj_weight
-        memory_weight = torch.cat([attention.k_proj_weight, attention.v_proj_weight])
+        # Not by `cat`, which joins weights of unequal shapes too.
+        memory_weight = torch.stack([attention.k_proj_weight, attention.v_proj_weight]).flatten(0, 1)
     else:
         weight, memory_weight = attention.in_proj_weight.split([size, 2 * size])
     if attention.in_proj_bias is None:

@@ -1,4 +1,4 @@
-"""Attention within each sequence: projections of all steps at once, scores bucket by bucket."""
+"""Attention within each sequence: projections of all steps at once, then a kernel, or scores bucket by bucket."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any

@@ -5,7 +5,8 @@ sequence. For a causal mask use `seqbatch.layers.Causal`.
 
 A layer with hooks, with parametrized weights or with its own `forward`, or one that holds such a layer, is called as
 itself: once for each length, on all sequences of that length, without padding or mask. So its hooks run once for each
-length too. Any other layer runs on the flat values, and its attention on buckets of similar lengths.
+length too. Any other layer runs on the flat values. Its attention is computed by a kernel, or on buckets of similar
+lengths.
 
 Second-order gradients need `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own layers. For forward
 mode and `vmap` it is chosen here.
@@ -121,7 +122,7 @@ def run_attention(
 
 
 def _run_on_flat_values(layer: Any, values: Tensor, lengths: Lengths, causal: bool) -> Tensor:
-    """Compute what the layer's `forward` does, on flat values, with attention in buckets."""
+    """Compute what the layer's `forward` does, on flat values."""
     if isinstance(layer, nn.MultiheadAttention):
         return attend(layer, values, lengths, causal)
     if isinstance(layer, nn.TransformerEncoder):

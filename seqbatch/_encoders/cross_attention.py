@@ -8,8 +8,8 @@ the bias of the output projection, which PyTorch initializes to zeros, and in a 
 
 A layer with hooks, with parametrized weights or with its own `forward`, or one that holds such a layer, is called as
 itself: once for each pair of lengths, on all sequences of these lengths, without padding or mask, and once for each
-sequence without memory. Any other layer runs on the flat values, and its attention on buckets of pairs of similar
-lengths.
+sequence without memory. Any other layer runs on the flat values. Its attention is computed by a kernel, or on buckets
+of pairs of similar lengths.
 """
 
 from collections.abc import Callable
@@ -131,7 +131,7 @@ def run_cross_attention(
 
 
 def _decode_flat_values(layer: Any, values: Tensor, lengths: Lengths, memory: SequenceBatch, causal: bool) -> Tensor:
-    """Compute what the layer's `forward` does, on flat values, with attention in buckets."""
+    """Compute what the layer's `forward` does, on flat values."""
     if isinstance(layer, nn.MultiheadAttention):
         return attend_to_memory(layer, values, lengths, memory)
     if isinstance(layer, nn.TransformerDecoder):

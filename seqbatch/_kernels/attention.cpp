@@ -9,17 +9,20 @@
 #include <limits>
 
 #include "attention.h"
+#if SEQBATCH_ROWS == 2  // more than recurrent layers have, because no gates stay in registers
+#undef SEQBATCH_ROWS
+#define SEQBATCH_ROWS 3
+#endif
 #include "products.h"
 
 namespace seqbatch::SEQBATCH_ISA {
 namespace {
 
 #ifdef SEQBATCH_TEST
-constexpr int64_t QUERIES = 2 * ROWS + 1, KEYS = SEQBATCH_BYTES;
+constexpr int64_t QUERIES = 2 * ROWS + 1, KEYS = SEQBATCH_BYTES, PIECE = SEQBATCH_BYTES / 4;
 #else
-// Query steps of a task, and keys that are laid out for it at once: they stay in the cache, and rounding errors do not grow
-// with the number of keys.
-constexpr int64_t QUERIES = 192, KEYS = 512;
+constexpr int64_t QUERIES = 192, KEYS = 512;  // query steps of a task, and keys laid out for it at once: they stay in the cache
+constexpr int64_t PIECE = 64;                 // keys whose values are added up by themselves, so that rounding errors stay small
 #endif
 
 template <typename T>
@@ -148,7 +151,14 @@ void attend_rows(const Attention<T>& call, const Task& task, const Scratch<T>& s
     constexpr int G = vectors;
     Vector<T> sums[R][SUMS] = {};
     const int64_t of_all = keys_of(0);
-    multiply<T, R, G, G - 1>(sums, weights, of_all, values + i * W, value_stride);
+    for (int64_t k = 0; k < of_all; k += PIECE) {
+      Vector<T> part[R][SUMS] = {};
+      const T* of_piece[R];
+      for (int r = 0; r < R; r++) of_piece[r] = weights[r] + k;
+      multiply<T, R, G, G - 1>(part, of_piece, std::min(PIECE, of_all - k), values + k * value_stride + i * W, value_stride);
+      for (int r = 0; r < R; r++)
+        for (int g = 0; g < G; g++) sums[r][g] += part[r][g];
+    }
     // Of later keys, each query step adds its own: a weight of 0 would turn NaN and infinity of a later value into NaN.
     for (int r = 1; r < R; r++)
       for (int64_t k = of_all; k < keys_of(r); k++)
@@ -195,7 +205,8 @@ void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
   }
   for (int64_t i = 0; i < queries; i++) {
     T* const out = call.out + (call.query_starts[task.sequence] + task.first + i) * call.out_stride + task.head * call.value_size;
-    const T sum = all_keys ? scratch.weights[i] : T(1);
+    // Without a key, or where all scores are -infinity, the result is 0, as in PyTorch's scaled_dot_product_attention.
+    const T sum = scratch.weights[i] == 0 ? T(1) : scratch.weights[i];
     for (int64_t f = 0; f < call.value_size; f += W)
       store(out + f, load(scratch.sums + i * features + f) / all(sum), call.value_size - f);
   }

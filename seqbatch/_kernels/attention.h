@@ -6,7 +6,7 @@ namespace seqbatch {
 
 // Every query step attends to the keys of its sequence, by the softmax of its scores with them. A score is a dot product times
 // `scale`, or with `weight` the sum of weight * tanh(query + key). Steps of a sequence stand one after another, and those of
-// each tensor are a stride apart, in numbers. A step has the numbers of all heads side by side.
+// each tensor are a stride apart, in numbers. Within a step, heads stand side by side without gaps.
 template <typename T>
 struct Attention {
   const T* query;  // (query steps, heads, size)

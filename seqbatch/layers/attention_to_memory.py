@@ -28,6 +28,7 @@ from seqbatch._encoders._layer_checks import (
 )
 from seqbatch._encoders._self_attention import supported_kernels
 from seqbatch._encoders._stock_layers import is_untouched
+from seqbatch._encoders.attention import must_run_alone
 from seqbatch._kernels.flat_attention import attend_flat, can_attend
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import refuse_own_forward, size
@@ -35,7 +36,7 @@ from seqbatch.layers._argument_checks import refuse_own_forward, size
 # The hidden numbers of additive attention that are computed at once: more would not stay in the cache.
 _HIDDEN_AT_ONCE = 2**18
 # What a hidden number of additive attention costs, in numbers of dot products: a tanh, and several passes over memory.
-_COST_OF_HIDDEN = 32
+_COST_OF_HIDDEN = 4
 
 
 class _AttentionToMemory(nn.Module):
@@ -123,9 +124,9 @@ class AdditiveAttention(_AttentionToMemory):
     The score of a query step and a step of memory is `score(tanh(query_projection(query) + memory_projection(step)))`.
     The softmax of the scores over the steps of memory are its weights, and the result is the mean of memory by these:
     zeros if memory is empty. `encode(layer, queries, memory)` returns it, and `layer.attend(queries, memory)` the
-    weights too. Where gradients are recorded, each pair of steps takes the memory of `hidden_size` numbers. Each call
-    computes `memory_projection` of all of memory, also that of a decoder at each step, where `DotProductAttention` is
-    faster.
+    weights too. Hooks of `score` run once for each group of sequences. Each call computes `memory_projection` of all of
+    memory, also that of a decoder at each step, where `DotProductAttention` is faster. Where gradients are recorded,
+    each pair of steps takes the memory of `hidden_size` numbers.
 
     Args:
         query_size: the size of a query step.
@@ -279,7 +280,9 @@ def _run_by_kernels(
     weight, scale, inputs = None, _scale(layer), [projected, keys, memory.values]
     if isinstance(layer, AdditiveAttention):
         score = layer.score
-        if type(score) is not nn.Linear or not is_untouched(score) or not keeps_forward(score, nn.Linear):
+        if not isinstance(score, nn.Linear) or not keeps_forward(score, nn.Linear) or not is_untouched(score):
+            return None
+        if score.bias is not None or score.weight.shape != (1, size):
             return None
         weight, scale, inputs = score.weight, 1.0, [*inputs, score.weight]
     if not can_attend(*inputs):
@@ -330,6 +333,16 @@ def _contexts(
     return buckets.queries.join(contexts or [nothing], queries.structure), buckets.join_weights(weights, nothing)
 
 
+def _contexts_pair_by_pair(
+    layer: _AttentionToMemory, queries: SequenceBatch, memory: SequenceBatch, with_weights: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Compute what `_contexts` does, for a layer whose quantized parts round by the range of the whole input."""
+    pairs = (slice(i, i + 1) for i in range(queries.batch_size))
+    found = [_contexts(layer, queries[pair], memory[pair], with_weights) for pair in pairs]
+    weights = [weight for _, weight in found if weight is not None]
+    return torch.cat([context for context, _ in found]), torch.cat(weights) if with_weights else None
+
+
 def _attend(
     layer: _AttentionToMemory, queries: SequenceBatch, memory: SequenceBatch, with_weights: bool
 ) -> tuple[SequenceBatch, SequenceBatch | None]:
@@ -339,8 +352,10 @@ def _attend(
     require_features(memory, (layer.memory_size,), layer, exactly=True, subject="memory")
     require_weights_kind(queries, memory, layer)
 
+    compute = _contexts_pair_by_pair if queries.batch_size and must_run_alone(layer) else _contexts
+
     def forward(values: Tensor, memory_values: Tensor) -> tuple[Tensor, Tensor | None]:
-        return _contexts(layer, queries.with_values(values), memory.with_values(memory_values), with_weights)
+        return compute(layer, queries.with_values(values), memory.with_values(memory_values), with_weights)
 
     values, weights = call_as_itself(layer, forward, queries.values, memory.values)
     if not any(map(min, queries.lengths, memory.lengths)):  # because no step has attended to memory

@@ -14,6 +14,8 @@ BATCH = SequenceBatch.from_sequences(XS)
 PADDED = BATCH.to_padded(batch_first=True)
 IDS = SequenceBatch.from_sequences([torch.tensor([1, 2, 0]), torch.tensor([3])])
 SCORES = SequenceBatch(torch.zeros(4, 6), IDS.structure)
+RUN = "To run a layer call encode(layer, batch). For one sequence at a time call map_sequences."
+ENCODER = nn.TransformerEncoderLayer(5, 1, 4)
 LSTM, CELL, CONV = nn.LSTM(5, 3), nn.LSTMCell(5, 3), nn.Conv1d(5, 3, 3)
 FROM_PADDED = "For a padded Tensor call SequenceBatch.from_padded."
 FROM_SEQUENCES = "For a list of sequences call SequenceBatch.from_sequences."
@@ -51,7 +53,16 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "layer in map": (
         lambda: BATCH.map(LSTM),
+        f"`function` must treat every step by itself; got LSTM(5, 3). {RUN}",
+    ),
+    "cell in map": (
+        lambda: BATCH.map(CELL),
         "`function(values)` must be a Tensor; got a tuple. To run a layer call encode(layer, batch).",
+    ),
+    "layer that holds attention in map": (
+        lambda: BATCH.map(ENCODER),
+        f"`function` must treat every step by itself; got TransformerEncoderLayer(...), which holds "
+        f"MultiheadAttention(...). {RUN}",
     ),
     "generator": (
         lambda: encode(LSTM, (x for x in XS)),  # type: ignore[call-overload]

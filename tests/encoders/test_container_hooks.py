@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchValueError, SequenceBatch, encode
+from seqbatch.layers import DotProductAttention
 
 
 def test_hooks_see_flat_values() -> None:
@@ -177,3 +178,16 @@ def test_the_result_of_a_layer_with_hooks_is_freed_without_the_garbage_collector
         assert values() is None
     finally:
         gc.enable()
+
+
+def test_a_call_of_its_own_runs() -> None:
+    class Counted(DotProductAttention):
+        calls = 0
+
+        def __call__(self, *args: Any) -> Any:
+            Counted.calls += 1
+            return super().__call__(*args)
+
+    xs = [torch.randn(3, 4), torch.randn(2, 4)]
+    encode(Counted(4, 4), xs, xs)
+    assert Counted.calls == 1

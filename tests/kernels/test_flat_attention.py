@@ -19,6 +19,7 @@ from seqbatch import SequenceBatch, _kernels, encode
 from seqbatch._kernels import flat_attention
 from seqbatch.layers import AdditiveAttention, Causal, DotProductAttention
 
+needs_kernels = pytest.mark.skipif(not _kernels.IS_THERE, reason="without kernels, PyTorch computes attention")
 HEADS, WIDTH = 3, 5
 lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1, max_size=8)
 
@@ -49,6 +50,7 @@ def attend(parts: Sequence[Sequence[Tensor]], is_causal: bool, weight: Tensor | 
     )
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", flat_attention.DTYPES, ids=str)
 @given(
     pairs=lengths,
@@ -90,6 +92,7 @@ def test_the_bits_of_a_sequence_alone(
         assert_close(found, torch.einsum("hqk,khf->qhf", scores.softmax(-1), value))
 
 
+@needs_kernels
 @pytest.mark.parametrize(
     "change",
     [
@@ -138,6 +141,7 @@ def test_what_pytorch_runs(
     assert not calls
 
 
+@needs_kernels
 def test_what_the_kernels_run(calls: list[Any]) -> None:
     frozen = nn.MultiheadAttention(SIZE, 2, dropout=0.5).eval().requires_grad_(False)
     xs = [torch.randn(n, SIZE) for n in (3, 5)]
@@ -171,6 +175,7 @@ def test_what_is_not_finite_is_as_alone_and_does_not_reach_a_neighbour(
     assert torch.cat([found[0], found[2]]).isfinite().all()
 
 
+@needs_kernels
 def test_a_causal_step_has_nothing_of_a_later_one() -> None:
     query, key, value = (torch.randn(40, 1, 9) for _ in range(3))
     starts = torch.tensor([0, 40])
@@ -181,21 +186,95 @@ def test_a_causal_step_has_nothing_of_a_later_one() -> None:
     assert found[20:].isnan().all()
 
 
-def test_the_network_of_the_scores_is_called_where_it_is_not_stock(calls: list[Any]) -> None:
+@needs_kernels
+def test_the_network_of_the_scores(calls: list[Any]) -> None:
     xs = [torch.randn(n, 4) for n in (3, 5)]
     layer = AdditiveAttention(4, 4, 6).requires_grad_(False)
-    encode(layer, xs, xs)
-    assert len(calls) == 1
-    mean = [x.mean(0).expand_as(x) for x in xs]
+
+    def is_as_alone() -> bool:
+        assert_close(encode(layer, xs, xs), [run_alone_with_memory(layer, x, x) for x in xs])
+        made = bool(calls)
+        calls.clear()
+        return made
+
+    assert is_as_alone()
+    layer.score.weight.data = torch.randn(1, 12)[:, ::2]
+    assert is_as_alone()
     handle = layer.score.register_forward_hook(lambda module, args, output: output * 0)
-    assert_close(encode(layer, xs, xs), mean)
+    assert not is_as_alone()
     handle.remove()
-    layer.score.weight.data = torch.zeros(6, 1).T
-    assert_close(encode(layer, xs, xs), mean)
-    assert len(calls) == 2
-    layer.score = nn.Sequential(layer.score)  # type: ignore[assignment]
-    assert_close(encode(layer, xs, xs), mean)
-    assert len(calls) == 2
+    layer.score.forward = lambda hidden: hidden[..., :1]  # type: ignore[method-assign,assignment]
+    assert not is_as_alone()
+    del layer.score.forward
+    layer.score.bias = nn.Parameter(torch.ones(1))  # through which a gradient of 0 flows
+    assert not is_as_alone()
+    layer.score = nn.Sequential(nn.Linear(6, 1, bias=False))  # type: ignore[assignment]
+    assert not is_as_alone()
+    layer.score = nn.Linear(6, 2, bias=False).requires_grad_(False)
+    with pytest.raises(RuntimeError):
+        encode(layer, xs, xs)
+
+
+@needs_kernels
+def test_what_does_not_fit_is_not_read() -> None:
+    query, starts = torch.randn(3, 1, 4), torch.tensor([0, 3])
+    fits = {"query": query, "key": query, "value": query, "query_starts": starts, "key_starts": starts}
+    for wrong in (
+        {"query": query[:2]},
+        {"key": query[..., :3]},
+        {"value": query[:2]},
+        {"key_starts": torch.tensor([0, 4])},
+        {"key_starts": torch.tensor([0, 0, 3])},
+        {"weight": torch.randn(1, 3)},
+        {
+            "query_starts": torch.tensor([0, 1, 3]),
+            "key_starts": torch.tensor([0, 2, 3]),
+            "is_causal": True,
+        },
+    ):
+        with pytest.raises(ValueError, match="must be of shapes that fit each other"):
+            flat_attention.attend_flat(**{**fits, **wrong})  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_read() -> None:
+    x = torch.randn(3, 4)
+    assert flat_attention.can_attend(x, x) == _kernels.IS_THERE
+    for others in ([x.double()], [x[:0]], [x.to_sparse()], [x.bfloat16()], [torch.empty(3, 4, device="meta")]):
+        assert not flat_attention.can_attend(x, *others)
+        assert not flat_attention.can_attend(*others, x)
+
+
+@pytest.mark.parametrize("make_layer", [lambda: nn.MultiheadAttention(1, 1), lambda: DotProductAttention(1, 1)])
+def test_where_all_scores_are_infinitely_low(make_layer: Callable[[], nn.Module]) -> None:
+    layer: Any = make_layer()
+    for weight in layer.parameters():
+        nn.init.zeros_(weight) if weight.dim() == 1 else nn.init.ones_(weight)
+    far = [torch.full((3, 1), 1e30)]
+    found = [encode(layer, [-far[0]], far)[0].detach()]
+    with torch.no_grad():
+        found += encode(layer, [-far[0]], far)
+    assert_close(found, [torch.zeros(3, 1)] * 2)
+
+
+@needs_kernels
+@torch.no_grad()
+def test_where_denormal_numbers_are_flushed() -> None:
+    """The flag belongs to the calling thread, as for recurrent layers."""
+    query, key = (torch.randn(4000, 1, 8) for _ in range(2))
+    value, starts = key * torch.finfo(torch.float32).tiny, torch.arange(0, 4001, 100)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        kept = flat_attention.attend_flat(query, key, value, starts, starts)
+        torch.set_flush_denormal(True)
+        flushed = flat_attention.attend_flat(query, key, value, starts, starts)
+        torch.set_num_threads(1)
+        alone = flat_attention.attend_flat(query, key, value, starts, starts)
+    finally:
+        torch.set_flush_denormal(False)
+        torch.set_num_threads(before)
+    assert not torch.equal(flushed, kept)
+    assert torch.equal(flushed, alone)
 
 
 def test_a_hook_of_the_projection_may_return_another_size() -> None:

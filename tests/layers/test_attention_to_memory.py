@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 from reference import attention_weights, run_alone_with_memory
 from strategies import for_all_lengths, sequences
 from torch import Tensor, nn
+from torch.ao.quantization import quantize_dynamic
 from torch.testing import assert_close
 
 from seqbatch import SeqbatchTypeError, SeqbatchValueError, SequenceBatch, UnsupportedLayerError, encode
-from seqbatch.layers import AdditiveAttention, DotProductAttention
+from seqbatch.layers import AdditiveAttention, DotProductAttention, attention_to_memory
 from seqbatch.testing import check_cross_attention
 
 AnyAttention = AdditiveAttention | DotProductAttention
@@ -51,6 +53,35 @@ def cosines(tensors: list[Tensor]) -> Tensor:
 
 def run_all(layer: nn.Module, queries: list[Tensor], memory: list[Tensor]) -> list[Tensor]:
     return [run_alone_with_memory(layer, x, m) for x, m in zip(queries, memory, strict=True)]
+
+
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning")
+@pytest.mark.parametrize(
+    "layer", [AdditiveAttention(4, 3, 2), DotProductAttention(4, 3)], ids=lambda layer: type(layer).__name__
+)
+def test_quantized_parts_round_each_pair_alone(layer: AnyAttention) -> None:
+    quantized = quantize_dynamic(layer, {nn.Linear}, torch.qint8)
+    queries, memory = (
+        [scale * torch.randn(n, size) for scale, n in ((1, 3), (1000, 4), (1, 0), (1, 2))] for size in (4, 3)
+    )
+    pairs = [*zip(queries, memory, strict=True)]
+    contexts, weights = quantized.attend(queries, memory)
+    for found in (encode(quantized, queries, memory), contexts):
+        assert_close(found, [quantized(x, m) for x, m in pairs])
+    assert_close(weights.to_sequences(), [each for x, m in pairs for each in quantized.attend(x, m)[1]])
+    assert encode(quantized, [], []) == []
+
+
+def test_hidden_numbers_in_groups_are_those_of_all() -> None:
+    layer = AdditiveAttention(4, 3, 5).double()
+    queries, memory = sequences([30] * 6, (4,)), sequences([40] * 6, (3,), seed=50)
+    sources = [*queries, *memory, *layer.parameters()]
+    found = [torch.autograd.grad(cosines(encode(layer, queries, memory)), sources)]
+    with patch.object(attention_to_memory, "_HIDDEN_AT_ONCE", 2 * 30 * 40 * 5):  # two sequences in a group
+        found.append(torch.autograd.grad(cosines(encode(layer, queries, memory)), sources))
+    assert_close(*found)
+    assert_close(found[0], torch.autograd.grad(cosines(run_all(layer, queries, memory)), sources))
 
 
 @each
