@@ -1,6 +1,8 @@
 """Flat values to padded, packed and nested tensors and back: one copy by a kernel, or an index and one gather."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -13,6 +15,8 @@ from seqbatch._kernels import row_copies
 from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_dense, is_transformed
+
+Linear = Callable[[Tensor], Tensor]
 
 # Without kernels: up to this many sequences, copying one by one is faster than planning a gather.
 COPY_LOOP_LIMIT = 64
@@ -74,58 +78,22 @@ class _PackedLayout(NamedTuple):
         )
 
 
-class _KernelCopy(torch.autograd.Function):
-    """A copy by the kernels between flat values and another layout; the backward pass is the copy back."""
+class _LinearFunction(torch.autograd.Function):
+    """A linear function of a tensor whose backward pass is another such function, its transpose."""
 
     @staticmethod
-    def forward(
-        ctx: Any, source: Tensor, layout: _PaddedLayout | _PackedLayout, into_flat: bool, fill: complex
-    ) -> Tensor:
-        ctx.layout, ctx.into_flat = layout, into_flat
-        return _copy_by_kernels(source, layout, into_flat, fill)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _convert(gradients[0], ctx.layout, not ctx.into_flat), None, None, None
-
-
-class _Rearrange(torch.autograd.Function):
-    """A gather whose backward pass is the gather that undoes it, which is faster than torch's scatter into zeros."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, plan: Plan, fill: complex) -> Tensor:
-        ctx.plan = plan
-        return rearrange(values, plan, fill)
+    def forward(ctx: Any, values: Tensor, function: Linear, transpose: Linear) -> Tensor:
+        ctx.transpose = transpose
+        return function(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return rearrange(gradients[0], ctx.plan.inverse), None, None
+        return ctx.transpose(gradients[0]), None, None
 
 
-class _ToNested(torch.autograd.Function):
-    """A nested tensor over values; torch's own has no second-order gradients, and none of complex values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, lengths: Lengths) -> Tensor:
-        ctx.lengths = lengths
-        return _nested_view(values.detach(), lengths)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return call_autograd_function(_FromNested, gradients[0], ctx.lengths), None
-
-
-class _FromNested(torch.autograd.Function):
-    """The values of a nested tensor without holes: the inverse of `_ToNested`, and its backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, nested: Any, lengths: Lengths) -> Tensor:
-        ctx.lengths = lengths
-        return _nested_values(nested)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return call_autograd_function(_ToNested, gradients[0], ctx.lengths), None
+def call_linear(values: Tensor, function: Linear, transpose: Linear) -> Tensor:
+    """Call a linear function, with its transpose as the backward pass, through which gradients of every order flow."""
+    return call_autograd_function(_LinearFunction, values, function, transpose)
 
 
 def _inference_mode_of(tensor: Tensor) -> Any:
@@ -163,7 +131,8 @@ def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
         `(rows_out, *features)`.
     """
     if plan.give is not None and needs_own_backward(values):
-        return call_autograd_function(_Rearrange, values, plan, fill)
+        # The gather that undoes it, because it is faster than torch's scatter into zeros.
+        return call_linear(values, partial(rearrange, plan=plan, fill=fill), partial(rearrange, plan=plan.inverse))
     if plan.take_fills:
         # Copying with one extra row is cheaper than filling the output and scattering into it.
         values = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
@@ -175,9 +144,10 @@ def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
 def _convert(source: Tensor, layout: _PaddedLayout | _PackedLayout, into_flat: bool, fill: complex = 0) -> Tensor:
     """Convert flat values to another layout, or that to flat values; a copy, through which gradients flow."""
     if row_copies.can_read(source, layout.lengths.tensor):
+        copy = partial(_copy_by_kernels, layout=layout, into_flat=into_flat, fill=fill)
         if needs_own_backward(source):
-            return call_autograd_function(_KernelCopy, source, layout, into_flat, fill)
-        return _copy_by_kernels(source, layout, into_flat, fill)
+            return call_linear(source, copy, partial(_convert, layout=layout, into_flat=not into_flat))
+        return copy(source)
     plan = layout.plan(source.device)
     if into_flat:
         return rearrange(source.reshape(len(plan.take), *source.shape[len(layout.shape) :]), plan.inverse)
@@ -247,7 +217,19 @@ def packed_to_flat(data: Tensor, lengths: Lengths) -> Tensor:
 
 def flat_to_nested(values: Tensor, lengths: Lengths) -> Tensor:
     """Convert flat values to a nested tensor of jagged layout, a view of them."""
-    return call_autograd_function(_ToNested, values, lengths) if values.requires_grad else _nested_view(values, lengths)
+    if not values.requires_grad:
+        return _nested_view(values, lengths)
+    # PyTorch's own backward pass has no gradients of gradients, and none of complex values.
+    return call_linear(
+        values, lambda one: _nested_view(one.detach(), lengths), partial(_values_of_full, lengths=lengths)
+    )
+
+
+def _values_of_full(nested: Any, lengths: Lengths) -> Tensor:
+    """Return the values of a nested tensor without holes: the inverse of `flat_to_nested`, and its backward pass."""
+    if not nested.requires_grad:
+        return _nested_values(nested)
+    return call_linear(nested, _nested_values, partial(flat_to_nested, lengths=lengths))
 
 
 def _nested_view(values: Tensor, lengths: Lengths) -> Tensor:
@@ -275,7 +257,7 @@ def nested_to_flat(nested: Tensor) -> tuple[Tensor, Lengths]:
     starts = offsets.cpu()
     if counts is None and starts[0] == 0 and starts[-1] == len(values):
         lengths.adopt_nested_offsets(offsets)
-        return call_autograd_function(_FromNested, nested, lengths) if nested.requires_grad else values, lengths
+        return _values_of_full(nested, lengths), lengths
     values = jagged.values()
     plan = window_plan(starts[:-1], lengths, len(values))
     return rearrange(values, plan.to(values.device)), lengths
