@@ -126,8 +126,8 @@ def test_structures_mirror_those_of_the_header(structure: type[ctypes.Structure]
 
 
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = _kernels.Kernels("", 0, *[(lambda call: 1,) * 2] * 3)
-    monkeypatch.setattr(_kernels, "_kernels", full)
+    fails = {name: lambda call: 1 for name in ("seqbatch_copy", "seqbatch_forward_float", "seqbatch_backward_float")}
+    monkeypatch.setattr(_kernels, "_kernels", _kernels.Kernels("", 0, SimpleNamespace(**fails)))
     with pytest.raises(
         MemoryError, match=r"^There is not enough memory to copy sequences\. Run fewer sequences at once"
     ):
