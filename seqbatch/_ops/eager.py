@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.arguments import lengths_of, require_equal_lengths
 from seqbatch._checks.grammar import complaint, counted
@@ -21,8 +20,6 @@ from seqbatch._checks.layout_arguments import (
     PaddingSide,
     lengths_of_offsets,
     require_mask,
-    require_nested,
-    require_packed,
     require_padding_value,
     require_total_length,
 )
@@ -151,34 +148,6 @@ def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, 
     real = require_mask("mask", mask, tuple(padded.shape[:2]), batch_first)
     counts = real.sum(1 if batch_first else 0)
     return layouts.masked_to_flat(padded, real, batch_first), Lengths(tuple(counts.tolist()))
-
-
-# --------------------------------------------------------------------------------------------------- packed and nested
-
-
-def to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
-    if lengths.shortest == 0 and len(lengths):
-        where = f"sequences[{lengths.counts.index(0)}]"
-        remedy = "PyTorch's packed form cannot hold an empty sequence: leave it out, by batch[indices]."
-        raise complaint(SeqbatchValueError, where, "have a step to be packed", "0 steps", remedy)
-    return layouts.flat_to_packed(values, lengths)
-
-
-def from_packed(packed: PackedSequence) -> tuple[Tensor, Lengths]:
-    unpacked = outside_inference_mode(lambda: row_copies.unpack_lengths(packed))
-    if unpacked is None:  # because the kernels do not support it, or it is invalid
-        lengths = Lengths.from_batch_sizes(*require_packed("packed", packed))
-    else:
-        lengths = Lengths.from_packed(*unpacked, packed.data.shape[0])
-    return layouts.packed_to_flat(packed.data, lengths), lengths
-
-
-def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
-    return layouts.flat_to_nested(values, lengths)
-
-
-def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
-    return layouts.nested_to_flat(require_nested("nested", nested))
 
 
 # --------------------------------------------------------------------------------------------------------------- steps

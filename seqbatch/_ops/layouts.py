@@ -10,8 +10,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
 from seqbatch import _kernels
-from seqbatch._checks.layout_arguments import PaddingSide
+from seqbatch._checks.layout_arguments import PaddingSide, require_packed
 from seqbatch._kernels import row_copies
+from seqbatch._structure.cached import outside_inference_mode
 from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_dense, is_transformed
@@ -213,6 +214,16 @@ def flat_to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
 def packed_to_flat(data: Tensor, lengths: Lengths) -> Tensor:
     """Convert the data of a PackedSequence to flat values; the lengths hold its order."""
     return _convert(data, _PackedLayout(lengths), True)
+
+
+def read_packed(packed: PackedSequence) -> tuple[Tensor, Lengths]:
+    """Convert a PackedSequence to flat values and lengths, or raise if its parts do not fit each other."""
+    unpacked = outside_inference_mode(lambda: row_copies.unpack_lengths(packed))
+    if unpacked is None:  # because the kernels do not support it, or it is invalid
+        lengths = Lengths.from_batch_sizes(*require_packed("packed", packed))
+    else:
+        lengths = Lengths.from_packed(*unpacked, packed.data.shape[0])
+    return packed_to_flat(packed.data, lengths), lengths
 
 
 def flat_to_nested(values: Tensor, lengths: Lengths) -> Tensor:
