@@ -76,14 +76,8 @@ class _WeightlessLayer(nn.Module):
         return run_by_engine(self.layer, SequenceBatch(values, lengths), hidden, self.form)
 
 
-class _LayersOfThread(threading.local):
-    """The weightless layers of a thread, by their options; per thread, because a call replaces their weights."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[object, ...], _WeightlessLayer] = {}
-
-
-_of_thread = _LayersOfThread()
+# Holds the weightless layers of each thread, because a call replaces their weights.
+_of_thread = threading.local()
 
 
 class _OperatorCall(NamedTuple):
@@ -246,9 +240,10 @@ class _RecurrentOperator:
             options["proj_size"] = weights[1].shape[1]
         sizes = (weights[0].shape[1], len(weights[0]) // self.gates, call.num_layers)
         key = (self.layer_type, *sizes, *options.items())
-        if key not in _of_thread.known:
-            _of_thread.known[key] = _WeightlessLayer(self.layer_type(*sizes, **options, device="meta"), self.state_type)
-        return _of_thread.known[key]
+        known: dict[tuple[object, ...], _WeightlessLayer] = vars(_of_thread).setdefault("layers", {})
+        if key not in known:
+            known[key] = _WeightlessLayer(self.layer_type(*sizes, **options, device="meta"), self.state_type)
+        return known[key]
 
 
 def _of_running(parts: Sequence[Any], lengths: Lengths) -> list[Any]:
