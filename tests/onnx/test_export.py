@@ -77,7 +77,7 @@ def test_layers_and_states(batch_first: bool, tmp_path: Path) -> None:
         with torch.no_grad():
             results = model(batch)
         for layer, (outputs, state) in zip(layers, results, strict=True):
-            for wanted in (outputs.to_padded(batch_first=batch_first), *state._tensors):
+            for wanted in (outputs.to_padded(batch_first=batch_first), *state._parts):
                 assert_close(next(found), wanted, msg=f"{layer}, {lengths}")
         assert next(found, None) is None
 
@@ -101,7 +101,7 @@ def test_half_precision(kind: Any, tmp_path: Path) -> None:
         found = run(batch)
         assert {one.dtype for one in found} == {torch.float16}
         # Each rounds elsewhere, every step, to numbers that are 2**-10 apart.
-        assert_close(found, [outputs.to_padded(batch_first=True), *state._tensors], rtol=2**-10, atol=2**-10)
+        assert_close(found, [outputs.to_padded(batch_first=True), *state._parts], rtol=2**-10, atol=2**-10)
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
