@@ -21,6 +21,8 @@ Tensors = tuple[Tensor, ...]
 Gradients = Sequence[Tensor | None]
 # From flat values, lengths, a list of other tensors if the operator takes one, and options, to results.
 Function = Callable[..., Tensors]
+# So that layers, directions and the backward pass share plans.
+_cached_lengths = lru_cache(maxsize=8)(Lengths)
 
 
 class Operator:
@@ -84,7 +86,10 @@ class Operator:
 
     def _checked(self, lengths: Tensor, values: Tensor, rest: Sequence[Any]) -> Lengths:
         """Return lengths whose values are read here for the first time, else raise."""
-        return _checked_lengths(lengths, self.steps_of(values, *rest))
+        counts, steps = lengths_of("lengths", lengths), self.steps_of(values, *rest)
+        if sum(counts) != steps:
+            raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", sum(counts))
+        return _cached_lengths(counts)
 
     def _call(self, sources: Sequence[Tensor], lengths: Lengths, rest: Sequence[Any]) -> Tensors:
         """Call the function on other tensors than those in `rest`."""
@@ -186,19 +191,6 @@ def _refuse_transforms() -> None:
         remedy = "Call encode, or the reduction, outside of torch.compile and of what is exported."
         found = "a transform of torch.func, or forward mode"
         raise complaint(SeqbatchError, "operator of seqbatch", "be differentiated backward only", found, remedy)
-
-
-def _checked_lengths(lengths: Tensor, steps: int) -> Lengths:
-    """Return lengths if none is negative and they add up to the steps, else raise."""
-    counts = lengths_of("lengths", lengths)
-    if sum(counts) != steps:
-        raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", sum(counts))
-    return _cached_lengths(counts)
-
-
-@lru_cache(maxsize=8)  # so that layers, directions and the backward pass share plans
-def _cached_lengths(counts: tuple[int, ...]) -> Lengths:
-    return Lengths(counts)
 
 
 def _as_declared(tensors: Tensors) -> Tensor | Tensors:

@@ -13,7 +13,7 @@ from seqbatch import _kernels
 from seqbatch._checks.layout_arguments import PaddingSide, require_packed
 from seqbatch._kernels import row_copies
 from seqbatch._structure.cached import outside_inference_mode
-from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
+from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, ranges
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_dense, is_transformed
 
@@ -270,5 +270,5 @@ def nested_to_flat(nested: Tensor) -> tuple[Tensor, Lengths]:
         lengths.adopt_nested_offsets(offsets)
         return _values_of_full(nested, lengths), lengths
     values = jagged.values()
-    plan = window_plan(starts[:-1], lengths, len(values))
+    plan = Plan.gather(ranges(starts[:-1], lengths.tensor, lengths.total), len(values))  # because it has holes
     return rearrange(values, plan.to(values.device)), lengths

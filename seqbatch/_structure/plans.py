@@ -157,14 +157,6 @@ def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
     return Plan.gather(take, mask.numel())
 
 
-def window_plan(starts: Tensor, lengths: Lengths, rows: int) -> Plan:
-    """Compute the plan from a tensor of `rows` rows to flat values, by the row where each sequence starts.
-
-    No two sequences may overlap.
-    """
-    return Plan.gather(ranges(starts, lengths.tensor, lengths.total), rows)
-
-
 def edge_plan(lengths: Lengths, last: bool) -> Plan:
     """Compute the plan from flat values to the first or last step of each sequence; an empty one takes no row."""
     full = lengths.not_empty
