@@ -150,16 +150,9 @@ class _RecurrentOperator:
         output = values.new_empty(steps, call.directions * call.size)
         return output, *map(torch.empty_like, call.start), *map(values.new_empty, call.shapes_of_saved(steps))
 
-    def backward(
-        self,
-        gradients: Gradients,
-        saved: list[Tensor],
-        wanted: list[bool],
-        values: Tensor,
-        lengths: Lengths,
-        *arguments: Any,
-    ) -> Gradients | None:
+    def backward(self, gradients: Gradients, saved: list[Tensor], wanted: list[bool], *inputs: Any) -> Gradients | None:
         """Return the gradients of values, initial states and weights, or None if the kernels did not run."""
+        values, lengths, *arguments = inputs
         call = self._parse(values, *arguments)
         shapes = call.shapes_of_saved(len(values))
         # Hooks of autograd may have changed what was saved.

@@ -106,14 +106,9 @@ class Operator:
         return _as_declared(_with_declared_strides(_without_shared_memory(found, sources)))
 
     def _run_backward(
-        self,
-        gradients: Gradients,
-        saved: list[Tensor],
-        wanted: list[bool],
-        values: Tensor,
-        lengths: Tensor,
-        *rest: Any,
+        self, gradients: Gradients, saved: list[Tensor], wanted: list[bool], *inputs: Any
     ) -> list[Tensor]:
+        values, lengths, *rest = inputs
         sources, checked = self._sources(values, rest), self._checked(lengths, values, rest)
         found = self.own_backward(gradients, saved, wanted, values, checked, *rest)
         if found is None:
@@ -148,14 +143,9 @@ class Operator:
         return _as_declared(_with_declared_strides(self.fake(values, lengths, *rest)))
 
     def _fake_backward(
-        self,
-        gradients: Gradients,
-        saved: list[Tensor],
-        wanted: list[bool],
-        values: Tensor,
-        lengths: Tensor,
-        *rest: Any,
+        self, gradients: Gradients, saved: list[Tensor], wanted: list[bool], *inputs: Any
     ) -> list[Tensor]:
+        values, _, *rest = inputs
         pairs = zip(self._sources(values, rest), wanted, strict=True)
         parts = (torch.empty_like(source) if asked else _unwanted_gradient(source) for source, asked in pairs)
         return [*_with_declared_strides(parts)]
