@@ -31,7 +31,14 @@ from seqbatch._checks.indices import (
     step_index,
     two_indices,
 )
-from seqbatch._checks.layout_arguments import PaddingSide, require_bool, require_nested, require_padded, require_side
+from seqbatch._checks.layout_arguments import (
+    PaddingSide,
+    require_bool,
+    require_form,
+    require_nested,
+    require_padded,
+    require_side,
+)
 from seqbatch._checks.not_a_tensor import NotAnArray
 from seqbatch._checks.per_sample_gradients import require_no_samples, samples_refused
 from seqbatch._checks.stacked import remember_iterated, require_not_stacked
@@ -408,9 +415,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         tensor([[1, 2],
                 [3, 0]])
         """
-        require_bool("batch_first", batch_first)
-        side = require_side(padding_side)
-        return _ops.to_padded(self.values, self.structure, batch_first, side, total_length, padding_value)
+        form = require_form(batch_first, padding_side, total_length)
+        return _ops.to_padded(self.values, self.structure, form, padding_value)
 
     def to_packed(self) -> PackedSequence:
         """Pack the sequences as PyTorch's recurrent layers take them.
@@ -469,8 +475,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         tensor([[ True,  True],
                 [ True, False]])
         """
-        require_bool("batch_first", batch_first)
-        return _ops.mask(self.structure, batch_first, require_side(padding_side), total_length, self.device)
+        return _ops.mask(self.structure, require_form(batch_first, padding_side, total_length), self.device)
 
     # -------------------------------------------------------------------------------------------- a Sequence of Tensors
 

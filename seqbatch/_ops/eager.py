@@ -17,6 +17,7 @@ from seqbatch._checks.indices import (
     several_positions,
 )
 from seqbatch._checks.layout_arguments import (
+    PaddedForm,
     PaddingSide,
     lengths_of_offsets,
     require_mask,
@@ -110,27 +111,18 @@ def positions(lengths: Lengths, steps: int, device: torch.device) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- padding
 
 
-def to_padded(
-    values: Tensor,
-    lengths: Lengths,
-    batch_first: bool,
-    side: PaddingSide,
-    total_length: int | None,
-    padding_value: complex,
-) -> Tensor:
-    time = require_total_length(total_length, lengths.longest)
+def to_padded(values: Tensor, lengths: Lengths, form: PaddedForm, padding_value: complex) -> Tensor:
+    time = require_total_length(form.total_length, lengths.longest)
     fill = require_padding_value(padding_value, values.dtype)
-    return layouts.flat_to_padded(values, lengths, batch_first, side, time, fill)
+    return layouts.flat_to_padded(values, lengths, form.batch_first, form.side, time, fill)
 
 
-def mask(
-    lengths: Lengths, batch_first: bool, side: PaddingSide, total_length: int | None, device: torch.device
-) -> Tensor:
-    time = require_total_length(total_length, lengths.longest)
+def mask(lengths: Lengths, form: PaddedForm, device: torch.device) -> Tensor:
+    time = require_total_length(form.total_length, lengths.longest)
     steps, counts = torch.arange(time, device="cpu"), lengths.tensor
-    if side == "left":
+    if form.side == "left":
         steps = steps.flip(0)
-    real = steps < counts[:, None] if batch_first else steps[:, None] < counts
+    real = steps < counts[:, None] if form.batch_first else steps[:, None] < counts
     return to_device(real, device)
 
 

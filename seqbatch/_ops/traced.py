@@ -14,7 +14,7 @@ from torch.nn import functional
 from seqbatch._checks.arguments import integer, integers, require_integers, require_tensor
 from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._checks.indices import StepSlice, refuse_bytes
-from seqbatch._checks.layout_arguments import PaddingSide, require_bools
+from seqbatch._checks.layout_arguments import PaddedForm, PaddingSide, require_bools
 from seqbatch._checks.tracing import require_in_graph
 from seqbatch._ops import eager, reductions
 from seqbatch._structure.sequence_lengths import Lengths
@@ -118,27 +118,19 @@ def positions(lengths: Lengths, steps: int, device: torch.device) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- padding
 
 
-def to_padded(
-    values: Tensor,
-    lengths: Lengths,
-    batch_first: bool,
-    side: PaddingSide,
-    total_length: int | None,
-    padding_value: complex,
-) -> Tensor:
-    fill, time = _require_fill(padding_value, values.dtype), _time(total_length, lengths.tensor)
-    rows = _places(lengths.tensor, side, time) + (lengths.tensor.cumsum(0) - lengths.tensor)[:, None]
-    real = _checked_mask(lengths.tensor, True, side, time)
+def to_padded(values: Tensor, lengths: Lengths, form: PaddedForm, padding_value: complex) -> Tensor:
+    fill, time = _require_fill(padding_value, values.dtype), _time(form.total_length, lengths.tensor)
+    rows = _places(lengths.tensor, form.side, time) + (lengths.tensor.cumsum(0) - lengths.tensor)[:, None]
+    real = _checked_mask(lengths.tensor, True, form.side, time)
     index = torch.where(real, rows, values.shape[0]).to(values.device)
-    index = index if batch_first else index.T
+    index = index if form.batch_first else index.T
     more = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
     return more.index_select(0, index.flatten()).view(*index.shape, *values.shape[1:])
 
 
-def mask(
-    lengths: Lengths, batch_first: bool, side: PaddingSide, total_length: int | None, device: torch.device
-) -> Tensor:
-    return _checked_mask(lengths.tensor, batch_first, side, _time(total_length, lengths.tensor)).to(device)
+def mask(lengths: Lengths, form: PaddedForm, device: torch.device) -> Tensor:
+    time = _time(form.total_length, lengths.tensor)
+    return _checked_mask(lengths.tensor, form.batch_first, form.side, time).to(device)
 
 
 def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:
