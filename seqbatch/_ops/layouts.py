@@ -46,15 +46,12 @@ class _PaddedLayout(NamedTuple):
         """Copy rows by the kernels."""
         # Compared as text, because -0.0 == 0.
         value = None if str(fill) in ("0", "0.0") else other.new_full((), fill)
-        row_copies.copy_rows(
-            flat,
-            other,
-            self.lengths.tensor,
-            into_flat=into_flat,
-            batch_axis=0 if self.batch_first else 1,
-            is_left=self.side == "left",
-            fill=value,
-        )
+        rows = row_copies.rows_of(flat, other, self.lengths.tensor, into_flat)
+        strides = [stride * other.element_size() for stride in other.stride()[:2]]
+        rows.sequence_stride, rows.step_stride = strides if self.batch_first else reversed(strides)
+        rows.time, rows.is_left = self.time, self.side == "left"
+        rows.fill = None if value is None else value.data_ptr()
+        _kernels.copy(rows)
 
 
 class _PackedLayout(NamedTuple):
@@ -73,10 +70,10 @@ class _PackedLayout(NamedTuple):
 
     def copy(self, flat: Tensor, other: Tensor, into_flat: bool, fill: complex) -> None:
         """Copy rows by the kernels; `fill` is unused, because packed data has no padding."""
-        lengths = self.lengths
-        row_copies.copy_rows(
-            flat, other, lengths.tensor, into_flat=into_flat, packing=(lengths.rank, lengths.batch_sizes)
-        )
+        places, sizes = self.lengths.rank, self.lengths.batch_sizes
+        rows = row_copies.rows_of(flat, other, self.lengths.tensor, into_flat)
+        rows.time, rows.places, rows.sizes = sizes.shape[0], places.data_ptr(), sizes.data_ptr()
+        _kernels.copy(rows)
 
 
 class _LinearFunction(torch.autograd.Function):
