@@ -427,12 +427,6 @@ def _split_directions(subject: str, hx: Tensor, layer: Any, modes: tuple[str, ..
     return hx.view(layers, directions, *hx.shape[1:])
 
 
-def _to_tuple(states: Iterable[Any]) -> tuple[Any, ...]:
-    if not isinstance(states, Iterable) or isinstance(states, (State, Tensor)):
-        raise complaint(SeqbatchTypeError, "states", "be a tuple of states and Nones", type_name(states))
-    return tuple(states)
-
-
 def _shown_part(i: int, part: Any) -> str:
     """Return the line or lines of a part in the `repr` of a container's state, with the shape of a Tensor."""
     text = f"Tensor({tuple(part.shape)}, {traits(part)})" if isinstance(part, Tensor) else repr(part)
@@ -470,7 +464,9 @@ class ContainerState(State):
     states: tuple[Any, ...]
 
     def __init__(self, states: Iterable[Any]) -> None:
-        object.__setattr__(self, "states", _to_tuple(states))
+        if not isinstance(states, Iterable) or isinstance(states, (State, Tensor)):
+            raise complaint(SeqbatchTypeError, "states", "be a tuple of states and Nones", type_name(states))
+        object.__setattr__(self, "states", tuple(states))
         _require_one_batch_size(self)
 
     @property

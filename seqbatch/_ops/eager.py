@@ -27,7 +27,7 @@ from seqbatch._checks.layout_arguments import (
 from seqbatch._kernels import row_copies
 from seqbatch._ops import layouts, reductions
 from seqbatch._structure.cached import outside_inference_mode
-from seqbatch._structure.plans import Plan, joined_plan
+from seqbatch._structure.plans import Plan, joined_plan, masked_plan
 from seqbatch._structure.sequence_lengths import Lengths, int64_tensor, to_device
 from seqbatch._structure.step_slices import slice_layout
 from seqbatch.errors import SeqbatchValueError
@@ -139,7 +139,8 @@ def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: Paddi
 def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, Lengths]:
     real = require_mask("mask", mask, tuple(padded.shape[:2]), batch_first)
     counts = real.sum(1 if batch_first else 0)
-    return layouts.masked_to_flat(padded, real, batch_first), Lengths(tuple(counts.tolist()))
+    plan = masked_plan(real, batch_first).to(padded.device)
+    return layouts.rearrange(padded.flatten(0, 1), plan), Lengths(tuple(counts.tolist()))
 
 
 # --------------------------------------------------------------------------------------------------------------- steps

@@ -13,7 +13,7 @@ from seqbatch import _kernels
 from seqbatch._checks.layout_arguments import PaddingSide, require_packed
 from seqbatch._kernels import row_copies
 from seqbatch._structure.cached import outside_inference_mode
-from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, ranges
+from seqbatch._structure.plans import Plan, packed_plan, padded_plan, ranges
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_dense, is_transformed
 
@@ -192,12 +192,6 @@ def padded_to_flat(padded: Tensor, lengths: Lengths, batch_first: bool, side: Pa
         sequences = zip(padded.unbind(0 if batch_first else 1), lengths.counts, strict=True)
         return torch.cat([sequence[:count] for sequence, count in sequences])
     return _convert(padded, _PaddedLayout(lengths, batch_first, side, padded.shape[1 if batch_first else 0]), True)
-
-
-def masked_to_flat(padded: Tensor, mask: Tensor, batch_first: bool) -> Tensor:
-    """Convert a padded tensor to flat values by its mask, a host tensor of the same layout without holes."""
-    plan = masked_plan(mask, batch_first).to(padded.device)
-    return rearrange(padded.flatten(0, 1), plan)
 
 
 def flat_to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
