@@ -225,13 +225,12 @@ class _RecurrentOperator:
                 raise complaint(SeqbatchValueError, f"others[{i}]", must, got)
 
     def _layer_for(self, call: _OperatorCall) -> _WeightlessLayer:
-        weights = call.weights
         options: dict[str, Any] = {"bias": call.each > 3, "bidirectional": call.directions == 2}
         if self.layer_type is nn.RNN:
             options["nonlinearity"] = call.mode.removeprefix("RNN_").lower()
         if call.each in (3, 5):
-            options["proj_size"] = weights[1].shape[1]
-        sizes = (weights[0].shape[1], len(weights[0]) // self.gates, call.num_layers)
+            options["proj_size"] = call.weights[1].shape[1]
+        sizes = (call.weights[0].shape[1], len(call.weights[0]) // self.gates, call.num_layers)
         key = (self.layer_type, *sizes, *options.items())
         known: dict[tuple[object, ...], _WeightlessLayer] = vars(_of_thread).setdefault("layers", {})
         if key not in known:

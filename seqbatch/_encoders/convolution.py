@@ -125,7 +125,6 @@ def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
     """Run a layer on all sequences in one long sequence, or as a dense batch if their lengths are equal."""
     layout = batch.structure.plan(window_layout, windows, device=batch.device)
     lengths = batch.structure if layout.lengths is None else layout.lengths
-    fill = float("-inf") if isinstance(layer, _MAXIMA) else 0  # between sequences, where a last window may read it
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths]:
         values = _swapped(steps[0])
@@ -133,13 +132,18 @@ def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
             dense = layer.forward(_channels_first(layer, values.unflatten(0, (-1, batch.max_length))))
             return _swapped(dense.transpose(1, 2).flatten(0, 1))[None], lengths
         lay, pick = layout.plans
-        result = layer.forward(_channels_first(layer, rearrange(values, lay, fill)[None]))
+        result = layer.forward(_channels_first(layer, rearrange(values, lay, _fill_of(layer))[None]))
         picked = rearrange(_swapped(result[0]).contiguous(), pick)
         if layout.corrections is not None:
             picked = picked * layout.corrections.to(picked.dtype).view(-1, *(1 for _ in picked.shape[1:]))
         return _swapped(picked)[None], lengths
 
     return run
+
+
+def _fill_of(layer: nn.Module) -> float:
+    """Return the value between sequences, which the last window may read with `ceil_mode`."""
+    return float("-inf") if isinstance(layer, _MAXIMA) else 0
 
 
 def _channels_first(layer: nn.Module, steps: Tensor) -> Tensor:
