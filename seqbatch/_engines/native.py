@@ -152,9 +152,8 @@ def compute(form: LayerForm, tensors: Sequence[Tensor], *, keep: bool) -> Tensor
     final_sizes = (output_size, size) if form.mode == "LSTM" else (size,)
     finals = [inputs.new_empty(directions, walk.shape[1], each) for each in final_sizes]
     saved = inputs.new_empty(directions, total if keep else 0, SAVED[form.mode] * size)
-    call = _kernel_call(form, walk, sizes, inputs, weights, output)
-    for d in range(directions):
-        direction = call.direction[d]
+    call, of_directions = _kernel_call(form, walk, sizes, inputs, weights, output)
+    for d, direction in enumerate(of_directions):
         if saved.numel():
             direction.saved = _row(saved, d)
         for name, part in zip(_STATES, start, strict=False):
@@ -185,10 +184,9 @@ def compute_gradients(
     of_weights = [torch.empty_like(weight) if is_wanted else None for weight, is_wanted in pairs]
     of_start = [torch.empty_like(part) for part in start]
     of_output, *of_finals = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-    call = _kernel_call(form, walk, sizes, inputs, weights, output)
+    call, of_directions = _kernel_call(form, walk, sizes, inputs, weights, output)
     call.grad_x = None if of_inputs is None else of_inputs.data_ptr()
-    for d in range(form.directions):
-        direction = call.direction[d]
+    for d, direction in enumerate(of_directions):
         direction.saved, direction.grad_gates = _row(saved, d), _row(of_gates, d)
         if of_output is not None:
             direction.grad_out = of_output.data_ptr() + d * output_size * of_output.element_size()
@@ -225,8 +223,11 @@ def _replay(
 
 def _kernel_call(
     form: LayerForm, walk: Tensor, sizes: tuple[int, int], inputs: Tensor, weights: Sequence[Tensor], output: Tensor
-) -> Any:
-    """Return the arguments of a kernel that forward and backward share; it holds no tensor, and all are contiguous."""
+) -> tuple[_kernels.Call, list[Any]]:
+    """Return what forward and backward share of a call, and its parts by direction; it holds no tensor.
+
+    All tensors are contiguous.
+    """
     mode, _, directions, each = form
     size, output_size = sizes
     first, step = walk.data_ptr(), walk.stride(0) * 8
@@ -246,12 +247,12 @@ def _kernel_call(
         index=first + 2 * step,
         x=inputs.data_ptr(),
     )
-    for d in range(directions):
-        direction = call.direction[d]
+    of_directions = call.direction[:directions]
+    for d, direction in enumerate(of_directions):
         direction.out = output.data_ptr() + d * output_size * output.element_size()
         for name, weight in zip(_WEIGHTS[each], form.of_direction(weights, d), strict=True):
             setattr(direction, name, weight.data_ptr())
-    return call
+    return call, of_directions
 
 
 def _sizes(mode: str, weights: Sequence[Tensor]) -> tuple[int, int]:
