@@ -31,13 +31,20 @@ from seqbatch._checks.indices import (
     step_index,
     two_indices,
 )
-from seqbatch._checks.layout_arguments import PaddingSide, require_bool, require_padded, require_side
+from seqbatch._checks.layout_arguments import (
+    PaddingSide,
+    require_bool,
+    require_form,
+    require_nested,
+    require_padded,
+    require_side,
+)
 from seqbatch._checks.not_a_tensor import NotAnArray
 from seqbatch._checks.per_sample_gradients import require_no_samples, samples_refused
 from seqbatch._checks.stacked import remember_iterated, require_not_stacked
 from seqbatch._checks.step_functions import require_steps_apart
 from seqbatch._checks.tracing import refuse_in_a_graph
-from seqbatch._ops.layouts import rearrange
+from seqbatch._ops.layouts import flat_to_nested, flat_to_packed, nested_to_flat, read_packed, rearrange
 from seqbatch._structure.plans import select_plan
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import in_a_graph, known_or_false, register_pytree
@@ -322,7 +329,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_packed(packed).values
         tensor([1, 2, 3])
         """
-        return cls._of(*_ops.from_packed(packed))
+        refuse_in_a_graph("the sizes of a PackedSequence")
+        return cls._of(*read_packed(packed))
 
     @classmethod
     def from_nested(cls, nested: Tensor) -> Self:
@@ -346,7 +354,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch.from_nested(nested).lengths
         (2, 3)
         """
-        return cls._of(*_ops.from_nested(nested))
+        refuse_in_a_graph("the lengths of a nested tensor")
+        return cls._of(*nested_to_flat(require_nested("nested", nested)))
 
     @classmethod
     def from_offsets(cls, values: Tensor, offsets: Sequence[int] | Tensor) -> Self:
@@ -416,9 +425,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         tensor([[1, 2],
                 [3, 0]])
         """
-        require_bool("batch_first", batch_first)
-        side = require_side(padding_side)
-        return _ops.to_padded(self.values, self.structure, batch_first, side, total_length, padding_value)
+        form = require_form(batch_first, padding_side, total_length)
+        return _ops.to_padded(self.values, self.structure, form, padding_value)
 
     def to_packed(self) -> PackedSequence:
         """Pack the sequences as PyTorch's recurrent layers take them.
@@ -434,7 +442,12 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.tensor([1, 2, 3]), [1, 2]).to_packed().data
         tensor([2, 1, 3])
         """
-        return _ops.to_packed(self.values, self.structure)
+        refuse_in_a_graph("lengths")
+        if self.structure.shortest == 0 and len(self):
+            where = f"sequences[{self.lengths.index(0)}]"
+            remedy = "PyTorch's packed form cannot hold an empty sequence: leave it out, by batch[indices]."
+            raise complaint(SeqbatchValueError, where, "have a step to be packed", "0 steps", remedy)
+        return flat_to_packed(self.values, self.structure)
 
     def to_nested(self) -> Tensor:
         """Convert to a nested tensor of jagged layout.
@@ -448,7 +461,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         >>> SequenceBatch(torch.zeros(3, 5), [2, 1]).to_nested().is_nested
         True
         """
-        return _ops.to_nested(self.values, self.structure)
+        refuse_in_a_graph("the lengths of a nested tensor")
+        return flat_to_nested(self.values, self.structure)
 
     def mask(
         self, *, batch_first: bool, padding_side: PaddingSide = "right", total_length: int | None = None
@@ -471,8 +485,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
         tensor([[ True,  True],
                 [ True, False]])
         """
-        require_bool("batch_first", batch_first)
-        return _ops.mask(self.structure, batch_first, require_side(padding_side), total_length, self.device)
+        return _ops.mask(self.structure, require_form(batch_first, padding_side, total_length), self.device)
 
     # -------------------------------------------------------------------------------------------- a Sequence of Tensors
 

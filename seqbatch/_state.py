@@ -29,6 +29,7 @@ class State(NotATensor, ABC):
     """
 
     __slots__ = ()
+    _names: ClassVar[tuple[str, ...]]
 
     @property
     @abstractmethod
@@ -38,6 +39,23 @@ class State(NotATensor, ABC):
     @abstractmethod
     def _map(self, function: Callable[[Any], Any]) -> Self:
         """Apply a function to each part: a Tensor with the batch as its third axis, or a state."""
+
+    @classmethod
+    def _of(cls, parts: Iterable[Any]) -> Self:
+        """Build a state from valid parts, without checks."""
+        state = cls.__new__(cls)
+        # As attrs does it, but in a form that `torch.compile` can trace.
+        for name, part in zip(cls._names, parts, strict=True):
+            object.__setattr__(state, name, part)
+        return state
+
+    @property
+    def _parts(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in self._names)
+
+    def __reduce__(self) -> tuple[type[Self], tuple[Any, ...]]:
+        require_gatherable(self)
+        return type(self), self._parts
 
     def _require(self, method: str) -> None:  # only the parts of a container may lack one
         """Raise unless every part has a method."""
@@ -212,17 +230,7 @@ class _TensorState(State):
     __slots__ = ()
     _instead = "Call encode_with_state(layer, sequences, state); for a layer of PyTorch itself call state.to_torch()."
     _contents = "Its Tensors are what state.to_torch() returns."
-    _names: ClassVar[tuple[str, ...]]
     hidden: Tensor
-
-    @classmethod
-    def _of(cls, tensors: Iterable[Tensor]) -> Self:
-        """Build a state from valid tensors, without checks."""
-        state = cls.__new__(cls)
-        # As attrs does it, but in a form that `torch.compile` can trace.
-        for name, tensor in zip(cls._names, tensors, strict=True):
-            object.__setattr__(state, name, tensor)
-        return state
 
     @property
     def batch_size(self) -> int:
@@ -242,25 +250,17 @@ class _TensorState(State):
         """
         return self.hidden[-1].transpose(0, 1).flatten(1)
 
-    @property
-    def _tensors(self) -> tuple[Tensor, ...]:
-        return tuple(getattr(self, name) for name in self._names)
-
     def _map(self, function: Callable[[Any], Any]) -> Self:
-        return type(self)(*map(function, self._tensors))
-
-    def __reduce__(self) -> tuple[type[Self], tuple[Tensor, ...]]:
-        require_gatherable(self)
-        return type(self), self._tensors
+        return type(self)(*map(function, self._parts))
 
     def __repr__(self) -> str:
         layers, directions, batch, size = self.hidden.shape
         numbers = ((batch, "sequence"), (layers, "layer"), (directions, "direction"))
         parts = [*(counted(number, name) for number, name in numbers), f"size {size}"]
-        for name, tensor in zip(self._names, self._tensors, strict=True):
+        for name, tensor in zip(self._names, self._parts, strict=True):
             if tensor.shape[3] != size:  # as with `proj_size`
                 parts.append(f"{name} size {tensor.shape[3]}")
-        return f"{type(self).__name__}({', '.join(parts)}, {traits(*self._tensors)})"
+        return f"{type(self).__name__}({', '.join(parts)}, {traits(*self._parts)})"
 
 
 def _require_state_tensor(subject: str, value: object) -> Tensor:
@@ -427,12 +427,6 @@ def _split_directions(subject: str, hx: Tensor, layer: Any, modes: tuple[str, ..
     return hx.view(layers, directions, *hx.shape[1:])
 
 
-def _to_tuple(states: Iterable[Any]) -> tuple[Any, ...]:
-    if not isinstance(states, Iterable) or isinstance(states, (State, Tensor)):
-        raise complaint(SeqbatchTypeError, "states", "be a tuple of states and Nones", type_name(states))
-    return tuple(states)
-
-
 def _shown_part(i: int, part: Any) -> str:
     """Return the line or lines of a part in the `repr` of a container's state, with the shape of a Tensor."""
     text = f"Tensor({tuple(part.shape)}, {traits(part)})" if isinstance(part, Tensor) else repr(part)
@@ -466,22 +460,14 @@ class ContainerState(State):
     __module__ = "seqbatch"
     _instead = "Call encode_with_state(layer, sequences, state); state.states[i] is the state of layer i."
     _contents = "Its Tensors are those of state.states."
+    _names = ("states",)
     states: tuple[Any, ...]
 
     def __init__(self, states: Iterable[Any]) -> None:
-        self._set(_to_tuple(states))
+        if not isinstance(states, Iterable) or isinstance(states, (State, Tensor)):
+            raise complaint(SeqbatchTypeError, "states", "be a tuple of states and Nones", type_name(states))
+        object.__setattr__(self, "states", tuple(states))
         _require_one_batch_size(self)
-
-    @classmethod
-    def _of(cls, states: tuple[Any, ...]) -> Self:
-        """Build a state from valid parts, without checks."""
-        state = cls.__new__(cls)
-        state._set(states)
-        return state
-
-    def _set(self, states: tuple[Any, ...]) -> None:
-        # As attrs does it, but in a form that `torch.compile` can trace.
-        object.__setattr__(self, "states", states)
 
     @property
     def batch_size(self) -> int:
@@ -514,10 +500,6 @@ class ContainerState(State):
         lines = [f"{name}(", *(_shown_part(i, part) for i, part in enumerate(self.states)), ")"]
         return "\n".join(lines) if self.states else f"{name}()"
 
-    def __reduce__(self) -> tuple[type[Self], tuple[tuple[Any, ...]]]:
-        require_gatherable(self)
-        return type(self), (self.states,)
-
 
 @skipped_in_graphs  # because the comparison would specialize a graph
 def _require_one_batch_size(container_state: ContainerState) -> None:
@@ -536,14 +518,13 @@ def batch_sizes_of(container_state: ContainerState) -> set[int]:
     return sizes
 
 
-def _register_pytree(kind: type[_TensorState]) -> None:
-    def unflatten(*tensors: Any) -> _TensorState:
+def _register_pytree(kind: type[State]) -> None:
+    def unflatten(*parts: Any) -> State:
         # Only plain Tensors have shapes to check: while PyTorch traces or transforms, other objects stand for them.
-        return kind(*tensors) if all(type(one) is Tensor for one in tensors) else kind._of(tensors)
+        return kind(*parts) if all(type(part) is Tensor for part in parts) else kind._of(parts)
 
-    register_pytree(kind, list(kind._names), lambda state: [*state._tensors], unflatten)
+    register_pytree(kind, list(kind._names), lambda state: [*state._parts], unflatten)
 
 
-_register_pytree(RNNState)
-_register_pytree(LSTMState)
-register_pytree(ContainerState, ["states"], lambda state: [state.states], ContainerState._of)
+for _kind in (RNNState, LSTMState, ContainerState):
+    _register_pytree(_kind)

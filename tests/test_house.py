@@ -92,7 +92,6 @@ def test_runtime_dependencies_are_attrs_and_torch() -> None:
     [
         "seqbatch",
         "seqbatch.data",
-        "seqbatch._encoders",
         "seqbatch._engines",
         "seqbatch.layers",
         "seqbatch.onnx",

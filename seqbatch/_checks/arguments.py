@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.grammar import complaint, counted, shown, type_name
@@ -36,6 +36,14 @@ def require_function(subject: str, value: object) -> None:
     """Raise unless the value can be called."""
     if not callable(value):
         raise complaint(SeqbatchTypeError, subject, "be a function", type_name(value))
+
+
+def require_layer(subject: str, value: object, remedy: str = "") -> nn.Module:
+    """Return the value if it is a layer, else raise."""
+    if not isinstance(value, nn.Module):
+        remedy = "Pass a layer, not its class." if isinstance(value, type) else remedy
+        raise complaint(SeqbatchTypeError, subject, "be an nn.Module", type_name(value), remedy)
+    return value
 
 
 def from_array(subject: str, value: Any) -> Tensor:

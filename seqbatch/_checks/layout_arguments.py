@@ -3,7 +3,7 @@
 import math
 import numbers
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,20 @@ from seqbatch._checks.grammar import complaint, counted, shown, type_name
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
 
 PaddingSide = Literal["right", "left"]
+
+
+class PaddedForm(NamedTuple):  # not an attrs class, because torch.compile cannot trace the __init__ of one
+    """The form of a padded tensor that is made of flat values.
+
+    Args:
+        batch_first: which of its first two axes is the batch.
+        side: the side on which shorter sequences are padded.
+        total_length: the size of the time axis; None for the steps of the longest sequence.
+    """
+
+    batch_first: bool
+    side: PaddingSide
+    total_length: int | None
 
 
 def require_bool(subject: str, value: object) -> bool:
@@ -31,6 +45,11 @@ def require_side(value: object) -> PaddingSide:
         if value == "left":
             return "left"
     raise complaint(SeqbatchValueError, "padding_side", "be 'right' or 'left'", shown(value))
+
+
+def require_form(batch_first: object, padding_side: object, total_length: int | None) -> PaddedForm:
+    """Return the form of a padded tensor, else raise; its length is checked by the lengths of a batch."""
+    return PaddedForm(require_bool("batch_first", batch_first), require_side(padding_side), total_length)
 
 
 def require_total_length(total_length: int | None, longest: int) -> int:

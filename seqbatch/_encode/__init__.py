@@ -37,6 +37,7 @@ from seqbatch.errors import UnsupportedLayerError
 
 T = TypeVar("T", bound=Tensor)
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
+Listed = list[T] | tuple[T, ...]
 _OfLSTMState = nn.LSTM | nn.LSTMCell
 _OfRNNState = nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell
 _OfKnownState = _OfLSTMState | _OfRNNState | nn.Sequential
@@ -59,7 +60,7 @@ class _TakesNoMemory:
 @overload
 def encode(layer: nn.Module, sequences: Same, memory: None = None) -> Same: ...
 @overload
-def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...], memory: None = None) -> list[Tensor]: ...
+def encode(layer: nn.Module, sequences: Listed[T], memory: None = None) -> list[Tensor]: ...
 @overload
 def encode(layer: _OfKnownState, sequences: _AnySequences, memory: _AnySequences) -> _TakesNoMemory: ...
 @overload
@@ -67,7 +68,7 @@ def encode(layer: nn.Module, sequences: Tensor, memory: Tensor) -> Tensor: ...
 @overload
 def encode(layer: nn.Module, sequences: SameBatch, memory: SeveralSequences) -> SameBatch: ...
 @overload
-def encode(layer: nn.Module, sequences: list[T] | tuple[T, ...], memory: SeveralSequences) -> list[Tensor]: ...
+def encode(layer: nn.Module, sequences: Listed[T], memory: SeveralSequences) -> list[Tensor]: ...
 @unscriptable
 def encode(layer: nn.Module, sequences: Any, memory: Any = None) -> Any:
     """Run a layer on sequences of unequal length; each gets the result it would get alone.
@@ -160,13 +161,13 @@ def encode_with_state(
 ) -> tuple[Same, LSTMState]: ...
 @overload
 def encode_with_state(
-    layer: _OfLSTMState, sequences: list[T] | tuple[T, ...], state: LSTMState | None = None
+    layer: _OfLSTMState, sequences: Listed[T], state: LSTMState | None = None
 ) -> tuple[list[Tensor], LSTMState]: ...
 @overload
 def encode_with_state(layer: _OfRNNState, sequences: Same, state: RNNState | None = None) -> tuple[Same, RNNState]: ...
 @overload
 def encode_with_state(
-    layer: _OfRNNState, sequences: list[T] | tuple[T, ...], state: RNNState | None = None
+    layer: _OfRNNState, sequences: Listed[T], state: RNNState | None = None
 ) -> tuple[list[Tensor], RNNState]: ...
 @overload
 def encode_with_state(
@@ -174,7 +175,7 @@ def encode_with_state(
 ) -> tuple[Same, ContainerState]: ...
 @overload
 def encode_with_state(
-    layer: nn.Sequential, sequences: list[T] | tuple[T, ...], state: ContainerState | None = None
+    layer: nn.Sequential, sequences: Listed[T], state: ContainerState | None = None
 ) -> tuple[list[Tensor], ContainerState]: ...
 @overload
 def encode_with_state(  # pyright: ignore[reportOverlappingOverload]
@@ -182,14 +183,12 @@ def encode_with_state(  # pyright: ignore[reportOverlappingOverload]
 ) -> _NotTheStateOfThisLayer: ...
 @overload
 def encode_with_state(  # pyright: ignore[reportOverlappingOverload]
-    layer: _OfKnownState, sequences: list[T] | tuple[T, ...], state: State | Tensor | tuple[Any, ...]
+    layer: _OfKnownState, sequences: Listed[T], state: State | Tensor | tuple[Any, ...]
 ) -> _NotTheStateOfThisLayer: ...
 @overload
 def encode_with_state(layer: nn.Module, sequences: Same, state: Any = None) -> tuple[Same, Any]: ...
 @overload
-def encode_with_state(
-    layer: nn.Module, sequences: list[T] | tuple[T, ...], state: Any = None
-) -> tuple[list[Tensor], Any]: ...
+def encode_with_state(layer: nn.Module, sequences: Listed[T], state: Any = None) -> tuple[list[Tensor], Any]: ...
 @unscriptable
 def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> Any:
     """Run a layer that carries a state on sequences of unequal length, from an initial state to the final one.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.advice import advice_for
-from seqbatch._checks.arguments import require_function
+from seqbatch._checks.arguments import require_function, require_layer
 from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._checks.layout_arguments import require_bool
 from seqbatch._checks.tracing import refuse_layer_in_a_graph
@@ -180,20 +180,18 @@ def register_cross_attention(
     return register
 
 
-def register_empty_input(layer_type: type[Layer], make: Callable[[Layer, SequenceBatch], SequenceBatch | None]) -> None:
+def register_empty(
+    layer_type: type[Layer],
+    make: Callable[[Layer, SequenceBatch], SequenceBatch | None],
+    *,
+    of_memory: bool = False,
+) -> None:
     """Register the batch on which a type of layer runs if the input is an empty list, whose features are unknown.
 
     If none is registered or `make` returns None, `encode` returns its input, because the features of the outputs are
-    unknown too.
+    unknown too. With `of_memory` it is the memory to use in place of one made of an empty list.
     """
-    _empty_inputs[layer_type] = make
-
-
-def register_empty_memory(
-    layer_type: type[Layer], make: Callable[[Layer, SequenceBatch], SequenceBatch | None]
-) -> None:
-    """Register the memory to use in place of one made of an empty list, as `register_empty_input`."""
-    _empty_memories[layer_type] = make
+    (_empty_memories if of_memory else _empty_inputs)[layer_type] = make
 
 
 def empty_input(layer: nn.Module, batch: SequenceBatch) -> SequenceBatch | None:
@@ -232,7 +230,7 @@ def is_recurrent(layer: nn.Module) -> bool:
     >>> is_recurrent(nn.LSTM(5, 3)), is_recurrent(nn.Linear(5, 3))
     (True, False)
     """
-    entry = _find(_entries, _require_layer(layer))
+    entry = _find(_entries, _found_layer(layer))
     if entry is None and _takes_memory(layer):
         return False
     return find_encoder(layer).keeps_state(layer)
@@ -240,7 +238,7 @@ def is_recurrent(layer: nn.Module) -> bool:
 
 def find_encoder(layer: object) -> RegisteredEncoder:
     """Return the encoder of a layer, by its type or the nearest base; import plug-ins if there is none."""
-    found = _require_layer(layer)
+    found = _found_layer(layer)
     entry = _find(_entries, found)
     if entry is None:
         raise missing_memory(found) if _takes_memory(found) else unsupported(found)
@@ -249,7 +247,7 @@ def find_encoder(layer: object) -> RegisteredEncoder:
 
 def find_cross_attention(layer: object) -> CrossAttention[Any]:
     """Return the encoder of a layer that takes memory, as `find_encoder`."""
-    found = _require_layer(layer)
+    found = _found_layer(layer)
     function = _find(_cross_attentions, found)
     if function is None:
         entry = _dispatch(_entries, type(found))
@@ -284,17 +282,16 @@ def _takes_memory(layer: object) -> bool:
     return _dispatch(_cross_attentions, type(layer)) is not None
 
 
-def _require_layer(layer: object) -> nn.Module:
-    if not isinstance(layer, nn.Module):
-        remedy = ""
-        if isinstance(layer, type):
-            remedy = "Pass a layer, not its class."
-        elif isinstance(layer, (list, tuple, Tensor, SequenceBatch)):
-            remedy = "Pass the layer before the sequences."
-        elif callable(layer):
-            remedy = "For a function that treats every step by itself call batch.map(function)."
-        raise complaint(SeqbatchTypeError, "layer", "be an nn.Module", type_name(layer), remedy)
-    return layer
+def _found_layer(layer: object) -> nn.Module:
+    """Return what is given to encode if it is a layer, else raise."""
+    if isinstance(layer, nn.Module):
+        return layer
+    remedy = ""
+    if isinstance(layer, (list, tuple, Tensor, SequenceBatch)):
+        remedy = "Pass the layer before the sequences."
+    elif callable(layer):
+        remedy = "For a function that treats every step by itself call batch.map(function)."
+    return require_layer("layer", layer, remedy)
 
 
 def _find(encoders: dict[type, _Registered], layer: nn.Module) -> _Registered | None:
@@ -316,17 +313,10 @@ def register_rows(layer_type: type[nn.Module], when: Callable[[Any], bool] = _al
     _takes_rows[layer_type] = when
 
 
-def register_rows_of_children(layer_type: type[nn.Module]) -> None:
-    """Register a type of container, and its subclasses, as taking single steps if a layer in it does."""
-    register_rows(layer_type, lambda layer: any(takes_rows(child) for child in layer.children()))
-
-
 def takes_rows(layer: nn.Module) -> bool:
     """Return True if PyTorch reads `(number, features)` as a batch of single steps, as for cells."""
-    for base in type(layer).__mro__:
-        if base in _takes_rows:
-            return _takes_rows[base](layer)
-    return False
+    when = _dispatch(_takes_rows, type(layer))
+    return when is not None and when(layer)
 
 
 def _dispatch(encoders: dict[type, _Registered], layer_type: type) -> _Registered | None:

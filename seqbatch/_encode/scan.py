@@ -31,64 +31,38 @@ T = TypeVar("T", bound=Tensor)
 S = TypeVar("S")
 C = TypeVar("C")
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
+Output = TypeVar("Output")
+_Step = Callable[[Tensor, S], tuple[Output, S]]
+_StepWith = Callable[[Tensor, S, C], tuple[Output, S]]
 # What a step may return in place of one Tensor.
-Several = SequenceBatch | tuple[Any, ...] | list[Any] | dict[Any, Any] | None
-Sequences = Tensor | SequenceBatch | PackedSequence | list[T] | tuple[T, ...]
+_Several = SequenceBatch | tuple[Any, ...] | list[Any] | dict[Any, Any] | None
+_Listed = list[T] | tuple[T, ...]
+_AnySequences = Tensor | SequenceBatch | PackedSequence | _Listed[T]
 
 
 @overload
 def scan(
-    step: Callable[[Tensor, S], tuple[Tensor, S]],
-    sequences: Same,
-    state: S,
-    *,
-    constants: None = None,
-    reverse: bool = False,
+    step: _Step[S, Tensor], sequences: Same, state: S, *, constants: None = None, reverse: bool = False
 ) -> tuple[Same, S]: ...
 @overload
 def scan(
-    step: Callable[[Tensor, S], tuple[Tensor, S]],
-    sequences: list[T] | tuple[T, ...],
-    state: S,
-    *,
-    constants: None = None,
-    reverse: bool = False,
+    step: _Step[S, Tensor], sequences: _Listed[T], state: S, *, constants: None = None, reverse: bool = False
 ) -> tuple[list[Tensor], S]: ...
 @overload
 def scan(
-    step: Callable[[Tensor, S], tuple[Several, S]],
-    sequences: Sequences[T],
-    state: S,
-    *,
-    constants: None = None,
-    reverse: bool = False,
+    step: _Step[S, _Several], sequences: _AnySequences[T], state: S, *, constants: None = None, reverse: bool = False
 ) -> tuple[Any, S]: ...
 @overload
 def scan(
-    step: Callable[[Tensor, S, C], tuple[Tensor, S]],
-    sequences: Same,
-    state: S,
-    *,
-    constants: C,
-    reverse: bool = False,
+    step: _StepWith[S, C, Tensor], sequences: Same, state: S, *, constants: C, reverse: bool = False
 ) -> tuple[Same, S]: ...
 @overload
 def scan(
-    step: Callable[[Tensor, S, C], tuple[Tensor, S]],
-    sequences: list[T] | tuple[T, ...],
-    state: S,
-    *,
-    constants: C,
-    reverse: bool = False,
+    step: _StepWith[S, C, Tensor], sequences: _Listed[T], state: S, *, constants: C, reverse: bool = False
 ) -> tuple[list[Tensor], S]: ...
 @overload
 def scan(
-    step: Callable[[Tensor, S, C], tuple[Several, S]],
-    sequences: Sequences[T],
-    state: S,
-    *,
-    constants: C,
-    reverse: bool = False,
+    step: _StepWith[S, C, _Several], sequences: _AnySequences[T], state: S, *, constants: C, reverse: bool = False
 ) -> tuple[Any, S]: ...
 @unscriptable
 def scan(

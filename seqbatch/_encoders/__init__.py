@@ -1,6 +1,6 @@
 """The built-in encoders, one file per family; importing this registers them, as any plug-in does."""
 
-from seqbatch._encoders import (
+from seqbatch._encoders import (  # noqa: F401
     attention,
     cells,
     channel_dropout,
@@ -12,16 +12,3 @@ from seqbatch._encoders import (
     recurrent,
     shape,
 )
-
-__all__ = [
-    "attention",
-    "cells",
-    "channel_dropout",
-    "containers",
-    "convolution",
-    "cross_attention",
-    "normalization",
-    "pointwise",
-    "recurrent",
-    "shape",
-]

@@ -1,11 +1,11 @@
 """Borders: the padding that a layer adds to each sequence, and the rows it is read from, computed on the host."""
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from seqbatch._structure.plans import Plan, ranges, repeat
+from seqbatch._structure.plans import Plan, PlanWithLengths, ranges, repeat
 from seqbatch._structure.sequence_lengths import Lengths
 
 
@@ -72,23 +72,7 @@ class Border(NamedTuple):
         return torch.where(steps < 0, lengths.total, starts + steps)
 
 
-class BorderLayout(NamedTuple):
-    """Each sequence with its border.
-
-    Args:
-        plan: from flat values to those of the padded sequences.
-        lengths: the lengths of the padded sequences; None if they are those of the sequences.
-    """
-
-    plan: Plan
-    lengths: Lengths | None
-
-    def to(self, device: torch.device) -> Self:
-        """Copy the layout to a device."""
-        return type(self)(self.plan.to(device), self.lengths)
-
-
-def border_layout(lengths: Lengths, border: Border) -> BorderLayout:
+def border_layout(lengths: Lengths, border: Border) -> PlanWithLengths:
     """Lay out each sequence with its border."""
     widths = torch.where(lengths.tensor > 0, lengths.tensor + (border.left + border.right), 0)
     take = border.rows(lengths, widths)
@@ -97,5 +81,4 @@ def border_layout(lengths: Lengths, border: Border) -> BorderLayout:
         plan = Plan.match(take[real], real, lengths.total, len(take))
     else:
         plan = Plan.copy(take, may_fill=True)
-    padded = tuple(widths.tolist())
-    return BorderLayout(plan, None if padded == lengths.counts else Lengths(padded))
+    return PlanWithLengths.change(plan, lengths, tuple(widths.tolist()))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, describe
-from seqbatch._encode.registry import register_empty_input, register_empty_memory
+from seqbatch._encode.registry import register_empty
 from seqbatch._torch import (
     autocasts,
     has_hooks_before,
@@ -189,7 +189,7 @@ def register_features(
         like = next((tensor for tensor in held if tensor.is_floating_point() or tensor.is_complex()), batch.values)
         return batch.with_values(torch.empty(0, *sizes, dtype=dtype or like.dtype, device=like.device))
 
-    (register_empty_memory if of_memory else register_empty_input)(layer_type, make)
+    register_empty(layer_type, make, of_memory=of_memory)
 
 
 def run_on_nothing(layer: nn.Module, result: Tensor, *batches: SequenceBatch) -> Tensor:

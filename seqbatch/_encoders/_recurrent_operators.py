@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Sequence
-from itertools import chain, repeat
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,7 @@ from seqbatch._checks.tracing import outside_graphs
 from seqbatch._encoders._graph_breaks import WHY_OUTSIDE_GRAPHS, cause_of
 from seqbatch._encoders._recurrent_checks import StateForm, StateType, form_of
 from seqbatch._encoders._recurrent_runs import run_by_engine
-from seqbatch._engines import Hidden, is_stock_recurrent, native
+from seqbatch._engines import Hidden, LayerForm, is_stock_recurrent, native
 from seqbatch._ops.custom_operator import Gradients, Operator, Tensors
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._structure.sequence_lengths import Lengths
@@ -76,14 +76,8 @@ class _WeightlessLayer(nn.Module):
         return run_by_engine(self.layer, SequenceBatch(values, lengths), hidden, self.form)
 
 
-class _LayersOfThread(threading.local):
-    """The weightless layers of a thread, by their options; per thread, because a call replaces their weights."""
-
-    def __init__(self) -> None:
-        self.known: dict[tuple[object, ...], _WeightlessLayer] = {}
-
-
-_of_thread = _LayersOfThread()
+# Holds the weightless layers of each thread, because a call replaces their weights.
+_of_thread = threading.local()
 
 
 class _OperatorCall(NamedTuple):
@@ -110,6 +104,15 @@ class _OperatorCall(NamedTuple):
         """The size of the output of one direction."""
         return self.start[0].shape[2]
 
+    @property
+    def each(self) -> int:
+        """The number of weights of one direction of one layer."""
+        return len(self.weights) // (self.num_layers * self.directions)
+
+    def form(self, lengths: Lengths) -> LayerForm:
+        """Return the form of the layer, for the sequences that are not empty."""
+        return LayerForm(self.mode, lengths.without_empty, self.directions, self.each)
+
     def shapes_of_saved(self, steps: int) -> list[tuple[int, ...]]:
         """Return the shapes of the tensors saved for the backward pass: outputs and gates."""
         kept, gates = steps if self.keeps else 0, native.SAVED[self.mode] * self.start[-1].shape[2]
@@ -131,11 +134,8 @@ class _RecurrentOperator:
         call = self._parse(values, *arguments)
         self._require_states(call, values, lengths)
         if not torch.is_grad_enabled() and self._kernels_can_run(call, values, lengths):
-            start = _of_running(call.start, lengths)
-            results = native.compute(
-                call.mode, lengths.without_empty, call.directions, values, call.weights, start, keep=call.keeps
-            )
-            output, *ends, gates = results
+            tensors = [values, *call.weights, *_of_running(call.start, lengths)]
+            output, *ends, gates = native.compute(call.form(lengths), tensors, keep=call.keeps)
             # A copy, because callers may modify the output in place before the backward pass.
             kept = (output if call.keeps else output[:0]).clone()
             return output, *_of_all(ends, call.start, lengths), kept, gates
@@ -150,16 +150,9 @@ class _RecurrentOperator:
         output = values.new_empty(steps, call.directions * call.size)
         return output, *map(torch.empty_like, call.start), *map(values.new_empty, call.shapes_of_saved(steps))
 
-    def backward(
-        self,
-        gradients: Gradients,
-        saved: list[Tensor],
-        wanted: list[bool],
-        values: Tensor,
-        lengths: Lengths,
-        *arguments: Any,
-    ) -> Gradients | None:
+    def backward(self, gradients: Gradients, saved: list[Tensor], wanted: list[bool], *inputs: Any) -> Gradients | None:
         """Return the gradients of values, initial states and weights, or None if the kernels did not run."""
+        values, lengths, *arguments = inputs
         call = self._parse(values, *arguments)
         shapes = call.shapes_of_saved(len(values))
         # Hooks of autograd may have changed what was saved.
@@ -168,17 +161,10 @@ class _RecurrentOperator:
             return None
         number, (of_output, *of_ends) = len(call.weights), gradients
         output, gates = saved
-        of_values, *found = native.compute_gradients(
-            call.mode,
-            lengths.without_empty,
-            call.directions,
-            number,
-            output,
-            gates,
-            [values, *call.weights, *_of_running(call.start, lengths)],
-            (of_output, *_of_running(of_ends, lengths)),
-            [wanted[0], *wanted[1 + self.states :], *wanted[1 : 1 + self.states]],
-        )
+        tensors = [values, *call.weights, *_of_running(call.start, lengths)]
+        of_results = [of_output, *_of_running(of_ends, lengths)]
+        wanted = [wanted[0], *wanted[1 + self.states :], *wanted[1 : 1 + self.states]]
+        of_values, *found = native.compute_gradients(call.form(lengths), output, gates, tensors, of_results, wanted)
         # The state of an empty sequence passes through.
         pairs = zip(call.start, of_ends, strict=True)
         passed = [torch.zeros_like(start) if part is None else part for start, part in pairs]
@@ -207,8 +193,8 @@ class _RecurrentOperator:
         """
         if call.num_layers != 1:
             return False
-        number, (size, projection) = len(call.weights) // call.directions, self._sizes(call)
-        of_weights = native.shapes_of_weights(call.mode, number, values.shape[1], size, projection) * call.directions
+        size, projection = self._sizes(call)
+        of_weights = native.shapes_of_weights(call.mode, call.each, values.shape[1], size, projection) * call.directions
         of_start = self._shapes_of_states(call, lengths)
         tensors = [*call.weights, *call.start, *(part for part, _ in more if part is not None)]
         shapes = [*of_weights, *of_start, *(shape for part, shape in more if part is not None)]
@@ -216,15 +202,13 @@ class _RecurrentOperator:
             native.serves(values)
             and projection < size  # as PyTorch asks
             and lengths.total > 0
-            and len(tensors) == len(shapes)
-            and all(map(native.is_read_as, tensors, shapes, repeat(values.dtype)))
+            and native.are_read_as(tensors, shapes, values.dtype)
         )
 
     def _sizes(self, call: _OperatorCall) -> tuple[int, int]:
         """Return the hidden size and the size of the projection, 0 without one, as the weights have them."""
-        number = len(call.weights) // (call.num_layers * call.directions)
         recurrent = call.weights[1]
-        return recurrent.shape[0] // self.gates, recurrent.shape[1] if self.states == 2 and number % 2 else 0
+        return recurrent.shape[0] // self.gates, recurrent.shape[1] if self.states == 2 and call.each % 2 else 0
 
     def _shapes_of_states(self, call: _OperatorCall, lengths: Lengths) -> list[tuple[int, ...]]:
         size, projection = self._sizes(call)
@@ -241,17 +225,17 @@ class _RecurrentOperator:
                 raise complaint(SeqbatchValueError, f"others[{i}]", must, got)
 
     def _layer_for(self, call: _OperatorCall) -> _WeightlessLayer:
-        weights, number = call.weights, len(call.weights) // (call.num_layers * call.directions)
-        options: dict[str, Any] = {"bias": number > 3, "bidirectional": call.directions == 2}
+        options: dict[str, Any] = {"bias": call.each > 3, "bidirectional": call.directions == 2}
         if self.layer_type is nn.RNN:
             options["nonlinearity"] = call.mode.removeprefix("RNN_").lower()
-        if number in (3, 5):
-            options["proj_size"] = weights[1].shape[1]
-        sizes = (weights[0].shape[1], len(weights[0]) // self.gates, call.num_layers)
+        if call.each in (3, 5):
+            options["proj_size"] = call.weights[1].shape[1]
+        sizes = (call.weights[0].shape[1], len(call.weights[0]) // self.gates, call.num_layers)
         key = (self.layer_type, *sizes, *options.items())
-        if key not in _of_thread.known:
-            _of_thread.known[key] = _WeightlessLayer(self.layer_type(*sizes, **options, device="meta"), self.state_type)
-        return _of_thread.known[key]
+        known: dict[tuple[object, ...], _WeightlessLayer] = vars(_of_thread).setdefault("layers", {})
+        if key not in known:
+            known[key] = _WeightlessLayer(self.layer_type(*sizes, **options, device="meta"), self.state_type)
+        return known[key]
 
 
 def _of_running(parts: Sequence[Any], lengths: Lengths) -> list[Any]:

@@ -54,7 +54,8 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
     The input of a subclass with its own `forward` is not checked, because it may take other features.
     """
     register_rows(cell_type)
-    remedy = _remedy(state_type)
+    parts = "hidden[None, None], cell[None, None]" if state_type is LSTMState else "hidden[None, None]"
+    remedy = f"For the state of a cell of PyTorch pass {state_type.__name__}({parts})."
 
     @register_recurrent(cell_type)
     @outside_graphs
@@ -68,11 +69,6 @@ def register_cell(cell_type: type[nn.Module], state_type: StateType) -> None:
             dtype = _step_of(cell, form)(batch.values, ())[0].dtype
             values, final = values.to(dtype), tuple(part.to(dtype) for part in final)
         return batch.with_values(values), state_type(*[part.unsqueeze(0) for part in final])
-
-
-def _remedy(state_type: StateType) -> str:
-    parts = "hidden[None, None], cell[None, None]" if state_type is LSTMState else "hidden[None, None]"
-    return f"For the state of a cell of PyTorch pass {state_type.__name__}({parts})."
 
 
 def _run_cell_values(

@@ -13,9 +13,10 @@ from seqbatch._checks.grammar import complaint, counted, describe, type_name
 from seqbatch._encode import encode, encode_with_state
 from seqbatch._encode.registry import (
     is_recurrent,
-    register_empty_input,
+    register_empty,
     register_recurrent,
-    register_rows_of_children,
+    register_rows,
+    takes_rows,
     unsupported,
 )
 from seqbatch._encoders._hooked_call import run_with_hooks
@@ -89,8 +90,8 @@ def register_container(
 ) -> None:
     """Register the encoder of a layer that runs others; `keep_states` returns for each whether it keeps a state."""
     register_recurrent(layer_type, when=lambda layer: any(keep_states(layer)), outputs=outputs)(run)
-    register_empty_input(layer_type, lambda layer, batch: batch)  # because the layers in it handle it
-    register_rows_of_children(layer_type)
+    register_empty(layer_type, lambda layer, batch: batch)  # because the layers in it handle it
+    register_rows(layer_type, lambda layer: any(map(takes_rows, layer.children())))
 
 
 for _container_type in _CONTAINER_TYPES:

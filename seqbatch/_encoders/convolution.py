@@ -84,6 +84,8 @@ def _register_over_steps(
         is_stock = keeps_forward(layer, layer_type)
         check = _require_steps_of_channels if dimensions == 1 else _require_steps_of_images
         check(layer, batch, is_stock)
+        if is_stock:
+            _require_dtype_and_device(layer, batch)
         if len(batch.feature_shape) < dimensions:
             batch = batch.with_values(batch.values.unsqueeze(1))  # one channel
         if not is_stock:
@@ -211,36 +213,33 @@ def _in_groups(layer: nn.Module, batch: SequenceBatch, rule: _Rule, groups: list
 
 
 def _require_steps_of_channels(layer: Any, batch: SequenceBatch, is_stock: bool) -> None:
-    """Raise unless the batch has the channels, the dtype and the device that the layer takes."""
+    """Raise unless each step is one value per channel."""
     if is_stock and hasattr(layer, "in_channels"):
         require_features(batch, (layer.in_channels,), layer, exactly=True)
-        require_dtype(batch, layer)
-        require_device(batch, layer)
     if len(batch.feature_shape) != 1:
         must = f"have features (channels,), for {describe(layer)}"
         remedy = "For a padded Tensor call SequenceBatch.from_padded."
         if not batch.feature_shape:
             remedy = "Pass x.unsqueeze(-1) for one channel."
         raise complaint(SeqbatchValueError, "sequences", must, tuple(batch.feature_shape), remedy)
-    _require_floating_for_a_pool(layer, batch, is_stock)
 
 
 def _require_steps_of_images(layer: Any, batch: SequenceBatch, is_stock: bool) -> None:
-    """Raise unless each step has the channels and features, or the features of one channel, that a 2-D layer takes."""
+    """Raise unless each step has features for each channel, or for the one channel that the layer may take."""
     found, channels = tuple(batch.feature_shape), getattr(layer, "in_channels", 0) if is_stock else 0
     # A lazy layer has 0 channels before its first call.
     if not 1 <= len(found) <= 2 or (channels and channels != (found[0] if len(found) == 2 else 1)):
         sizes = f"({channels or 'channels'}, features)" + (" or (features,)" if channels < 2 else "")
         remedy = "For a padded Tensor call SequenceBatch.from_padded." if len(found) > 2 else ""
         raise complaint(SeqbatchValueError, "sequences", f"have features {sizes}, for {describe(layer)}", found, remedy)
-    if is_stock and hasattr(layer, "in_channels"):
+
+
+def _require_dtype_and_device(layer: nn.Module, batch: SequenceBatch) -> None:
+    """Raise unless a convolution has weights like the values, and a pool floating values."""
+    if hasattr(layer, "in_channels"):
         require_dtype(batch, layer)
         require_device(batch, layer)
-    _require_floating_for_a_pool(layer, batch, is_stock)
-
-
-def _require_floating_for_a_pool(layer: nn.Module, batch: SequenceBatch, is_stock: bool) -> None:
-    if is_stock and isinstance(layer, _POOLS) and not (batch.dtype.is_floating_point or has_hooks_before(layer)):
+    elif isinstance(layer, _POOLS) and not (batch.dtype.is_floating_point or has_hooks_before(layer)):
         raise complaint(SeqbatchValueError, "sequences", f"be floating, for {describe(layer)}", batch.dtype)
 
 

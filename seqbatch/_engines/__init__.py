@@ -5,6 +5,7 @@ To add an engine, write a module with the functions of `Engine`, and list it in 
 
 from seqbatch._engines._choice import choose, describe_call
 from seqbatch._engines._interface import Engine, EngineCall, Hidden
+from seqbatch._engines._stack import LayerForm
 from seqbatch._engines._stock import is_stock_recurrent, takes_packed
 from seqbatch._engines.native import can_run_cell, run_cell
 
@@ -12,6 +13,7 @@ __all__ = [
     "Engine",
     "EngineCall",
     "Hidden",
+    "LayerForm",
     "can_run_cell",
     "choose",
     "describe_call",

@@ -1,8 +1,8 @@
 """The loop over the layers of a recurrent layer, shared by the engines that compute one layer at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -11,31 +11,40 @@ from seqbatch._engines._interface import Hidden
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import parameters_of
 
+T = TypeVar("T")
+Tensors = tuple[Tensor, ...]
 
-class RunLayer(Protocol):
-    """A function that runs one layer in all its directions.
 
-    Args:
+class LayerForm(NamedTuple):  # not an attrs class, because creating one takes twice as long
+    """One layer of a recurrent layer without its tensors, which are passed beside it as one sequence.
+
+    The tensors are the inputs `(total_steps, input_size)`; the weights of the first direction, then of the second, in
+    PyTorch's order; and the initial states `(directions, batch, size)`, in the caller's order, or none for zeros.
+
+    Attributes:
         mode: as `nn.RNNBase.mode`.
         lengths: of at least one sequence, none of them empty.
         directions: 1 or 2.
-        inputs: `(total_steps, input_size)`.
-        weights: those of the first direction, then those of the second: input, hidden, biases, projection.
-        start: the initial states, each `(directions, batch, size)`, in the caller's order; none for zeros.
-
-    Returns:
-        the outputs `(total_steps, directions * size)`, and the final states in the form of `start`.
+        each: the number of weights of one direction.
     """
 
-    def __call__(
-        self,
-        mode: str,
-        lengths: Lengths,
-        directions: int,
-        inputs: Tensor,
-        weights: Sequence[Tensor],
-        start: Sequence[Tensor],
-    ) -> tuple[Tensor, ...]: ...
+    mode: str
+    lengths: Lengths
+    directions: int
+    each: int
+
+    def parts_of(self, tensors: Sequence[T]) -> tuple[T, Sequence[T], Sequence[T]]:
+        """Split what there is one of for each tensor into that of the inputs, of the weights and of the states."""
+        end = 1 + self.directions * self.each
+        return tensors[0], tensors[1:end], tensors[end:]
+
+    def of_direction(self, weights: Sequence[T], index: int) -> Sequence[T]:
+        """Return the weights of one direction."""
+        return weights[index * self.each : (index + 1) * self.each]
+
+
+# Runs one layer in all its directions, and returns the outputs `(total_steps, directions * size)` and the final states.
+RunLayer = Callable[[LayerForm, Tensors], Tensors]
 
 
 def run_layers(
@@ -48,7 +57,9 @@ def run_layers(
         if i and layer.training and layer.dropout:
             rows = nn.functional.dropout(rows, layer.dropout)
         start = () if hidden is None else tuple(part[i * directions : (i + 1) * directions] for part in hidden)
-        rows, *final = run_layer(layer.mode, lengths, directions, rows, weights_of(layer, i), start)
+        weights = weights_of(layer, i)
+        form = LayerForm(layer.mode, lengths, directions, len(weights) // directions)
+        rows, *final = run_layer(form, (rows, *weights, *start))
         finals.append(final)
     return rows, tuple(finals[0]) if len(finals) == 1 else tuple(map(torch.cat, zip(*finals, strict=True)))
 

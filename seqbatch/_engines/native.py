@@ -1,6 +1,7 @@
 """The engine of the compiled kernels on the CPU, which read each step where it stands in the flat values."""
 
 from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -8,12 +9,10 @@ from torch import Tensor, nn
 
 from seqbatch import _kernels
 from seqbatch._engines._interface import EngineCall, Hidden
-from seqbatch._engines._stack import run_layers, weights_of
+from seqbatch._engines._stack import LayerForm, RunLayer, Tensors, run_layers, weights_of
 from seqbatch._engines.stepwise import run_layer_stepwise
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import are_batched, is_dense, is_intercepted, wants_gradients
-
-Tensors = tuple[Tensor, ...]
 
 _MODES = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
 # Numbers that are kept per unit and step for the backward pass, and gradients of gates; see `recurrent.h`.
@@ -39,7 +38,8 @@ def can_run(call: EngineCall) -> bool:
 
 def can_run_cell(mode: str, weights: Sequence[Tensor], values: Tensor, input_size: int, size: int) -> bool:
     """Return True if `run_cell` can run a cell without hooks or a `forward` of its own, given by mode and weights."""
-    return serves(values) and reads_weights(mode, weights, values, 1, input_size, size)
+    shapes = shapes_of_weights(mode, len(weights), input_size, size)
+    return serves(values) and are_read_as(weights, shapes, values.dtype)
 
 
 def serves(values: Tensor) -> bool:
@@ -53,31 +53,15 @@ def reads_values(values: Tensor) -> bool:
 
 
 def reads_weights_of(layer: Any, values: Tensor) -> bool:
-    """Return True if the kernels can read all weights of a stock layer."""
-    directions, size, projection = 2 if layer.bidirectional else 1, layer.hidden_size, layer.proj_size
-    for i in range(layer.num_layers):
-        input_size = directions * (projection or size) if i else layer.input_size
-        if not reads_weights(layer.mode, weights_of(layer, i), values, directions, input_size, size, projection):
-            return False
-    return True
-
-
-def reads_weights(
-    mode: str,
-    weights: Sequence[Tensor],
-    values: Tensor,
-    directions: int,
-    input_size: int,
-    size: int,
-    projection: int = 0,
-) -> bool:
-    """Return True if the weights of one layer have the dtype of the values and the shapes that the layer declares.
+    """Return True if the kernels can read all weights of a stock layer.
 
     Any weight of a layer can be replaced, and a kernel must not read beyond its memory.
     """
-    shapes = shapes_of_weights(mode, len(weights) // directions, input_size, size, projection)
-    for weight, shape in zip(weights, shapes * directions, strict=True):
-        if not is_read_as(weight, shape, values.dtype):
+    directions, size, projection = 2 if layer.bidirectional else 1, layer.hidden_size, layer.proj_size
+    for i in range(layer.num_layers):
+        weights, input_size = weights_of(layer, i), directions * (projection or size) if i else layer.input_size
+        shapes = shapes_of_weights(layer.mode, len(weights) // directions, input_size, size, projection)
+        if not are_read_as(weights, shapes * directions, values.dtype):
             return False
     return True
 
@@ -94,9 +78,14 @@ def is_read_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool
     return tensor.dtype is dtype and tensor.shape == shape and is_dense(tensor)
 
 
+def are_read_as(tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> bool:
+    """Return True if the kernels can read each tensor as one of its shape and of the dtype."""
+    return len(tensors) == len(shapes) and all(map(is_read_as, tensors, shapes, repeat(dtype)))
+
+
 def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | None) -> tuple[Tensor, Hidden]:
     """Run the layer as `Engine.run` says."""
-    output, final = run_layers(layer, values, lengths, hidden, _run_layer_by_kernels)
+    output, final = run_layers(layer, values, lengths, hidden, _choose_run_layer(hidden))
     return _modifiable(output), final
 
 
@@ -104,8 +93,14 @@ def run_cell(
     mode: str, weights: Sequence[Tensor], values: Tensor, lengths: Lengths, hidden: Hidden | None
 ) -> tuple[Tensor, Hidden]:
     """Run a cell, given by its mode and weights, as `Engine.run` says; it requires `can_run_cell`."""
-    output, *final = _run_layer_by_kernels(mode, lengths, 1, values, weights, hidden or ())
+    form = LayerForm(mode, lengths, 1, len(weights))
+    output, *final = _choose_run_layer(hidden)(form, (values, *weights, *(hidden or ())))
     return _modifiable(output), tuple(final)
+
+
+def _choose_run_layer(hidden: Hidden | None) -> RunLayer:
+    """Return the kernels if they can read the states, whose shapes, dtypes and devices were checked."""
+    return _run_layer_by_kernels if hidden is None or all(map(is_dense, hidden)) else run_layer_stepwise
 
 
 def _modifiable(output: Tensor) -> Tensor:
@@ -113,34 +108,22 @@ def _modifiable(output: Tensor) -> Tensor:
     return output.clone() if output.requires_grad else output
 
 
-def _run_layer_by_kernels(
-    mode: str,
-    lengths: Lengths,
-    directions: int,
-    inputs: Tensor,
-    weights: Sequence[Tensor],
-    start: Sequence[Tensor],
-) -> Tensors:
-    if not all(map(is_dense, start)):  # their shapes, dtypes and devices were checked, as those of all states
-        return run_layer_stepwise(mode, lengths, directions, inputs, weights, start)
-    if wants_gradients((inputs, *weights, *start)):
+def _run_layer_by_kernels(form: LayerForm, tensors: Tensors) -> Tensors:
+    if wants_gradients(tensors):
         apply: Any = _KernelLayer.apply  # torch gives it no types
-        results: Tensors = apply(mode, lengths, directions, len(weights), inputs, *weights, *start)
+        results: Tensors = apply(form, *tensors)
         return results
-    return compute(mode, lengths, directions, inputs, weights, start, keep=False)[:-1]
+    return compute(form, tensors, keep=False)[:-1]
 
 
 class _KernelLayer(torch.autograd.Function):
     """One layer in all its directions, with a backward pass by the kernels."""
 
     @staticmethod
-    def forward(
-        ctx: Any, mode: str, lengths: Lengths, directions: int, number: int, inputs: Tensor, *rest: Tensor
-    ) -> Tensors:
-        *results, saved = compute(mode, lengths, directions, inputs, rest[:number], rest[number:], keep=True)
-        ctx.mode, ctx.lengths, ctx.directions, ctx.number = mode, lengths, directions, number
-        ctx.dtype = inputs.dtype
-        kept = (results[0], saved, inputs, *rest)
+    def forward(ctx: Any, form: LayerForm, *tensors: Tensor) -> Tensors:
+        *results, saved = compute(form, tensors, keep=True)
+        kept = (results[0], saved, *tensors)
+        ctx.form, ctx.dtype = form, tensors[0].dtype
         ctx.shapes = [part.shape for part in (*kept, *results)]
         ctx.save_for_backward(*kept)
         ctx.set_materialize_grads(False)
@@ -150,39 +133,27 @@ class _KernelLayer(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
         if all(gradient is None for gradient in gradients):  # as from a function that returns none
             return (None,) * len(ctx.needs_input_grad)
-        output, saved, *given = ctx.saved_tensors  # read once, because checkpoints return them once
-        call = ctx.mode, ctx.lengths, ctx.directions, ctx.number
+        output, saved, *tensors = ctx.saved_tensors  # read once, because checkpoints return them once
         # Hooks of autograd may have changed what was saved, and gradients may be of any subclass.
-        pairs = zip((output, saved, *given, *gradients), ctx.shapes, strict=True)
+        pairs = zip((output, saved, *tensors, *gradients), ctx.shapes, strict=True)
         is_read = all(part is None or is_read_as(part, shape, ctx.dtype) for part, shape in pairs)
         if is_read and not (torch.is_grad_enabled() or is_intercepted() or are_batched(gradients)):
-            found = compute_gradients(*call, output, saved, given, gradients, ctx.needs_input_grad[4:])
-        else:
-            found = _replay(*call, given, gradients, again=torch.is_grad_enabled())
-        return None, None, None, None, *found
+            return None, *compute_gradients(ctx.form, output, saved, tensors, gradients, ctx.needs_input_grad[1:])
+        return None, *_replay(ctx.form, tensors, gradients, again=torch.is_grad_enabled())
 
 
-def compute(
-    mode: str,
-    lengths: Lengths,
-    directions: int,
-    inputs: Tensor,
-    weights: Sequence[Tensor],
-    start: Sequence[Tensor],
-    *,
-    keep: bool,
-) -> Tensors:
+def compute(form: LayerForm, tensors: Sequence[Tensor], *, keep: bool) -> Tensors:
     """Return outputs, final states, and what the backward pass needs, which is empty unless it is kept."""
     # Contiguous copies, where need be, and the walk are held here until the kernel has read them.
-    inputs, weights, start = inputs.contiguous(), _contiguous(weights), _contiguous(start)
-    walk, total, (size, output_size) = lengths.longest_first, inputs.shape[0], _sizes(mode, weights)
+    inputs, weights, start = form.parts_of(_contiguous(tensors))
+    walk, sizes = form.lengths.longest_first, _sizes(form.mode, weights)
+    total, directions, (size, output_size) = inputs.shape[0], form.directions, sizes
     output = inputs.new_empty(total, directions * output_size)
-    sizes = (output_size, size) if mode == "LSTM" else (size,)
-    finals = [inputs.new_empty(directions, walk.shape[1], each) for each in sizes]
-    saved = inputs.new_empty(directions, total if keep else 0, SAVED[mode] * size)
-    call = _kernel_call(mode, walk, inputs, directions, weights, output)
-    for d in range(directions):
-        direction = call.direction[d]
+    final_sizes = (output_size, size) if form.mode == "LSTM" else (size,)
+    finals = [inputs.new_empty(directions, walk.shape[1], each) for each in final_sizes]
+    saved = inputs.new_empty(directions, total if keep else 0, SAVED[form.mode] * size)
+    call, of_directions = _kernel_call(form, walk, sizes, inputs, weights, output)
+    for d, direction in enumerate(of_directions):
         if saved.numel():
             direction.saved = _row(saved, d)
         for name, part in zip(_STATES, start, strict=False):
@@ -194,57 +165,46 @@ def compute(
 
 
 def compute_gradients(
-    mode: str,
-    lengths: Lengths,
-    directions: int,
-    number: int,
+    form: LayerForm,
     output: Tensor,
     saved: Tensor,
-    given: list[Tensor],
-    gradients: tuple[Tensor | None, ...],
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """Return the gradients of inputs, weights and initial states, or None for those that are not wanted."""
-    output, saved, inputs, *rest = _contiguous((output, saved, *given))
-    weights, start = rest[:number], rest[number:]
-    walk, each, (size, output_size) = lengths.longest_first, number // directions, _sizes(mode, weights)
-    of_inputs = torch.empty_like(inputs) if wanted[0] else None
-    of_gates = inputs.new_empty(directions, inputs.shape[0], _GATES[mode] * size)
-    of_weights = [
-        torch.empty_like(weight) if is_wanted else None
-        for weight, is_wanted in zip(weights, wanted[1 : 1 + number], strict=True)
-    ]
+    output, saved, *tensors = _contiguous((output, saved, *tensors))
+    inputs, weights, start = form.parts_of(tensors)
+    walk, sizes = form.lengths.longest_first, _sizes(form.mode, weights)
+    size, output_size = sizes
+    wants_inputs, wanted_weights, _ = form.parts_of(wanted)
+    of_inputs = torch.empty_like(inputs) if wants_inputs else None
+    of_gates = inputs.new_empty(form.directions, inputs.shape[0], _GATES[form.mode] * size)
+    pairs = zip(weights, wanted_weights, strict=True)
+    of_weights = [torch.empty_like(weight) if is_wanted else None for weight, is_wanted in pairs]
     of_start = [torch.empty_like(part) for part in start]
     of_output, *of_finals = [None if gradient is None else gradient.contiguous() for gradient in gradients]
-    call = _kernel_call(mode, walk, inputs, directions, weights, output)
+    call, of_directions = _kernel_call(form, walk, sizes, inputs, weights, output)
     call.grad_x = None if of_inputs is None else of_inputs.data_ptr()
-    for d in range(directions):
-        direction = call.direction[d]
+    for d, direction in enumerate(of_directions):
         direction.saved, direction.grad_gates = _row(saved, d), _row(of_gates, d)
         if of_output is not None:
             direction.grad_out = of_output.data_ptr() + d * output_size * of_output.element_size()
-        for name, of_weight in zip(_WEIGHTS[each], of_weights[d * each : (d + 1) * each], strict=True):
+        for name, of_weight in zip(_WEIGHTS[form.each], form.of_direction(of_weights, d), strict=True):
             if of_weight is not None:
                 setattr(direction, f"grad_{name}", of_weight.data_ptr())
-        for name, part, of_part in zip(("hidden", "cell"), start, of_start, strict=False):
+        for name, part, of_part in zip(_STATES, start, of_start, strict=False):
             setattr(direction, name, _row(part, d))
             setattr(direction, f"grad_{name}", _row(of_part, d))
-        for name, of_final in zip(("hidden", "cell"), of_finals, strict=False):
+        for name, of_final in zip(_FINALS, of_finals, strict=False):
             if of_final is not None:
-                setattr(direction, f"grad_final_{name}", _row(of_final, d))
+                setattr(direction, f"grad_{name}", _row(of_final, d))
     _kernels.backward(call, inputs.dtype is torch.float64)
     return [of_inputs, *of_weights, *of_start]
 
 
 def _replay(
-    mode: str,
-    lengths: Lengths,
-    directions: int,
-    number: int,
-    given: list[Tensor],
-    gradients: tuple[Tensor | None, ...],
-    *,
-    again: bool,
+    form: LayerForm, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], *, again: bool
 ) -> list[Tensor | None]:
     """Return the same gradients from a second run by PyTorch's functions.
 
@@ -252,22 +212,25 @@ def _replay(
     """
     with torch.enable_grad():
         # Views, because one of them may be computed from another: no path through the caller's graph counts here.
-        given = [part.view_as(part) for part in given]
-        inputs, weights, start = given[0], given[1 : 1 + number], given[1 + number :]
-        results = run_layer_stepwise(mode, lengths, directions, inputs, weights, start)
+        tensors = [part.view_as(part) for part in tensors]
+        results = run_layer_stepwise(form, tensors)
         ends = [(result, gradient) for result, gradient in zip(results, gradients, strict=True) if gradient is not None]
-        asked = [part for part in given if part.requires_grad]
+        asked = [part for part in tensors if part.requires_grad]
         reached, of_reached = zip(*ends, strict=True)
         found = iter(torch.autograd.grad(reached, asked, of_reached, create_graph=again, allow_unused=True))
-        return [next(found) if part.requires_grad else None for part in given]
+        return [next(found) if part.requires_grad else None for part in tensors]
 
 
 def _kernel_call(
-    mode: str, walk: Tensor, inputs: Tensor, directions: int, weights: Sequence[Tensor], output: Tensor
-) -> Any:
-    """Return the arguments of a kernel that forward and backward share; it holds no tensor, and all are contiguous."""
-    first, step, each = walk.data_ptr(), walk.stride(0) * 8, len(weights) // directions
-    size, output_size = _sizes(mode, weights)
+    form: LayerForm, walk: Tensor, sizes: tuple[int, int], inputs: Tensor, weights: Sequence[Tensor], output: Tensor
+) -> tuple[_kernels.Call, list[Any]]:
+    """Return what forward and backward share of a call, and its parts by direction; it holds no tensor.
+
+    All tensors are contiguous.
+    """
+    mode, _, directions, each = form
+    size, output_size = sizes
+    first, step = walk.data_ptr(), walk.stride(0) * 8
     call = _kernels.Call(
         kind=_MODES[mode],
         directions=directions,
@@ -284,12 +247,12 @@ def _kernel_call(
         index=first + 2 * step,
         x=inputs.data_ptr(),
     )
-    for d in range(directions):
-        direction = call.direction[d]
+    of_directions = call.direction[:directions]
+    for d, direction in enumerate(of_directions):
         direction.out = output.data_ptr() + d * output_size * output.element_size()
-        for name, weight in zip(_WEIGHTS[each], weights[d * each : (d + 1) * each], strict=True):
+        for name, weight in zip(_WEIGHTS[each], form.of_direction(weights, d), strict=True):
             setattr(direction, name, weight.data_ptr())
-    return call
+    return call, of_directions
 
 
 def _sizes(mode: str, weights: Sequence[Tensor]) -> tuple[int, int]:

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from seqbatch._engines._interface import EngineCall, Hidden
-from seqbatch._engines._stack import run_layers
+from seqbatch._engines._stack import LayerForm, Tensors, run_layers
 from seqbatch._ops.layouts import rearrange
 from seqbatch._ops.time_steps import run_time_steps
 from seqbatch._structure.plans import packed_backward_plan, packed_plan
@@ -27,21 +27,18 @@ def run(layer: nn.RNNBase, values: Tensor, lengths: Lengths, hidden: Hidden | No
     return run_layers(layer, values, lengths, hidden, run_layer_stepwise)
 
 
-def run_layer_stepwise(
-    mode: str, lengths: Lengths, directions: int, inputs: Tensor, weights: Sequence[Tensor], start: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def run_layer_stepwise(form: LayerForm, tensors: Sequence[Tensor]) -> Tensors:
     """Run one layer as `RunLayer` says: rows in packed order, the longest sequence first."""
-    states = start
-    if not states:
+    mode, lengths, directions, _ = form
+    inputs, weights, start = form.parts_of(tensors)
+    if not start:
         sizes = [weights[1].shape[1], *([weights[1].shape[0] // 4] if mode == "LSTM" else [])]
-        states = [inputs.new_zeros(directions, len(lengths), size) for size in sizes]
-    each = len(weights) // directions
+        start = [inputs.new_zeros(directions, len(lengths), size) for size in sizes]
     outputs, finals = [], []
     for d in range(directions):
         plan = lengths.plan(packed_backward_plan if d else packed_plan, device=inputs.device)
-        weights_of_one = list(weights[d * each : (d + 1) * each])
-        of_one = tuple(part[d] for part in states)
-        output, final = _run_direction(mode, lengths, rearrange(inputs, plan), weights_of_one, of_one)
+        of_one = tuple(part[d] for part in start)
+        output, final = _run_direction(mode, lengths, rearrange(inputs, plan), form.of_direction(weights, d), of_one)
         outputs.append(rearrange(output, plan.inverse))
         finals.append(final)
     output = outputs[0] if directions == 1 else torch.cat(outputs, 1)
@@ -49,7 +46,7 @@ def run_layer_stepwise(
 
 
 def _run_direction(
-    mode: str, lengths: Lengths, rows: Tensor, weights: list[Tensor], start: Hidden
+    mode: str, lengths: Lengths, rows: Tensor, weights: Sequence[Tensor], start: Hidden
 ) -> tuple[Tensor, Hidden]:
     """Run one layer in one direction, on rows in packed order; return its output, and its state in caller's order."""
     w_ih, w_hh, *rest = weights

@@ -2,9 +2,9 @@
 
 import ctypes
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch  # noqa: F401  # first, because its OpenMP runtime is the one that the library must find loaded
 
@@ -12,6 +12,7 @@ from seqbatch.errors import SeqbatchValueError
 
 _NAME = "libseqbatch.kernels.so"  # on Linux and macOS
 _INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # a position is the number that recurrent.h and library.cpp use
+_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
 
 
 class Direction(ctypes.Structure):
@@ -20,28 +21,10 @@ class Direction(ctypes.Structure):
     _fields_ = [
         (name, ctypes.c_void_p)
         for name in (
-            "weight_ih",
-            "weight_hh",
-            "bias_ih",
-            "bias_hh",
-            "weight_hr",
-            "hidden",
-            "cell",
-            "out",
-            "saved",
-            "final_hidden",
-            "final_cell",
-            "grad_out",
-            "grad_final_hidden",
-            "grad_final_cell",
-            "grad_gates",
-            "grad_hidden",
-            "grad_cell",
-            "grad_weight_ih",
-            "grad_weight_hh",
-            "grad_bias_ih",
-            "grad_bias_hh",
-            "grad_weight_hr",
+            *_WEIGHTS,
+            *("hidden", "cell", "out", "saved", "final_hidden", "final_cell"),
+            *("grad_out", "grad_final_hidden", "grad_final_cell", "grad_gates", "grad_hidden", "grad_cell"),
+            *(f"grad_{name}" for name in _WEIGHTS),
         )
     ]
 
@@ -87,10 +70,23 @@ class Kernels(NamedTuple):
 
     missing: str  # why the kernels are not in use; empty if they are
     isa: int = 0
-    forward: tuple[Callable[..., int], ...] = ()  # for float, double
-    backward: tuple[Callable[..., int], ...] = ()
-    attend: tuple[Callable[..., int], ...] = ()  # for float, double
-    rows: tuple[Callable[..., int], ...] = ()  # copy, measure, sort, unpack
+    library: Any = None
+
+
+_ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
+# What the functions of the library take; rows.h has the meaning of the numbers and addresses.
+_ARGUMENTS: dict[str, list[Any]] = {
+    "seqbatch_forward_float": [ctypes.POINTER(Call)],
+    "seqbatch_forward_double": [ctypes.POINTER(Call)],
+    "seqbatch_backward_float": [ctypes.POINTER(Call)],
+    "seqbatch_backward_double": [ctypes.POINTER(Call)],
+    "seqbatch_attend_float": [ctypes.POINTER(Attention)],
+    "seqbatch_attend_double": [ctypes.POINTER(Attention)],
+    "seqbatch_copy": [ctypes.POINTER(Rows)],
+    "seqbatch_measure": [_ADDRESS, _NUMBER, _ADDRESS],
+    "seqbatch_sort": [_ADDRESS, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _ADDRESS],
+    "seqbatch_unpack": [_ADDRESS, _NUMBER, _ADDRESS, _ADDRESS, _NUMBER, _NUMBER, _ADDRESS],
+}
 
 
 def load(folders: Iterable[str], choice: str) -> Kernels:
@@ -117,32 +113,20 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         library = ctypes.CDLL(str(paths[0]))
         sizes = library.seqbatch_call_size(), library.seqbatch_attention_size(), library.seqbatch_rows_size()
         best = library.seqbatch_isa()
-        forward = library.seqbatch_forward_float, library.seqbatch_forward_double
-        backward = library.seqbatch_backward_float, library.seqbatch_backward_double
-        attend = library.seqbatch_attend_float, library.seqbatch_attend_double
-        copy, measure = library.seqbatch_copy, library.seqbatch_measure
-        sort, unpack = library.seqbatch_sort, library.seqbatch_unpack
+        for name, arguments in _ARGUMENTS.items():
+            getattr(library, name).argtypes = arguments
     except (OSError, AttributeError) as error:  # AttributeError: a function is missing, in a library of another version
         return Kernels(f"not loaded, because of the error: {error}")
     # A checkout may hold a library that was built before the sources changed.
     if sizes != tuple(ctypes.sizeof(structure) for structure in (Call, Attention, Rows)):
         return Kernels("not loaded, because the library was built from other sources: install seqbatch again")
-    for function in (*forward, *backward):
-        function.argtypes = [ctypes.POINTER(Call)]
-    for function in attend:
-        function.argtypes = [ctypes.POINTER(Attention)]
-    address, number = ctypes.c_void_p, ctypes.c_int64
-    copy.argtypes = [ctypes.POINTER(Rows)]
-    measure.argtypes = [address, number, address]
-    sort.argtypes = [address, number, number, address, address, address]
-    unpack.argtypes = [address, number, address, address, number, number, address]
     isa = _INSTRUCTION_SETS.index(choice) if choice else best
     if isa > best:
         raise SeqbatchValueError(
             f"The environment variable SEQBATCH_KERNELS must be at most {_INSTRUCTION_SETS[best]}, which is the best "
             f"instruction set of this processor in the library; got {choice}."
         )
-    return Kernels("", isa, forward, backward, attend, (copy, measure, sort, unpack))
+    return Kernels("", isa, library)
 
 
 _kernels = load(__path__, os.environ.get("SEQBATCH_KERNELS", ""))
@@ -155,22 +139,28 @@ ISA = _INSTRUCTION_SETS[ISA_NUMBER] if IS_THERE else ""
 
 def forward(call: Call, is_double: bool) -> None:
     """Run one layer over all sequences. Requires `IS_THERE`; the caller has checked all sizes and addresses."""
-    _raise_if_failed(_kernels.forward[is_double](call), "run a recurrent layer")
+    library = _kernels.library
+    run = library.seqbatch_forward_double if is_double else library.seqbatch_forward_float
+    _raise_if_failed(run(call), "run a recurrent layer")
 
 
 def backward(call: Call, is_double: bool) -> None:
     """Compute the gradients of gates, inputs, weights and initial states. Requires `IS_THERE`, as `forward`."""
-    _raise_if_failed(_kernels.backward[is_double](call), "run a recurrent layer")
+    library = _kernels.library
+    run = library.seqbatch_backward_double if is_double else library.seqbatch_backward_float
+    _raise_if_failed(run(call), "run a recurrent layer")
 
 
 def compute_attention(call: Attention, is_double: bool) -> None:
     """Compute attention. Requires `IS_THERE`, as `forward`."""
-    _raise_if_failed(_kernels.attend[is_double](call), "compute attention")
+    library = _kernels.library
+    run = library.seqbatch_attend_double if is_double else library.seqbatch_attend_float
+    _raise_if_failed(run(call), "compute attention")
 
 
 def copy(rows: Rows) -> None:
     """Copy rows between layouts. Requires `IS_THERE`, as `forward`."""
-    _raise_if_failed(_kernels.rows[0](rows), "copy sequences")
+    _raise_if_failed(_kernels.library.seqbatch_copy(rows), "copy sequences")
 
 
 def measure(lengths: int, sequences: int) -> list[int] | None:
@@ -179,17 +169,17 @@ def measure(lengths: int, sequences: int) -> list[int] | None:
     Requires `IS_THERE`; rows.h has the arguments here and below.
     """
     found = (ctypes.c_int64 * 3)()
-    return list(found) if _kernels.rows[1](lengths, sequences, found) else None
+    return list(found) if _kernels.library.seqbatch_measure(lengths, sequences, found) else None
 
 
 def sort(*arguments: int) -> None:
     """Sort sequences by length. Requires `IS_THERE`."""
-    _kernels.rows[2](*arguments)
+    _kernels.library.seqbatch_sort(*arguments)
 
 
 def unpack(*arguments: int) -> bool:
     """Compute lengths, and return True if the parts of a PackedSequence fit each other. Requires `IS_THERE`."""
-    return bool(_kernels.rows[3](*arguments))
+    return bool(_kernels.library.seqbatch_unpack(*arguments))
 
 
 def _raise_if_failed(result: int, what: str) -> None:

@@ -23,18 +23,10 @@ def _are_int64_vectors(*tensors: Tensor) -> bool:
     return all(tensor.dtype is torch.int64 and tensor.dim() == 1 and tensor.is_contiguous() for tensor in tensors)
 
 
-def copy_rows(
-    flat: Tensor,
-    other: Tensor,
-    lengths: Tensor,
-    *,
-    into_flat: bool,
-    batch_axis: int = 0,
-    is_left: bool = False,
-    fill: Tensor | None = None,
-    packing: tuple[Tensor, Tensor] | None = None,
-) -> None:
-    """Copy the rows of sequences between flat values and another layout; `can_read` must hold.
+def rows_of(flat: Tensor, other: Tensor, lengths: Tensor, into_flat: bool) -> _kernels.Rows:
+    """Describe a copy of the rows of sequences between flat values and another layout; `can_read` must hold.
+
+    The fields that depend on the other layout are left to its caller. The result holds addresses, and no tensor.
 
     Args:
         flat: `(total_steps, *features)`, contiguous.
@@ -42,14 +34,9 @@ def copy_rows(
             data of a PackedSequence `(total_steps, *features)`, contiguous.
         lengths: `(batch,)`, int64, contiguous, in steps: none may be above `time`, and they add up to total_steps.
         into_flat: whether to write `flat`, else `other` and its padding.
-        batch_axis: that of a padded tensor.
-        is_left: whether the padding stands before the steps.
-        fill: `()`: the value of the padding; None for bytes of 0.
-        packing: only for packed data: `(batch,)`, the place of each sequence in a step, and `(longest,)`, the number of
-            sequences of each step; int64, contiguous.
     """
-    element, strides = other.element_size(), other.stride()
-    rows = _kernels.Rows(
+    element = other.element_size()
+    return _kernels.Rows(
         flat=flat.data_ptr(),
         other=other.data_ptr(),
         lengths=lengths.data_ptr(),
@@ -59,15 +46,6 @@ def copy_rows(
         into_flat=into_flat,
         threads=torch.get_num_threads(),
     )
-    if packing is None:
-        rows.time = other.shape[1 - batch_axis]
-        rows.sequence_stride, rows.step_stride = strides[batch_axis] * element, strides[1 - batch_axis] * element
-        rows.is_left = is_left
-        rows.fill = None if fill is None else fill.data_ptr()
-    else:
-        places, sizes = packing
-        rows.time, rows.places, rows.sizes = sizes.shape[0], places.data_ptr(), sizes.data_ptr()
-    _kernels.copy(rows)
 
 
 def measure_lengths(lengths: Tensor) -> list[int] | None:

@@ -42,10 +42,6 @@ mask = _eager_or_traced(eager.mask, traced.mask)
 to_padded = _eager_or_traced(eager.to_padded, traced.to_padded)
 from_padded = _eager_or_traced(eager.from_padded, traced.from_padded)
 from_mask = _eager_or_traced(eager.from_mask, traced.from_mask)
-to_packed = _eager_or_traced(eager.to_packed, traced.to_packed)
-from_packed = _eager_or_traced(eager.from_packed, traced.from_packed)
-to_nested = _eager_or_traced(eager.to_nested, traced.to_nested)
-from_nested = _eager_or_traced(eager.from_nested, traced.from_nested)
 # The rows of sequences that are not empty, where there is one for each sequence.
 drop_empty = _eager_or_traced(eager.drop_empty, traced.drop_empty)
 # Sequences that an index selects; the number of all sequences is read only if it is needed.

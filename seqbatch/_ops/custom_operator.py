@@ -21,6 +21,8 @@ Tensors = tuple[Tensor, ...]
 Gradients = Sequence[Tensor | None]
 # From flat values, lengths, a list of other tensors if the operator takes one, and options, to results.
 Function = Callable[..., Tensors]
+# So that layers, directions and the backward pass share plans.
+_cached_lengths = lru_cache(maxsize=8)(Lengths)
 
 
 class Operator:
@@ -84,7 +86,10 @@ class Operator:
 
     def _checked(self, lengths: Tensor, values: Tensor, rest: Sequence[Any]) -> Lengths:
         """Return lengths whose values are read here for the first time, else raise."""
-        return _checked_lengths(lengths, self.steps_of(values, *rest))
+        counts, steps = lengths_of("lengths", lengths), self.steps_of(values, *rest)
+        if sum(counts) != steps:
+            raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", sum(counts))
+        return _cached_lengths(counts)
 
     def _call(self, sources: Sequence[Tensor], lengths: Lengths, rest: Sequence[Any]) -> Tensors:
         """Call the function on other tensors than those in `rest`."""
@@ -101,14 +106,9 @@ class Operator:
         return _as_declared(_with_declared_strides(_without_shared_memory(found, sources)))
 
     def _run_backward(
-        self,
-        gradients: Gradients,
-        saved: list[Tensor],
-        wanted: list[bool],
-        values: Tensor,
-        lengths: Tensor,
-        *rest: Any,
+        self, gradients: Gradients, saved: list[Tensor], wanted: list[bool], *inputs: Any
     ) -> list[Tensor]:
+        values, lengths, *rest = inputs
         sources, checked = self._sources(values, rest), self._checked(lengths, values, rest)
         found = self.own_backward(gradients, saved, wanted, values, checked, *rest)
         if found is None:
@@ -143,14 +143,9 @@ class Operator:
         return _as_declared(_with_declared_strides(self.fake(values, lengths, *rest)))
 
     def _fake_backward(
-        self,
-        gradients: Gradients,
-        saved: list[Tensor],
-        wanted: list[bool],
-        values: Tensor,
-        lengths: Tensor,
-        *rest: Any,
+        self, gradients: Gradients, saved: list[Tensor], wanted: list[bool], *inputs: Any
     ) -> list[Tensor]:
+        values, _, *rest = inputs
         pairs = zip(self._sources(values, rest), wanted, strict=True)
         parts = (torch.empty_like(source) if asked else _unwanted_gradient(source) for source, asked in pairs)
         return [*_with_declared_strides(parts)]
@@ -186,19 +181,6 @@ def _refuse_transforms() -> None:
         remedy = "Call encode, or the reduction, outside of torch.compile and of what is exported."
         found = "a transform of torch.func, or forward mode"
         raise complaint(SeqbatchError, "operator of seqbatch", "be differentiated backward only", found, remedy)
-
-
-def _checked_lengths(lengths: Tensor, steps: int) -> Lengths:
-    """Return lengths if none is negative and they add up to the steps, else raise."""
-    counts = lengths_of("lengths", lengths)
-    if sum(counts) != steps:
-        raise complaint(SeqbatchValueError, "lengths", f"add up to {steps}, the steps of `values`", sum(counts))
-    return _cached_lengths(counts)
-
-
-@lru_cache(maxsize=8)  # so that layers, directions and the backward pass share plans
-def _cached_lengths(counts: tuple[int, ...]) -> Lengths:
-    return Lengths(counts)
 
 
 def _as_declared(tensors: Tensors) -> Tensor | Tensors:

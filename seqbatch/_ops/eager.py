@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._checks.arguments import lengths_of, require_equal_lengths
 from seqbatch._checks.grammar import complaint, counted
@@ -18,18 +17,17 @@ from seqbatch._checks.indices import (
     several_positions,
 )
 from seqbatch._checks.layout_arguments import (
+    PaddedForm,
     PaddingSide,
     lengths_of_offsets,
     require_mask,
-    require_nested,
-    require_packed,
     require_padding_value,
     require_total_length,
 )
 from seqbatch._kernels import row_copies
 from seqbatch._ops import layouts, reductions
 from seqbatch._structure.cached import outside_inference_mode
-from seqbatch._structure.plans import Plan, joined_plan
+from seqbatch._structure.plans import Plan, joined_plan, masked_plan
 from seqbatch._structure.sequence_lengths import Lengths, int64_tensor, to_device
 from seqbatch._structure.step_slices import slice_layout
 from seqbatch.errors import SeqbatchValueError
@@ -117,27 +115,18 @@ def positions(lengths: Lengths, steps: int, device: torch.device) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- padding
 
 
-def to_padded(
-    values: Tensor,
-    lengths: Lengths,
-    batch_first: bool,
-    side: PaddingSide,
-    total_length: int | None,
-    padding_value: complex,
-) -> Tensor:
-    time = require_total_length(total_length, lengths.longest)
+def to_padded(values: Tensor, lengths: Lengths, form: PaddedForm, padding_value: complex) -> Tensor:
+    time = require_total_length(form.total_length, lengths.longest)
     fill = require_padding_value(padding_value, values.dtype)
-    return layouts.flat_to_padded(values, lengths, batch_first, side, time, fill)
+    return layouts.flat_to_padded(values, lengths, form.batch_first, form.side, time, fill)
 
 
-def mask(
-    lengths: Lengths, batch_first: bool, side: PaddingSide, total_length: int | None, device: torch.device
-) -> Tensor:
-    time = require_total_length(total_length, lengths.longest)
+def mask(lengths: Lengths, form: PaddedForm, device: torch.device) -> Tensor:
+    time = require_total_length(form.total_length, lengths.longest)
     steps, counts = torch.arange(time, device="cpu"), lengths.tensor
-    if side == "left":
+    if form.side == "left":
         steps = steps.flip(0)
-    real = steps < counts[:, None] if batch_first else steps[:, None] < counts
+    real = steps < counts[:, None] if form.batch_first else steps[:, None] < counts
     return to_device(real, device)
 
 
@@ -154,35 +143,8 @@ def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: Paddi
 def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, Lengths]:
     real = require_mask("mask", mask, tuple(padded.shape[:2]), batch_first)
     counts = real.sum(1 if batch_first else 0)
-    return layouts.masked_to_flat(padded, real, batch_first), Lengths(tuple(counts.tolist()))
-
-
-# --------------------------------------------------------------------------------------------------- packed and nested
-
-
-def to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
-    if lengths.shortest == 0 and len(lengths):
-        where = f"sequences[{lengths.counts.index(0)}]"
-        remedy = "PyTorch's packed form cannot hold an empty sequence: leave it out, by batch[indices]."
-        raise complaint(SeqbatchValueError, where, "have a step to be packed", "0 steps", remedy)
-    return layouts.flat_to_packed(values, lengths)
-
-
-def from_packed(packed: PackedSequence) -> tuple[Tensor, Lengths]:
-    unpacked = outside_inference_mode(lambda: row_copies.unpack_lengths(packed))
-    if unpacked is None:  # because the kernels do not support it, or it is invalid
-        lengths = Lengths.from_batch_sizes(*require_packed("packed", packed))
-    else:
-        lengths = Lengths.from_packed(*unpacked, packed.data.shape[0])
-    return layouts.packed_to_flat(packed.data, lengths), lengths
-
-
-def to_nested(values: Tensor, lengths: Lengths) -> Tensor:
-    return layouts.flat_to_nested(values, lengths)
-
-
-def from_nested(nested: Tensor) -> tuple[Tensor, Lengths]:
-    return layouts.nested_to_flat(require_nested("nested", nested))
+    plan = masked_plan(real, batch_first).to(padded.device)
+    return layouts.rearrange(padded.flatten(0, 1), plan), Lengths(tuple(counts.tolist()))
 
 
 # --------------------------------------------------------------------------------------------------------------- steps

@@ -1,6 +1,8 @@
 """Flat values to padded, packed and nested tensors and back: one copy by a kernel, or an index and one gather."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -8,11 +10,14 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, pad_sequence
 
 from seqbatch import _kernels
-from seqbatch._checks.layout_arguments import PaddingSide
+from seqbatch._checks.layout_arguments import PaddingSide, require_packed
 from seqbatch._kernels import row_copies
-from seqbatch._structure.plans import Plan, masked_plan, packed_plan, padded_plan, window_plan
+from seqbatch._structure.cached import outside_inference_mode
+from seqbatch._structure.plans import Plan, packed_plan, padded_plan, ranges
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import is_dense, is_transformed
+
+Linear = Callable[[Tensor], Tensor]
 
 # Without kernels: up to this many sequences, copying one by one is faster than planning a gather.
 COPY_LOOP_LIMIT = 64
@@ -41,15 +46,12 @@ class _PaddedLayout(NamedTuple):
         """Copy rows by the kernels."""
         # Compared as text, because -0.0 == 0.
         value = None if str(fill) in ("0", "0.0") else other.new_full((), fill)
-        row_copies.copy_rows(
-            flat,
-            other,
-            self.lengths.tensor,
-            into_flat=into_flat,
-            batch_axis=0 if self.batch_first else 1,
-            is_left=self.side == "left",
-            fill=value,
-        )
+        rows = row_copies.rows_of(flat, other, self.lengths.tensor, into_flat)
+        strides = [stride * other.element_size() for stride in other.stride()[:2]]
+        rows.sequence_stride, rows.step_stride = strides if self.batch_first else reversed(strides)
+        rows.time, rows.is_left = self.time, self.side == "left"
+        rows.fill = None if value is None else value.data_ptr()
+        _kernels.copy(rows)
 
 
 class _PackedLayout(NamedTuple):
@@ -68,64 +70,28 @@ class _PackedLayout(NamedTuple):
 
     def copy(self, flat: Tensor, other: Tensor, into_flat: bool, fill: complex) -> None:
         """Copy rows by the kernels; `fill` is unused, because packed data has no padding."""
-        lengths = self.lengths
-        row_copies.copy_rows(
-            flat, other, lengths.tensor, into_flat=into_flat, packing=(lengths.rank, lengths.batch_sizes)
-        )
+        places, sizes = self.lengths.rank, self.lengths.batch_sizes
+        rows = row_copies.rows_of(flat, other, self.lengths.tensor, into_flat)
+        rows.time, rows.places, rows.sizes = sizes.shape[0], places.data_ptr(), sizes.data_ptr()
+        _kernels.copy(rows)
 
 
-class _KernelCopy(torch.autograd.Function):
-    """A copy by the kernels between flat values and another layout; the backward pass is the copy back."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, source: Tensor, layout: _PaddedLayout | _PackedLayout, into_flat: bool, fill: complex
-    ) -> Tensor:
-        ctx.layout, ctx.into_flat = layout, into_flat
-        return _copy_by_kernels(source, layout, into_flat, fill)
+class _LinearFunction(torch.autograd.Function):
+    """A linear function of a tensor whose backward pass is another such function, its transpose."""
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        return _convert(gradients[0], ctx.layout, not ctx.into_flat), None, None, None
-
-
-class _Rearrange(torch.autograd.Function):
-    """A gather whose backward pass is the gather that undoes it, which is faster than torch's scatter into zeros."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, plan: Plan, fill: complex) -> Tensor:
-        ctx.plan = plan
-        return rearrange(values, plan, fill)
+    def forward(ctx: Any, values: Tensor, function: Linear, transpose: Linear) -> Tensor:
+        ctx.transpose = transpose
+        return function(values)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        return rearrange(gradients[0], ctx.plan.inverse), None, None
+        return ctx.transpose(gradients[0]), None, None
 
 
-class _ToNested(torch.autograd.Function):
-    """A nested tensor over values; torch's own has no second-order gradients, and none of complex values."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, lengths: Lengths) -> Tensor:
-        ctx.lengths = lengths
-        return _nested_view(values.detach(), lengths)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return call_autograd_function(_FromNested, gradients[0], ctx.lengths), None
-
-
-class _FromNested(torch.autograd.Function):
-    """The values of a nested tensor without holes: the inverse of `_ToNested`, and its backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, nested: Any, lengths: Lengths) -> Tensor:
-        ctx.lengths = lengths
-        return _nested_values(nested)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return call_autograd_function(_ToNested, gradients[0], ctx.lengths), None
+def call_linear(values: Tensor, function: Linear, transpose: Linear) -> Tensor:
+    """Call a linear function, with its transpose as the backward pass, through which gradients of every order flow."""
+    return call_autograd_function(_LinearFunction, values, function, transpose)
 
 
 def _inference_mode_of(tensor: Tensor) -> Any:
@@ -163,7 +129,8 @@ def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
         `(rows_out, *features)`.
     """
     if plan.give is not None and needs_own_backward(values):
-        return call_autograd_function(_Rearrange, values, plan, fill)
+        # The gather that undoes it, because it is faster than torch's scatter into zeros.
+        return call_linear(values, partial(rearrange, plan=plan, fill=fill), partial(rearrange, plan=plan.inverse))
     if plan.take_fills:
         # Copying with one extra row is cheaper than filling the output and scattering into it.
         values = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
@@ -175,9 +142,10 @@ def rearrange(values: Tensor, plan: Plan, fill: complex = 0) -> Tensor:
 def _convert(source: Tensor, layout: _PaddedLayout | _PackedLayout, into_flat: bool, fill: complex = 0) -> Tensor:
     """Convert flat values to another layout, or that to flat values; a copy, through which gradients flow."""
     if row_copies.can_read(source, layout.lengths.tensor):
+        copy = partial(_copy_by_kernels, layout=layout, into_flat=into_flat, fill=fill)
         if needs_own_backward(source):
-            return call_autograd_function(_KernelCopy, source, layout, into_flat, fill)
-        return _copy_by_kernels(source, layout, into_flat, fill)
+            return call_linear(source, copy, partial(_convert, layout=layout, into_flat=not into_flat))
+        return copy(source)
     plan = layout.plan(source.device)
     if into_flat:
         return rearrange(source.reshape(len(plan.take), *source.shape[len(layout.shape) :]), plan.inverse)
@@ -226,12 +194,6 @@ def padded_to_flat(padded: Tensor, lengths: Lengths, batch_first: bool, side: Pa
     return _convert(padded, _PaddedLayout(lengths, batch_first, side, padded.shape[1 if batch_first else 0]), True)
 
 
-def masked_to_flat(padded: Tensor, mask: Tensor, batch_first: bool) -> Tensor:
-    """Convert a padded tensor to flat values by its mask, a host tensor of the same layout without holes."""
-    plan = masked_plan(mask, batch_first).to(padded.device)
-    return rearrange(padded.flatten(0, 1), plan)
-
-
 def flat_to_packed(values: Tensor, lengths: Lengths) -> PackedSequence:
     """Convert flat values to PyTorch's packed form; no length may be 0."""
     data = _convert(values, _PackedLayout(lengths), False)
@@ -245,9 +207,31 @@ def packed_to_flat(data: Tensor, lengths: Lengths) -> Tensor:
     return _convert(data, _PackedLayout(lengths), True)
 
 
+def read_packed(packed: PackedSequence) -> tuple[Tensor, Lengths]:
+    """Convert a PackedSequence to flat values and lengths, or raise if its parts do not fit each other."""
+    unpacked = outside_inference_mode(lambda: row_copies.unpack_lengths(packed))
+    if unpacked is None:  # because the kernels do not support it, or it is invalid
+        lengths = Lengths.from_batch_sizes(*require_packed("packed", packed))
+    else:
+        lengths = Lengths.from_packed(*unpacked, packed.data.shape[0])
+    return packed_to_flat(packed.data, lengths), lengths
+
+
 def flat_to_nested(values: Tensor, lengths: Lengths) -> Tensor:
     """Convert flat values to a nested tensor of jagged layout, a view of them."""
-    return call_autograd_function(_ToNested, values, lengths) if values.requires_grad else _nested_view(values, lengths)
+    if not values.requires_grad:
+        return _nested_view(values, lengths)
+    # PyTorch's own backward pass has no gradients of gradients, and none of complex values.
+    return call_linear(
+        values, lambda one: _nested_view(one.detach(), lengths), partial(_values_of_full, lengths=lengths)
+    )
+
+
+def _values_of_full(nested: Any, lengths: Lengths) -> Tensor:
+    """Return the values of a nested tensor without holes: the inverse of `flat_to_nested`, and its backward pass."""
+    if not nested.requires_grad:
+        return _nested_values(nested)
+    return call_linear(nested, _nested_values, partial(flat_to_nested, lengths=lengths))
 
 
 def _nested_view(values: Tensor, lengths: Lengths) -> Tensor:
@@ -275,7 +259,7 @@ def nested_to_flat(nested: Tensor) -> tuple[Tensor, Lengths]:
     starts = offsets.cpu()
     if counts is None and starts[0] == 0 and starts[-1] == len(values):
         lengths.adopt_nested_offsets(offsets)
-        return call_autograd_function(_FromNested, nested, lengths) if nested.requires_grad else values, lengths
+        return _values_of_full(nested, lengths), lengths
     values = jagged.values()
-    plan = window_plan(starts[:-1], lengths, len(values))
+    plan = Plan.gather(ranges(starts[:-1], lengths.tensor, lengths.total), len(values))  # because it has holes
     return rearrange(values, plan.to(values.device)), lengths

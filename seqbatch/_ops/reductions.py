@@ -11,6 +11,7 @@ from torch.nn import functional
 from seqbatch._ops.custom_operator import Gradients, Operator
 from seqbatch._ops.layouts import (
     call_autograd_function,
+    call_linear,
     flat_to_padded,
     needs_own_backward,
     padded_to_flat,
@@ -35,7 +36,7 @@ def segment_sum(values: Tensor, lengths: Lengths) -> Tensor:
     if (rectangle := _as_rectangle(values, lengths)) is not None:
         return rectangle.sum(1)
     if needs_own_backward(values):
-        return call_autograd_function(_SegmentSum, values, lengths)
+        return call_linear(values, partial(segment_sum, lengths=lengths), partial(expand_to_steps, lengths=lengths))
     if _loop_is_faster(values, lengths):
         return torch.stack([sequence.sum(0) for sequence in values.split(lengths.counts)])
     if lengths.longest > UNCHUNKED_SUM_LIMIT:
@@ -52,7 +53,7 @@ def segment_sum(values: Tensor, lengths: Lengths) -> Tensor:
 def expand_to_steps(rows: Tensor, lengths: Lengths) -> Tensor:
     """Copy the row of each sequence to all its steps: `(total_steps, *features)`; gradients of every order flow."""
     if needs_own_backward(rows):
-        return call_autograd_function(_ExpandToSteps, rows, lengths)
+        return call_linear(rows, partial(expand_to_steps, lengths=lengths), partial(_sum, lengths=lengths))
     return rearrange(rows, Plan.copy(lengths.on(rows.device).segment_ids))
 
 
@@ -87,7 +88,7 @@ def segment_cumsum(values: Tensor, lengths: Lengths) -> Tensor:
     if (rectangle := _as_rectangle(values, lengths)) is not None:
         return rectangle.cumsum(1).flatten(0, 1)
     if needs_own_backward(values):
-        return call_autograd_function(_SegmentCumsum, values, lengths)
+        return call_linear(values, partial(segment_cumsum, lengths=lengths), partial(_cumsum_from_end, lengths=lengths))
     if _loop_is_faster(values, lengths):
         return torch.cat([sequence.cumsum(0) for sequence in values.split(lengths.counts)])
     # Each chunk by itself, then each from the sum of those before it, because padding would grow with the longest.
@@ -98,6 +99,10 @@ def segment_cumsum(values: Tensor, lengths: Lengths) -> Tensor:
         before = segment_cumsum(sums[:, -1].roll(1, 0).masked_fill(is_first, 0), numbers)
         sums = sums + before[:, None]
     return padded_to_flat(sums, chunks, True, "right")
+
+
+def _cumsum_from_end(values: Tensor, lengths: Lengths) -> Tensor:
+    return _reversed(segment_cumsum(_reversed(values, lengths), lengths), lengths)
 
 
 def _reversed(values: Tensor, lengths: Lengths) -> Tensor:
@@ -143,32 +148,6 @@ def _with_empty_rows(rows: Tensor, lengths: Lengths) -> Tensor:
     return start.index_copy(0, lengths.on(rows.device).not_empty, rows)
 
 
-class _SegmentSum(torch.autograd.Function):
-    """`segment_sum`; torch's own gradient of `embedding_bag` is slow and cannot be differentiated."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, lengths: Lengths) -> Tensor:
-        ctx.lengths = lengths
-        return segment_sum(values, lengths)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return expand_to_steps(gradients[0], ctx.lengths), None
-
-
-class _ExpandToSteps(torch.autograd.Function):
-    """`expand_to_steps`; its gradient is the sum, which torch computes with other rounding, step by step."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, lengths: Lengths) -> Tensor:
-        ctx.lengths = lengths
-        return expand_to_steps(rows, lengths)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return _sum(gradients[0], ctx.lengths), None
-
-
 class _SegmentExtreme(torch.autograd.Function):
     """`_extreme_of_full`; torch's own gradient of `scatter_reduce` takes twice the time."""
 
@@ -184,20 +163,6 @@ class _SegmentExtreme(torch.autograd.Function):
         ties = (values == expand_to_steps(found, ctx.lengths)).to(values.dtype)
         shares = gradients[0] / segment_sum(ties, ctx.lengths)
         return expand_to_steps(shares, ctx.lengths) * ties, None, None
-
-
-class _SegmentCumsum(torch.autograd.Function):
-    """`segment_cumsum`; its gradient is the cumulative sum from the end, without that of the padding."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, lengths: Lengths) -> Tensor:
-        ctx.lengths = lengths
-        return segment_cumsum(values, lengths)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        from_the_end = segment_cumsum(_reversed(gradients[0], ctx.lengths), ctx.lengths)
-        return _reversed(from_the_end, ctx.lengths), None
 
 
 def _loop_is_faster(values: Tensor, lengths: Lengths) -> bool:

@@ -5,7 +5,7 @@ A graph serves all lengths. What `eager` checks by their values, a graph checks 
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,13 +14,13 @@ from torch.nn import functional
 from seqbatch._checks.arguments import integer, integers, require_integers, require_tensor
 from seqbatch._checks.grammar import complaint, type_name
 from seqbatch._checks.indices import StepSlice, refuse_bytes
-from seqbatch._checks.layout_arguments import PaddingSide, require_bools
-from seqbatch._checks.tracing import not_in_a_graph, require_in_graph
+from seqbatch._checks.layout_arguments import PaddedForm, PaddingSide, require_bools
+from seqbatch._checks.tracing import require_in_graph
 from seqbatch._ops import eager, reductions
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._structure.step_slices import slice_steps_of
 from seqbatch._torch import check_size, check_size_or, known_or_false
-from seqbatch.errors import SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
+from seqbatch.errors import SeqbatchError, SeqbatchIndexError, SeqbatchTypeError, SeqbatchValueError
 
 # ------------------------------------------------------------------------------------------------------------- lengths
 
@@ -82,15 +82,11 @@ def require_total(lengths: Lengths, shape: Sequence[int]) -> None:
 
 
 def require_steps_of_batch(subject: str, steps: int, total: int) -> None:
-    must = "have the steps of this batch"
-    if _differ(steps, total, f"`{subject}` must {must}"):
-        raise complaint(SeqbatchValueError, subject, must, "fewer or more")
+    _require_equal(subject, "have the steps of this batch", steps, total)
 
 
 def require_batch_size(subject: str, lengths: Lengths, like: Lengths, name: str) -> None:
-    must = f"have as many sequences as {name}"
-    if _differ(lengths.tensor.shape[0], like.tensor.shape[0], f"`{subject}` must {must}"):
-        raise complaint(SeqbatchValueError, subject, must, "fewer or more")
+    _require_equal(subject, f"have as many sequences as {name}", lengths.tensor.shape[0], like.tensor.shape[0])
 
 
 def require_same_lengths(subject: str, lengths: Lengths, like: Lengths) -> None:
@@ -122,33 +118,24 @@ def positions(lengths: Lengths, steps: int, device: torch.device) -> Tensor:
 # ------------------------------------------------------------------------------------------------------------- padding
 
 
-def to_padded(
-    values: Tensor,
-    lengths: Lengths,
-    batch_first: bool,
-    side: PaddingSide,
-    total_length: int | None,
-    padding_value: complex,
-) -> Tensor:
-    fill, time = _require_fill(padding_value, values.dtype), _time(total_length, lengths.tensor)
-    rows = _places(lengths.tensor, side, time) + (lengths.tensor.cumsum(0) - lengths.tensor)[:, None]
-    real = _checked_mask(lengths.tensor, True, side, time)
+def to_padded(values: Tensor, lengths: Lengths, form: PaddedForm, padding_value: complex) -> Tensor:
+    fill, time = _require_fill(padding_value, values.dtype), _time(form.total_length, lengths.tensor)
+    rows = _places(lengths.tensor, form.side, time) + (lengths.tensor.cumsum(0) - lengths.tensor)[:, None]
+    real = _checked_mask(lengths.tensor, True, form.side, time)
     index = torch.where(real, rows, values.shape[0]).to(values.device)
-    index = index if batch_first else index.T
+    index = index if form.batch_first else index.T
     more = torch.cat([values, values.new_full((1, *values.shape[1:]), fill)])
     return more.index_select(0, index.flatten()).view(*index.shape, *values.shape[1:])
 
 
-def mask(
-    lengths: Lengths, batch_first: bool, side: PaddingSide, total_length: int | None, device: torch.device
-) -> Tensor:
-    return _checked_mask(lengths.tensor, batch_first, side, _time(total_length, lengths.tensor)).to(device)
+def mask(lengths: Lengths, form: PaddedForm, device: torch.device) -> Tensor:
+    time = _time(form.total_length, lengths.tensor)
+    return _checked_mask(lengths.tensor, form.batch_first, form.side, time).to(device)
 
 
 def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: PaddingSide) -> Tensor:
     counts, by_batch = lengths.tensor, padded if batch_first else padded.transpose(0, 1)
-    if _differ(counts.shape[0], by_batch.shape[0], "`lengths` must be as many as the sequences of `padded`"):
-        raise complaint(SeqbatchValueError, "lengths", "be as many as the sequences of `padded`", "fewer or more")
+    _require_equal("lengths", "be as many as the sequences of `padded`", counts.shape[0], by_batch.shape[0])
     require_in_graph((counts >= 0).all(), "`lengths` must be at least 0")
     require_in_graph((counts <= by_batch.shape[1]).all(), "`lengths` must be at most the time axis of `padded`")
     real = _mask(counts, True, side, by_batch.shape[1])
@@ -159,8 +146,10 @@ def from_padded(padded: Tensor, lengths: Lengths, batch_first: bool, side: Paddi
 def from_mask(padded: Tensor, mask: Tensor, batch_first: bool) -> tuple[Tensor, Lengths]:
     require_bools("mask", require_tensor("mask", mask))
     must = "have the first two axes of `padded`"
-    if mask.dim() != 2 or any(_differ(mask.shape[axis], padded.shape[axis], f"`mask` must {must}") for axis in (0, 1)):
+    if mask.dim() != 2:
         raise complaint(SeqbatchValueError, "mask", must, "others")
+    for axis in (0, 1):
+        _require_equal("mask", must, mask.shape[axis], padded.shape[axis], found="others")
     by_batch, real = (padded, mask) if batch_first else (padded.transpose(0, 1), mask.T)
     starts = (real & ~functional.pad(real, (1, 0))[:, :-1]).sum(1)
     require_in_graph((starts <= 1).all(), "`mask` must have its True steps side by side in each sequence")
@@ -237,37 +226,25 @@ def _is_in_range(number: Any, dtype: torch.dtype) -> bool:
     return not abs(number) > torch.finfo(dtype).max
 
 
-def _differ(size: int, other: int, message: str) -> bool:
-    """Return True if sizes are known to differ; if they are unknown, add a check with this message to the graph."""
+def _require_equal(
+    subject: str,
+    must: str,
+    size: int,
+    other: int,
+    *,
+    found: str = "fewer or more",
+    error: type[SeqbatchError] = SeqbatchValueError,
+) -> None:
+    """Raise if sizes are known to differ; if they are unknown, add a check to the graph."""
     if known_or_false(size != other):
-        return True
-    check_size(size == other, message)
-    return False
+        raise complaint(error, subject, must, found)
+    check_size(size == other, f"`{subject}` must {must}")
 
 
 def _places(lengths: Tensor, side: PaddingSide, time: int) -> Tensor:
     """Compute the index in its sequence of the step at each position of `(batch, time)`."""
     places = torch.arange(time, device="cpu")
     return places - (time - lengths)[:, None] if side == "left" else places.expand(lengths.shape[0], time)
-
-
-# ----------------------------------------------------------------------------------------------- packed and nested
-
-
-def to_packed(values: Tensor, lengths: Lengths) -> NoReturn:
-    raise not_in_a_graph("a call that needs lengths")
-
-
-def from_packed(packed: object) -> NoReturn:
-    raise not_in_a_graph("a call that needs the sizes of a PackedSequence")
-
-
-def to_nested(values: Tensor, lengths: Lengths) -> NoReturn:
-    raise not_in_a_graph("a call that needs the lengths of a nested tensor")
-
-
-def from_nested(nested: object) -> NoReturn:
-    raise not_in_a_graph("a call that needs the lengths of a nested tensor")
 
 
 # --------------------------------------------------------------------------------------------------------------- steps
@@ -325,9 +302,7 @@ def reduce(values: Tensor, lengths: Lengths, how: str) -> Tensor:
 
 
 def expand(rows: Tensor, lengths: Lengths, steps: int) -> Tensor:
-    must = "have a row for each sequence"
-    if _differ(rows.shape[0], lengths.tensor.shape[0], f"`tensor` must {must}"):
-        raise complaint(SeqbatchValueError, "tensor", must, "fewer or more")
+    _require_equal("tensor", "have a row for each sequence", rows.shape[0], lengths.tensor.shape[0])
     return reductions.expand_operator(rows, lengths.tensor, steps)[0]
 
 
@@ -345,8 +320,7 @@ def positions_of(index: Tensor, size: int) -> Tensor:
     refuse_bytes("index", index)
     if index.dtype is torch.bool and index.dim() == 1:
         must = "have one bool for each sequence, as it is a mask"
-        if _differ(index.shape[0], size, f"`index` must {must}"):
-            raise complaint(SeqbatchIndexError, "index", must, "fewer or more")
+        _require_equal("index", must, index.shape[0], size, error=SeqbatchIndexError)
         return index
     numbers = require_integers("index", index if index.dim() else index[None]).long()
     require_in_graph(((numbers >= -size) & (numbers < size)).all(), "`index` must name sequences that are there")

@@ -84,6 +84,28 @@ class Plan(NamedTuple):  # not an attrs class, because torch.compile cannot trac
         return type(self)(to_device(self.take, device), give, self.take_fills, self.give_fills)
 
 
+class PlanWithLengths(NamedTuple):
+    """A plan that changes lengths.
+
+    Args:
+        plan: from flat values to those of the new sequences.
+        lengths: the lengths of the new sequences; None if they are those before.
+    """
+
+    plan: Plan
+    lengths: Lengths | None
+
+    @classmethod
+    def change(cls, plan: Plan, before: Lengths, counts: tuple[int, ...]) -> "PlanWithLengths":
+        """Pair a plan with new lengths, by their counts."""
+        # None for those before, because they keep the plan, and a reference cycle is freed by the garbage collector.
+        return cls(plan, None if counts == before.counts else Lengths(counts))
+
+    def to(self, device: torch.device) -> Self:
+        """Copy the plan to a device."""
+        return type(self)(self.plan.to(device), self.lengths)
+
+
 def reverse_plan(lengths: Lengths) -> Plan:
     """Compute the plan that reverses every sequence."""
     ends = lengths.offsets[:-1] + lengths.offsets[1:] - 1
@@ -133,14 +155,6 @@ def masked_plan(mask: Tensor, batch_first: bool) -> Plan:
         rows, steps = mask.T.nonzero(as_tuple=True)
         take = steps * mask.shape[1] + rows
     return Plan.gather(take, mask.numel())
-
-
-def window_plan(starts: Tensor, lengths: Lengths, rows: int) -> Plan:
-    """Compute the plan from a tensor of `rows` rows to flat values, by the row where each sequence starts.
-
-    No two sequences may overlap.
-    """
-    return Plan.gather(ranges(starts, lengths.tensor, lengths.total), rows)
 
 
 def edge_plan(lengths: Lengths, last: bool) -> Plan:

@@ -1,32 +1,13 @@
 """Slices of the steps of each sequence: which steps they hold, and the plan that gathers these."""
 
-from typing import NamedTuple, Self
-
-import torch
 from torch import Tensor
 
 from seqbatch._checks.indices import StepSlice
-from seqbatch._structure.plans import Plan, ranges
+from seqbatch._structure.plans import Plan, PlanWithLengths, ranges
 from seqbatch._structure.sequence_lengths import Lengths, int64_tensor
 
 
-class SliceLayout(NamedTuple):
-    """A slice of the steps of each sequence.
-
-    Args:
-        plan: from flat values to the steps in the slice.
-        lengths: the lengths of the slices; None if they are those of the sequences.
-    """
-
-    plan: Plan
-    lengths: Lengths | None
-
-    def to(self, device: torch.device) -> Self:
-        """Copy the layout to a device."""
-        return type(self)(self.plan.to(device), self.lengths)
-
-
-def slice_layout(lengths: Lengths, steps: StepSlice, rows: tuple[int, ...] | None) -> SliceLayout:
+def slice_layout(lengths: Lengths, steps: StepSlice, rows: tuple[int, ...] | None) -> PlanWithLengths:
     """Lay out a slice of the steps of all sequences, or of chosen ones, in the order chosen."""
     counts, starts = lengths.tensor, lengths.offsets[:-1]
     if rows is not None:
@@ -37,7 +18,7 @@ def slice_layout(lengths: Lengths, steps: StepSlice, rows: tuple[int, ...] | Non
     take = ranges(starts + first, numbers, sum(sizes), step=steps.step)
     is_repeated = rows is not None and len({*rows}) < len(rows)
     plan = Plan.copy(take) if is_repeated else Plan.gather(take, lengths.total)
-    return SliceLayout(plan, None if sizes == lengths.counts else Lengths(sizes))
+    return PlanWithLengths.change(plan, lengths, sizes)
 
 
 def slice_steps_of(lengths: Tensor, steps: StepSlice) -> tuple[Tensor, Tensor]:

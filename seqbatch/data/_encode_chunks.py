@@ -23,6 +23,7 @@ from seqbatch.layers import Residual, TwoWay
 
 T = TypeVar("T", bound=Tensor)
 Same = TypeVar("Same", Tensor, SequenceBatch, PackedSequence)
+_Lists = Iterable[list[T]] | Iterable[tuple[T, ...]]
 
 # Their statistics are those of the chunk if they keep no running ones.
 _BATCH_NORMS = (nn.BatchNorm1d, nn.LazyBatchNorm1d, nn.BatchNorm2d, nn.LazyBatchNorm2d, nn.SyncBatchNorm)
@@ -34,7 +35,7 @@ def encode_chunks(
 ) -> Iterator[tuple[Same, LSTMState]]: ...
 @overload
 def encode_chunks(
-    layer: nn.LSTM | nn.LSTMCell, chunks: Iterable[list[T]] | Iterable[tuple[T, ...]], state: LSTMState | None = None
+    layer: nn.LSTM | nn.LSTMCell, chunks: _Lists[T], state: LSTMState | None = None
 ) -> Iterator[tuple[list[Tensor], LSTMState]]: ...
 @overload
 def encode_chunks(
@@ -42,9 +43,7 @@ def encode_chunks(
 ) -> Iterator[tuple[Same, RNNState]]: ...
 @overload
 def encode_chunks(
-    layer: nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell,
-    chunks: Iterable[list[T]] | Iterable[tuple[T, ...]],
-    state: RNNState | None = None,
+    layer: nn.GRU | nn.RNN | nn.GRUCell | nn.RNNCell, chunks: _Lists[T], state: RNNState | None = None
 ) -> Iterator[tuple[list[Tensor], RNNState]]: ...
 @overload
 def encode_chunks(
@@ -52,14 +51,12 @@ def encode_chunks(
 ) -> Iterator[tuple[Same, ContainerState]]: ...
 @overload
 def encode_chunks(
-    layer: nn.Sequential, chunks: Iterable[list[T]] | Iterable[tuple[T, ...]], state: ContainerState | None = None
+    layer: nn.Sequential, chunks: _Lists[T], state: ContainerState | None = None
 ) -> Iterator[tuple[list[Tensor], ContainerState]]: ...
 @overload
 def encode_chunks(layer: nn.Module, chunks: Iterable[Same], state: Any = None) -> Iterator[tuple[Same, Any]]: ...
 @overload
-def encode_chunks(
-    layer: nn.Module, chunks: Iterable[list[T]] | Iterable[tuple[T, ...]], state: Any = None
-) -> Iterator[tuple[list[Tensor], Any]]: ...
+def encode_chunks(layer: nn.Module, chunks: _Lists[T], state: Any = None) -> Iterator[tuple[list[Tensor], Any]]: ...
 def encode_chunks(layer: nn.Module, chunks: Iterable[Any], state: Any = None) -> Iterator[tuple[Any, Any]]:
     """Run a layer that carries a state on sequences in chunks; the results equal those of the whole sequences.
 

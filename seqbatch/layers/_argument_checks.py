@@ -3,8 +3,8 @@
 from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch
-from seqbatch._checks.arguments import integer, require_steps
-from seqbatch._checks.grammar import complaint, describe, shown, type_name
+from seqbatch._checks.arguments import at_least, require_steps
+from seqbatch._checks.grammar import complaint, describe, shown
 from seqbatch._encode.registry import unsupported
 from seqbatch._encoders._layer_checks import keeps_forward
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError
@@ -22,20 +22,9 @@ def as_batch(sequence: object) -> SequenceBatch:
     return SequenceBatch(values, [len(values)])
 
 
-def module(subject: str, value: object) -> nn.Module:
-    """Return the value if it is a layer, else raise."""
-    if not isinstance(value, nn.Module):
-        remedy = "Pass a layer, not its class." if isinstance(value, type) else ""
-        raise complaint(SeqbatchTypeError, subject, "be an nn.Module", type_name(value), remedy)
-    return value
-
-
 def size(subject: str, value: object) -> int:
     """Return the value if it is an integer of at least 0, else raise."""
-    number = integer(subject, value)
-    if number < 0:
-        raise complaint(SeqbatchValueError, subject, "be at least 0", number)
-    return number
+    return at_least(subject, value, 0)
 
 
 def probability(subject: str, value: float) -> float:

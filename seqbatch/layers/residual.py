@@ -5,13 +5,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch, is_nothing
+from seqbatch._checks.arguments import require_layer
 from seqbatch._checks.grammar import complaint, describe
 from seqbatch._encode import encode
 from seqbatch._encode.registry import is_recurrent
 from seqbatch._encoders._hooked_call import run_with_hooks
 from seqbatch._encoders.containers import register_container, run_child
 from seqbatch.errors import SeqbatchValueError
-from seqbatch.layers._argument_checks import as_batch, module, refuse_own_forward
+from seqbatch.layers._argument_checks import as_batch, refuse_own_forward
 
 
 class Residual(nn.Module):
@@ -36,7 +37,7 @@ class Residual(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer: nn.Module = module("layer", layer)
+        self.layer: nn.Module = require_layer("layer", layer)
 
     def forward(self, sequence: Tensor) -> Tensor:
         """Run on one sequence, from the state that the layer starts from.

@@ -6,13 +6,14 @@ import torch
 from torch import Tensor, nn
 
 from seqbatch._batch import SequenceBatch, is_nothing
+from seqbatch._checks.arguments import require_layer
 from seqbatch._checks.grammar import complaint, describe
 from seqbatch._encode.registry import is_recurrent
 from seqbatch._encoders._hooked_call import run_with_hooks
 from seqbatch._encoders.containers import register_container, run_child, states_of
 from seqbatch._state import ContainerState
 from seqbatch.errors import SeqbatchValueError
-from seqbatch.layers._argument_checks import as_batch, module, refuse_own_forward
+from seqbatch.layers._argument_checks import as_batch, refuse_own_forward
 
 
 class TwoWay(nn.Module):
@@ -63,7 +64,7 @@ class TwoWay(nn.Module):
 
 def _layer_of_one_direction(subject: str, value: object) -> nn.Module:
     """Return the value if it is a layer of one direction, else raise."""
-    layer = module(subject, value)
+    layer = require_layer(subject, value)
     for part in layer.modules():
         if getattr(part, "bidirectional", False):
             remedy = "It would run in both directions; pass two layers of one direction."

@@ -167,4 +167,4 @@ def test_under_autocast_every_sequence_has_the_dtype_that_it_has_alone(kind: Any
         wanted = [layer(x)[0] if len(x) else layer(xs[0])[0][:0] for x in xs]
         assert_close(encode(layer, xs), outputs)
     assert_close(outputs, wanted, rtol=0.03, atol=0.03)  # half precision rounds in another order
-    assert all(part.dtype is wanted[0].dtype for part in state._tensors)
+    assert all(part.dtype is wanted[0].dtype for part in state._parts)

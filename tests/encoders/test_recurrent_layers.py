@@ -109,7 +109,7 @@ def test_autocast_of_a_state_has_the_dtypes_of_one_sequence_alone(kind: Any, giv
         outputs, state = encode_with_state(layer, xs, LSTMState(zeros, zeros) if cells else RNNState(zeros))
         alone, end = layer(xs[0], hx)
     assert_close(outputs[0], alone, rtol=0.03, atol=0.03)  # half precision rounds in another order
-    assert_close([part[:, 0, 0] for part in state._tensors], [*end] if cells else [end], rtol=0.03, atol=0.03)
+    assert_close([part[:, 0, 0] for part in state._parts], [*end] if cells else [end], rtol=0.03, atol=0.03)
 
 
 @pytest.mark.parametrize("layer", [nn.LSTM(5, 3), nn.GRU(5, 3, bidirectional=True), nn.RNN(5, 3), nn.Linear(5, 3)])

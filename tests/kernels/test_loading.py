@@ -144,8 +144,9 @@ def test_structures_mirror_those_of_the_header(structure: type[ctypes.Structure]
 
 
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    full = _kernels.Kernels("", 0, *[(lambda call: 1,) * 2] * 4)
-    monkeypatch.setattr(_kernels, "_kernels", full)
+    names = [f"seqbatch_{name}" for name in ("copy", "forward_float", "backward_float", "attend_float")]
+    fails = {name: lambda call: 1 for name in names}
+    monkeypatch.setattr(_kernels, "_kernels", _kernels.Kernels("", 0, SimpleNamespace(**fails)))
     with pytest.raises(
         MemoryError, match=r"^There is not enough memory to copy sequences\. Run fewer sequences at once"
     ):

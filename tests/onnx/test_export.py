@@ -75,7 +75,7 @@ def test_layers_and_states(batch_first: bool, tmp_path: Path) -> None:
         with torch.no_grad():
             results = model(batch)
         for layer, (outputs, state) in zip(layers, results, strict=True):
-            for wanted in (outputs.to_padded(batch_first=batch_first), *state._tensors):
+            for wanted in (outputs.to_padded(batch_first=batch_first), *state._parts):
                 assert_close(next(found), wanted, msg=f"{layer}, {lengths}")
         assert next(found, None) is None
 
@@ -95,7 +95,7 @@ def test_half_precision(tmp_path: Path) -> None:
         batch = signals(lengths).to(torch.float16)
         with torch.no_grad():
             results = model(batch)
-        wanted = [part for outputs, state in results for part in (outputs.to_padded(batch_first=True), *state._tensors)]
+        wanted = [part for outputs, state in results for part in (outputs.to_padded(batch_first=True), *state._parts)]
         found = run(batch)
         assert {one.dtype for one in found} == {torch.float16}
         # Each rounds elsewhere, every step, to numbers that are 2**-10 apart.

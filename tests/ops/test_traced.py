@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.export import Dim, export
 from torch.testing import assert_close
 
-from seqbatch import SeqbatchError, SeqbatchValueError, SequenceBatch, _ops
+from seqbatch import SeqbatchValueError, SequenceBatch, _ops
 from seqbatch._ops import eager, traced
 from seqbatch._structure.sequence_lengths import Lengths
 
@@ -53,20 +53,6 @@ def test_they_are_exported_for_all_lengths() -> None:
 
 
 LENGTHS = Lengths(torch.tensor([2, 1]))
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "what"),
-    [
-        ("to_packed", (torch.zeros(3), LENGTHS), "lengths"),
-        ("from_packed", (None,), "the sizes of a PackedSequence"),
-        ("to_nested", (torch.zeros(3), LENGTHS), "the lengths of a nested tensor"),
-        ("from_nested", (None,), "the lengths of a nested tensor"),
-    ],
-)
-def test_layouts_that_a_graph_cannot_hold(name: str, arguments: tuple[Any, ...], what: str) -> None:
-    with pytest.raises(SeqbatchError, match=f"^`graph of .*; got a call that needs {what}\\. Call it outside"):
-        getattr(traced, name)(*arguments)
 
 
 def test_sizes_that_are_known_to_differ() -> None:
