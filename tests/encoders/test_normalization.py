@@ -227,7 +227,7 @@ def test_memory() -> None:
 def test_memory_of_instance_norm() -> None:
     layer = nn.InstanceNorm1d(8, affine=True)
     batch = SequenceBatch(torch.randn(2 * 511 + 512, 8), [2] * 511 + [512])
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         encode(layer, batch).values.sum().backward()
     recorded: Any = profile.profiler
     events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
