@@ -227,7 +227,7 @@ TOO_OLD = r"`torch` must be version 2\.13 or newer for {}; got {}\. Upgrade torc
 
 def test_HAS_GRAPHS() -> None:  # noqa: N802  # as the constant
     """Else what is traced stops at a line of seqbatch that an old torch cannot trace, without the reason."""
-    assert _torch.HAS_GRAPHS == (TorchVersion(torch.__version__) >= "2.13")
+    assert _torch.HAS_GRAPHS is (TorchVersion(torch.__version__) >= "2.13")
     for version, has_graphs in (("2.9.1", False), ("2.12.1+cu130", False), ("2.13.0a0+git1", True), ("3.0.0", True)):
         in_a_process(
             f"import torch\ntorch.__version__ = {version!r}\n"
