@@ -1,6 +1,6 @@
 """Runs pip install with the pins of constraints.txt, but without that of torch.
 
-`python packages/install.py -c constraints.txt torch==2.10.0` installs another torch than the one that CI has. pip itself
+`python packages/install.py -c constraints.txt torch==2.10.0` installs another torch than that of CI. pip itself
 refuses a version that differs from a pin.
 """
 
