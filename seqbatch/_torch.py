@@ -72,14 +72,6 @@ def in_a_graph() -> bool:
     return is_tracing
 
 
-def _refuse_graphs() -> None:
-    require_graphs("torch.compile and torch.export")
-
-
-# Dynamo then calls it as it is, and passes its error on. It would take an error that it traced for a graph break.
-vars(_refuse_graphs).update(_dynamo_marked_constant=True)
-
-
 def in_an_export() -> bool:
     """Return True if `torch.export` is tracing in this thread; `is_exporting` holds for the whole process."""
     return is_exporting() and in_a_graph()
@@ -145,6 +137,11 @@ def constant_in_graphs(function: _Function) -> _Function:
     """
     vars(function).update(_dynamo_marked_constant=True)
     return function
+
+
+@constant_in_graphs  # because Dynamo would take an error that it traces for a graph break, and drop its message
+def _refuse_graphs() -> None:
+    require_graphs("torch.compile and torch.export")
 
 
 def set_scripted(function: Callable[..., Any], make: Callable[[], Any]) -> None:
