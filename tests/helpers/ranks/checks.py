@@ -115,12 +115,14 @@ def batches_given_back() -> None:
         for one in (model, alone):
             mean_loss(cross_entropy(one(batch[0]).values, batch[1].values, reduction="none")).backward()
         found: list[Any] = gradients_of(model)
+        wanted = gradients_of(alone)  # of what this process has, and as if not sharded
         if isinstance(found[0], DTensor):
             found = [one.full_tensor() for one in found]
-            alone = Tagger(kind)
-            alone.load_state_dict({name: part.full_tensor() for name, part in model.state_dict().items()})
-            whole(alone, [0, 3, 5]).backward()
-        assert_close(found, gradients_of(alone))  # else of what this process has, and as if not sharded
+            tagger = Tagger(kind)
+            tagger.load_state_dict({name: part.full_tensor() for name, part in model.state_dict().items()})
+            whole(tagger, [0, 3, 5]).backward()
+            wanted = gradients_of(tagger)
+        assert_close(found, wanted)
 
 
 def gradients_added_up() -> None:
