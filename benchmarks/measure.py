@@ -122,7 +122,7 @@ def medians(
 
 def peak(call: Callable[[], Any]) -> int:
     """Return the bytes of all tensors at the peak of a call."""
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         call()
     recorded: Any = profile.profiler
     events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())

@@ -1,6 +1,6 @@
 """Builds the sdist and the wheels into `dist/`, checks them, and tries each in an empty environment.
 
-`tox run -e packages -- 2.13.0` takes versions of torch. The steps are:
+`tox run -e packages -- 2.10.0 2.14.1` takes versions of torch. The steps are:
 
 1. Build the sdist, a wheel with the kernels and, as on a machine without a C++ compiler, a wheel without them.
 2. Check them by `twine` and `check-wheel-contents`. `abi3audit` does not apply, because the kernels are called by
@@ -55,11 +55,8 @@ def install_and_try(torch: str, sdist: Path, compiled: Path, pure: Path) -> None
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = Path(folder, "bin", "python")
-        # The versions that CI has, but for torch.
-        pins = [line for line in (ROOT / "constraints.txt").open() if not line.startswith("torch==")]
-        constraints = Path(folder, "constraints.txt")
-        constraints.write_text("".join(pins))
-        install = (python, "-I", "-m", "pip", "install", "--quiet", "--constraint", constraints)
+        constraints = ROOT / "constraints.txt"
+        install = (python, "-I", ROOT / "packages" / "install.py", "--quiet", "--constraint", constraints)
         build_constraint = {"PIP_CONSTRAINT": str(constraints)}  # for what the sdist needs to be built
         run(*install, f"torch=={torch}", compiled)
         smoke(python, IN_USE)

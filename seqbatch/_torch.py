@@ -36,8 +36,24 @@ from torch.nn.modules.module import (
 from torch.nn.utils.prune import BasePruningMethod
 from torch.utils import _pytree
 
+from seqbatch.errors import SeqbatchError
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 _Arguments = ParamSpec("_Arguments")
+
+# ------------------------------------------------------------------------------------------------------------- version
+
+# Graphs need what PyTorch traces since 2.13: a closure as the message of `torch._check`, `torch._check_with` with an
+# error of our own, `bool` of a list, and `is_autocast_available`. Before, it fails in the middle of tracing.
+HAS_GRAPHS = tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 13)
+
+
+def require_graphs(user: str) -> None:
+    """Raise if PyTorch is too old for what makes graphs, such as `torch.export`."""
+    if not HAS_GRAPHS:
+        remedy = "Upgrade torch, or run the model without a graph."
+        raise SeqbatchError(f"`torch` must be version 2.13 or newer for {user}; got {torch.__version__}. {remedy}")
+
 
 # ------------------------------------------------------------------------------------------------------------- tracing
 
@@ -46,8 +62,14 @@ def in_a_graph() -> bool:
     """Return True if `torch.compile` or `torch.export` is tracing in this thread.
 
     `is_compiling` holds for the whole process. Other threads, such as that of a DataLoader, are not tracing.
+
+    Raises:
+        SeqbatchError: PyTorch is tracing, and is too old for it.
     """
-    return is_dynamo_compiling() or (is_compiling() and TracingContext.try_get() is not None)
+    is_tracing = is_dynamo_compiling() or (is_compiling() and TracingContext.try_get() is not None)
+    if is_tracing and not HAS_GRAPHS:
+        _refuse_graphs()
+    return is_tracing
 
 
 def in_an_export() -> bool:
@@ -115,6 +137,11 @@ def constant_in_graphs(function: _Function) -> _Function:
     """
     vars(function).update(_dynamo_marked_constant=True)
     return function
+
+
+@constant_in_graphs  # because Dynamo would take an error that it traces for a graph break, and drop its message
+def _refuse_graphs() -> None:
+    require_graphs("torch.compile and torch.export")
 
 
 def set_scripted(function: Callable[..., Any], make: Callable[[], Any]) -> None:

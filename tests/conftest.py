@@ -10,7 +10,10 @@ file at the top tests one module of the package, or all of it. These folders hav
 
 To run one check in seconds, name its folder, file or test: `pytest tests/ops/test_reduce.py -k gradients`. To check
 every part of the package in about two minutes, run `pytest -m "not slow" --numprocesses=auto`. HYPOTHESIS_PROFILE
-chooses between `dev` and `ci`, which tries four times as many examples.
+chooses between `dev`, `few` with a quarter of its examples, and `ci` with four times as many.
+
+With a torch that is too old for graphs, tests of graphs and ONNX are left out: the folders in GRAPHS, and the tests
+with the mark `graphs`.
 """
 
 import os
@@ -20,8 +23,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+from seqbatch._torch import HAS_GRAPHS
+
 settings.register_profile("dev", deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", deadline=None, max_examples=60, derandomize=True, print_blob=True)
+settings.register_profile("few", deadline=None, max_examples=4, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 torch.manual_seed(0)
 
@@ -51,24 +57,31 @@ SLOW = {
         "typing",
     )
 }
+# Those whose tests all make graphs, or export them.
+GRAPHS = {TESTS / name for name in ("graphs", "onnx")}
 
 
 def pytest_configure() -> None:
-    if missing := [str(path) for path in SLOW if not path.exists()]:
-        raise pytest.UsageError(f"SLOW in tests/conftest.py names what is not there: {missing}")
+    if missing := [str(path) for path in SLOW | GRAPHS if not path.exists()]:
+        raise pytest.UsageError(f"tests/conftest.py names what is not there: {missing}")
 
 
-def is_slow(path: Path) -> bool:
-    """Return True if a file, or a folder it is in, is slow."""
-    return not SLOW.isdisjoint({path, *path.parents})
+def is_one_of(paths: set[Path], path: Path) -> bool:
+    """Return True if a file, or a folder it is in, is one of these."""
+    return not paths.isdisjoint({path, *path.parents})
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     # Collecting a file imports it, and the other libraries that it tests take seconds.
-    return True if config.option.markexpr == "not slow" and is_slow(collection_path) else None
+    is_left_out = config.option.markexpr == "not slow" and is_one_of(SLOW, collection_path)
+    return True if is_left_out or (not HAS_GRAPHS and is_one_of(GRAPHS, collection_path)) else None
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     for item in items:
-        if is_slow(item.path):
+        if is_one_of(SLOW, item.path):
             item.add_marker("slow")
+    if not HAS_GRAPHS:
+        left_out = [item for item in items if item.get_closest_marker("graphs")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)

@@ -264,7 +264,6 @@ def test_gradients_of_expanded_rows(lengths: list[int], features: Any) -> None:
     assert_close(list(slope), wanted)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in PyTorch itself
 @pytest.mark.parametrize("lengths", [[2, 2], [3, 0, 1], [0, 0], []])
 def test_gradients_of_expanded_rows_of_both_orders(lengths: list[int]) -> None:
     batch = SequenceBatch(torch.zeros(sum(lengths)), lengths)
@@ -277,7 +276,6 @@ def test_gradients_of_expanded_rows_of_both_orders(lengths: list[int]) -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in PyTorch itself
 def test_expand_under_transforms() -> None:
     batch = SequenceBatch(torch.zeros(5), [3, 0, 2])
     rows = make((4, 3, 2), torch.float64)

@@ -499,7 +499,6 @@ def test_gradients(name: str) -> None:
     assert torch.autograd.gradgradcheck(values_of(name), values)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which PyTorch's forward mode calls itself
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_transforms(name: str) -> None:
     values, tangent = make((3, 10, 2), torch.float64), make((10, 2), torch.float64, 1)

@@ -183,6 +183,7 @@ def test_what_stands_in_a_neighbour_reaches_no_window(layer: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.graphs
 def test_a_graph_on_the_gpu(kind: Any) -> None:
     layer = kind(5, 3, num_layers=2, bidirectional=True).cuda()
 

@@ -15,7 +15,9 @@ NAMES = {name: getattr(seqbatch, name) for name in seqbatch.__all__} | {"torch":
 
 
 @pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is")  # what PyTorch's exporter does itself
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.graphs] * ("onnx" in name)) for name in MODULES]
+)
 def test_examples_show_what_happens(name: str) -> None:
     torch.manual_seed(0)
     outcome = doctest.testmod(importlib.import_module(name), extraglobs=NAMES)

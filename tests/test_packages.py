@@ -65,3 +65,19 @@ def test_the_oldest_torch_that_packages_are_tried_with_is_the_oldest_that_is_all
     (oldest,) = [one.removeprefix("torch>=") for one in dependencies if one.startswith("torch")]
     (versions,) = re.findall(r"packages/check\.py \{posargs:(.+)\}", (ROOT / "tox.ini").read_text())
     assert versions.split()[0].startswith(f"{oldest}.")
+
+
+def test_the_page_on_compatibility_has_every_environment_and_the_versions_of_other_libraries() -> None:
+    page, tox = (ROOT / "docs" / "compatibility.md").read_text(), (ROOT / "tox.ini").read_text()
+    factors = ",".join(re.findall(r"^\[testenv:compat-.*\]$", tox, re.MULTILINE))
+    environments = [f"{kind}{one}" for kind, ones in re.findall(r"(\w+)\{(.+?)\}", factors) for one in ones.split(",")]
+    assert "torch2.10" in environments
+    assert [name for name in environments if f"| `compat-{name}` |" not in page] == []
+    table = page.partition("| library | version |\n")[2].partition("\n\n")[0].splitlines()[1:]
+    pins = [
+        f"{name}=={version}".lower().replace(" ", "")
+        for names, versions in (line.strip("| ").split(" | ") for line in table)
+        for name, version in zip(names.split(", "), versions.split(", "), strict=True)
+    ]
+    assert "torchdata==0.11.0" in pins
+    assert set(pins) <= {*(ROOT / "constraints.txt").read_text().splitlines()}

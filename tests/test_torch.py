@@ -23,7 +23,7 @@ import pytest
 import torch
 import torch.ao.nn.quantized.dynamic as quantized
 from torch import Tensor, func, nn
-from torch._dynamo.exc import TorchRuntimeError, Unsupported
+from torch._dynamo.exc import InternalTorchDynamoError, TorchRuntimeError, Unsupported
 from torch._subclasses import FakeTensorMode
 from torch.autograd import forward_ad
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
@@ -37,15 +37,15 @@ from torch.nn.modules.module import (
 from torch.nn.utils import parametrize, prune
 from torch.nn.utils._per_sample_grad import call_for_per_sample_grads
 from torch.testing import assert_close
+from torch.torch_version import TorchVersion
 from torch.utils.flop_counter import FlopCounterMode
 
-import seqbatch
-from seqbatch import _torch
+import seqbatch.onnx
+from seqbatch import SeqbatchError, SequenceBatch, _torch, encode
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor"),
     pytest.mark.filterwarnings("ignore:torch.ao.quantization is deprecated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:`torch.jit.script:DeprecationWarning"),
 ]
 PACKAGE = Path(seqbatch.__file__).parent
 FILES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
@@ -219,9 +219,62 @@ class Applied(nn.Module):
         return self.function(*values)
 
 
+# ------------------------------------------------------------------------------------------------------------- version
+
+TOO_OLD = r"`torch` must be version 2\.13 or newer for {}; got {}\. Upgrade torch, or run the model without a graph\."
+
+
+def test_HAS_GRAPHS() -> None:  # noqa: N802  # as the constant
+    """Else what is traced stops at a line of seqbatch that an old torch cannot trace, without the reason."""
+    assert _torch.HAS_GRAPHS is (TorchVersion(torch.__version__) >= "2.13")
+    for version, has_graphs in (("2.9.1", False), ("2.12.1+cu130", False), ("2.13.0a0+git1", True), ("3.0.0", True)):
+        in_a_process(
+            f"import torch\ntorch.__version__ = {version!r}\n"
+            f"from seqbatch import _torch\nassert _torch.HAS_GRAPHS is {has_graphs}"
+        )
+
+
+def test_require_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else an export to ONNX fails in the middle, without the reason."""
+    monkeypatch.setattr(_torch, "HAS_GRAPHS", True)
+    _torch.require_graphs("a graph")
+    monkeypatch.setattr(_torch, "HAS_GRAPHS", False)
+    with pytest.raises(SeqbatchError, match=f"^{TOO_OLD.format('a graph', re.escape(torch.__version__))}$"):
+        _torch.require_graphs("a graph")
+
+
+class Encoded(nn.Module):
+    """A model with seqbatch inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return encode(self.layer, SequenceBatch(x, torch.tensor([2, 1]))).values
+
+
+@pytest.mark.filterwarnings("ignore:.*lift_fresh")
+def test_a_torch_that_is_too_old_for_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_torch, "HAS_GRAPHS", False)
+    needs = TOO_OLD.format(r"torch\.compile and torch\.export", re.escape(torch.__version__))
+    model, x = Encoded(), torch.ones(3, 2)
+    for fullgraph in (True, False):
+        torch.compiler.reset()
+        with pytest.raises(InternalTorchDynamoError, match=f"^SeqbatchError: {needs}"):
+            torch.compile(model, fullgraph=fullgraph, backend="eager")(x)
+    for strict in (True, False):
+        with pytest.raises(SeqbatchError, match=f"^{needs}$"):
+            export(model, (x,), strict=strict)
+    with pytest.raises(SeqbatchError, match=f"^{TOO_OLD.format('seqbatch.onnx', re.escape(torch.__version__))}$"):
+        seqbatch.onnx.export(model, SequenceBatch(x, [2, 1]), batch_first=True)
+    assert_close(model(x), model.layer(x))
+
+
 # ------------------------------------------------------------------------------------------------------------- tracing
 
 
+@pytest.mark.graphs
 def test_in_a_graph() -> None:
     """Else a graph is specialized on its lengths, or another thread gets symbols for numbers."""
     elsewhere: list[bool] = []
@@ -244,6 +297,7 @@ def test_in_a_graph() -> None:
     assert ask(x).tolist() == [0, 0]
 
 
+@pytest.mark.graphs
 def test_in_an_export() -> None:
     """Else an error while exporting advises a function outside of the graph, which is not exported."""
 
@@ -257,6 +311,7 @@ def test_in_an_export() -> None:
     assert ask(x).tolist() == [0, 0]
 
 
+@pytest.mark.graphs
 def test_skipped_in_graphs() -> None:
     """Else a graph is specialized by a check, or breaks."""
     seen: list[object] = []
@@ -278,6 +333,7 @@ def test_skipped_in_graphs() -> None:
     assert seen == [x]
 
 
+@pytest.mark.graphs
 def test_has_known_values() -> None:
     """Else a check reads values that a graph does not know, or synchronizes."""
 
@@ -290,6 +346,7 @@ def test_has_known_values() -> None:
     assert not _torch.has_known_values(torch.zeros(2, device="meta"))
 
 
+@pytest.mark.graphs
 def test_known_or_false() -> None:
     """Else a check on sizes that are unknown while tracing raises in PyTorch's words, and no graph is made."""
 
@@ -302,6 +359,7 @@ def test_known_or_false() -> None:
     assert _torch.known_or_false(1 == 1)
 
 
+@pytest.mark.graphs
 def test_check_size() -> None:
     """Else sizes that are unknown while tracing are never compared, and steps go to the wrong sequences."""
 
@@ -319,6 +377,7 @@ def test_check_size() -> None:
         check(torch.ones(4))
 
 
+@pytest.mark.graphs
 def test_check_size_or() -> None:
     """Else a negative number of steps is padded to in a graph, or raises an error of another type."""
 
@@ -334,6 +393,7 @@ def test_check_size_or() -> None:
         check(torch.ones(4))
 
 
+@pytest.mark.graphs
 def test_check_tensor() -> None:
     """Else a graph runs on lengths that do not fit its values."""
 

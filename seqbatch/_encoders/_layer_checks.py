@@ -22,7 +22,7 @@ from seqbatch._torch import (
     is_recurrent_float16,
     parameters_of,
 )
-from seqbatch.errors import SeqbatchValueError
+from seqbatch.errors import SeqbatchError, SeqbatchValueError
 
 
 def keeps_forward(layer: nn.Module, layer_type: type[nn.Module]) -> bool:
@@ -48,7 +48,9 @@ def refusals_of(layer: nn.Module, batch: SequenceBatch) -> Iterator[None]:
     """Name the layer and its input in errors of PyTorch; errors of hooks or lack of memory pass through."""
     try:
         yield
-    except (ArithmeticError, IndexError, RuntimeError) as error:
+    except SeqbatchError:
+        raise
+    except (ArithmeticError, IndexError, RuntimeError, ValueError) as error:
         if has_hooks_before(layer) or hooks_after(layer) or is_lack_of_memory(error):
             raise
         must = f"take features {tuple(batch.feature_shape)} and {batch.dtype}"

@@ -182,7 +182,8 @@ def _(layer: nn.InstanceNorm1d, batch: SequenceBatch) -> SequenceBatch:
 def _normalize_sequences(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     """Compute for all sequences what the layer does for one."""
     if not _uses_own_statistics(layer):
-        held = layer.running_mean, layer.running_var, layer.weight, layer.bias
+        # Copies, as in the layer itself, whose next call may write to them before the backward pass of this one.
+        held = layer.running_mean.clone(), layer.running_var.clone(), layer.weight, layer.bias
         return batch.map(lambda values: functional.batch_norm(values, *held, eps=layer.eps))
     wide = batch.map(Tensor.float) if batch.dtype in _HALF else batch
     rows = batch.segment_ids

@@ -211,7 +211,7 @@ def _require_fill(fill: Any, dtype: torch.dtype) -> complex:
         found = "a fraction"
     if found:
         raise complaint(SeqbatchValueError, "padding_value", f"be a value of {dtype}", found)
-    number: complex = complex(*parts) if len(parts) == 2 else parts[0]
+    number: complex = fill if isinstance(fill, complex) and dtype.is_complex else parts[0]
     return number
 
 

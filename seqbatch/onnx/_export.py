@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram
 
 from seqbatch._batch import SequenceBatch
 from seqbatch._checks.grammar import complaint, type_name
-from seqbatch._torch import keys_of_results, leaves_by_path
+from seqbatch._torch import keys_of_results, leaves_by_path, require_graphs
 from seqbatch.errors import SeqbatchTypeError, SeqbatchValueError, UnsupportedLayerError
 from seqbatch.onnx._length_check import checked_lengths, checked_lengths_node
 from seqbatch.onnx._recurrent_nodes import gru_node, lstm_node, rnn_node
@@ -85,7 +85,8 @@ def export(
         SeqbatchValueError: the model, or a module in it, is in training mode, the example is too small, or two results
             have the same name.
         UnsupportedLayerError: a recurrent layer has `proj_size`, or computes in another dtype than float32 and float16.
-        SeqbatchError: the model reads the values of the lengths somewhere, or holds a recurrent layer with hooks.
+        SeqbatchError: torch is older than 2.13, or the model reads the values of the lengths somewhere, or holds a
+            recurrent layer with hooks.
         torch.onnx.OnnxExporterError: the model calls a function of PyTorch that ONNX lacks; PyTorch names it.
 
     Source: `torch.onnx.export`, and the nodes of ONNX's operator set 18.
@@ -102,6 +103,7 @@ def export(
     >>> [value.name for value in (*program.model.graph.inputs, *program.model.graph.outputs)]
     ['padded', 'lengths', 'output']
     """
+    require_graphs("seqbatch.onnx")
     _require_model(model)
     if not isinstance(example, SequenceBatch):
         raise complaint(SeqbatchTypeError, "example", "be a SequenceBatch", type_name(example))

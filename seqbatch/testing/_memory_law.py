@@ -52,7 +52,8 @@ def check_memory(
 
 def peak_by_step(layer: nn.Module, batch: SequenceBatch, run: Run) -> float:
     """Measure the bytes in use at the peak of forward and backward, per step of the batch."""
-    with torch.profiler.profile(profile_memory=True) as profile:
+    # `acc_events`, because PyTorch before 2.13 warns without it.
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         as_real(run(layer, batch)[0].values).sum().backward()
     # Not `profile.events()`, because it attributes allocations to operators and drops their events.
     recorded: Any = profile.profiler

@@ -194,7 +194,6 @@ def test_wrappers_go_around_what_calls_encode(name: str) -> None:
     assert layer.weight_ih_l0.grad is not None
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 def test_what_was_made_of_a_layer() -> None:
     layer = nn.Linear(4, 3)
     for made in (torch.jit.script(layer), torch.fx.symbolic_trace(layer)):

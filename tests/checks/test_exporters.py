@@ -87,6 +87,7 @@ def test_tracing_is_refused_and_leaves_nothing_behind(what: str) -> None:
 
 
 @pytest.mark.parametrize("what", MODELS)
+@pytest.mark.graphs
 def test_torch_onnx_export_is_refused_by_either_of_its_ways(what: str, tmp_path: Any) -> None:
     model = Model(MODELS[what]).eval()
     wanted = model(PADDED, LENGTHS)
@@ -98,6 +99,7 @@ def test_torch_onnx_export_is_refused_by_either_of_its_ways(what: str, tmp_path:
 
 
 @pytest.mark.parametrize("strict", [True, False])
+@pytest.mark.graphs
 def test_what_serves_all_lengths_goes_on_after_a_refusal(strict: bool) -> None:
     model = Layered(nn.GRU(4, 3)).eval()
     with pytest.raises(SeqbatchError, match=f"^{TRACE}"):

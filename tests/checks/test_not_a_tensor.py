@@ -286,6 +286,7 @@ def test_the_advice_for_a_state_is_right() -> None:
 
 
 @pytest.mark.parametrize("wrong", [lambda batch: batch + 1, torch.relu, lambda batch: batch.shape])
+@pytest.mark.graphs
 def test_in_a_graph(wrong: Callable[[Any], Any]) -> None:
     compiled: Any = torch.compile(wrong, backend="eager")
     with pytest.raises(SeqbatchTypeError, match=r"must be (applied to|called with|read of a) Tensor"):

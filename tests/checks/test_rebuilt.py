@@ -126,6 +126,7 @@ def test_a_batch_that_is_gone_is_not_compared_with() -> None:
     assert SequenceBatch([torch.zeros(1, 2, 2)] * 2).feature_shape == (2, 2)
 
 
+@pytest.mark.graphs
 def test_iterated_in_a_graph() -> None:
     class Model(nn.Module):
         def forward(self, xs: list[Tensor]) -> Tensor:
@@ -136,6 +137,7 @@ def test_iterated_in_a_graph() -> None:
     assert_close(torch.export.export(model, (xs,)).module()(xs), model(xs))
 
 
+@pytest.mark.graphs
 def test_in_a_graph() -> None:
     class Model(nn.Module):
         def __init__(self) -> None:

@@ -144,7 +144,7 @@ def peak(number: int) -> int:
     """Return the peak of memory, in bytes, while this number of chunks is run."""
     gru = nn.GRU(8, 8)
     gc.freeze()  # what there is already, which takes long to look through
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         for _ in encode_chunks(gru, (torch.randn(64, 8) for _ in range(number))):
             gc.collect()  # what is let go may hang in a circle
     gc.unfreeze()

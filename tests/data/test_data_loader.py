@@ -32,7 +32,7 @@ def test_data_loader_gives_it_back_as_it_was(workers: int, context: str) -> None
 def test_data_loader_pins_it_as_a_whole() -> None:
     from torch.utils.data._utils.pin_memory import pin_memory
 
-    with patch.object(Tensor, "pin_memory", lambda tensor: tensor + 1):
+    with patch.object(Tensor, "pin_memory", lambda tensor, *device: tensor + 1):
         pinned: Any = pin_memory({"xs": SequenceBatch(torch.zeros(3), [2, 1])})
     assert isinstance(pinned["xs"], SequenceBatch)
     assert_close(pinned["xs"].values, torch.ones(3))

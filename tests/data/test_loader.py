@@ -64,7 +64,7 @@ def test_what_is_pinned() -> None:
     signal = torch.zeros(3)
     samples = [{"x": signal, "text": Text(signal, "a"), "tuple": ((signal,),), "class": Silent(signal), "label": 1}] * 2
     told = [Utterances()[0]] * 2
-    with patch.object(Tensor, "pin_memory", lambda tensor: tensor + 7):
+    with patch.object(Tensor, "pin_memory", lambda tensor, *device: tensor + 7):
         pinned: Any = pin_memory(collate_sequences(samples))
         utterance: Any = pin_memory(collate(told))
     found = [pinned["x"], pinned["text"].tags, pinned["tuple"][0][0]]

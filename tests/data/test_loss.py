@@ -99,6 +99,7 @@ def test_the_count_is_summed_in_a_dtype_of_the_device(
 
 
 @pytest.mark.parametrize("count", [torch.tensor(2.0), 2, None])
+@pytest.mark.graphs
 def test_a_graph_and_a_transform(count: Any) -> None:
     losses = torch.rand(3, 4)
     graph = torch.compile(lambda x, count: mean_loss(x, count=count), fullgraph=True, backend="eager")

@@ -272,7 +272,6 @@ def test_gradients_of_both_orders(name: str, lengths: list[int]) -> None:
     assert torch.autograd.gradgradcheck(outputs, sources, fast_mode=True)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which forward mode calls itself
 def test_transforms() -> None:
     case, transforms = case_of("nested_state"), func
     batch = SequenceBatch(rows(9, 3, seed=0).detach(), [4, 0, 2, 3])

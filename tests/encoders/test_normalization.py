@@ -2,6 +2,7 @@
 
 import copy
 from functools import partial
+from inspect import signature
 from itertools import accumulate
 from typing import Any
 
@@ -31,7 +32,9 @@ def spread(layer: Any, seed: int = 0) -> Any:
 
 @st.composite
 def norms(draw: st.DrawFn, kind: Any, training: bool | None = None) -> Any:
-    options: dict[str, Any] = {name: draw(st.booleans()) for name in ("affine", "bias", "track_running_stats")}
+    taken = signature(kind).parameters  # torch 2.10 has no `bias`
+    names = [name for name in ("affine", "bias", "track_running_stats") if name in taken]
+    options: dict[str, Any] = {name: draw(st.booleans()) for name in names}
     layer = kind(FEATURES, eps=0.01, momentum=draw(st.sampled_from([0.1, None, 1.0])), **options)
     return spread(layer, draw(st.integers(0, 3))).train(draw(st.booleans()) if training is None else training)
 
@@ -121,6 +124,17 @@ def test_instance_norm_keeps_the_mean_statistics_of_sequences(lengths: list[int]
         mean += share * (torch.stack([x.mean(0) for x in xs]).mean(0) - mean)
         variance += share * (torch.stack([x.var(0) for x in xs]).mean(0) - variance)
     assert_close((layer.running_mean, layer.running_var), (mean, variance))
+
+
+def test_instance_norm_keeps_the_statistics_of_a_call_for_its_backward_pass() -> None:
+    layer = spread(nn.InstanceNorm1d(FEATURES, track_running_stats=True))
+    plain = copy.deepcopy(layer)
+    (x,) = sequences([5], (FEATURES,))
+    first = encode(layer.eval(), x)
+    encode(layer.train(), x)
+    wanted = plain.eval()(x.mT[None])
+    plain.train()(x.mT[None])
+    assert_close(*(torch.autograd.grad(one.square().sum(), x) for one in (first, wanted)))
 
 
 @pytest.mark.parametrize("affine", [False, True])
@@ -227,7 +241,7 @@ def test_memory() -> None:
 def test_memory_of_instance_norm() -> None:
     layer = nn.InstanceNorm1d(8, affine=True)
     batch = SequenceBatch(torch.randn(2 * 511 + 512, 8), [2] * 511 + [512])
-    with torch.profiler.profile(profile_memory=True) as profile:
+    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
         encode(layer, batch).values.sum().backward()
     recorded: Any = profile.profiler
     events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())

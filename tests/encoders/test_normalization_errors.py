@@ -67,8 +67,9 @@ def test_batch_norm_of_one_step(layer: nn.Module) -> None:
 
 def test_synchronized_batch_norm_leaves_it_to_the_other_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    with pytest.raises(ValueError, match="SyncBatchNorm expected input tensor to be on GPU"):
-        encode(nn.SyncBatchNorm(4), [torch.zeros(1, 4)])
+    message = r"^`layer` must take features .*; got SyncBatchNorm\(.*\)\. PyTorch says: SyncBatchNorm expected input"
+    with pytest.raises(SeqbatchValueError, match=message):
+        encode(SYNC, [torch.zeros(1, 4)])
     refused(BATCH, [torch.zeros(1, 4)], r"must have 2 steps or more together, because BatchNorm1d")
 
 

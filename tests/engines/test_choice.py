@@ -164,7 +164,6 @@ SITUATIONS: dict[str, tuple[Callable[[], nn.Module], Tensor, Context, Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which PyTorch's forward mode calls itself
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_the_engine_for_each_situation(situation: str) -> None:
     make, values, context, engine = SITUATIONS[situation]

@@ -209,7 +209,6 @@ def test_nan_reaches_the_same_gradients_as_alone() -> None:
     torch.testing.assert_close(found, alone, equal_nan=True)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which PyTorch's forward mode calls itself
 @pytest.mark.parametrize("kind", [nn.GRU, nn.RNN])
 def test_forward_mode_differentiation(kind: Any) -> None:
     layer = kind(2, 3, dtype=torch.float64)

@@ -102,7 +102,6 @@ def test_layouts_are_one_graph_for_sizes_of_0_and_1_too_if_they_are_marked() -> 
     assert graphs() == 1
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
 @pytest.mark.parametrize("kind", LAYERS)
 def test_inductor(kind: str) -> None:
     model = Tagger(kind)

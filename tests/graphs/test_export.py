@@ -187,7 +187,7 @@ torch.save(found, f"{folder}/found.pt")
 
 
 # Warnings about Inductor itself.
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated", r"ignore:`isinstance\(treespec, LeafSpec\)` is")
+@pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is")
 def test_ahead_of_time_where_python_is(tmp_path: Path) -> None:
     """A program of AOTInductor runs where Python has imported seqbatch, because the operators are Python's."""
     model, batch = Summary().eval(), signals([3, 0, 2])

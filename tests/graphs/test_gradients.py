@@ -100,7 +100,6 @@ def modified(layer: nn.Module, batch: SequenceBatch) -> Any:
     return outputs.values.mul_(2).relu_(), state.hidden
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_of_what_else_a_model_does(backend: str) -> None:
     gru = nn.GRU(4, 4, num_layers=2)
@@ -120,7 +119,6 @@ def test_of_what_else_a_model_does(backend: str) -> None:
 
 
 @pytest.mark.skipif(not _kernels.IS_THERE, reason="only the kernels promise it")
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
 @pytest.mark.parametrize(
     ("kind", "backend"),
     # By Inductor, one type with a cell and one without: what it compiles lies around the operators.
@@ -157,7 +155,6 @@ def test_the_same_bits_as_without_a_graph(kind: str, backend: str, monkeypatch: 
             assert_close(graph(batch, state), tuple(part.detach() for part in wanted), rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_of_outputs_that_are_modified_in_place_outside_of_the_graph(backend: str) -> None:
     lstm, batch = nn.LSTM(4, 3), signals([3, 0, 2])
@@ -259,7 +256,6 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated")  # which Inductor imports
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_of_tensors_whose_elements_lie_in_another_order(layout: str) -> None:
     gru, batch = nn.GRU(4, 4), signals([3, 0, 2, 1])

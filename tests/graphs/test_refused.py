@@ -288,7 +288,6 @@ def test_what_was_compiled_by_itself_is_not_a_layer_to_register() -> None:
 MESSAGE = "`operator of seqbatch` must be differentiated backward only; got a transform of torch.func, or forward mode"
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("transform", ["jvp", "grad", "vmap"])
 def test_transforms_around_what_is_in_a_graph(transform: str) -> None:
     batch, gru = signals([4, 3]), nn.GRU(4, 3)
@@ -307,7 +306,6 @@ def test_transforms_around_what_is_in_a_graph(transform: str) -> None:
         compiled(transformed)(batch.values)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which forward mode calls itself
 def test_the_operator_itself_loses_no_tangent() -> None:
     values, lengths = torch.randn(5, 2), torch.tensor([3, 2])
     reduce: Any = torch.ops.seqbatch.reduce

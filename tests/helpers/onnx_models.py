@@ -19,7 +19,6 @@ from seqbatch import SequenceBatch, encode
 # Warnings about PyTorch's own exporter.
 IGNORED = pytest.mark.filterwarnings(
     r"ignore:`isinstance\(treespec, LeafSpec\)` is",
-    "ignore:`torch.jit.*` is deprecated",
     "ignore:.*onnx.*:DeprecationWarning",
 )
 

@@ -45,7 +45,6 @@ def test_gradients_of_second_order(layout: str, lengths: list[int]) -> None:
     assert torch.autograd.gradgradcheck(convert, values)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in PyTorch itself
 @pytest.mark.parametrize("name", ["to_padded", "reverse", "from_padded"])
 def test_transforms_of_torch_func(name: str) -> None:
     batch = SequenceBatch(make((5, 2), torch.float64), [3, 0, 2])

@@ -244,7 +244,6 @@ def test_rounding_errors_of_gradients_do_not_grow_with_the_length() -> None:
     assert_close(found, torch.tensor([12_000.0, 0.6]).repeat_interleave(torch.tensor([60_000, 3])))
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in PyTorch itself
 @pytest.mark.parametrize("lengths", [[3, 0, 2], [2, 2], [2 * CHUNK + 1, 2]])
 @pytest.mark.parametrize("name", SMOOTH)
 def test_transforms_of_torch_func(name: str, lengths: list[int]) -> None:
@@ -270,7 +269,6 @@ def test_several_values_at_once(name: str, lengths: list[int]) -> None:
     assert_close(torch.func.vmap(call(name, lengths))(both), wanted)
 
 
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # in PyTorch itself
 @pytest.mark.parametrize("lengths", [[3, 0, 2], [2, 2]])
 @pytest.mark.parametrize("name", SMOOTH)
 def test_gradients_of_several_outputs_at_once_and_in_forward_mode(name: str, lengths: list[int]) -> None:

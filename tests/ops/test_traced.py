@@ -44,6 +44,7 @@ class Model(nn.Module):
         return same.segment_ids, batch.positions
 
 
+@pytest.mark.graphs
 def test_they_are_exported_for_all_lengths() -> None:
     example, other = SequenceBatch(torch.zeros(5, 2), [3, 2]), SequenceBatch(torch.zeros(7, 2), [0, 4, 3])
     shapes = ([{0: Dim("steps", min=0)}, {0: Dim("batch", min=0)}],)

@@ -121,7 +121,6 @@ def test_ensembles(name: str, lengths: list[int]) -> None:
         assert_close([one[i] for one in found.values()], [*wanted])
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which PyTorch's forward mode calls itself
 @every_layer
 @all_lengths
 def test_tangents(name: str, lengths: list[int]) -> None:

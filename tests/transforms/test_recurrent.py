@@ -73,7 +73,6 @@ def test_gradients_of_functions(make: Any, dtype: torch.dtype, lengths: list[int
     assert_close([*pull(2 * outputs)[0].values()], [*wanted])
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")  # which PyTorch's forward mode calls itself
 @every_layer
 @every_dtype
 @all_lengths
@@ -127,7 +126,6 @@ def test_several_values_at_once(make: Any) -> None:
     assert_close(found, torch.stack([model(batch.with_values(one)) for one in values]))
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @pytest.mark.parametrize("how", ["first", "last", "reverse"])
 def test_a_tangent_of_a_gradient(how: str) -> None:
     batch = batch_of([3, 0, 2], torch.float64)
@@ -143,7 +141,6 @@ def test_a_tangent_of_a_gradient(how: str) -> None:
     assert (found != 0).any()
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 @every_layer
 def test_one_batch_goes_through_nested_transforms_again_and_again(make: Any) -> None:
     model, _ = model_for(make, torch.float64)
