@@ -200,7 +200,7 @@ def test_the_network_of_the_scores(calls: list[Any]) -> None:
     assert is_as_alone()
     layer.score.weight.data = torch.randn(1, 12)[:, ::2]
     assert is_as_alone()
-    handle = layer.score.register_forward_hook(lambda module, args, output: output * 0)
+    handle = layer.score.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
     assert not is_as_alone()
     handle.remove()
     layer.score.forward = lambda hidden: hidden[..., :1]  # type: ignore[method-assign,assignment]
