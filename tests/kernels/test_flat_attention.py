@@ -191,6 +191,9 @@ def test_the_network_of_the_scores(calls: list[Any]) -> None:
     xs = [torch.randn(n, 4) for n in (3, 5)]
     layer = AdditiveAttention(4, 4, 6).requires_grad_(False)
 
+    def zeros(module: nn.Module, args: Any, output: Any) -> Any:
+        return torch.zeros_like(output)
+
     def is_as_alone() -> bool:
         assert_close(encode(layer, xs, xs), [run_alone_with_memory(layer, x, x) for x in xs])
         made = bool(calls)
@@ -200,7 +203,7 @@ def test_the_network_of_the_scores(calls: list[Any]) -> None:
     assert is_as_alone()
     layer.score.weight.data = torch.randn(1, 12)[:, ::2]
     assert is_as_alone()
-    handle = layer.score.register_forward_hook(lambda module, args, output: torch.zeros_like(output))
+    handle = layer.score.register_forward_hook(zeros)
     assert not is_as_alone()
     handle.remove()
     layer.score.forward = lambda hidden: hidden[..., :1]  # type: ignore[method-assign,assignment]
