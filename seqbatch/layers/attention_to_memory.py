@@ -36,7 +36,7 @@ from seqbatch.layers._argument_checks import refuse_own_forward, size
 # The hidden numbers of additive attention that are computed at once: more would not stay in the cache.
 _HIDDEN_AT_ONCE = 2**18
 # What a hidden number of additive attention costs, in numbers of dot products: a tanh, and several passes over memory.
-_COST_OF_HIDDEN = 4
+_COST_OF_HIDDEN = 8
 
 
 class _AttentionToMemory(nn.Module):
