@@ -143,7 +143,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
     @classmethod
     def _joined(cls, subject: str, sequences: object) -> Self:
-        """Do what `from_sequences` does; `subject` names the sequences in errors."""
+        """Join sequences as `from_sequences`; `subject` names them in errors."""
         tensors = sequences_of(subject, sequences)
         if not tensors:
             return cls._of(torch.empty(0), Lengths(()))

@@ -1,6 +1,6 @@
 """The built-in encoders, one file per family; importing this registers them, as any plug-in does."""
 
-from seqbatch._encoders import (  # noqa: F401
+from seqbatch._encoders import (  # noqa: F401  # importing them registers them
     attention,
     cells,
     channel_dropout,

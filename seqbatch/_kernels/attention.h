@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "instruction_sets.h"
+
 namespace seqbatch {
 
 // Every query step attends to the keys of its sequence, by the softmax of its scores with them. A score is a dot product times
@@ -36,11 +38,7 @@ struct Attention {
   int attend(const Attention<float>&);   \
   int attend(const Attention<double>&);  \
   }
-SEQBATCH_DECLARE(baseline)
-#if defined(__x86_64__)
-SEQBATCH_DECLARE(avx2)
-SEQBATCH_DECLARE(avx512)
-#endif
+SEQBATCH_FOR_EACH_ISA(SEQBATCH_DECLARE)
 #undef SEQBATCH_DECLARE
 
 }  // namespace seqbatch

@@ -48,14 +48,15 @@ def attend_flat(
         `(query steps, heads, value_size)`: zeros where a sequence has no key.
     """
     steps, heads, size = query.shape
-    if (
-        steps != query_starts[-1]
-        or key.shape != (key_starts[-1], heads, size)
-        or value.shape[:2] != key.shape[:2]
-        or (weight is not None and weight.shape != (heads, size))
-        or len(query_starts) != len(key_starts)
-        or (is_causal and not torch.equal(query_starts, key_starts))
-    ):  # because the kernel would read beyond their memory
+    fits = (
+        steps == query_starts[-1]
+        and key.shape == (key_starts[-1], heads, size)
+        and value.shape[:2] == key.shape[:2]
+        and (weight is None or weight.shape == (heads, size))
+        and len(query_starts) == len(key_starts)
+        and (not is_causal or torch.equal(query_starts, key_starts))
+    )
+    if not fits:  # because the kernel would read beyond their memory
         raise ValueError("Queries, keys, values, weights and lengths must be of shapes that fit each other.")
     # The numbers of a step side by side, and steps any number apart.
     query, key, value = (one if one[:1].is_contiguous() else one.contiguous() for one in (query, key, value))

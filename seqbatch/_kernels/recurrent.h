@@ -2,6 +2,8 @@
 #pragma once
 #include <cstdint>
 
+#include "instruction_sets.h"
+
 namespace seqbatch {
 
 enum Kind : int32_t { LSTM = 0, GRU = 1, RNN_TANH = 2, RNN_RELU = 3 };
@@ -68,11 +70,7 @@ constexpr int gate_numbers(int32_t kind) { return kind == LSTM || kind == GRU ? 
   int backward(const Call<float>&);                           \
   int backward(const Call<double>&);                          \
   }
-SEQBATCH_DECLARE(baseline)
-#if defined(__x86_64__)
-SEQBATCH_DECLARE(avx2)
-SEQBATCH_DECLARE(avx512)
-#endif
+SEQBATCH_FOR_EACH_ISA(SEQBATCH_DECLARE)
 #undef SEQBATCH_DECLARE
 
 }  // namespace seqbatch

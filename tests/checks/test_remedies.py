@@ -1,4 +1,7 @@
-"""What newcomers write first and wrongly: each error ends with what to write instead."""
+"""What newcomers write first and wrongly: each error ends with what to write instead.
+
+Type checkers report many of these calls too, which is why `type: ignore` stands beside them.
+"""
 
 from collections.abc import Callable
 
