@@ -85,8 +85,7 @@ class WindowLayout(NamedTuple):
     """All sequences in one long sequence, and which of its windows belong to a sequence.
 
     Args:
-        plans: from flat values to the long sequence, and from its windows to the flat outputs; None if equal lengths
-            allow a dense batch.
+        plans: from flat values to the long sequence, and from its windows to the flat outputs; None without a long one.
         lengths: the lengths of the outputs; None if they are those of the sequences.
         corrections: `(windows,)`, float64: the factors of the flat outputs; None for 1.
     """
@@ -102,8 +101,11 @@ class WindowLayout(NamedTuple):
         return type(self)(plans, self.lengths, corrections)
 
 
-def window_layout(lengths: Lengths, windows: Windows) -> WindowLayout:
+def window_layout(lengths: Lengths, windows: Windows, one_by_one: bool) -> WindowLayout:
     """Lay out all sequences in one long sequence, which the layer itself pads at its two ends.
+
+    There is no long one if the sequences are to be run one by one, or if equal lengths allow a dense batch, unless
+    PyTorch would write out of bounds.
 
     The sequences are so far apart that no window of one reads a step of another, and each starts at a multiple of the
     stride. Windows in between are computed and not picked. Steps that no picked window reads are left out, because the
@@ -113,7 +115,8 @@ def window_layout(lengths: Lengths, windows: Windows) -> WindowLayout:
     numbers_of = {length: windows.number(length) for length in {*lengths.counts}}
     numbers = Lengths(tuple(numbers_of[length] for length in lengths.counts))
     changed = None if numbers.counts == lengths.counts else numbers
-    if len(numbers_of.keys() - {0}) == 1 and not windows.may_read_nothing(lengths.longest):
+    filled = numbers_of.keys() - {0}
+    if filled and (one_by_one or len(filled) == 1) and not any(map(windows.may_read_nothing, filled)):
         return WindowLayout(None, changed)
     first, end = _first_windows(lengths, numbers_of, windows)
     steps = _round_to_few_sizes(end - windows.border.left)

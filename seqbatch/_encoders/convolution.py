@@ -23,6 +23,7 @@ that length. So the result equals that of each sequence alone, whatever the `for
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -57,8 +58,12 @@ from seqbatch._encoders._window_options import (
 from seqbatch._encoders._windows import Windows, window_layout
 from seqbatch._ops.layouts import rearrange
 from seqbatch._structure.sequence_lengths import Lengths
-from seqbatch._torch import has_hooks_before
+from seqbatch._torch import has_hooks_before, is_parametrized
 from seqbatch.errors import SeqbatchValueError
+
+# Where sequences have as many numbers on average, calling the layer on each is faster on the CPU: the numbers of one
+# long sequence would leave the cache between the layer and the gathers around it.
+_LARGE = 3 * 2**12
 
 # From a layer and an axis to its windows or its border along it.
 _Rule = Callable[[Any, int], Windows | Border]
@@ -121,12 +126,26 @@ def _swapped(values: Tensor) -> Tensor:
     return values.transpose(0, 1)
 
 
+def _are_large(layer: Any, batch: SequenceBatch) -> bool:
+    """Return True if calling a layer on each sequence is faster, and its parametrizations do not count the calls."""
+    # PyTorch's nn.Conv1d takes longer on each in training or with dilation, and its nn.AvgPool1d in inference.
+    if not batch.values.is_cpu or is_parametrized(layer) or isinstance(layer, (nn.Conv1d, nn.AvgPool1d)):
+        return False
+    channels, *features = batch.feature_shape
+    numbers = batch.total_steps * max(channels, getattr(layer, "out_channels", 0)) * prod(features)
+    return numbers >= _LARGE * max(batch.batch_size, 1)
+
+
 def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
-    """Run a layer on all sequences in one long sequence, or as a dense batch if their lengths are equal."""
-    layout = batch.structure.plan(window_layout, windows, device=batch.device)
+    """Run a layer on each sequence if they are large, on a dense batch of equal lengths, or on one long sequence."""
+    one_by_one = _are_large(layer, batch)
+    layout = batch.structure.plan(window_layout, windows, one_by_one, device=batch.device)
     lengths = batch.structure if layout.lengths is None else layout.lengths
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths]:
+        if one_by_one and layout.plans is None:
+            parts = steps.split(batch.structure.without_empty.counts, 2)
+            return torch.cat([layer.forward(part) for part in parts], 2), lengths
         values = _swapped(steps[0])
         if layout.plans is None:
             dense = layer.forward(_channels_first(layer, values.unflatten(0, (-1, batch.max_length))))

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import patch
 
 import laws
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from seqbatch import encode, testing
+from seqbatch._encoders import convolution
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths:UserWarning")
 CHANNELS, FEATURES = 2, 13
@@ -159,6 +161,16 @@ def given(layer: nn.Module, lengths: list[int], **options: Any) -> list[Tensor]:
 @for_each_kind("layer", layers)
 def test_alone(lengths: list[int], layer: nn.Module) -> None:
     laws.check_alone(layer, given(layer, lengths))
+
+
+large_layers = {name: layers[name] for name in layers if name.startswith(("Conv2d", "MaxPool", "AvgPool2d"))}
+
+
+@for_each_kind("layer", large_layers, fewer=2)
+def test_large_sequences(lengths: list[int], layer: nn.Module) -> None:
+    with patch.object(convolution, "_LARGE", 0):  # so that these are large
+        laws.check_alone(layer, given(layer, lengths))
+        laws.check_called_as_itself(layer, given(layer, lengths))
 
 
 @for_each_kind("layer", layers, fewer=2, random=st.randoms(use_true_random=False))

@@ -1,6 +1,8 @@
 """How layers over steps are called: hooks, other weights, a forward of their own, modes, devices, kinds."""
 
+import copy
 from typing import Any
+from unittest.mock import patch
 
 import laws
 import pytest
@@ -101,14 +103,24 @@ def test_other_weights(lengths: list[int]) -> None:
 
 
 def test_spectral_norm_takes_one_step_of_its_iteration_a_call() -> None:
-    torch.manual_seed(0)
-    layer, alone = (parametrizations.spectral_norm(nn.Conv1d(2, 3, 3, padding=1)) for _ in range(2))
-    alone.load_state_dict(layer.state_dict())
-    xs = [torch.randn(5, 2), torch.randn(3, 2)]
-    outputs = encode(layer, xs)
-    first = alone(xs[0].T[None])[0].T
-    assert_close(outputs[0], first)
-    assert_close(layer.state_dict(), alone.state_dict())
+    for layer, steps in ((nn.Conv1d(2, 3, 3, padding=1), 5), (nn.Conv2d(2, 3, 3, padding=1), 500)):
+        torch.manual_seed(0)
+        normed, alone = (parametrizations.spectral_norm(copy.deepcopy(layer)) for _ in range(2))
+        alone.load_state_dict(normed.state_dict())
+        xs = sequences([steps, steps - 2], (2,) if isinstance(layer, nn.Conv1d) else (2, 20), torch.float32)
+        outputs = encode(normed, xs)
+        assert_close(outputs[0], run_alone(alone, xs[:1])[0][0])
+        assert_close(normed.state_dict(), alone.state_dict())
+
+
+@pytest.mark.parametrize(("channels", "calls"), [(128, 3), (8, 1)], ids=["large", "small"])
+def test_large_sequences_are_run_one_by_one(channels: int, calls: int) -> None:
+    layer = nn.MaxPool1d(3)
+    xs = [torch.randn(steps, channels) for steps in (130, 0, 128, 140)]
+    wanted = run_alone(layer, xs)[0]
+    with patch.object(functional, "max_pool1d", wraps=functional.max_pool1d) as max_pool1d:
+        assert_close(encode(layer, xs), wanted)
+    assert max_pool1d.call_count == calls
 
 
 @every_lengths
