@@ -58,9 +58,9 @@ def peak_by_step(layer: nn.Module, batch: SequenceBatch, run: Run) -> float:
 def peak(call: Callable[[], object]) -> int:
     """Measure the bytes in use at the peak of a call, beyond those before it."""
     # Not `torch.profiler.profile`, because it builds a tree of operators, which takes ten times as long as the layer.
-    with torch.autograd.profiler.profile(use_kineto=True, profile_memory=True) as profile:
+    recorder: Any = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
+    with recorder:
         call()
-    # Not `profile.function_events`, because it attributes allocations to operators and drops their events.
-    recorded: Any = profile.kineto_results
-    events = sorted(recorded.events(), key=lambda event: event.start_ns())
+    # Not `recorder.function_events`, because it attributes allocations to operators and drops their events.
+    events = sorted(recorder.kineto_results.events(), key=lambda event: event.start_ns())
     return max(accumulate(int(event.nbytes()) for event in events if event.name() == "[memory]"))
