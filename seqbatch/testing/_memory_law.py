@@ -52,11 +52,15 @@ def check_memory(
 
 def peak_by_step(layer: nn.Module, batch: SequenceBatch, run: Run) -> float:
     """Measure the bytes in use at the peak of forward and backward, per step of the batch."""
-    # `acc_events`, because PyTorch before 2.13 warns without it.
-    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
-        as_real(run(layer, batch)[0].values).sum().backward()
-    # Not `profile.events()`, because it attributes allocations to operators and drops their events.
-    recorded: Any = profile.profiler
-    events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
-    peak: int = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
-    return peak / batch.total_steps
+    return peak(lambda: as_real(run(layer, batch)[0].values).sum().backward()) / batch.total_steps
+
+
+def peak(call: Callable[[], object]) -> int:
+    """Measure the bytes in use at the peak of a call, beyond those before it."""
+    # Not `torch.profiler.profile`, because it builds a tree of operators, which takes ten times as long as the layer.
+    recorder: Any = torch.autograd.profiler.profile(use_kineto=True, profile_memory=True)
+    with recorder:
+        call()
+    # Not `recorder.function_events`, because it attributes allocations to operators and drops their events.
+    events = sorted(recorder.kineto_results.events(), key=lambda event: event.start_ns())
+    return max(accumulate(int(event.nbytes()) for event in events if event.name() == "[memory]"))

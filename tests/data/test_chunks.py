@@ -3,7 +3,8 @@
 import gc
 import weakref
 from collections.abc import Callable, Iterator
-from itertools import accumulate, pairwise
+from functools import partial
+from itertools import pairwise
 from typing import Any, assert_type
 
 import pytest
@@ -19,6 +20,7 @@ from torch.testing import assert_close
 from seqbatch import ContainerState, LSTMState, RNNState, SequenceBatch
 from seqbatch.data._encode_chunks import encode_chunks
 from seqbatch.layers import LayerNormLSTM, Residual
+from seqbatch.testing._memory_law import peak
 
 STACKS: dict[str, Callable[[], Any]] = {
     "lstm cell": lambda: nn.LSTMCell(2, 3),
@@ -140,23 +142,19 @@ def test_a_chunk_is_read_when_it_is_asked_for_and_let_go_after() -> None:
     assert [*results] == []
 
 
-def peak(number: int) -> int:
-    """Return the peak of memory, in bytes, while this number of chunks is run."""
+def run_chunks(number: int) -> None:
     gru = nn.GRU(8, 8)
     gc.freeze()  # what there is already, which takes long to look through
-    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
-        for _ in encode_chunks(gru, (torch.randn(64, 8) for _ in range(number))):
-            gc.collect()  # what is let go may hang in a circle
+    for _ in encode_chunks(gru, (torch.randn(64, 8) for _ in range(number))):
+        gc.collect()  # what is let go may hang in a circle
     gc.unfreeze()
-    recorded: Any = profile.profiler
-    events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
-    return max(accumulate(int(event.nbytes()) for event in events if event.name() == "[memory]"))
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_memory_does_not_grow_with_the_number_of_chunks(training: bool) -> None:
     with torch.set_grad_enabled(training):
-        assert peak(60) < 3 * peak(3)  # of chunks that hang together it would be 20 times as much
+        few, many = (peak(partial(run_chunks, number)) for number in (3, 60))
+        assert many < 3 * few  # of chunks that hang together it would be 20 times as much
 
 
 def test_gradients_stop_between_chunks() -> None:

@@ -3,7 +3,6 @@
 import copy
 from functools import partial
 from inspect import signature
-from itertools import accumulate
 from typing import Any
 
 import laws
@@ -17,6 +16,7 @@ from torch.nn.utils import parametrize
 from torch.testing import assert_close
 
 from seqbatch import SequenceBatch, encode
+from seqbatch.testing._memory_law import peak
 
 FEATURES = 4
 
@@ -241,12 +241,7 @@ def test_memory() -> None:
 def test_memory_of_instance_norm() -> None:
     layer = nn.InstanceNorm1d(8, affine=True)
     batch = SequenceBatch(torch.randn(2 * 511 + 512, 8), [2] * 511 + [512])
-    with torch.profiler.profile(profile_memory=True, acc_events=True) as profile:
-        encode(layer, batch).values.sum().backward()
-    recorded: Any = profile.profiler
-    events = sorted(recorded.kineto_results.events(), key=lambda event: event.start_ns())
-    peak = max(accumulate(event.nbytes() for event in events if event.name() == "[memory]"))
-    assert peak <= 15 * batch.values.nbytes
+    assert peak(lambda: encode(layer, batch).values.sum().backward()) <= 15 * batch.values.nbytes
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm1d, nn.SyncBatchNorm, nn.LazyBatchNorm1d])

@@ -56,7 +56,9 @@ def state_for(layer: Any, batch: int) -> Any:
 def test_of_sequences_weights_and_initial_states(kind: str) -> None:
     layer = LAYERS[kind]()
     graph = compiled(lambda batch, state: encode_with_state(layer, batch, state))
-    for lengths in (*PATTERNS.values(), *SMALL.values()):
+    # What torch makes of small sizes lies around the operators, and is the same for each RNN as for the GRU.
+    small = () if isinstance(layer, nn.RNN) else SMALL.values()
+    for lengths in (*PATTERNS.values(), *small):
         batch, state = signals(lengths), state_for(layer, len(lengths))
         batch = batch.with_values(batch.values.requires_grad_())
         sources = [batch.values, *tree_leaves(state), *weights_of(layer)]

@@ -615,12 +615,21 @@ void test_all(int32_t isa) {
   // Of one sequence, the inputs of 16 or 48 steps are multiplied ahead, by the registers of the instruction set.
   const Lengths shared[] = {{1}, {1, 1, 1}, Lengths(13, 1), {21}, {2, 19}, {5, 1, 3, 45, 4, 1, 2}};
   int turn = 0;  // so that the rest takes turns, in place of all combinations
+  auto with = [&](int32_t kind, int64_t input, int64_t hidden, int64_t projection = 0) {
+    const int turns = turn + turn / 6;  // because each row of a loop below takes 3 or 6
+    return Sizes{kind, 1 + (turn + turn / 12) % 2, isa, input, hidden, turns % 3 != 0, turns % 5 < 3, projection};
+  };
+  auto any_size = [&] { return sizes[(turn + turn / 6) % 6]; };
+  // Half of the types of layer take a pair, and the others take it in the other dtype, because all use the same products.
+  auto skips = [&](int32_t kind, int i, int j) { return (kind + i + j + isa + sizeof(T) / 4) % 2; };
   for (int32_t kind : {LSTM, GRU, RNN_TANH, RNN_RELU})
-    for (int64_t hidden : sizes) {
-      for (int64_t input : sizes) {
+    for (int i = 0; i < 6; i++) {
+      const int64_t hidden = sizes[i];
+      for (int j = 0; j < 6; j++) {
+        if (skips(kind, i, j)) continue;
         Lengths lengths(1 + turn % 9);
         for (int64_t& length : lengths) length = 1 + generator() % 7;
-        test_batch<T>({kind, 1 + turn % 2, isa, input, hidden, turn % 3 != 0, turn % 5 < 3}, lengths);
+        test_batch<T>(with(kind, sizes[j], hidden), lengths);
         turn++;
       }
       if (hidden == 17) {
@@ -629,23 +638,32 @@ void test_all(int32_t isa) {
         test_batch<T>({kind, 2, isa, 5, hidden, true, true}, lengths);
       }
       test_not_a_number<T>({kind, 2, isa, 3, hidden, true, false});
-      for (const Lengths& lengths : shared) {
-        test_sharing<T>({kind, 1 + turn % 2, isa, sizes[turn % 6], hidden, turn % 3 != 0, turn % 5 < 3}, lengths, turn);
+      for (int j = 0; j < 6; j++) {
+        if (skips(kind, i, j)) continue;
+        test_sharing<T>(with(kind, any_size(), hidden), shared[j], turn);
         turn++;
       }
     }
-  for (int64_t hidden : sizes)
-    for (int64_t projection : sizes) {  // a kernel does not ask which is larger
+  for (int i = 0; i < 6; i++)
+    for (int j = 0; j < 6; j++) {  // a kernel does not ask which is larger
+      if (skips(LSTM, i, j)) continue;
       Lengths lengths(1 + turn % 9);
       for (int64_t& length : lengths) length = 1 + generator() % 7;
-      test_batch<T>({LSTM, 1 + turn % 2, isa, sizes[turn % 6], hidden, turn % 3 != 0, turn % 5 < 3, projection}, lengths);
-      for (const Lengths& lengths : shared) {
+      test_batch<T>(with(LSTM, any_size(), sizes[i], sizes[j]), lengths);
+      for (const Lengths& some : shared) {
         turn++;
         if (turn % 2) continue;  // because these take the longest
-        test_sharing<T>({LSTM, 1 + turn / 2 % 2, isa, sizes[turn % 6], hidden, turn % 3 != 0, turn % 5 < 3, projection}, lengths, turn);
+        test_sharing<T>(with(LSTM, any_size(), sizes[i], sizes[j]), some, turn);
       }
       turn++;
     }
+  // Each number of sequences in the registers, with each number of vectors of gates that an RNN has in them.
+  for (int32_t kind : {LSTM, GRU, RNN_TANH, RNN_RELU})
+    for (int64_t hidden : {5, 17, 33})
+      for (int64_t number = 1; number <= 6; number++)
+        for (int64_t length : {1, 2})
+          for (bool has_state : {false, true}) test_batch<T>({kind, 1, isa, 3, hidden, true, has_state}, Lengths(number, length));
+  test_batch<T>({LSTM, 2, isa, 33, 130, true, true}, Lengths(9, 2));  // too many for threads to share units
   test_not_a_number<T>({LSTM, 2, isa, 3, 33, true, false, 17});
   test_functions<T>(isa);
   for (int32_t kind : {LSTM, GRU, RNN_TANH})

@@ -60,10 +60,10 @@ def test_layers_and_states(batch_first: bool, tmp_path: Path) -> None:
     torch.manual_seed(0)
     layers: list[Any] = [
         nn.LSTM(4, 3, bias=False),
-        nn.LSTM(4, 20, num_layers=3, bidirectional=True, dropout=0.5),
+        nn.LSTM(4, 20, num_layers=2, bidirectional=True, dropout=0.5),
         nn.GRU(4, 3, bias=False, bidirectional=True, batch_first=True),
         nn.GRU(4, 20, num_layers=2),
-        nn.RNN(4, 3, num_layers=2, bidirectional=True),
+        nn.RNN(4, 3, bidirectional=True),
         nn.RNN(4, 3, num_layers=3, nonlinearity="relu", bias=False),
     ]
     layers = layers if batch_first else layers[2:3]
