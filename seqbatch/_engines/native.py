@@ -11,6 +11,7 @@ from seqbatch import _kernels
 from seqbatch._engines._interface import EngineCall, Hidden
 from seqbatch._engines._stack import LayerForm, RunLayer, Tensors, run_layers, weights_of
 from seqbatch._engines.stepwise import run_layer_stepwise
+from seqbatch._kernels.row_copies import is_read_as
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import are_batched, is_dense, is_intercepted, wants_gradients
 
@@ -71,11 +72,6 @@ def shapes_of_weights(mode: str, number: int, input_size: int, size: int, projec
     rows = size * _WEIGHT_GATES[mode]
     shapes = [(rows, input_size), (rows, projection or size), *([(rows,), (rows,)] if number > 3 else [])]
     return [*shapes, (projection, size)] if projection else shapes
-
-
-def is_read_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
-    """Return True if the kernels can read a tensor as one of a shape and a dtype."""
-    return tensor.dtype is dtype and tensor.shape == shape and is_dense(tensor)
 
 
 def are_read_as(tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> bool:
