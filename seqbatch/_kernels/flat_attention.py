@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from seqbatch import _kernels
+from seqbatch._kernels.replay import replay
 from seqbatch._kernels.row_copies import can_read, is_read_as
-from seqbatch._torch import are_batched, is_intercepted, wants_gradients
+from seqbatch._torch import is_intercepted, wants_gradients
 
 DTYPES = (torch.float32, torch.float64)
 Starts = tuple[Tensor, Tensor]  # of queries and keys
@@ -75,7 +76,7 @@ def attend_flat(
     inputs = _with_whole_steps(query, key, value)
     if weight is not None:
         inputs.append(weight.contiguous())
-    call = _kernel_call(inputs, out, log_sums, (query_starts, key_starts), scale=scale, is_causal=is_causal)
+    call = _describe_call(inputs, out, log_sums, (query_starts, key_starts), scale=scale, is_causal=is_causal)
     _kernels.compute_attention(call, query.dtype is torch.float64)
     return out
 
@@ -117,10 +118,10 @@ class _AdditiveAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, by_pytorch: Callable[..., Tensor], starts: Starts, *inputs: Tensor) -> Tensor:
-        *parts, weight = inputs
-        log_sums = weight.new_empty(len(parts[0]), 1)
-        heads = (part[:, None] for part in parts)
-        out = attend_flat(*heads, *starts, weight=weight, log_sums=log_sums)[:, 0]
+        query, key, value, weight = inputs
+        log_sums = weight.new_empty(len(query), 1)
+        parts = query[:, None], key[:, None], value[:, None]
+        out = attend_flat(*parts, *starts, weight=weight, log_sums=log_sums)[:, 0]
         ctx.by_pytorch, ctx.starts, ctx.dtype = by_pytorch, starts, out.dtype
         kept = (*inputs, out, log_sums)
         ctx.shapes = [part.shape for part in (*kept, out)]
@@ -129,45 +130,33 @@ class _AdditiveAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
         if gradient is None:  # as from a function that returns none
             return (None,) * len(ctx.needs_input_grad)
         kept = ctx.saved_tensors  # read once, because checkpoints return them once
-        # Hooks of autograd may have changed what was saved, and the gradient may be of any subclass.
+        # Hooks of autograd may have changed what was saved, and the gradient may be batched or of any subclass.
         pairs = zip((*kept, gradient), ctx.shapes, strict=True)
         is_read = all(is_read_as(part, shape, ctx.dtype) for part, shape in pairs)
-        if not is_read or torch.is_grad_enabled() or is_intercepted() or are_batched([gradient]):
-            return None, None, *_replay(ctx.by_pytorch, kept[:4], gradient, again=torch.is_grad_enabled())
-        found = _compute_gradients(gradient, kept, ctx.starts)
-        wanted = ctx.needs_input_grad[2:]
-        return None, None, *(part if asked else None for part, asked in zip(found, wanted, strict=True))
+        if is_read and not (torch.is_grad_enabled() or is_intercepted()):
+            return None, None, *_compute_gradients(gradient, kept, ctx.starts)
+        return (
+            None,
+            None,
+            *replay(lambda inputs: [ctx.by_pytorch(*inputs)], kept[:4], gradients, again=torch.is_grad_enabled()),
+        )
 
 
 def _compute_gradients(gradient: Tensor, kept: Sequence[Tensor], starts: Starts) -> list[Tensor]:
     """Return the gradients of queries, keys, values and weight from what was saved."""
     *inputs, out, log_sums = _with_whole_steps(*kept)
     gradient = gradient.contiguous()
-    found = [torch.empty_like(one, memory_format=torch.contiguous_format) for one in inputs]
-    call = _kernel_call([*(one[:, None] for one in inputs[:3]), inputs[3]], out[:, None], log_sums, starts)
+    found = [one.new_empty(one.shape) for one in inputs]
+    call = _describe_call([*(one[:, None] for one in inputs[:3]), inputs[3]], out[:, None], log_sums, starts)
     call.grad_out = gradient.data_ptr()
     call.grad_query, call.grad_key, call.grad_value, call.grad_weight = (one.data_ptr() for one in found)
     _kernels.compute_attention_gradients(call, out.dtype is torch.float64)
     return found
-
-
-def _replay(
-    by_pytorch: Callable[..., Tensor], inputs: Sequence[Tensor], gradient: Tensor, *, again: bool
-) -> list[Tensor | None]:
-    """Return the same gradients from a second run by PyTorch's functions.
-
-    With `again` they can be differentiated in turn.
-    """
-    with torch.enable_grad():
-        # Views, because one of them may be computed from another: no path through the caller's graph counts here.
-        inputs = [part.view_as(part) for part in inputs]
-        asked = [part for part in inputs if part.requires_grad]
-        found = iter(torch.autograd.grad(by_pytorch(*inputs), asked, gradient, create_graph=again, allow_unused=True))
-        return [next(found) if part.requires_grad else None for part in inputs]
 
 
 def _with_whole_steps(*tensors: Tensor) -> list[Tensor]:
@@ -175,7 +164,7 @@ def _with_whole_steps(*tensors: Tensor) -> list[Tensor]:
     return [one if one[:1].is_contiguous() else one.contiguous() for one in tensors]
 
 
-def _kernel_call(
+def _describe_call(
     inputs: Sequence[Tensor],
     out: Tensor,
     log_sums: Tensor | None,

@@ -127,8 +127,10 @@ class AdditiveAttention(_AttentionToMemory):
     The softmax of the scores over the steps of memory are its weights, and the result is the mean of memory by these:
     zeros if memory is empty. `encode(layer, queries, memory)` returns it, and `layer.attend(queries, memory)` the
     weights too. Hooks of `score` run once for each group of sequences. Each call computes `memory_projection` of all of
-    memory, also that of a decoder at each step, where `DotProductAttention` is faster. Where gradients are recorded,
-    each pair of steps takes the memory of `hidden_size` numbers.
+    memory, also that of a decoder at each step, where `DotProductAttention` is faster.
+
+    The compiled kernels keep nothing for a pair of steps. `attend`, gradients of gradients, and what runs without the
+    kernels keep `hidden_size` numbers for each pair where gradients are recorded.
 
     Args:
         query_size: the size of a query step.

@@ -69,10 +69,10 @@ Triple = tuple[Tensor, Tensor, Tensor]
 
 def by_kernels(parts: list[Triple], weight: Tensor, of_outputs: list[Tensor]) -> tuple[list[Triple], Tensor]:
     """Return the gradients of queries, keys and values of each sequence, and of the weight, from one call."""
-    joined = [torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)]
+    query, key, value = joined = [torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)]
     counts = [[len(part[side]) for part in parts] for side in range(3)]
-    starts = [torch.tensor([0, *some]).cumsum(0) for some in counts[:2]]
-    output = flat_attention.attend_additively(*joined, weight, *starts, pytest.fail)
+    starts, key_starts = (torch.tensor([0, *some]).cumsum(0) for some in counts[:2])
+    output = flat_attention.attend_additively(query, key, value, weight, starts, key_starts, pytest.fail)
     *found, of_weight = torch.autograd.grad(output, [*joined, weight], torch.cat(of_outputs))
     split = (part.split(some) for part, some in zip(found, counts, strict=True))
     return list(zip(*split, strict=True)), of_weight
