@@ -140,11 +140,8 @@ class _AdditiveAttention(torch.autograd.Function):
         is_read = all(is_read_as(part, shape, ctx.dtype) for part, shape in pairs)
         if is_read and not (torch.is_grad_enabled() or is_intercepted()):
             return None, None, *_compute_gradients(gradient, kept, ctx.starts)
-        return (
-            None,
-            None,
-            *replay(lambda inputs: [ctx.by_pytorch(*inputs)], kept[:4], gradients, again=torch.is_grad_enabled()),
-        )
+        again = torch.is_grad_enabled()
+        return None, None, *replay(lambda inputs: [ctx.by_pytorch(*inputs)], kept[:4], gradients, again=again)
 
 
 def _compute_gradients(gradient: Tensor, kept: Sequence[Tensor], starts: Starts) -> list[Tensor]:
