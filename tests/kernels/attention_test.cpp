@@ -119,7 +119,7 @@ void test_case(const Ints& queries, const Ints& keys, int64_t heads, int64_t siz
         const T* const of_out = &gradients.of_out[(row * heads + h) * value_size];
         double mean = 0;
         for (int64_t f = 0; f < value_size; f++) mean += of_out[f] * wanted[f];
-        for (int64_t k = 0; k < number; k++) {
+        for (int64_t k = 0; is_additive && k < number; k++) {
           const int64_t other = key_starts[i] + k;
           double of_score = -mean;
           for (int64_t f = 0; f < value_size; f++) {
