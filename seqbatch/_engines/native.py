@@ -1,6 +1,7 @@
 """The engine of the compiled kernels on the CPU, which read each step where it stands in the flat values."""
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import repeat
 from typing import Any
 
@@ -11,6 +12,8 @@ from seqbatch import _kernels
 from seqbatch._engines._interface import EngineCall, Hidden
 from seqbatch._engines._stack import LayerForm, RunLayer, Tensors, run_layers, weights_of
 from seqbatch._engines.stepwise import run_layer_stepwise
+from seqbatch._kernels.replay import replay
+from seqbatch._kernels.row_copies import is_read_as
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import are_batched, is_dense, is_intercepted, wants_gradients
 
@@ -71,11 +74,6 @@ def shapes_of_weights(mode: str, number: int, input_size: int, size: int, projec
     rows = size * _WEIGHT_GATES[mode]
     shapes = [(rows, input_size), (rows, projection or size), *([(rows,), (rows,)] if number > 3 else [])]
     return [*shapes, (projection, size)] if projection else shapes
-
-
-def is_read_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
-    """Return True if the kernels can read a tensor as one of a shape and a dtype."""
-    return tensor.dtype is dtype and tensor.shape == shape and is_dense(tensor)
 
 
 def are_read_as(tensors: Sequence[Tensor], shapes: Sequence[Sequence[int]], dtype: torch.dtype) -> bool:
@@ -139,7 +137,8 @@ class _KernelLayer(torch.autograd.Function):
         is_read = all(part is None or is_read_as(part, shape, ctx.dtype) for part, shape in pairs)
         if is_read and not (torch.is_grad_enabled() or is_intercepted() or are_batched(gradients)):
             return None, *compute_gradients(ctx.form, output, saved, tensors, gradients, ctx.needs_input_grad[1:])
-        return None, *_replay(ctx.form, tensors, gradients, again=torch.is_grad_enabled())
+        run = partial(run_layer_stepwise, ctx.form)
+        return None, *replay(run, tensors, gradients, again=torch.is_grad_enabled())
 
 
 def compute(form: LayerForm, tensors: Sequence[Tensor], *, keep: bool) -> Tensors:
@@ -201,24 +200,6 @@ def compute_gradients(
                 setattr(direction, f"grad_{name}", _row(of_final, d))
     _kernels.backward(call, inputs.dtype is torch.float64)
     return [of_inputs, *of_weights, *of_start]
-
-
-def _replay(
-    form: LayerForm, tensors: Sequence[Tensor], gradients: Sequence[Tensor | None], *, again: bool
-) -> list[Tensor | None]:
-    """Return the same gradients from a second run by PyTorch's functions.
-
-    With `again` they can be differentiated in turn.
-    """
-    with torch.enable_grad():
-        # Views, because one of them may be computed from another: no path through the caller's graph counts here.
-        tensors = [part.view_as(part) for part in tensors]
-        results = run_layer_stepwise(form, tensors)
-        ends = [(result, gradient) for result, gradient in zip(results, gradients, strict=True) if gradient is not None]
-        asked = [part for part in tensors if part.requires_grad]
-        reached, of_reached = zip(*ends, strict=True)
-        found = iter(torch.autograd.grad(reached, asked, of_reached, create_graph=again, allow_unused=True))
-        return [next(found) if part.requires_grad else None for part in tensors]
 
 
 def _kernel_call(

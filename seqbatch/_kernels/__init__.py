@@ -57,7 +57,9 @@ class Attention(ctypes.Structure):
     """What one call of attention reads; attention.h has the meaning of each field."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "weight", "out", "query_starts", "key_starts")),
+        *((name, ctypes.c_void_p) for name in ("query", "key", "value", "weight", "out", "log_sums", "grad_out")),
+        *((name, ctypes.c_void_p) for name in ("grad_query", "grad_key", "grad_value", "grad_weight")),
+        *((name, ctypes.c_void_p) for name in ("query_starts", "key_starts")),
         *((name, ctypes.c_int64) for name in ("sequences", "heads", "size", "value_size")),
         *((name, ctypes.c_int64) for name in ("query_stride", "key_stride", "value_stride", "out_stride")),
         ("scale", ctypes.c_double),
@@ -82,6 +84,8 @@ _ARGUMENTS: dict[str, list[Any]] = {
     "seqbatch_backward_double": [ctypes.POINTER(Call)],
     "seqbatch_attend_float": [ctypes.POINTER(Attention)],
     "seqbatch_attend_double": [ctypes.POINTER(Attention)],
+    "seqbatch_attend_backward_float": [ctypes.POINTER(Attention)],
+    "seqbatch_attend_backward_double": [ctypes.POINTER(Attention)],
     "seqbatch_copy": [ctypes.POINTER(Rows)],
     "seqbatch_measure": [_ADDRESS, _NUMBER, _ADDRESS],
     "seqbatch_sort": [_ADDRESS, _NUMBER, _NUMBER, _ADDRESS, _ADDRESS, _ADDRESS],
@@ -156,6 +160,13 @@ def compute_attention(call: Attention, is_double: bool) -> None:
     library = _kernels.library
     run = library.seqbatch_attend_double if is_double else library.seqbatch_attend_float
     _raise_if_failed(run(call), "compute attention")
+
+
+def compute_attention_gradients(call: Attention, is_double: bool) -> None:
+    """Compute the gradients of attention by additive scores. Requires `IS_THERE`, as `forward`."""
+    library = _kernels.library
+    run = library.seqbatch_attend_backward_double if is_double else library.seqbatch_attend_backward_float
+    _raise_if_failed(run(call), "compute the gradients of attention")
 
 
 def copy(rows: Rows) -> None:

@@ -1,11 +1,15 @@
-// Attention over flat values, by dot products or additive, forward only, without padding and without a mask.
+// Attention over flat values, by dot products or additive, without padding and without a mask; backward for additive scores.
 //
 // A thread takes some query steps of one head of one sequence. It lays out the keys so that a vector has one feature of
 // several keys, computes the scores of a few query steps at a time, and adds up the values by their softmax. Every query
 // step is computed by the same operations in the same order whatever stands beside it, hence the same bits.
+//
+// The backward pass takes the keys in small blocks, each with one query step after another. It computes each tanh again, once,
+// and a vector has several features of one key, because there are often fewer keys than features.
 #include <omp.h>
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "attention.h"
@@ -39,6 +43,9 @@ inline void in_sums(int64_t vectors, F f) {
   if (vectors - i == 2) f(i, std::integral_constant<int, 2>{});
   if (vectors - i == 1) f(i, std::integral_constant<int, 1>{});
 }
+
+constexpr int64_t BLOCK = PIECE;  // keys of the backward pass at once: they, what is computed for them, and their gradients stay in the cache
+constexpr int64_t PARTS = 8;      // tasks of a head of one sequence in the backward pass, at most
 
 // Query steps from `first` to `last` of one head of one sequence.
 struct Task {
@@ -209,6 +216,10 @@ void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
     const T sum = scratch.weights[i] == 0 ? T(1) : scratch.weights[i];
     for (int64_t f = 0; f < call.value_size; f += W)
       store(out + f, load(scratch.sums + i * features + f) / all(sum), call.value_size - f);
+    // Without a weight that is not 0, infinity: then all weights are 0 in the backward pass too.
+    if (call.log_sums)
+      call.log_sums[(call.query_starts[task.sequence] + task.first + i) * call.heads + task.head] =
+          scratch.weights[i] == 0 ? std::numeric_limits<T>::infinity() : scratch.most[i] + std::log(sum);
   }
 }
 
@@ -239,8 +250,213 @@ int run_attention(const Attention<T>& call) {
   return failed;
 }
 
+// Query steps from `first` to `last` of one head of one sequence, backward, and where to write what they add to the gradients of
+// the keys and values of this head: a part, whose steps stand without gaps, or null for the gradients themselves.
+template <typename T>
+struct BackwardTask {
+  int64_t sequence, head, first, last;
+  T *part, *grad_weight;
+};
+
+// What a thread keeps for the backward pass of one block of keys: rows of whole vectors, whose last numbers are 0 where they are
+// read. Its size does not depend on the lengths.
+template <typename T>
+struct BackwardScratch {
+  T *keys, *grad_keys, *hidden;  // (BLOCK, size); hidden: tanh(query + key)
+  T *values, *grad_values;       // (BLOCK, value_size)
+  T *query, *weight;             // (size)
+  T* grad_out;                   // (value_size)
+  T *weights, *grad_scores;      // (BLOCK)
+};
+template <typename T>
+int64_t backward_scratch_size(const Attention<T>& call) {
+  return (3 * BLOCK + 2) * whole_vectors<T>(call.size) + (2 * BLOCK + 1) * whole_vectors<T>(call.value_size) + 2 * BLOCK;
+}
+template <typename T>
+BackwardScratch<T> backward_scratch_in(T* memory, const Attention<T>& call) {
+  const int64_t size = whole_vectors<T>(call.size), features = whole_vectors<T>(call.value_size);
+  const auto take = [&](int64_t numbers) { return std::exchange(memory, memory + numbers); };
+  BackwardScratch<T> s;
+  s.keys = take(BLOCK * size), s.grad_keys = take(BLOCK * size), s.hidden = take(BLOCK * size);
+  s.values = take(BLOCK * features), s.grad_values = take(BLOCK * features);
+  s.query = take(size), s.weight = take(size), s.grad_out = take(features);
+  s.weights = take(BLOCK), s.grad_scores = take(BLOCK);
+  return s;
+}
+
+// to = from, up to a whole vector with zeros.
+template <typename T>
+void copy_row(const T* from, int64_t size, T* to) {
+  for (int64_t f = 0; f < size; f += width<T>) store(to + f, load(from + f, size - f));
+}
+
+template <typename T>
+T sum_of_lanes(Vector<T> v) {
+  T lanes[width<T>];
+  store(lanes, v);
+  for (int half = width<T> / 2; half; half /= 2)
+    for (int lane = 0; lane < half; lane++) lanes[lane] += lanes[lane + half];
+  return lanes[0];
+}
+
+// The sum of a[f] * b[f].
+template <typename T>
+T dot_product(const T* a, const T* b, int64_t end) {
+  Vector<T> sums = {};
+  for (int64_t f = 0; f < end; f += width<T>) sums = fused(load(a + f), load(b + f), sums);
+  return sum_of_lanes<T>(sums);
+}
+
+// One query step, with `keys` keys of a block.
+template <typename T>
+void attend_backward_row(const Attention<T>& call, const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t step,
+                         int64_t keys) {
+  constexpr int W = width<T>;
+  const int64_t size = whole_vectors<T>(call.size), features = whole_vectors<T>(call.value_size);
+  const int64_t row = call.query_starts[task.sequence] + step, of_head = row * call.heads + task.head;
+  const T *query = call.query + row * call.query_stride + task.head * call.size, *grad_out = call.grad_out + of_head * call.value_size;
+  const T* const out = call.out + row * call.out_stride + task.head * call.value_size;
+  copy_row(query, call.size, scratch.query);
+  copy_row(grad_out, call.value_size, scratch.grad_out);
+  for (int64_t k = 0; k < keys; k++) {
+    Vector<T> sums = {};
+    for (int64_t f = 0; f < size; f += W) {
+      const Vector<T> hidden = hyperbolic_tangent(load(scratch.query + f) + load(scratch.keys + k * size + f));
+      store(scratch.hidden + k * size + f, hidden);
+      sums = fused(load(scratch.weight + f), hidden, sums);
+    }
+    scratch.weights[k] = sum_of_lanes<T>(sums);
+    scratch.grad_scores[k] = dot_product(scratch.grad_out, scratch.values + k * features, features);
+  }
+  Vector<T> mean = {};  // of the gradients of the weights, by the weights: the product with the result, which has all keys
+  for (int64_t f = 0; f < call.value_size; f += W) mean = fused(load(grad_out + f, call.value_size - f), load(out + f, call.value_size - f), mean);
+  const Vector<T> taken = all(sum_of_lanes<T>(mean)), scale = all(static_cast<T>(call.scale)), log_sum = all(call.log_sums[of_head]);
+  for (int64_t k = 0; k < keys; k += W) {
+    const Vector<T> weights = exponential(load(scratch.weights + k) * scale - log_sum);
+    store(scratch.weights + k, weights);
+    store(scratch.grad_scores + k, weights * (load(scratch.grad_scores + k) - taken) * scale);
+  }
+  in_sums(size / W, [&](int64_t i, auto vectors) {
+    constexpr int G = vectors;
+    Vector<T> of_query[G] = {}, of_weight[G] = {};
+    for (int64_t k = 0; k < keys; k++) {
+      const Vector<T> grad_score = all(scratch.grad_scores[k]);
+      for (int g = 0; g < G; g++) {
+        T* const grad_key = scratch.grad_keys + k * size + (i + g) * W;
+        const Vector<T> hidden = load(scratch.hidden + k * size + (i + g) * W), grad = grad_score * (1 - hidden * hidden);
+        of_query[g] += grad;
+        store(grad_key, load(grad_key) + grad);
+        of_weight[g] = fused(grad_score, hidden, of_weight[g]);
+      }
+    }
+    for (int g = 0; g < G; g++) {
+      const int64_t f = (i + g) * W, valid = call.size - f;
+      T *const grad_query = call.grad_query + of_head * call.size + f, *const grad_weight = task.grad_weight + f;
+      store(grad_query, fused(load(scratch.weight + f), of_query[g], load(grad_query, valid)), valid);
+      store(grad_weight, load(grad_weight, valid) + of_weight[g], valid);
+    }
+  });
+  for (int64_t k = 0; k < keys; k++)
+    for (int64_t f = 0; f < features; f += W) {
+      T* const grad_value = scratch.grad_values + k * features + f;
+      store(grad_value, fused(all(scratch.weights[k]), load(scratch.grad_out + f), load(grad_value)));
+    }
+}
+
+template <typename T>
+void run_backward_task(const Attention<T>& call, const BackwardTask<T>& task, const BackwardScratch<T>& scratch) {
+  constexpr int W = width<T>;
+  const int64_t size = whole_vectors<T>(call.size), features = whole_vectors<T>(call.value_size);
+  const int64_t start = call.key_starts[task.sequence], all_keys = call.key_starts[task.sequence + 1] - start;
+  copy_row(call.weight + task.head * call.size, call.size, scratch.weight);
+  for (int64_t step = task.first; step < task.last; step++)
+    std::fill_n(call.grad_query + ((call.query_starts[task.sequence] + step) * call.heads + task.head) * call.size, call.size, T(0));
+  for (int64_t begin = 0; begin < all_keys; begin += BLOCK) {
+    const int64_t keys = std::min(BLOCK, all_keys - begin);
+    for (int64_t k = 0; k < keys; k++) {
+      const int64_t row = start + begin + k;
+      copy_row(call.key + row * call.key_stride + task.head * call.size, call.size, scratch.keys + k * size);
+      copy_row(call.value + row * call.value_stride + task.head * call.value_size, call.value_size, scratch.values + k * features);
+    }
+    std::fill_n(scratch.grad_keys, keys * size, T(0));
+    std::fill_n(scratch.grad_values, keys * features, T(0));
+    for (int64_t step = task.first; step < task.last; step++)
+      attend_backward_row(call, task, scratch, step, call.is_causal ? std::clamp<int64_t>(step + 1 - begin, 0, keys) : keys);
+    for (int64_t k = 0; k < keys; k++) {
+      const int64_t row = (start + begin + k) * call.heads + task.head;
+      T* const grad_key = task.part ? task.part + (begin + k) * (call.size + call.value_size) : call.grad_key + row * call.size;
+      T* const grad_value = task.part ? grad_key + call.size : call.grad_value + row * call.value_size;
+      for (int64_t f = 0; f < call.size; f += W)
+        store(grad_key + f, load(scratch.weight + f) * load(scratch.grad_keys + k * size + f), call.size - f);
+      for (int64_t f = 0; f < call.value_size; f += W) store(grad_value + f, load(scratch.grad_values + k * features + f), call.value_size - f);
+    }
+  }
+}
+
+template <typename T>
+void add_row(const T* from, int64_t size, T* to) {
+  for (int64_t f = 0; f < size; f++) to[f] += from[f];
+}
+
+template <typename T>
+int run_attention_backward(const Attention<T>& call) {
+  // The tasks, and thus the order of all sums, depend on the lengths only. A sequence has few, because each has a part of all keys.
+  List<BackwardTask<T>> tasks;
+  int64_t work = 0, numbers = 0;
+  const int64_t row = call.size + call.value_size;
+  const auto keys_of = [&](int64_t i) { return call.key_starts[i + 1] - call.key_starts[i]; };
+  for (int64_t i = 0; i < call.sequences; i++) {
+    const int64_t steps = call.query_starts[i + 1] - call.query_starts[i], together = std::max(QUERIES, divide_up(steps, PARTS));
+    work += steps * keys_of(i) * call.heads * row;
+    int64_t first = 0;
+    do {  // once without a step too, because the gradients of the keys are 0 then
+      for (int64_t head = 0; head < call.heads; head++) {
+        tasks.push_back({i, head, first, std::min(steps, first + together), nullptr, nullptr});
+        numbers += first ? keys_of(i) * row : 0;
+      }
+    } while ((first += together) < steps);
+  }
+  const int64_t of_weight = static_cast<int64_t>(tasks.size()) * call.size;
+  Buffer<T> sums(of_weight + numbers);
+  if (!sums.data) return 1;
+  std::fill_n(sums.data, of_weight, T(0));
+  T *grad_weight = sums.data, *part = sums.data + of_weight;
+  for (auto& task : tasks) {
+    task.grad_weight = std::exchange(grad_weight, grad_weight + call.size);
+    if (task.first) task.part = std::exchange(part, part + keys_of(task.sequence) * row);
+  }
+  bool failed = false;
+  const RoundsAs::Mode rounding = RoundsAs::of_this_thread();
+#pragma omp parallel num_threads(work < SMALL_WORK ? 1 : call.threads)
+  {
+    const RoundsAs caller(rounding);
+    Buffer<T> memory(backward_scratch_size(call));
+    if (!memory.data) {
+#pragma omp atomic write
+      failed = true;
+    }
+#pragma omp for schedule(dynamic)
+    for (size_t i = 0; i < tasks.size(); i++)
+      if (memory.data) run_backward_task(call, tasks[i], backward_scratch_in(memory.data, call));
+  }
+  if (failed) return 1;
+  std::fill_n(call.grad_weight, call.heads * call.size, T(0));
+  for (const auto& task : tasks) {
+    add_row(task.grad_weight, call.size, call.grad_weight + task.head * call.size);
+    if (!task.part) continue;
+    for (int64_t k = 0; k < keys_of(task.sequence); k++) {
+      const int64_t at = (call.key_starts[task.sequence] + k) * call.heads + task.head;
+      add_row(task.part + k * row, call.size, call.grad_key + at * call.size);
+      add_row(task.part + k * row + call.size, call.value_size, call.grad_value + at * call.value_size);
+    }
+  }
+  return 0;
+}
+
 }  // namespace
 
+int attend_backward(const Attention<float>& call) { return run_attention_backward(call); }
+int attend_backward(const Attention<double>& call) { return run_attention_backward(call); }
 int attend(const Attention<float>& call) { return run_attention(call); }
 int attend(const Attention<double>& call) { return run_attention(call); }
 

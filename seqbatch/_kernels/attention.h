@@ -6,9 +6,10 @@
 
 namespace seqbatch {
 
-// Every query step attends to the keys of its sequence, by the softmax of its scores with them. A score is a dot product times
-// `scale`, or with `weight` the sum of weight * tanh(query + key). Steps of a sequence stand one after another, and those of
-// each tensor are a stride apart, in numbers. Within a step, heads stand side by side without gaps.
+// Every query step attends to the keys of its sequence, by the softmax of its scores with them. A score is a dot product, or with
+// `weight` the sum of weight * tanh(query + key), times `scale`. Steps of a sequence stand one after another, and those of
+// each tensor are a stride apart, in numbers. Within a step, heads stand side by side without gaps. Gradients have the shapes
+// of what they belong to, without gaps; their pointers are read by the backward pass only, which there is for additive scores.
 template <typename T>
 struct Attention {
   const T* query;  // (query steps, heads, size)
@@ -16,6 +17,12 @@ struct Attention {
   const T* value;  // (keys, heads, value_size)
   const T* weight;  // (heads, size), or null for dot products
   T* out;          // (query steps, heads, value_size): zeros where there is no key
+  T* log_sums;     // (query steps, heads): the logarithms of the sums that divide the weights, or null where there is no backward pass
+  const T* grad_out;
+  T* grad_query;
+  T* grad_key;
+  T* grad_value;
+  T* grad_weight;
   const int64_t* query_starts;  // (sequences + 1): where the query steps of each begin, and where the last end
   const int64_t* key_starts;    // (sequences + 1)
   int64_t sequences;
@@ -33,10 +40,12 @@ struct Attention {
 };
 
 // Each returns 0, or 1 if there is not enough memory.
-#define SEQBATCH_DECLARE(isa)            \
-  namespace isa {                        \
-  int attend(const Attention<float>&);   \
-  int attend(const Attention<double>&);  \
+#define SEQBATCH_DECLARE(isa)                     \
+  namespace isa {                                 \
+  int attend(const Attention<float>&);            \
+  int attend(const Attention<double>&);           \
+  int attend_backward(const Attention<float>&);   \
+  int attend_backward(const Attention<double>&);  \
   }
 SEQBATCH_FOR_EACH_ISA(SEQBATCH_DECLARE)
 #undef SEQBATCH_DECLARE

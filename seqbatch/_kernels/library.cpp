@@ -43,6 +43,7 @@ std::atomic<bool> is_forked{false};
 SEQBATCH_BY_ISA(forward)
 SEQBATCH_BY_ISA(backward)
 SEQBATCH_BY_ISA(attend)
+SEQBATCH_BY_ISA(attend_backward)
 
 __attribute__((constructor)) void watch_forks() {
   pthread_atfork(nullptr, nullptr, [] { is_forked = true; });
@@ -75,6 +76,8 @@ int seqbatch_backward_float(const seqbatch::Call<float>* call) { return backward
 int seqbatch_backward_double(const seqbatch::Call<double>* call) { return backward(*call); }
 int seqbatch_attend_float(const seqbatch::Attention<float>* call) { return attend(*call); }
 int seqbatch_attend_double(const seqbatch::Attention<double>* call) { return attend(*call); }
+int seqbatch_attend_backward_float(const seqbatch::Attention<float>* call) { return attend_backward(*call); }
+int seqbatch_attend_backward_double(const seqbatch::Attention<double>* call) { return attend_backward(*call); }
 
 int seqbatch_copy(const seqbatch::Rows* rows) {
   seqbatch::Rows here = *rows;

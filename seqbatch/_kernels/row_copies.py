@@ -1,5 +1,7 @@
 """Rows copied by the compiled kernels: which tensors they can read, and the calls; knows tensors only, no layouts."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -14,6 +16,11 @@ def can_read(*tensors: Tensor) -> bool:
         return False
     # An address of 0: there is nothing to copy, or the storage was freed.
     return all(is_dense(tensor) and tensor.data_ptr() for tensor in tensors)
+
+
+def is_read_as(tensor: Tensor, shape: Sequence[int], dtype: torch.dtype) -> bool:
+    """Return True if the kernels can read a tensor as one of a shape and a dtype."""
+    return tensor.dtype is dtype and tensor.shape == shape and is_dense(tensor)
 
 
 def _are_int64_vectors(*tensors: Tensor) -> bool:

@@ -3,6 +3,7 @@
 # mypy: disable-error-code="overload-overlap"
 # As in `_encode`: PackedSequence comes before tuple, because it is a subclass.
 
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -29,7 +30,8 @@ from seqbatch._encoders._layer_checks import (
 from seqbatch._encoders._self_attention import supported_kernels
 from seqbatch._encoders._stock_layers import is_untouched
 from seqbatch._encoders.attention import must_run_alone
-from seqbatch._kernels.flat_attention import attend_flat, can_attend
+from seqbatch._kernels.flat_attention import attend_additively, attend_flat, can_attend, can_compute
+from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import refuse_own_forward, size
 
@@ -125,8 +127,10 @@ class AdditiveAttention(_AttentionToMemory):
     The softmax of the scores over the steps of memory are its weights, and the result is the mean of memory by these:
     zeros if memory is empty. `encode(layer, queries, memory)` returns it, and `layer.attend(queries, memory)` the
     weights too. Hooks of `score` run once for each group of sequences. Each call computes `memory_projection` of all of
-    memory, also that of a decoder at each step, where `DotProductAttention` is faster. Where gradients are recorded,
-    each pair of steps takes the memory of `hidden_size` numbers.
+    memory, also that of a decoder at each step, where `DotProductAttention` is faster.
+
+    The compiled kernels keep nothing for a pair of steps. `attend`, gradients of gradients, and what runs without the
+    kernels keep `hidden_size` numbers for each pair where gradients are recorded.
 
     Args:
         query_size: the size of a query step.
@@ -229,7 +233,13 @@ def _project(layer: _AttentionToMemory, queries: Tensor, memory: Tensor) -> tupl
 
 
 def _weigh(
-    layer: _AttentionToMemory, queries: Tensor, keys: Tensor, memory: Tensor, mask: Tensor | None, with_weights: bool
+    layer: _AttentionToMemory,
+    queries: Tensor,
+    keys: Tensor,
+    memory: Tensor,
+    mask: Tensor | None,
+    with_weights: bool,
+    score_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Compute contexts and weights of sequences side by side; the weights are not used unless asked for.
 
@@ -240,6 +250,7 @@ def _weigh(
         memory: `(number, memory steps, memory_size)`.
         mask: `(number, 1, 1, memory steps)`, True where memory is not padding; None without padding.
         with_weights: whether the weights are needed.
+        score_weight: `(1, hidden_size)`, what replaces `layer.score` where it is not None.
 
     Returns:
         `(number, steps, memory_size)` and `(number, steps, memory steps)`.
@@ -248,7 +259,8 @@ def _weigh(
         together = max(_HIDDEN_AT_ONCE // max(queries[:1].numel() * keys.shape[1], 1), 1)
         groups = zip(queries.split(together), keys.split(together), strict=True)
         sums = (some[:, :, None] + others[:, None] for some, others in groups)
-        scores = torch.cat([layer.score(torch.tanh(each)).squeeze(-1) for each in sums])
+        score = layer.score if score_weight is None else partial(functional.linear, weight=score_weight)
+        scores = torch.cat([score(torch.tanh(each)).squeeze(-1) for each in sums])
     else:
         scale = _scale(layer)
         if not with_weights:
@@ -277,43 +289,60 @@ def _run_by_kernels(
     size = _layer_sizes(layer)[-1]
     if projected.shape != (queries.total_steps, size) or keys.shape != (memory.total_steps, size):
         return None
-    weight, scale, inputs = None, _scale(layer), [projected, keys, memory.values]
-    if isinstance(layer, AdditiveAttention):
-        score = layer.score
-        if not isinstance(score, nn.Linear) or not keeps_forward(score, nn.Linear) or not is_untouched(score):
-            return None
-        if score.bias is not None or score.weight.shape != (1, size):
-            return None
-        weight, scale, inputs = score.weight, 1.0, [*inputs, score.weight]
-    if not can_attend(*inputs):
-        return None
-    parts = projected[:, None], keys[:, None], memory.values[:, None]
     starts = queries.structure.offsets, memory.structure.offsets
-    return attend_flat(*parts, *starts, scale=scale, weight=weight)[:, 0]
+    if not isinstance(layer, AdditiveAttention):
+        if not can_attend(projected, keys, memory.values):
+            return None
+        parts = projected[:, None], keys[:, None], memory.values[:, None]
+        return attend_flat(*parts, *starts, scale=_scale(layer))[:, 0]
+    score = layer.score
+    if not isinstance(score, nn.Linear) or not keeps_forward(score, nn.Linear) or not is_untouched(score):
+        return None
+    inputs = projected, keys, memory.values, score.weight
+    if score.bias is not None or score.weight.shape != (1, size) or not can_compute(*inputs):
+        return None
+    structures = queries.structure, memory.structure
+
+    def by_pytorch(projected: Tensor, keys: Tensor, values: Tensor, weight: Tensor) -> Tensor:
+        return _run_by_buckets(layer, projected, keys, values, *structures, False, weight)[0]
+
+    return attend_additively(*inputs, *starts, by_pytorch)
 
 
 def _contexts(
     layer: _AttentionToMemory, queries: SequenceBatch, memory: SequenceBatch, with_weights: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the contexts `(total query steps, memory_size)`, and the weights of all query steps end to end."""
-    query_values, keys = _project(layer, queries.values, memory.values)
-    context = None if with_weights else _run_by_kernels(layer, query_values, keys, queries, memory)
+    projected, keys = _project(layer, queries.values, memory.values)
+    context = None if with_weights else _run_by_kernels(layer, projected, keys, queries, memory)
     if context is not None:
         return context, None
-    buckets = memory.structure.plan(
+    structures = queries.structure, memory.structure
+    return _run_by_buckets(layer, projected, keys, memory.values, *structures, with_weights)
+
+
+def _run_by_buckets(
+    layer: _AttentionToMemory,
+    projected: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    queries: Lengths,
+    memory: Lengths,
+    with_weights: bool,
+    score_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """Compute what `_contexts` does by functions of PyTorch, from projected queries and keys."""
+    buckets = memory.plan(
         pair_buckets_of,
-        queries.lengths,
-        pair_bucket_overhead(_numbers_per_pair(layer), memory.device),
+        queries.counts,
+        pair_bucket_overhead(_numbers_per_pair(layer), values.device),
         1,
         0,
         with_weights,
-        device=memory.device,
+        device=values.device,
     )
-    query_rows, rows = (
-        buckets.queries.fill(query_values, queries.structure),
-        buckets.memory.fill(memory.values, memory.structure),
-    )
-    key_rows = rows if keys is memory.values else buckets.memory.fill(keys, memory.structure)
+    query_rows, rows = buckets.queries.fill(projected, queries), buckets.memory.fill(values, memory)
+    key_rows = rows if keys is values else buckets.memory.fill(keys, memory)
     contexts, weights = [], []
     for query, key, value, shape, memory_shape, mask in zip(
         buckets.queries.split(query_rows),
@@ -325,12 +354,12 @@ def _contexts(
         strict=True,
     ):
         parts = query.unflatten(0, shape), key.unflatten(0, memory_shape), value.unflatten(0, memory_shape)
-        context, weight = _weigh(layer, *parts, mask, with_weights)
+        context, weight = _weigh(layer, *parts, mask, with_weights, score_weight)
         contexts.append(context.flatten(0, 1))
         weights.append(weight)
     # If no query has memory, all rows are zeros, and their size is that of memory.
     nothing = query_rows.new_zeros(0, layer.memory_size)
-    return buckets.queries.join(contexts or [nothing], queries.structure), buckets.join_weights(weights, nothing)
+    return buckets.queries.join(contexts or [nothing], queries), buckets.join_weights(weights, nothing)
 
 
 def _contexts_pair_by_pair(

@@ -48,7 +48,8 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., _kern
 
 def functions(best: int = 0, *, call: int = 0, attention: int = 0, rows: int = 0) -> dict[str, Any]:
     """Make the functions of a library for an instruction set; the sizes of its structures differ by the given bytes."""
-    names = [f"{run}_{dtype}" for run in ("forward", "backward", "attend") for dtype in ("float", "double")]
+    runs = ("forward", "backward", "attend", "attend_backward")
+    names = [f"{run}_{dtype}" for run in runs for dtype in ("float", "double")]
     run = {f"seqbatch_{name}": SimpleNamespace() for name in (*names, "copy", "measure", "sort", "unpack")}
     sizes = {
         "call": ctypes.sizeof(_kernels.Call) + call,

@@ -77,9 +77,9 @@ def test_hidden_numbers_in_groups_are_those_of_all() -> None:
     layer = AdditiveAttention(4, 3, 5).double()
     queries, memory = sequences([30] * 6, (4,)), sequences([40] * 6, (3,), seed=50)
     sources = [*queries, *memory, *layer.parameters()]
-    found = [torch.autograd.grad(cosines(encode(layer, queries, memory)), sources)]
+    found = [torch.autograd.grad(cosines(layer.attend(queries, memory)[0]), sources)]
     with patch.object(attention_to_memory, "_HIDDEN_AT_ONCE", 2 * 30 * 40 * 5):  # two sequences in a group
-        found.append(torch.autograd.grad(cosines(encode(layer, queries, memory)), sources))
+        found.append(torch.autograd.grad(cosines(layer.attend(queries, memory)[0]), sources))
     assert_close(*found)
     assert_close(found[0], torch.autograd.grad(cosines(run_all(layer, queries, memory)), sources))
 

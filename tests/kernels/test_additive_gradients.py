@@ -1,0 +1,276 @@
+"""Gradients of additive attention by the kernels: bits, memory, and the calls whose gradients PyTorch computes."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from attentions import spread
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import run_alone_with_memory
+from strategies import make, sequences
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.testing import assert_close
+from torch.testing._internal.two_tensor import TwoTensor
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from seqbatch import SequenceBatch, _kernels, encode
+from seqbatch._kernels import flat_attention
+from seqbatch.layers import AdditiveAttention
+from seqbatch.testing._memory_law import peak_by_step
+
+needs_kernels = pytest.mark.skipif(not _kernels.IS_THERE, reason="without kernels, PyTorch computes attention")
+QUERIES, MEMORY = [3, 2, 0, 1, 5], [2, 0, 4, 3, 20]
+PARTS = ["query_projection", "memory_projection", "score", "queries", "memory"]
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Record the backward passes of the kernel."""
+    run = _kernels.compute_attention_gradients
+    made: list[Any] = []
+
+    def record(call: Any, is_double: bool) -> None:
+        made.append(call)
+        run(call, is_double)
+
+    monkeypatch.setattr(_kernels, "compute_attention_gradients", record)
+    return made
+
+
+def layer_and_inputs(dtype: torch.dtype = torch.float64) -> tuple[AdditiveAttention, list[Tensor], list[Tensor]]:
+    layer = spread(AdditiveAttention(4, 3, 5)).to(dtype)
+    return layer, sequences(QUERIES, (4,), dtype), sequences(MEMORY, (3,), dtype, seed=50)
+
+
+def sources_of(layer: nn.Module, xs: list[Tensor], ms: list[Tensor]) -> list[Tensor]:
+    return [one for one in (*layer.parameters(), *xs, *ms) if one.requires_grad and len(one)]
+
+
+def loss_of(outputs: list[Tensor]) -> Tensor:
+    joined = torch.cat([*outputs])
+    return (joined * joined.cos()).sum()
+
+
+def gradients(outputs: list[Tensor], sources: list[Tensor]) -> list[Tensor]:
+    return list(torch.autograd.grad(loss_of(outputs), sources, allow_unused=True, materialize_grads=True))
+
+
+def alone(layer: nn.Module, xs: list[Tensor], ms: list[Tensor]) -> list[Tensor]:
+    return [run_alone_with_memory(layer, x, m) for x, m in zip(xs, ms, strict=True)]
+
+
+Triple = tuple[Tensor, Tensor, Tensor]
+
+
+def by_kernels(parts: list[Triple], weight: Tensor, of_outputs: list[Tensor]) -> tuple[list[Triple], Tensor]:
+    """Return the gradients of queries, keys and values of each sequence, and of the weight, from one call."""
+    query, key, value = joined = [torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)]
+    counts = [[len(part[side]) for part in parts] for side in range(3)]
+    starts, key_starts = (torch.tensor([0, *some]).cumsum(0) for some in counts[:2])
+    output = flat_attention.attend_additively(query, key, value, weight, starts, key_starts, pytest.fail)
+    *found, of_weight = torch.autograd.grad(output, [*joined, weight], torch.cat(of_outputs))
+    split = (part.split(some) for part, some in zip(found, counts, strict=True))
+    return list(zip(*split, strict=True)), of_weight
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", flat_attention.DTYPES, ids=str)
+@given(
+    pairs=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 90)), min_size=1, max_size=6),
+    rng=st.randoms(use_true_random=False),
+)
+def test_the_bits_of_a_sequence_alone(dtype: torch.dtype, pairs: list[tuple[int, int]], rng: random.Random) -> None:
+    weight = make((1, 19), dtype, 300).requires_grad_()
+    # The last has more query steps than a task.
+    sizes = [((steps, 19), (keys, 19), (keys, 6)) for steps, keys in [*pairs, (400, 3)]]
+    parts: Any = [tuple(make(size, dtype, 3 * i + j) for j, size in enumerate(some)) for i, some in enumerate(sizes)]
+    rng.shuffle(parts)
+    of_outputs = [make((len(part[0]), 6), dtype, 99) for part in parts]
+    before = torch.get_num_threads()
+    runs = []
+    try:
+        for number in (1, 2, 4):
+            torch.set_num_threads(number)
+            runs.append(by_kernels(parts, weight, of_outputs))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(run[1], runs[0][1]) for run in runs)
+    for i, (part, of_output) in enumerate(zip(parts, of_outputs, strict=True)):
+        if len(part[1]):
+            wanted = by_kernels([part], weight, [of_output])[0][0]
+            assert all(torch.equal(*pair) for run in runs for pair in zip(run[0][i], wanted, strict=True))
+        else:
+            assert not any(one.any() for run in runs for one in run[0][i])
+
+
+@needs_kernels
+@pytest.mark.parametrize("dtype", flat_attention.DTYPES, ids=str)
+def test_gradients_are_those_alone(dtype: torch.dtype, calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs(dtype)
+    sources = sources_of(layer, xs, ms)
+    outputs = encode(layer, xs, ms)
+    assert_close(outputs, alone(layer, xs, ms))
+    assert_close(gradients(outputs, sources), gradients(alone(layer, xs, ms), sources))
+    assert len(calls) == 1
+
+
+@needs_kernels
+@pytest.mark.parametrize("learns", [[part] for part in PARTS] + [PARTS[:2], PARTS[3:]], ids=" and ".join)
+def test_frozen_parts(learns: list[str], calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs()
+    parts: dict[str, list[Tensor]] = {name: [*child.parameters()] for name, child in layer.named_children()}
+    parts |= {"queries": xs, "memory": ms}
+    for name, tensors in parts.items():
+        for one in tensors:
+            one.requires_grad_(name in learns)
+    sources = sources_of(layer, xs, ms)
+    assert_close(gradients(encode(layer, xs, ms), sources), gradients(alone(layer, xs, ms), sources))
+    assert len(calls) == 1
+
+
+@needs_kernels
+@pytest.mark.parametrize(
+    "change",
+    [torch.clone, lambda x: x.mT.contiguous().mT, lambda x: x[:1].expand_as(x)],
+    ids=["", "turned", "one step"],
+)
+def test_strides_of_the_output_gradient(change: Callable[[Tensor], Tensor], calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs()
+    batch, memory = SequenceBatch.from_sequences(xs), SequenceBatch.from_sequences(ms)
+    output = encode(layer, batch, memory).values
+    of_output = change(torch.randn_like(output))
+    sources = sources_of(layer, xs, ms)
+    found = torch.autograd.grad(output, sources, of_output, retain_graph=True)
+    assert all(map(torch.equal, found, torch.autograd.grad(output, sources, of_output.contiguous())))
+    assert len(calls) == 2
+
+
+def test_gradients_of_gradients() -> None:
+    """With weights that replace those of the layer during the call only."""
+    layer, xs, ms = layer_and_inputs()
+    given: dict[str, Any] = {name: (2 * one).detach().requires_grad_() for name, one in layer.named_parameters()}
+
+    class Model(nn.Module):
+        def __init__(self, run: Callable[..., list[Tensor]]) -> None:
+            super().__init__()
+            self.layer, self.run = layer, run
+
+        def forward(self) -> list[Tensor]:
+            return self.run(self.layer, xs, ms)
+
+    sources = [*given.values(), *(one for one in (*xs, *ms) if len(one))]
+    found = []
+    for run in (encode, alone):
+        outputs = functional_call(Model(run), {f"layer.{name}": one for name, one in given.items()}, ())
+        options: Any = {"allow_unused": True, "materialize_grads": True}
+        firsts = torch.autograd.grad(loss_of(outputs), sources, create_graph=True, **options)
+        found.append((*firsts, *gradients([one.flatten() for one in firsts], sources)))
+    assert_close(*found)
+
+
+def test_many_gradients_at_once() -> None:
+    layer, xs, ms = layer_and_inputs()
+    output = encode(layer, xs, ms)[4]
+    sources, weights = sources_of(layer, xs, ms), make((2, *output.shape), torch.float64)
+    options: Any = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
+    found = torch.autograd.grad(output, sources, weights, is_grads_batched=True, **options)
+    for i, weight in enumerate(weights):
+        assert_close([part[i] for part in found], [*torch.autograd.grad(output, sources, weight, **options)])
+
+
+def held(tensor: Tensor) -> Tensor:
+    """Return what a TwoTensor wraps, and any other tensor as it is."""
+    wrapped: Tensor = getattr(tensor, "a", tensor)
+    return wrapped
+
+
+@needs_kernels
+def test_what_the_kernel_cannot_read(calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs()
+    sources = sources_of(layer, xs, ms)
+    wanted = gradients(alone(layer, xs, ms), sources)
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: TwoTensor(saved, saved), lambda saved: saved):
+        outputs = encode(layer, xs, ms)
+    assert_close([held(part) for part in gradients(outputs, sources)], wanted)
+    outputs = encode(layer, xs, ms)
+    with FlopCounterMode(display=False) as counter:
+        assert_close(gradients(outputs, sources), wanted)
+    assert counter.get_total_flops() > 0
+    assert not calls
+    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved.mT.contiguous().mT):
+        outputs = encode(layer, xs, ms)
+    assert_close(gradients(outputs, sources), wanted)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpoints(reentrant: bool) -> None:
+    layer, xs, ms = layer_and_inputs()
+    sources = sources_of(layer, xs, ms)
+    wanted = gradients(encode(layer, xs, ms), sources)
+
+    def run(*given: Tensor) -> Tensor:
+        return torch.cat(encode(layer, [*given[:5]], [*given[5:]]))
+
+    loss_of([checkpoint(run, *xs, *ms, use_reentrant=reentrant)]).backward()
+    assert_close([one.grad for one in sources], wanted)
+
+
+class NoGradient(torch.autograd.Function):
+    """Returns its input, and no gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> None:
+        return None
+
+
+@needs_kernels
+def test_no_gradient_at_all() -> None:
+    layer, xs, ms = layer_and_inputs()
+    apply: Any = NoGradient.apply
+    apply(encode(layer, SequenceBatch.from_sequences(xs), SequenceBatch.from_sequences(ms)).values).sum().backward()
+    assert layer.score.weight.grad is None
+
+
+def test_results_may_be_modified_in_place() -> None:
+    layer, xs, ms = layer_and_inputs()
+    sources = sources_of(layer, xs, ms)
+    batch, memory = SequenceBatch.from_sequences(xs), SequenceBatch.from_sequences(ms)
+    wanted = torch.autograd.grad((2 * encode(layer, batch, memory).values).sum(), sources, retain_graph=True)
+    assert_close(torch.autograd.grad(encode(layer, batch, memory).values.mul_(2).sum(), sources), wanted)
+
+
+@needs_kernels
+def test_memory_does_not_grow_with_pairs_of_steps() -> None:
+    layer, memory = AdditiveAttention(32, 32, 32), SequenceBatch(torch.randn(512, 32, requires_grad=True), [512])
+
+    def run(layer: nn.Module, batch: SequenceBatch) -> tuple[SequenceBatch, None]:
+        return encode(layer, batch, memory), None
+
+    peak = peak_by_step(layer, SequenceBatch(torch.randn(512, 32, requires_grad=True), [512]), run)
+    assert peak < 40 * 32 * 4  # in bytes: 40 times the values; one number for each pair takes 16 times
+
+
+@needs_kernels
+@pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("where", ["queries", "memory", "output"])
+def test_what_is_not_finite_does_not_reach_a_neighbour(where: str, poison: float) -> None:
+    layer, xs, ms = layer_and_inputs()
+    of_outputs = [torch.ones(len(x), 3, dtype=x.dtype) for x in xs]
+    with torch.no_grad():
+        {"queries": xs, "memory": ms, "output": of_outputs}[where][0][1] = poison
+    sources, of_output = [xs[0], ms[0], layer.score.weight, xs[4], ms[4]], torch.cat(of_outputs)
+    found, wanted = (torch.autograd.grad(torch.cat(run(layer, xs, ms)), sources, of_output) for run in (encode, alone))
+    for one, other in zip(found, wanted, strict=True):
+        assert torch.equal(one.isfinite(), other.isfinite())
+    assert not torch.cat([one.flatten() for one in found[:3]]).isfinite().all()
+    assert_close(found[3:], wanted[3:])
