@@ -61,9 +61,10 @@ from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import has_hooks_before, is_parametrized
 from seqbatch.errors import SeqbatchValueError
 
-# Where sequences have as many numbers on average, calling the layer on each is faster on the CPU: the numbers of one
-# long sequence would leave the cache between the layer and the gathers around it.
-_LARGE = 3 * 2**12
+# Where sequences have as many numbers on average, pooling each is faster on the CPU: the numbers of one long sequence
+# would leave the cache between the layer and the gathers around it. A convolution needs four times as many, because a
+# call of it takes longer.
+_LARGE = 2**13
 
 # From a layer and an axis to its windows or its border along it.
 _Rule = Callable[[Any, int], Windows | Border]
@@ -131,9 +132,11 @@ def _are_large(layer: Any, batch: SequenceBatch) -> bool:
     # PyTorch's nn.Conv1d takes longer on each in training or with dilation, and its nn.AvgPool1d in inference.
     if not batch.values.is_cpu or is_parametrized(layer) or isinstance(layer, (nn.Conv1d, nn.AvgPool1d)):
         return False
+    if len({*batch.structure.without_empty.counts}) < 2:  # because a dense batch is faster
+        return False
     channels, *features = batch.feature_shape
-    numbers = batch.total_steps * max(channels, getattr(layer, "out_channels", 0)) * prod(features)
-    return numbers >= _LARGE * max(batch.batch_size, 1)
+    of_layer, least = (layer.out_channels, 4 * _LARGE) if isinstance(layer, nn.Conv2d) else (0, _LARGE)
+    return batch.total_steps * max(channels, of_layer) * prod(features) >= least * batch.batch_size
 
 
 def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
@@ -143,7 +146,7 @@ def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
     lengths = batch.structure if layout.lengths is None else layout.lengths
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths]:
-        if one_by_one and layout.plans is None:
+        if layout.plans is None and one_by_one:
             parts = steps.split(batch.structure.without_empty.counts, 2)
             return torch.cat([layer.forward(part) for part in parts], 2), lengths
         values = _swapped(steps[0])
