@@ -104,8 +104,8 @@ class WindowLayout(NamedTuple):
 def window_layout(lengths: Lengths, windows: Windows, one_by_one: bool) -> WindowLayout:
     """Lay out all sequences in one long sequence, which the layer itself pads at its two ends.
 
-    There is no long one if the sequences are to be run one by one, or if equal lengths allow a dense batch, unless
-    PyTorch would write out of bounds.
+    There is no long one for sequences that are run one by one, or of equal lengths, which allow a dense batch. Where
+    PyTorch would then write out of bounds, there is one nevertheless.
 
     The sequences are so far apart that no window of one reads a step of another, and each starts at a multiple of the
     stride. Windows in between are computed and not picked. Steps that no picked window reads are left out, because the

@@ -61,9 +61,9 @@ from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import has_hooks_before, is_parametrized
 from seqbatch.errors import SeqbatchValueError
 
-# Where sequences have as many numbers on average, pooling each is faster on the CPU: the numbers of one long sequence
-# would leave the cache between the layer and the gathers around it. A convolution needs four times as many, because a
-# call of it takes longer.
+# From this many numbers per sequence on average, pooling each is faster on the CPU: the numbers of one long sequence
+# would leave the cache between the layer and the gathers around it. A convolution needs four times as many, because
+# each call costs more.
 _LARGE = 2**13
 
 # From a layer and an axis to its windows or its border along it.
@@ -127,8 +127,8 @@ def _swapped(values: Tensor) -> Tensor:
     return values.transpose(0, 1)
 
 
-def _are_large(layer: Any, batch: SequenceBatch) -> bool:
-    """Return True if calling a layer on each sequence is faster, and its parametrizations do not count the calls."""
+def _runs_one_by_one(layer: Any, batch: SequenceBatch) -> bool:
+    """Return True if calling a layer on each sequence is faster, and no parametrizations may count the calls."""
     # PyTorch's nn.Conv1d takes longer on each in training or with dilation, and its nn.AvgPool1d in inference.
     if not batch.values.is_cpu or is_parametrized(layer) or isinstance(layer, (nn.Conv1d, nn.AvgPool1d)):
         return False
@@ -141,14 +141,15 @@ def _are_large(layer: Any, batch: SequenceBatch) -> bool:
 
 def _in_windows(layer: Any, batch: SequenceBatch, windows: Windows) -> _Run:
     """Run a layer on each sequence if they are large, on a dense batch of equal lengths, or on one long sequence."""
-    one_by_one = _are_large(layer, batch)
+    one_by_one = _runs_one_by_one(layer, batch)
     layout = batch.structure.plan(window_layout, windows, one_by_one, device=batch.device)
     lengths = batch.structure if layout.lengths is None else layout.lengths
 
     def run(steps: Tensor) -> tuple[Tensor, Lengths]:
         if layout.plans is None and one_by_one:
             parts = steps.split(batch.structure.without_empty.counts, 2)
-            return torch.cat([layer.forward(part) for part in parts], 2), lengths
+            # Joined by steps, so that the values are contiguous, as in the other cases.
+            return _swapped(torch.cat([_swapped(layer.forward(part)[0]) for part in parts]))[None], lengths
         values = _swapped(steps[0])
         if layout.plans is None:
             dense = layer.forward(_channels_first(layer, values.unflatten(0, (-1, batch.max_length))))

@@ -1,11 +1,14 @@
-// Attention over flat values, by dot products or additive, without padding and without a mask; backward for additive scores.
+// Attention over flat values, by dot products or additive, without padding and without a mask. Additive scores have a backward
+// pass.
 //
 // A thread takes some query steps of one head of one sequence. It lays out the keys so that a vector has one feature of
 // several keys, computes the scores of a few query steps at a time, and adds up the values by their softmax. Every query
 // step is computed by the same operations in the same order whatever stands beside it, hence the same bits.
 //
-// The backward pass takes the keys in small blocks, each with one query step after another. It computes each tanh again, once,
-// and a vector has several features of one key, because there are often fewer keys than features.
+// The backward pass takes the keys in small blocks, each with one query step after another. It computes each tanh a second
+// time. There a vector has several features of one key, because there are often fewer keys than features. So a score is
+// rounded in another way than in the forward pass: weights are off by the rounding error of their scores, as in all attention
+// that recomputes them from the logarithm of their sum.
 #include <omp.h>
 
 #include <algorithm>
@@ -45,7 +48,7 @@ inline void in_sums(int64_t vectors, F f) {
 }
 
 constexpr int64_t BLOCK = PIECE;  // keys of the backward pass at once: they, what is computed for them, and their gradients stay in the cache
-constexpr int64_t PARTS = 8;      // tasks of a head of one sequence in the backward pass, at most
+constexpr int64_t PARTS = 4;      // tasks of a head of one sequence in the backward pass, at most: each but the first needs gradients of all its keys
 
 // Query steps from `first` to `last` of one head of one sequence.
 struct Task {
@@ -212,14 +215,15 @@ void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
   }
   for (int64_t i = 0; i < queries; i++) {
     T* const out = call.out + (call.query_starts[task.sequence] + task.first + i) * call.out_stride + task.head * call.value_size;
-    // Without a key, or where all scores are -infinity, the result is 0, as in PyTorch's scaled_dot_product_attention.
-    const T sum = scratch.weights[i] == 0 ? T(1) : scratch.weights[i];
+    // The result is 0 without a key. It is 0 too where all dot products are -infinity, as in PyTorch's attention of them. Where
+    // additive scores are, it is NaN, as of PyTorch's softmax.
+    const bool is_nothing = scratch.weights[i] == 0 && !(call.weight && all_keys > 0);
+    const T sum = is_nothing ? T(1) : scratch.weights[i];
     for (int64_t f = 0; f < call.value_size; f += W)
       store(out + f, load(scratch.sums + i * features + f) / all(sum), call.value_size - f);
-    // Without a weight that is not 0, infinity: then all weights are 0 in the backward pass too.
     if (call.log_sums)
       call.log_sums[(call.query_starts[task.sequence] + task.first + i) * call.heads + task.head] =
-          scratch.weights[i] == 0 ? std::numeric_limits<T>::infinity() : scratch.most[i] + std::log(sum);
+          sum == 0 ? std::numeric_limits<T>::quiet_NaN() : scratch.most[i] + std::log(sum);
   }
 }
 
@@ -250,8 +254,8 @@ int run_attention(const Attention<T>& call) {
   return failed;
 }
 
-// Query steps from `first` to `last` of one head of one sequence, backward, and where to write what they add to the gradients of
-// the keys and values of this head: a part, whose steps stand without gaps, or null for the gradients themselves.
+// Query steps from `first` to `last` of one head of one sequence in the backward pass. What they add to the gradients of its keys
+// and values is written to `part`, whose steps stand without gaps, or to the gradients themselves where that is null.
 template <typename T>
 struct BackwardTask {
   int64_t sequence, head, first, last;
@@ -400,7 +404,7 @@ void add_row(const T* from, int64_t size, T* to) {
 
 template <typename T>
 int run_attention_backward(const Attention<T>& call) {
-  // The tasks, and thus the order of all sums, depend on the lengths only. A sequence has few, because each has a part of all keys.
+  // The tasks, and thus the order of all sums, depend on the lengths only. So a sequence has the same bits at any number of threads.
   List<BackwardTask<T>> tasks;
   int64_t work = 0, numbers = 0;
   const int64_t row = call.size + call.value_size;
@@ -409,7 +413,7 @@ int run_attention_backward(const Attention<T>& call) {
     const int64_t steps = call.query_starts[i + 1] - call.query_starts[i], together = std::max(QUERIES, divide_up(steps, PARTS));
     work += steps * keys_of(i) * call.heads * row;
     int64_t first = 0;
-    do {  // once without a step too, because the gradients of the keys are 0 then
+    do {  // one task without a step too, which sets the gradients of the keys to 0
       for (int64_t head = 0; head < call.heads; head++) {
         tasks.push_back({i, head, first, std::min(steps, first + together), nullptr, nullptr});
         numbers += first ? keys_of(i) * row : 0;

@@ -9,7 +9,8 @@ namespace seqbatch {
 // Every query step attends to the keys of its sequence, by the softmax of its scores with them. A score is a dot product, or with
 // `weight` the sum of weight * tanh(query + key), times `scale`. Steps of a sequence stand one after another, and those of
 // each tensor are a stride apart, in numbers. Within a step, heads stand side by side without gaps. Gradients have the shapes
-// of what they belong to, without gaps; their pointers are read by the backward pass only, which there is for additive scores.
+// of what they belong to, without gaps. Only the backward pass reads their pointers, and only additive scores have one. It takes
+// memory for the gradients of all keys and values up to four times.
 template <typename T>
 struct Attention {
   const T* query;  // (query steps, heads, size)
@@ -17,7 +18,7 @@ struct Attention {
   const T* value;  // (keys, heads, value_size)
   const T* weight;  // (heads, size), or null for dot products
   T* out;          // (query steps, heads, value_size): zeros where there is no key
-  T* log_sums;     // (query steps, heads): the logarithms of the sums that divide the weights, or null where there is no backward pass
+  T* log_sums;     // (query steps, heads): contiguous: the logarithms of the sums of the weights, for the backward pass, or null
   const T* grad_out;
   T* grad_query;
   T* grad_key;

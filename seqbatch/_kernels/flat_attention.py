@@ -1,4 +1,4 @@
-"""Attention computed by the compiled kernels: what they can read, and the call; knows tensors only, no layouts."""
+"""Attention by the compiled kernels, forward and backward: what they can read; knows tensors only, no layouts."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -147,7 +147,8 @@ class _AdditiveAttention(torch.autograd.Function):
 def _compute_gradients(gradient: Tensor, kept: Sequence[Tensor], starts: Starts) -> list[Tensor]:
     """Return the gradients of queries, keys, values and weight from what was saved."""
     *inputs, out, log_sums = _with_whole_steps(*kept)
-    gradient = gradient.contiguous()
+    # The kernel has no strides for these two, and hooks of autograd may return any.
+    log_sums, gradient = log_sums.contiguous(), gradient.contiguous()
     found = [one.new_empty(one.shape) for one in inputs]
     call = _describe_call([*(one[:, None] for one in inputs[:3]), inputs[3]], out[:, None], log_sums, starts)
     call.grad_out = gradient.data_ptr()
@@ -157,7 +158,7 @@ def _compute_gradients(gradient: Tensor, kept: Sequence[Tensor], starts: Starts)
 
 
 def _with_whole_steps(*tensors: Tensor) -> list[Tensor]:
-    """Return tensors with the numbers of a step side by side, and steps any number apart."""
+    """Return tensors whose steps are contiguous, with any stride between them."""
     return [one if one[:1].is_contiguous() else one.contiguous() for one in tensors]
 
 
@@ -170,7 +171,10 @@ def _describe_call(
     scale: float = 1.0,
     is_causal: bool = False,
 ) -> _kernels.Attention:
-    """Return what forward and backward share of a call, which holds no tensor; steps are whole, as said above."""
+    """Return what forward and backward share of a call, which holds no tensor.
+
+    Each step of `inputs` and `out` is contiguous, and all of `log_sums`.
+    """
     query, key, value, *weight = inputs
     return _kernels.Attention(
         query=query.data_ptr(),

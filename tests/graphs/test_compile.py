@@ -41,7 +41,7 @@ def same(function: Function, *batches: Any) -> None:
     assert_close(tensors(graph(*given)), tensors(function(*given)))
 
 
-# The small sizes, which torch makes graphs of their own for, are those of test_gradients.py, and of the next test.
+# Sizes of 0 and 1, which torch specializes, are those of test_gradients.py, and of the next test.
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_model_is_one_graph_for_all_lengths(kind: str) -> None:
     model = Tagger(kind)

@@ -86,8 +86,8 @@ def by_kernels(parts: list[Triple], weight: Tensor, of_outputs: list[Tensor]) ->
 )
 def test_the_bits_of_a_sequence_alone(dtype: torch.dtype, pairs: list[tuple[int, int]], rng: random.Random) -> None:
     weight = make((1, 19), dtype, 300).requires_grad_()
-    # The last has more query steps than a task.
-    sizes = [((steps, 19), (keys, 19), (keys, 6)) for steps, keys in [*pairs, (400, 3)]]
+    # The last has more query steps than a task, and so many pairs that several threads run.
+    sizes = [((steps, 19), (keys, 19), (keys, 6)) for steps, keys in [*pairs, (400, 60)]]
     parts: Any = [tuple(make(size, dtype, 3 * i + j) for j, size in enumerate(some)) for i, some in enumerate(sizes)]
     rng.shuffle(parts)
     of_outputs = [make((len(part[0]), 6), dtype, 99) for part in parts]
@@ -202,7 +202,9 @@ def test_what_the_kernel_cannot_read(calls: list[Any]) -> None:
         assert_close(gradients(outputs, sources), wanted)
     assert counter.get_total_flops() > 0
     assert not calls
-    with torch.autograd.graph.saved_tensors_hooks(lambda saved: saved, lambda saved: saved.mT.contiguous().mT):
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda saved: saved, lambda saved: torch.stack([saved, saved], -1)[..., 0]
+    ):
         outputs = encode(layer, xs, ms)
     assert_close(gradients(outputs, sources), wanted)
     assert len(calls) == 1
@@ -257,20 +259,20 @@ def test_memory_does_not_grow_with_pairs_of_steps() -> None:
         return encode(layer, batch, memory), None
 
     peak = peak_by_step(layer, SequenceBatch(torch.randn(512, 32, requires_grad=True), [512]), run)
-    assert peak < 40 * 32 * 4  # in bytes: 40 times the values; one number for each pair takes 16 times
+    assert peak < 12 * 32 * 4  # in bytes: 12 times the values; one number for each pair takes 16 times
 
 
 @needs_kernels
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("where", ["queries", "memory", "output"])
+@pytest.mark.parametrize("where", ["queries", "memory", "output", "score"])
 def test_what_is_not_finite_does_not_reach_a_neighbour(where: str, poison: float) -> None:
     layer, xs, ms = layer_and_inputs()
     of_outputs = [torch.ones(len(x), 3, dtype=x.dtype) for x in xs]
     with torch.no_grad():
-        {"queries": xs, "memory": ms, "output": of_outputs}[where][0][1] = poison
+        {"queries": xs, "memory": ms, "output": of_outputs, "score": layer.score.weight}[where][0][1] = poison
     sources, of_output = [xs[0], ms[0], layer.score.weight, xs[4], ms[4]], torch.cat(of_outputs)
     found, wanted = (torch.autograd.grad(torch.cat(run(layer, xs, ms)), sources, of_output) for run in (encode, alone))
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one.isfinite(), other.isfinite())
     assert not torch.cat([one.flatten() for one in found[:3]]).isfinite().all()
-    assert_close(found[3:], wanted[3:])
+    assert_close(found[3:], wanted[3:], equal_nan=True)
