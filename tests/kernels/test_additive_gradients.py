@@ -269,7 +269,7 @@ def test_what_is_not_finite_does_not_reach_a_neighbour(where: str, poison: float
     layer, xs, ms = layer_and_inputs()
     of_outputs = [torch.ones(len(x), 3, dtype=x.dtype) for x in xs]
     with torch.no_grad():
-        {"queries": xs, "memory": ms, "output": of_outputs, "score": layer.score.weight}[where][0][1] = poison
+        {"queries": xs, "memory": ms, "output": of_outputs, "score": [layer.score.weight[0]]}[where][0][1] = poison
     sources, of_output = [xs[0], ms[0], layer.score.weight, xs[4], ms[4]], torch.cat(of_outputs)
     found, wanted = (torch.autograd.grad(torch.cat(run(layer, xs, ms)), sources, of_output) for run in (encode, alone))
     for one, other in zip(found, wanted, strict=True):
