@@ -81,6 +81,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if is_one_of(SLOW, item.path):
             item.add_marker("slow")
+    # First what takes longest, so that no process waits for it at the end.
+    items.sort(key=lambda item: item.path.name != "test_sanitized.py")
     if not HAS_GRAPHS:
         left_out = [item for item in items if item.get_closest_marker("graphs")]
         items[:] = [item for item in items if item not in left_out]
