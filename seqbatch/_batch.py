@@ -644,7 +644,7 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
 
         Raises:
             SeqbatchTypeError: this is not an iterable, or something in it is not a SequenceBatch.
-            SeqbatchValueError: there is no batch, or a batch differs from the first in its number of sequences, in
+            SeqbatchValueError: `batches` is empty, or a batch differs from the first in its number of sequences, in
                 features, dtype or device. A batch made of an empty list may be joined to any other without sequences.
 
         Source: `torch.cat`, for each sequence.

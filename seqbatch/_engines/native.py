@@ -12,7 +12,7 @@ from seqbatch import _kernels
 from seqbatch._engines._interface import EngineCall, Hidden
 from seqbatch._engines._stack import LayerForm, RunLayer, Tensors, run_layers, weights_of
 from seqbatch._engines.stepwise import run_layer_stepwise
-from seqbatch._kernels.replay import replay
+from seqbatch._kernels.replayed_gradients import replay
 from seqbatch._kernels.row_copies import is_read_as
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch._torch import are_batched, is_dense, is_intercepted, wants_gradients

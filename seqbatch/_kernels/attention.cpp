@@ -215,8 +215,8 @@ void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
   }
   for (int64_t i = 0; i < queries; i++) {
     T* const out = call.out + (call.query_starts[task.sequence] + task.first + i) * call.out_stride + task.head * call.value_size;
-    // The result is 0 without a key. It is 0 too where all dot products are -infinity, as in PyTorch's attention of them. Where
-    // additive scores are, it is NaN, as of PyTorch's softmax.
+    // The result is 0 without a key. Where all scores are -infinity, it is 0 for dot products, as in PyTorch's attention, and NaN
+    // for additive scores, as in PyTorch's softmax.
     const bool is_nothing = scratch.weights[i] == 0 && !(call.weight && all_keys > 0);
     const T sum = is_nothing ? T(1) : scratch.weights[i];
     for (int64_t f = 0; f < call.value_size; f += W)
@@ -225,6 +225,26 @@ void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
       call.log_sums[(call.query_starts[task.sequence] + task.first + i) * call.heads + task.head] =
           sum == 0 ? std::numeric_limits<T>::quiet_NaN() : scratch.most[i] + std::log(sum);
   }
+}
+
+// Calls run(task, memory) for each task, with memory of its thread for some numbers. Returns 1 if there is not enough of it.
+template <typename T, typename Tasks, typename Run>
+int run_tasks(const Tasks& tasks, int threads, int64_t numbers, Run run) {
+  bool failed = false;
+  const RoundsAs::Mode rounding = RoundsAs::of_this_thread();
+#pragma omp parallel num_threads(threads)
+  {
+    const RoundsAs caller(rounding);
+    Buffer<T> memory(numbers);
+    if (!memory.data) {
+#pragma omp atomic write
+      failed = true;
+    }
+#pragma omp for schedule(dynamic)
+    for (size_t i = 0; i < tasks.size(); i++)
+      if (memory.data) run(tasks[i], memory.data);
+  }
+  return failed;
 }
 
 template <typename T>
@@ -237,21 +257,8 @@ int run_attention(const Attention<T>& call) {
     for (int64_t first = 0; first < steps; first += QUERIES)
       for (int64_t head = 0; head < call.heads; head++) tasks.push_back({i, head, first, std::min(steps, first + QUERIES)});
   }
-  bool failed = false;
-  const RoundsAs::Mode rounding = RoundsAs::of_this_thread();
-#pragma omp parallel num_threads(work < SMALL_WORK ? 1 : call.threads)
-  {
-    const RoundsAs caller(rounding);
-    Buffer<T> memory(scratch_size(call));
-    if (!memory.data) {
-#pragma omp atomic write
-      failed = true;
-    }
-#pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < tasks.size(); i++)
-      if (memory.data) run_task(call, tasks[i], scratch_in(memory.data, call));
-  }
-  return failed;
+  return run_tasks<T>(tasks, work < SMALL_WORK ? 1 : call.threads, scratch_size(call),
+                      [&](const Task& task, T* memory) { run_task(call, task, scratch_in(memory, call)); });
 }
 
 // Query steps from `first` to `last` of one head of one sequence in the backward pass. What they add to the gradients of its keys
@@ -429,21 +436,10 @@ int run_attention_backward(const Attention<T>& call) {
     task.grad_weight = std::exchange(grad_weight, grad_weight + call.size);
     if (task.first) task.part = std::exchange(part, part + keys_of(task.sequence) * row);
   }
-  bool failed = false;
-  const RoundsAs::Mode rounding = RoundsAs::of_this_thread();
-#pragma omp parallel num_threads(work < SMALL_WORK ? 1 : call.threads)
-  {
-    const RoundsAs caller(rounding);
-    Buffer<T> memory(backward_scratch_size(call));
-    if (!memory.data) {
-#pragma omp atomic write
-      failed = true;
-    }
-#pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < tasks.size(); i++)
-      if (memory.data) run_backward_task(call, tasks[i], backward_scratch_in(memory.data, call));
-  }
-  if (failed) return 1;
+  if (run_tasks<T>(tasks, work < SMALL_WORK ? 1 : call.threads, backward_scratch_size(call), [&](const BackwardTask<T>& task, T* memory) {
+        run_backward_task(call, task, backward_scratch_in(memory, call));
+      }))
+    return 1;
   std::fill_n(call.grad_weight, call.heads * call.size, T(0));
   for (const auto& task : tasks) {
     add_row(task.grad_weight, call.size, call.grad_weight + task.head * call.size);

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from seqbatch import _kernels
-from seqbatch._kernels.replay import replay
+from seqbatch._kernels.replayed_gradients import replay
 from seqbatch._kernels.row_copies import can_read, is_read_as
 from seqbatch._torch import is_intercepted, wants_gradients
 
@@ -59,7 +59,7 @@ def attend_flat(
         log_sums: `(query steps, heads)`, contiguous, to be filled with what the backward pass needs; None without one.
 
     Returns:
-        `(query steps, heads, value_size)`: zeros where a sequence has no key.
+        `(query steps, heads, value_size)`: zeros for a sequence without keys.
     """
     steps, heads, size = query.shape
     fits = (

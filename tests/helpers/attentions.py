@@ -1,14 +1,16 @@
-"""Layers of attention of every kind and option, for the tests of their encoders."""
+"""Layers of attention of every kind and option, and the calls of their kernels, for the tests of their encoders."""
 
 import warnings
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
+import pytest
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
+from seqbatch import _kernels
 from seqbatch.layers import AdditiveAttention, Causal, DotProductAttention
 
 Layer = TypeVar("Layer", bound=nn.Module)
@@ -31,6 +33,19 @@ def spread(layer: Layer, seed: int = 0) -> Layer:
     for weight in layer.parameters():
         nn.init.uniform_(weight, -1, 1)
     return layer.double()
+
+
+def record_calls(monkeypatch: pytest.MonkeyPatch, name: str) -> list[Any]:
+    """Return a list to which each later call of a kernel is added."""
+    run = getattr(_kernels, name)
+    made: list[Any] = []
+
+    def record(call: Any, is_double: bool) -> None:
+        made.append(call)
+        run(call, is_double)
+
+    monkeypatch.setattr(_kernels, name, record)
+    return made
 
 
 @st.composite

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from attentions import spread
+from attentions import record_calls, spread
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import run_alone_with_memory
@@ -31,15 +31,7 @@ PARTS = ["query_projection", "memory_projection", "score", "queries", "memory"]
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record the backward passes of the kernel."""
-    run = _kernels.compute_attention_gradients
-    made: list[Any] = []
-
-    def record(call: Any, is_double: bool) -> None:
-        made.append(call)
-        run(call, is_double)
-
-    monkeypatch.setattr(_kernels, "compute_attention_gradients", record)
-    return made
+    return record_calls(monkeypatch, "compute_attention_gradients")
 
 
 def layer_and_inputs(dtype: torch.dtype = torch.float64) -> tuple[AdditiveAttention, list[Tensor], list[Tensor]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from attentions import SIZE, spread
+from attentions import SIZE, record_calls, spread
 from hypothesis import given
 from hypothesis import strategies as st
 from reference import run_alone_with_memory
@@ -27,15 +27,7 @@ lengths = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), min_size=1
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Record the calls of the kernel."""
-    run = _kernels.compute_attention
-    made: list[Any] = []
-
-    def record(call: Any, is_double: bool) -> None:
-        made.append(call)
-        run(call, is_double)
-
-    monkeypatch.setattr(_kernels, "compute_attention", record)
-    return made
+    return record_calls(monkeypatch, "compute_attention")
 
 
 def attend(parts: Sequence[Sequence[Tensor]], is_causal: bool, weight: Tensor | None) -> list[Tensor]:

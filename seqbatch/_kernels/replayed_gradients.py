@@ -20,6 +20,9 @@ def replay(
         tensors: its arguments.
         gradients: those of each result; None without one.
         again: True if the gradients are to be differentiated in turn.
+
+    Returns:
+        a gradient for each of the tensors; None for one that requires none, or that the results do not depend on.
     """
     with torch.enable_grad():
         # Views, because one of them may be computed from another: no path through the caller's graph counts here.
