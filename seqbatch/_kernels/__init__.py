@@ -163,7 +163,7 @@ def compute_attention(call: Attention, is_double: bool) -> None:
 
 
 def compute_attention_gradients(call: Attention, is_double: bool) -> None:
-    """Compute the gradients of attention by additive scores. Requires `IS_THERE`, as `forward`."""
+    """Compute the gradients of attention. Requires `IS_THERE`, as `forward`."""
     library = _kernels.library
     run = library.seqbatch_attend_backward_double if is_double else library.seqbatch_attend_backward_float
     _raise_if_failed(run(call), "compute the gradients of attention")

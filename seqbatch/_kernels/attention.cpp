@@ -1,14 +1,13 @@
-// Attention over flat values, by dot products or additive, without padding and without a mask. Additive scores have a backward
-// pass.
+// Attention over flat values, by dot products or additive, forward and backward, without padding and without a mask.
 //
 // A thread takes some query steps of one head of one sequence. It lays out the keys so that a vector has one feature of
 // several keys, computes the scores of a few query steps at a time, and adds up the values by their softmax. Every query
 // step is computed by the same operations in the same order whatever stands beside it, hence the same bits.
 //
-// The backward pass takes the keys in small blocks, each with one query step after another. It computes each tanh a second
-// time. There a vector has several features of one key, because there are often fewer keys than features. So a score is
-// rounded in another way than in the forward pass: weights are off by the rounding error of their scores, as in all attention
-// that recomputes them from the logarithm of their sum.
+// The backward pass takes the keys in small blocks, each with all query steps, and computes the scores a second time. Where these
+// are additive, a vector has several features of one key there, because there are often fewer keys than features. So such a
+// score is rounded in another way than in the forward pass: weights are off by the rounding error of their scores, as in all
+// attention that recomputes them from the logarithm of their sum.
 #include <omp.h>
 
 #include <algorithm>
@@ -26,10 +25,11 @@ namespace seqbatch::SEQBATCH_ISA {
 namespace {
 
 #ifdef SEQBATCH_TEST
-constexpr int64_t QUERIES = 2 * ROWS + 1, KEYS = SEQBATCH_BYTES, PIECE = SEQBATCH_BYTES / 4;
+constexpr int64_t QUERIES = 2 * ROWS + 1, KEYS = SEQBATCH_BYTES, PIECE = SEQBATCH_BYTES / 4, STEPS = SEQBATCH_BYTES / 4;
 #else
 constexpr int64_t QUERIES = 192, KEYS = 512;  // query steps of a task, and keys laid out for it at once: they stay in the cache
 constexpr int64_t PIECE = 64;                 // keys whose values are added up by themselves, so that rounding errors stay small
+constexpr int64_t STEPS = 96;                 // query steps of the backward pass at once
 #endif
 
 template <typename T>
@@ -47,8 +47,35 @@ inline void in_sums(int64_t vectors, F f) {
   if (vectors - i == 1) f(i, std::integral_constant<int, 1>{});
 }
 
-constexpr int64_t BLOCK = PIECE;  // keys of the backward pass at once: they, what is computed for them, and their gradients stay in the cache
+// Lays out rows, such as keys: [block][size][vectors][width], in blocks of up to SUMS vectors, each of one feature of several rows.
+template <typename T>
+void lay_out(const T* from, int64_t stride, int64_t size, int64_t rows, T* to) {
+  constexpr int W = width<T>;
+  in_sums(divide_up(rows, W), [&](int64_t i, auto vectors) {
+    constexpr int G = vectors;
+    for (int g = 0; g < G; g++) {
+      const int64_t k = (i + g) * W;
+      transpose_rows(from + k * stride, stride, size, rows - k, to + i * W * size + g * W, G * W);
+    }
+  });
+}
+
+constexpr int64_t BLOCK = 3 * PIECE;  // keys of the backward pass at once: they, what is computed for them, and their gradients stay in the cache
 constexpr int64_t PARTS = 4;      // tasks of a head of one sequence in the backward pass, at most: each but the first needs gradients of all its keys
+
+// to[r][g] = the product of row r and the weights, times the factor; or with ADDS that is added to it, without the factor.
+//
+// It is `noinline`, because in a larger function GCC keeps half of the sums in memory, which takes a quarter more time.
+template <typename T, int R, int G, bool ADDS>
+[[gnu::noinline]] void multiply_to(const T* const* rows, int64_t size, const T* weights, int64_t stride, T factor, T* to, int64_t to_stride) {
+  constexpr int W = width<T>;
+  Vector<T> sums[R][SUMS] = {};
+  for (int r = 0; ADDS && r < R; r++)
+    for (int g = 0; g < G; g++) sums[r][g] = load(to + r * to_stride + g * W);
+  multiply<T, R, G, G - 1>(sums, rows, size, weights, stride);
+  for (int r = 0; r < R; r++)
+    for (int g = 0; g < G; g++) store(to + r * to_stride + g * W, ADDS ? sums[r][g] : sums[r][g] * all(factor));
+}
 
 // Query steps from `first` to `last` of one head of one sequence.
 struct Task {
@@ -58,7 +85,7 @@ struct Task {
 // What a thread keeps for one task. Its size does not depend on the lengths.
 template <typename T>
 struct Scratch {
-  T* keys;     // [block][size][vectors][width], in blocks of up to SUMS vectors of keys
+  T* keys;     // (KEYS, size), laid out
   T* values;   // (KEYS, features): whole vectors
   T* scores;   // (ROWS, KEYS)
   T* sums;     // (QUERIES, features): of the values by their weights
@@ -127,23 +154,22 @@ void attend_rows(const Attention<T>& call, const Task& task, const Scratch<T>& s
   if (call.is_causal) keys = std::min(keys, first + R - begin);
   if (keys <= 0) return;
   const int64_t row = call.query_starts[task.sequence] + first, end = whole_vectors<T>(keys), at = first - task.first;
-  const T *rows[R], *weights[R];
+  const T *rows[R], *weights[R], scale = call.scale;
   for (int r = 0; r < R; r++) {
     rows[r] = call.query + (row + r) * call.query_stride + task.head * call.size;
     weights[r] = scratch.scores + r * KEYS;
   }
   in_sums(end / W, [&](int64_t i, auto vectors) {
     constexpr int G = vectors;
-    Vector<T> sums[R][SUMS] = {};
     // Where the last keys are not needed, a block may have more vectors than these.
     const int64_t stride = std::min<int64_t>(SUMS, vectors_of_keys - i) * W;
     const T* const laid_out = scratch.keys + i * W * call.size;
-    if (call.weight)
-      add_activations<T, R, G>(sums, rows, call.size, laid_out, stride, call.weight + task.head * call.size);
-    else
-      multiply<T, R, G, G - 1>(sums, rows, call.size, laid_out, stride);
+    T* const scores = scratch.scores + i * W;
+    if (!call.weight) return multiply_to<T, R, G, false>(rows, call.size, laid_out, stride, scale, scores, KEYS);
+    Vector<T> sums[R][SUMS] = {};
+    add_activations<T, R, G>(sums, rows, call.size, laid_out, stride, call.weight + task.head * call.size);
     for (int r = 0; r < R; r++)
-      for (int g = 0; g < G; g++) store(scratch.scores + r * KEYS + (i + g) * W, sums[r][g] * all(static_cast<T>(call.scale)));
+      for (int g = 0; g < G; g++) store(scores + r * KEYS + g * W, sums[r][g] * all(scale));
   });
   const auto keys_of = [&](int r) { return call.is_causal ? std::clamp<int64_t>(first + r + 1 - begin, 0, keys) : keys; };
   T factors[R];
@@ -193,13 +219,7 @@ void run_task(const Attention<T>& call, const Task& task, Scratch<T> scratch) {
   for (int64_t begin = 0; begin < all_keys; begin += KEYS) {
     const int64_t keys = std::min(KEYS, all_keys - begin);
     const T* key = call.key + (start + begin) * call.key_stride + task.head * call.size;
-    in_sums(divide_up(keys, W), [&](int64_t i, auto vectors) {
-      constexpr int G = vectors;
-      for (int g = 0; g < G; g++) {
-        const int64_t k = (i + g) * W;
-        transpose_rows(key + k * call.key_stride, call.key_stride, call.size, keys - k, scratch.keys + i * W * call.size + g * W, G * W);
-      }
-    });
+    lay_out(key, call.key_stride, call.size, keys, scratch.keys);
     const T* values = call.value + (start + begin) * call.value_stride + task.head * call.value_size;
     int64_t value_stride = call.value_stride;
     // A vector must not end beyond a step. Those of other heads between the values take more from the cache than they are worth.
@@ -269,29 +289,36 @@ struct BackwardTask {
   T *part, *grad_weight;
 };
 
-// What a thread keeps for the backward pass of one block of keys: rows of whole vectors, whose last numbers are 0 where they are
-// read. Its size does not depend on the lengths.
+// What a thread keeps for the backward pass of one block of keys and a few query steps: rows of whole vectors, whose last numbers
+// are 0 where they are read. Its size does not depend on the lengths.
 template <typename T>
 struct BackwardScratch {
-  T *keys, *grad_keys, *hidden;  // (BLOCK, size); hidden: tanh(query + key)
-  T *values, *grad_values;       // (BLOCK, value_size)
-  T *query, *weight;             // (size)
-  T* grad_out;                   // (value_size)
-  T *weights, *grad_scores;      // (BLOCK)
+  T *keys, *grad_keys, *grad_values;  // (BLOCK, size) or (BLOCK, value_size)
+  T* hidden;                          // (BLOCK, size): tanh(query + key), or for dot products the keys, laid out
+  T* values;                          // (BLOCK, value_size), laid out
+  T *queries, *grad_queries;          // (STEPS, size)
+  T* grad_outs;                       // (STEPS, value_size)
+  T *weight, *grad_weight;            // (size), of additive scores
+  T *weights, *grad_scores;           // (STEPS, BLOCK)
+  T* turned;                          // (BLOCK, STEPS)
+  T *means, *log_sums;                // (STEPS): means of the gradients of the weights by the weights
 };
 template <typename T>
 int64_t backward_scratch_size(const Attention<T>& call) {
-  return (3 * BLOCK + 2) * whole_vectors<T>(call.size) + (2 * BLOCK + 1) * whole_vectors<T>(call.value_size) + 2 * BLOCK;
+  const int64_t size = whole_vectors<T>(call.size), features = whole_vectors<T>(call.value_size);
+  return (3 * BLOCK + 2 * STEPS + 2) * size + (2 * BLOCK + STEPS) * features + 3 * STEPS * BLOCK + 2 * STEPS;
 }
 template <typename T>
 BackwardScratch<T> backward_scratch_in(T* memory, const Attention<T>& call) {
   const int64_t size = whole_vectors<T>(call.size), features = whole_vectors<T>(call.value_size);
   const auto take = [&](int64_t numbers) { return std::exchange(memory, memory + numbers); };
   BackwardScratch<T> s;
-  s.keys = take(BLOCK * size), s.grad_keys = take(BLOCK * size), s.hidden = take(BLOCK * size);
-  s.values = take(BLOCK * features), s.grad_values = take(BLOCK * features);
-  s.query = take(size), s.weight = take(size), s.grad_out = take(features);
-  s.weights = take(BLOCK), s.grad_scores = take(BLOCK);
+  s.keys = take(BLOCK * size), s.grad_keys = take(BLOCK * size), s.grad_values = take(BLOCK * features);
+  s.hidden = take(BLOCK * size), s.values = take(BLOCK * features);
+  s.queries = take(STEPS * size), s.grad_queries = take(STEPS * size), s.grad_outs = take(STEPS * features);
+  s.weight = take(size), s.grad_weight = take(size);
+  s.weights = take(STEPS * BLOCK), s.grad_scores = take(STEPS * BLOCK), s.turned = take(BLOCK * STEPS);
+  s.means = take(STEPS), s.log_sums = take(STEPS);
   return s;
 }
 
@@ -310,68 +337,132 @@ T sum_of_lanes(Vector<T> v) {
   return lanes[0];
 }
 
-// The sum of a[f] * b[f].
-template <typename T>
-T dot_product(const T* a, const T* b, int64_t end) {
-  Vector<T> sums = {};
-  for (int64_t f = 0; f < end; f += width<T>) sums = fused(load(a + f), load(b + f), sums);
-  return sum_of_lanes<T>(sums);
+// to[r * BLOCK + k] = the dot product of row r and what is laid out for key k, times the factor.
+template <typename T, int R>
+void multiply_with_laid_out(const T* rows, int64_t row_stride, const T* laid_out, int64_t size, int64_t keys, T factor, T* to) {
+  constexpr int W = width<T>;
+  const T* each[R];
+  for (int r = 0; r < R; r++) each[r] = rows + r * row_stride;
+  in_sums(divide_up(keys, W), [&](int64_t i, auto vectors) {
+    constexpr int G = vectors;
+    multiply_to<T, R, G, false>(each, size, laid_out + i * W * size, G * W, factor, to + i * W, BLOCK);
+  });
 }
 
-// One query step, with `keys` keys of a block.
-template <typename T>
-void attend_backward_row(const Attention<T>& call, const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t step,
-                         int64_t keys) {
+// to[r] += the sum of weights[r][k] * rows[k], for R rows of whole vectors of `size` numbers.
+template <typename T, int R>
+void add_products(const T* weights, int64_t stride, const T* rows, int64_t number, int64_t size, T* to) {
   constexpr int W = width<T>;
-  const int64_t size = whole_vectors<T>(call.size), features = whole_vectors<T>(call.value_size);
-  const int64_t row = call.query_starts[task.sequence] + step, of_head = row * call.heads + task.head;
-  const T *query = call.query + row * call.query_stride + task.head * call.size, *grad_out = call.grad_out + of_head * call.value_size;
-  const T* const out = call.out + row * call.out_stride + task.head * call.value_size;
-  copy_row(query, call.size, scratch.query);
-  copy_row(grad_out, call.value_size, scratch.grad_out);
+  const T* each[R];
+  for (int r = 0; r < R; r++) each[r] = weights + r * stride;
+  in_sums(size / W, [&](int64_t i, auto vectors) {
+    constexpr int G = vectors;
+    multiply_to<T, R, G, true>(each, number, rows + i * W, size, T(1), to + i * W, size);
+  });
+}
+
+// Adds what some query steps add to the gradients of keys or values: to[k] += the sum of weights[i][k] * rows[i].
+template <typename T>
+void add_key_gradients(const T* weights, const T* rows, int64_t steps, int64_t size, int64_t keys, T* turned, T* to) {
+  for (int64_t i = 0; i < steps; i += width<T>) transpose_rows(weights + i * BLOCK, BLOCK, keys, steps - i, turned + i, STEPS);
+  in_blocks(keys, [&](int64_t k, auto some) {
+    add_products<T, decltype(some)::value>(turned + k * STEPS, STEPS, rows, steps, size, to + k * size);
+  });
+}
+
+// The scores of query step `at`, and what its gradients need.
+template <typename T>
+void score_additively(const BackwardScratch<T>& scratch, int64_t size, int64_t at, int64_t keys, T scale) {
   for (int64_t k = 0; k < keys; k++) {
     Vector<T> sums = {};
-    for (int64_t f = 0; f < size; f += W) {
-      const Vector<T> hidden = hyperbolic_tangent(load(scratch.query + f) + load(scratch.keys + k * size + f));
+    for (int64_t f = 0; f < size; f += width<T>) {
+      const Vector<T> hidden = hyperbolic_tangent(load(scratch.queries + at * size + f) + load(scratch.keys + k * size + f));
       store(scratch.hidden + k * size + f, hidden);
       sums = fused(load(scratch.weight + f), hidden, sums);
     }
-    scratch.weights[k] = sum_of_lanes<T>(sums);
-    scratch.grad_scores[k] = dot_product(scratch.grad_out, scratch.values + k * features, features);
+    scratch.weights[at * BLOCK + k] = sum_of_lanes<T>(sums) * scale;
   }
-  Vector<T> mean = {};  // of the gradients of the weights, by the weights: the product with the result, which has all keys
-  for (int64_t f = 0; f < call.value_size; f += W) mean = fused(load(grad_out + f, call.value_size - f), load(out + f, call.value_size - f), mean);
-  const Vector<T> taken = all(sum_of_lanes<T>(mean)), scale = all(static_cast<T>(call.scale)), log_sum = all(call.log_sums[of_head]);
-  for (int64_t k = 0; k < keys; k += W) {
-    const Vector<T> weights = exponential(load(scratch.weights + k) * scale - log_sum);
-    store(scratch.weights + k, weights);
-    store(scratch.grad_scores + k, weights * (load(scratch.grad_scores + k) - taken) * scale);
-  }
+}
+
+// The gradients of one query step, the keys and the weights of additive scores.
+template <typename T>
+void add_additive_gradients(const BackwardScratch<T>& scratch, const T* grad_scores, int64_t size, int64_t keys, T* grad_query) {
+  constexpr int W = width<T>;
   in_sums(size / W, [&](int64_t i, auto vectors) {
     constexpr int G = vectors;
     Vector<T> of_query[G] = {}, of_weight[G] = {};
     for (int64_t k = 0; k < keys; k++) {
-      const Vector<T> grad_score = all(scratch.grad_scores[k]);
+      const Vector<T> grad_score = all(grad_scores[k]);
       for (int g = 0; g < G; g++) {
         T* const grad_key = scratch.grad_keys + k * size + (i + g) * W;
-        const Vector<T> hidden = load(scratch.hidden + k * size + (i + g) * W), grad = grad_score * (1 - hidden * hidden);
+        const Vector<T> hidden = load(scratch.hidden + k * size + (i + g) * W);
+        const Vector<T> grad = grad_score * load(scratch.weight + (i + g) * W) * (1 - hidden * hidden);
         of_query[g] += grad;
         store(grad_key, load(grad_key) + grad);
         of_weight[g] = fused(grad_score, hidden, of_weight[g]);
       }
     }
     for (int g = 0; g < G; g++) {
-      const int64_t f = (i + g) * W, valid = call.size - f;
-      T *const grad_query = call.grad_query + of_head * call.size + f, *const grad_weight = task.grad_weight + f;
-      store(grad_query, fused(load(scratch.weight + f), of_query[g], load(grad_query, valid)), valid);
-      store(grad_weight, load(grad_weight, valid) + of_weight[g], valid);
+      T *const to = grad_query + (i + g) * W, *const grad_weight = scratch.grad_weight + (i + g) * W;
+      store(to, of_query[g]);
+      store(grad_weight, load(grad_weight) + of_weight[g]);
     }
   });
-  for (int64_t k = 0; k < keys; k++)
-    for (int64_t f = 0; f < features; f += W) {
-      T* const grad_value = scratch.grad_values + k * features + f;
-      store(grad_value, fused(all(scratch.weights[k]), load(scratch.grad_out + f), load(grad_value)));
-    }
+}
+
+// Up to STEPS query steps of a task from `first`, with `keys` keys of a block.
+template <typename T>
+void attend_backward_steps(const Attention<T>& call, const BackwardTask<T>& task, const BackwardScratch<T>& scratch, int64_t first,
+                           int64_t steps, int64_t keys) {
+  constexpr int W = width<T>;
+  const int64_t size = whole_vectors<T>(call.size), features = whole_vectors<T>(call.value_size);
+  const int64_t row = call.query_starts[task.sequence] + first, of_head = row * call.heads + task.head;
+  const T* const query = call.query + row * call.query_stride + task.head * call.size;
+  const T* const grad_out = call.grad_out + of_head * call.value_size;
+  const T* const out = call.out + row * call.out_stride + task.head * call.value_size;
+  for (int64_t i = 0; i < steps; i++) {
+    const T *of_out = grad_out + i * call.heads * call.value_size, *result = out + i * call.out_stride;
+    copy_row(query + i * call.query_stride, call.size, scratch.queries + i * size);
+    copy_row(of_out, call.value_size, scratch.grad_outs + i * features);
+    Vector<T> mean = {};  // the product with the result, which has all keys
+    for (int64_t f = 0; f < call.value_size; f += W)
+      mean = fused(load(of_out + f, call.value_size - f), load(result + f, call.value_size - f), mean);
+    scratch.means[i] = sum_of_lanes<T>(mean), scratch.log_sums[i] = call.log_sums[of_head + i * call.heads];
+  }
+  const T scale = call.scale;
+  const auto run_rows = [&](int64_t i, auto some) {
+    constexpr int R = decltype(some)::value;
+    T *const weights = scratch.weights + i * BLOCK, *const grad_scores = scratch.grad_scores + i * BLOCK;
+    if (call.weight)
+      score_additively(scratch, size, i, keys, scale);
+    else
+      multiply_with_laid_out<T, R>(scratch.queries + i * size, size, scratch.hidden, call.size, keys, scale, weights);
+    multiply_with_laid_out<T, R>(scratch.grad_outs + i * features, features, scratch.values, call.value_size, keys, T(1), grad_scores);
+    for (int r = 0; r < R; r++)
+      for (int64_t k = r * BLOCK; k < r * BLOCK + keys; k += W) {
+        const Vector<T> of_scores = exponential(load(weights + k) - all(scratch.log_sums[i + r]));
+        store(weights + k, of_scores);
+        store(grad_scores + k, of_scores * (load(grad_scores + k) - all(scratch.means[i + r])) * all(scale));
+      }
+    T* const grad_queries = scratch.grad_queries + i * size;
+    if (call.weight)
+      add_additive_gradients(scratch, grad_scores, size, keys, grad_queries);
+    else
+      add_products<T, R>(grad_scores, BLOCK, scratch.keys, keys, size, grad_queries);
+  };
+  std::fill_n(scratch.grad_queries, steps * size, T(0));
+  if (call.weight) {
+    in_blocks<1>(steps, run_rows);  // because `hidden` is that of one query step
+  } else {
+    in_blocks(steps, run_rows);
+    add_key_gradients(scratch.grad_scores, scratch.queries, steps, size, keys, scratch.turned, scratch.grad_keys);
+  }
+  add_key_gradients(scratch.weights, scratch.grad_outs, steps, features, keys, scratch.turned, scratch.grad_values);
+  for (int64_t i = 0; i < steps; i++) {
+    T* const grad_query = call.grad_query + (of_head + i * call.heads) * call.size;
+    for (int64_t f = 0; f < call.size; f += W)
+      store(grad_query + f, load(grad_query + f, call.size - f) + load(scratch.grad_queries + i * size + f), call.size - f);
+  }
 }
 
 template <typename T>
@@ -379,29 +470,32 @@ void run_backward_task(const Attention<T>& call, const BackwardTask<T>& task, co
   constexpr int W = width<T>;
   const int64_t size = whole_vectors<T>(call.size), features = whole_vectors<T>(call.value_size);
   const int64_t start = call.key_starts[task.sequence], all_keys = call.key_starts[task.sequence + 1] - start;
-  copy_row(call.weight + task.head * call.size, call.size, scratch.weight);
+  if (call.weight) {
+    copy_row(call.weight + task.head * call.size, call.size, scratch.weight);
+    std::fill_n(scratch.grad_weight, size, T(0));
+  }
   for (int64_t step = task.first; step < task.last; step++)
     std::fill_n(call.grad_query + ((call.query_starts[task.sequence] + step) * call.heads + task.head) * call.size, call.size, T(0));
   for (int64_t begin = 0; begin < all_keys; begin += BLOCK) {
     const int64_t keys = std::min(BLOCK, all_keys - begin);
-    for (int64_t k = 0; k < keys; k++) {
-      const int64_t row = start + begin + k;
-      copy_row(call.key + row * call.key_stride + task.head * call.size, call.size, scratch.keys + k * size);
-      copy_row(call.value + row * call.value_stride + task.head * call.value_size, call.value_size, scratch.values + k * features);
-    }
+    const T* const key = call.key + (start + begin) * call.key_stride + task.head * call.size;
+    for (int64_t k = 0; k < keys; k++) copy_row(key + k * call.key_stride, call.size, scratch.keys + k * size);
+    if (!call.weight) lay_out(key, call.key_stride, call.size, keys, scratch.hidden);
+    lay_out(call.value + (start + begin) * call.value_stride + task.head * call.value_size, call.value_stride, call.value_size, keys,
+            scratch.values);
     std::fill_n(scratch.grad_keys, keys * size, T(0));
     std::fill_n(scratch.grad_values, keys * features, T(0));
-    for (int64_t step = task.first; step < task.last; step++)
-      attend_backward_row(call, task, scratch, step, call.is_causal ? std::clamp<int64_t>(step + 1 - begin, 0, keys) : keys);
+    for (int64_t step = task.first; step < task.last; step += STEPS)
+      attend_backward_steps(call, task, scratch, step, std::min(STEPS, task.last - step), keys);
     for (int64_t k = 0; k < keys; k++) {
       const int64_t row = (start + begin + k) * call.heads + task.head;
       T* const grad_key = task.part ? task.part + (begin + k) * (call.size + call.value_size) : call.grad_key + row * call.size;
       T* const grad_value = task.part ? grad_key + call.size : call.grad_value + row * call.value_size;
-      for (int64_t f = 0; f < call.size; f += W)
-        store(grad_key + f, load(scratch.weight + f) * load(scratch.grad_keys + k * size + f), call.size - f);
+      for (int64_t f = 0; f < call.size; f += W) store(grad_key + f, load(scratch.grad_keys + k * size + f), call.size - f);
       for (int64_t f = 0; f < call.value_size; f += W) store(grad_value + f, load(scratch.grad_values + k * features + f), call.value_size - f);
     }
   }
+  if (call.weight) std::copy_n(scratch.grad_weight, call.size, task.grad_weight);
 }
 
 template <typename T>
@@ -427,22 +521,21 @@ int run_attention_backward(const Attention<T>& call) {
       }
     } while ((first += together) < steps);
   }
-  const int64_t of_weight = static_cast<int64_t>(tasks.size()) * call.size;
+  const int64_t of_weight = call.weight ? static_cast<int64_t>(tasks.size()) * call.size : 0;
   Buffer<T> sums(of_weight + numbers);
   if (!sums.data) return 1;
-  std::fill_n(sums.data, of_weight, T(0));
   T *grad_weight = sums.data, *part = sums.data + of_weight;
   for (auto& task : tasks) {
-    task.grad_weight = std::exchange(grad_weight, grad_weight + call.size);
+    if (call.weight) task.grad_weight = std::exchange(grad_weight, grad_weight + call.size);
     if (task.first) task.part = std::exchange(part, part + keys_of(task.sequence) * row);
   }
   if (run_tasks<T>(tasks, work < SMALL_WORK ? 1 : call.threads, backward_scratch_size(call), [&](const BackwardTask<T>& task, T* memory) {
         run_backward_task(call, task, backward_scratch_in(memory, call));
       }))
     return 1;
-  std::fill_n(call.grad_weight, call.heads * call.size, T(0));
+  if (call.weight) std::fill_n(call.grad_weight, call.heads * call.size, T(0));
   for (const auto& task : tasks) {
-    add_row(task.grad_weight, call.size, call.grad_weight + task.head * call.size);
+    if (call.weight) add_row(task.grad_weight, call.size, call.grad_weight + task.head * call.size);
     if (!task.part) continue;
     for (int64_t k = 0; k < keys_of(task.sequence); k++) {
       const int64_t at = (call.key_starts[task.sequence] + k) * call.heads + task.head;

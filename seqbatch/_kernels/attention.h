@@ -9,8 +9,8 @@ namespace seqbatch {
 // Every query step attends to the keys of its sequence, by the softmax of its scores with them. A score is a dot product, or with
 // `weight` the sum of weight * tanh(query + key), times `scale`. Steps of a sequence stand one after another, and those of
 // each tensor are a stride apart, in numbers. Within a step, heads stand side by side without gaps. Gradients have the shapes
-// of what they belong to, without gaps. Only the backward pass reads their pointers, and only additive scores have one. It takes
-// memory for the gradients of all keys and values up to four times.
+// of what they belong to, without gaps. Only the backward pass reads their pointers. It cannot be causal, and takes memory for the
+// gradients of all keys and values up to four times.
 template <typename T>
 struct Attention {
   const T* query;  // (query steps, heads, size)

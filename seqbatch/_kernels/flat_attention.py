@@ -81,48 +81,53 @@ def attend_flat(
     return out
 
 
-def attend_additively(
+def attend_with_gradients(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    weight: Tensor,
+    weight: Tensor | None,
     query_starts: Tensor,
     key_starts: Tensor,
     by_pytorch: Callable[..., Tensor],
+    *,
+    scale: float = 1.0,
 ) -> Tensor:
-    """Compute the attention of one head by additive scores; requires `can_compute`.
+    """Compute the attention of one head as `attend_flat`, with gradients; requires `can_compute`.
 
     Args:
         query: `(query steps, size)`.
         key: `(keys, size)`.
         value: `(keys, value_size)`.
-        weight: `(1, size)`.
+        weight: `(1, size)`, for additive scores; None for dot products.
         query_starts: as for `attend_flat`.
         key_starts: as for `attend_flat`.
-        by_pytorch: computes the same from queries, keys, values and weight by functions of PyTorch, for the gradients
-            that the kernels do not compute, such as those of gradients.
+        by_pytorch: computes the same from queries, keys, values and any weight by functions of PyTorch, for the
+            gradients that the kernels do not compute, such as those of gradients.
+        scale: the factor of the scores.
 
     Returns:
         `(query steps, value_size)`; gradients flow.
     """
+    inputs = (query, key, value) if weight is None else (query, key, value, weight)
     starts = query_starts, key_starts
-    if not wants_gradients((query, key, value, weight)):
-        return attend_flat(query[:, None], key[:, None], value[:, None], *starts, weight=weight)[:, 0]
-    apply: Any = _AdditiveAttention.apply  # torch gives it no types
-    out: Tensor = apply(by_pytorch, starts, query, key, value, weight)
+    if not wants_gradients(inputs):
+        return attend_flat(query[:, None], key[:, None], value[:, None], *starts, scale=scale, weight=weight)[:, 0]
+    apply: Any = _Attention.apply  # torch gives it no types
+    out: Tensor = apply(by_pytorch, starts, scale, *inputs)
     return out.clone()  # because the backward pass reads the result, which callers may modify in place
 
 
-class _AdditiveAttention(torch.autograd.Function):
-    """Additive attention of one head, with a backward pass by the kernels."""
+class _Attention(torch.autograd.Function):
+    """Attention of one head, with a backward pass by the kernels."""
 
     @staticmethod
-    def forward(ctx: Any, by_pytorch: Callable[..., Tensor], starts: Starts, *inputs: Tensor) -> Tensor:
-        query, key, value, weight = inputs
-        log_sums = weight.new_empty(len(query), 1)
+    def forward(ctx: Any, by_pytorch: Callable[..., Tensor], starts: Starts, scale: float, *inputs: Tensor) -> Tensor:
+        query, key, value, *weight = inputs
+        log_sums = query.new_empty(len(query), 1)
         parts = query[:, None], key[:, None], value[:, None]
-        out = attend_flat(*parts, *starts, weight=weight, log_sums=log_sums)[:, 0]
-        ctx.by_pytorch, ctx.starts, ctx.dtype = by_pytorch, starts, out.dtype
+        only_weight = weight[0] if weight else None
+        out = attend_flat(*parts, *starts, scale=scale, weight=only_weight, log_sums=log_sums)[:, 0]
+        ctx.by_pytorch, ctx.starts, ctx.scale, ctx.dtype = by_pytorch, starts, scale, out.dtype
         kept = (*inputs, out, log_sums)
         ctx.shapes = [part.shape for part in (*kept, out)]
         ctx.save_for_backward(*kept)
@@ -139,20 +144,22 @@ class _AdditiveAttention(torch.autograd.Function):
         pairs = zip((*kept, gradient), ctx.shapes, strict=True)
         is_read = all(is_read_as(part, shape, ctx.dtype) for part, shape in pairs)
         if is_read and not (torch.is_grad_enabled() or is_intercepted()):
-            return None, None, *_compute_gradients(gradient, kept, ctx.starts)
+            return None, None, None, *_compute_gradients(gradient, kept, ctx.starts, ctx.scale)
         again = torch.is_grad_enabled()
-        return None, None, *replay(lambda inputs: [ctx.by_pytorch(*inputs)], kept[:4], gradients, again=again)
+        return None, None, None, *replay(lambda inputs: [ctx.by_pytorch(*inputs)], kept[:-2], gradients, again=again)
 
 
-def _compute_gradients(gradient: Tensor, kept: Sequence[Tensor], starts: Starts) -> list[Tensor]:
-    """Return the gradients of queries, keys, values and weight from what was saved."""
+def _compute_gradients(gradient: Tensor, kept: Sequence[Tensor], starts: Starts, scale: float) -> list[Tensor]:
+    """Return the gradients of queries, keys, values and any weight from what was saved."""
     *inputs, out, log_sums = _with_whole_steps(*kept)
     # The kernel has no strides for these two, and hooks of autograd may return any.
     log_sums, gradient = log_sums.contiguous(), gradient.contiguous()
     found = [one.new_empty(one.shape) for one in inputs]
-    call = _describe_call([*(one[:, None] for one in inputs[:3]), inputs[3]], out[:, None], log_sums, starts)
+    parts = [*(one[:, None] for one in inputs[:3]), *inputs[3:]]
+    call = _describe_call(parts, out[:, None], log_sums, starts, scale=scale)
     call.grad_out = gradient.data_ptr()
-    call.grad_query, call.grad_key, call.grad_value, call.grad_weight = (one.data_ptr() for one in found)
+    for name, one in zip(("query", "key", "value", "weight"), found, strict=False):  # dot products have no weight
+        setattr(call, f"grad_{name}", one.data_ptr())
     _kernels.compute_attention_gradients(call, out.dtype is torch.float64)
     return found
 

@@ -30,7 +30,7 @@ from seqbatch._encoders._layer_checks import (
 from seqbatch._encoders._self_attention import supported_kernels
 from seqbatch._encoders._stock_layers import is_untouched
 from seqbatch._encoders.attention import must_run_alone
-from seqbatch._kernels.flat_attention import attend_additively, attend_flat, can_attend, can_compute
+from seqbatch._kernels.flat_attention import attend_with_gradients, can_compute
 from seqbatch._structure.sequence_lengths import Lengths
 from seqbatch.errors import SeqbatchValueError
 from seqbatch.layers._argument_checks import refuse_own_forward, size
@@ -179,8 +179,8 @@ class DotProductAttention(_AttentionToMemory):
     `layer.attend(queries, memory)` the weights too. Nothing is computed from memory alone, so that a decoder may call
     it at each step.
 
-    Second-order gradients flow through `attend`. Through `encode` they need
-    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own attention.
+    Second-order gradients flow through `attend`, and through `encode` where the compiled kernels run. Elsewhere
+    `encode` needs `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` for them, as PyTorch's own attention does.
 
     Args:
         query_size: the size of a query step.
@@ -289,24 +289,25 @@ def _run_by_kernels(
     size = _layer_sizes(layer)[-1]
     if projected.shape != (queries.total_steps, size) or keys.shape != (memory.total_steps, size):
         return None
-    starts = queries.structure.offsets, memory.structure.offsets
-    if not isinstance(layer, AdditiveAttention):
-        if not can_attend(projected, keys, memory.values):
+    parts, weight = (projected, keys, memory.values), None
+    if isinstance(layer, AdditiveAttention):
+        score = layer.score
+        if not isinstance(score, nn.Linear) or not keeps_forward(score, nn.Linear) or not is_untouched(score):
             return None
-        parts = projected[:, None], keys[:, None], memory.values[:, None]
-        return attend_flat(*parts, *starts, scale=_scale(layer))[:, 0]
-    score = layer.score
-    if not isinstance(score, nn.Linear) or not keeps_forward(score, nn.Linear) or not is_untouched(score):
-        return None
-    inputs = projected, keys, memory.values, score.weight
-    if score.bias is not None or score.weight.shape != (1, size) or not can_compute(*inputs):
+        weight = score.weight
+        if score.bias is not None or weight.shape != (1, size):
+            return None
+    if not can_compute(*parts, *(() if weight is None else (weight,))):
         return None
     structures = queries.structure, memory.structure
 
-    def by_pytorch(projected: Tensor, keys: Tensor, values: Tensor, weight: Tensor) -> Tensor:
-        return _run_by_buckets(layer, projected, keys, values, *structures, False, weight)[0]
+    def by_pytorch(projected: Tensor, keys: Tensor, values: Tensor, weight: Tensor | None = None) -> Tensor:
+        # With weights, because PyTorch's own attention has no gradients of gradients.
+        return _run_by_buckets(layer, projected, keys, values, *structures, True, weight)[0]
 
-    return attend_additively(*inputs, *starts, by_pytorch)
+    starts = queries.structure.offsets, memory.structure.offsets
+    scale = 1.0 if weight is not None else _scale(layer)
+    return attend_with_gradients(*parts, weight, *starts, by_pytorch, scale=scale)
 
 
 def _contexts(

@@ -1,7 +1,8 @@
-"""Gradients of additive attention by the kernels: bits, memory, and the calls whose gradients PyTorch computes."""
+"""Gradients of attention by the kernels: bits, memory, and the calls whose gradients PyTorch computes."""
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from reference import run_alone_with_memory
 from strategies import make, sequences
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.testing import assert_close
 from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils.checkpoint import checkpoint
@@ -20,12 +22,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from seqbatch import SequenceBatch, _kernels, encode
 from seqbatch._kernels import flat_attention
-from seqbatch.layers import AdditiveAttention
+from seqbatch.layers import AdditiveAttention, DotProductAttention
 from seqbatch.testing._memory_law import peak_by_step
 
 needs_kernels = pytest.mark.skipif(not _kernels.IS_THERE, reason="without kernels, PyTorch computes attention")
 QUERIES, MEMORY = [3, 2, 0, 1, 5], [2, 0, 4, 3, 20]
+Kind = type[AdditiveAttention | DotProductAttention]
+KINDS = [AdditiveAttention, DotProductAttention]
+of_each_kind = pytest.mark.parametrize("kind", KINDS)
 PARTS = ["query_projection", "memory_projection", "score", "queries", "memory"]
+FROZEN: list[tuple[Kind, list[str]]] = [
+    *((AdditiveAttention, some) for some in ([PARTS[0]], [PARTS[1]], [PARTS[2]], PARTS[:2])),
+    (DotProductAttention, [PARTS[0]]),
+    *((kind, some) for kind in KINDS for some in ([PARTS[3]], [PARTS[4]], PARTS[3:])),
+]
 
 
 @pytest.fixture
@@ -34,8 +44,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return record_calls(monkeypatch, "compute_attention_gradients")
 
 
-def layer_and_inputs(dtype: torch.dtype = torch.float64) -> tuple[AdditiveAttention, list[Tensor], list[Tensor]]:
-    layer = spread(AdditiveAttention(4, 3, 5)).to(dtype)
+def layer_and_inputs(kind: Kind, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+    layer = spread(kind(4, 3, *((5,) if kind is AdditiveAttention else ()))).to(dtype)
     return layer, sequences(QUERIES, (4,), dtype), sequences(MEMORY, (3,), dtype, seed=50)
 
 
@@ -59,25 +69,31 @@ def alone(layer: nn.Module, xs: list[Tensor], ms: list[Tensor]) -> list[Tensor]:
 Triple = tuple[Tensor, Tensor, Tensor]
 
 
-def by_kernels(parts: list[Triple], weight: Tensor, of_outputs: list[Tensor]) -> tuple[list[Triple], Tensor]:
-    """Return the gradients of queries, keys and values of each sequence, and of the weight, from one call."""
+def by_kernels(
+    parts: list[Triple], weight: Tensor | None, of_outputs: list[Tensor]
+) -> tuple[list[Triple], list[Tensor]]:
+    """Return the gradients of queries, keys and values of each sequence, and of any weight, from one call."""
     query, key, value = joined = [torch.cat(side).requires_grad_() for side in zip(*parts, strict=True)]
     counts = [[len(part[side]) for part in parts] for side in range(3)]
     starts, key_starts = (torch.tensor([0, *some]).cumsum(0) for some in counts[:2])
-    output = flat_attention.attend_additively(query, key, value, weight, starts, key_starts, pytest.fail)
-    *found, of_weight = torch.autograd.grad(output, [*joined, weight], torch.cat(of_outputs))
-    split = (part.split(some) for part, some in zip(found, counts, strict=True))
-    return list(zip(*split, strict=True)), of_weight
+    output = flat_attention.attend_with_gradients(query, key, value, weight, starts, key_starts, pytest.fail, scale=0.3)
+    weights = [] if weight is None else [weight]
+    found = torch.autograd.grad(output, [*joined, *weights], torch.cat(of_outputs))
+    split = (part.split(some) for part, some in zip(found[:3], counts, strict=True))
+    return list(zip(*split, strict=True)), list(found[3:])
 
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", flat_attention.DTYPES, ids=str)
 @given(
     pairs=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 90)), min_size=1, max_size=6),
+    is_additive=st.booleans(),
     rng=st.randoms(use_true_random=False),
 )
-def test_the_bits_of_a_sequence_alone(dtype: torch.dtype, pairs: list[tuple[int, int]], rng: random.Random) -> None:
-    weight = make((1, 19), dtype, 300).requires_grad_()
+def test_the_bits_of_a_sequence_alone(
+    dtype: torch.dtype, pairs: list[tuple[int, int]], is_additive: bool, rng: random.Random
+) -> None:
+    weight = make((1, 19), dtype, 300).requires_grad_() if is_additive else None
     # The last has more query steps than a task, and so many pairs that several threads run.
     sizes = [((steps, 19), (keys, 19), (keys, 6)) for steps, keys in [*pairs, (400, 60)]]
     parts: Any = [tuple(make(size, dtype, 3 * i + j) for j, size in enumerate(some)) for i, some in enumerate(sizes)]
@@ -91,7 +107,7 @@ def test_the_bits_of_a_sequence_alone(dtype: torch.dtype, pairs: list[tuple[int,
             runs.append(by_kernels(parts, weight, of_outputs))
     finally:
         torch.set_num_threads(before)
-    assert all(torch.equal(run[1], runs[0][1]) for run in runs)
+    assert all(all(map(torch.equal, run[1], runs[0][1])) for run in runs)
     for i, (part, of_output) in enumerate(zip(parts, of_outputs, strict=True)):
         if len(part[1]):
             wanted = by_kernels([part], weight, [of_output])[0][0]
@@ -101,9 +117,10 @@ def test_the_bits_of_a_sequence_alone(dtype: torch.dtype, pairs: list[tuple[int,
 
 
 @needs_kernels
+@of_each_kind
 @pytest.mark.parametrize("dtype", flat_attention.DTYPES, ids=str)
-def test_gradients_are_those_alone(dtype: torch.dtype, calls: list[Any]) -> None:
-    layer, xs, ms = layer_and_inputs(dtype)
+def test_gradients_are_those_alone(dtype: torch.dtype, kind: Kind, calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs(kind, dtype)
     sources = sources_of(layer, xs, ms)
     outputs = encode(layer, xs, ms)
     assert_close(outputs, alone(layer, xs, ms))
@@ -112,9 +129,9 @@ def test_gradients_are_those_alone(dtype: torch.dtype, calls: list[Any]) -> None
 
 
 @needs_kernels
-@pytest.mark.parametrize("learns", [[part] for part in PARTS] + [PARTS[:2], PARTS[3:]], ids=" and ".join)
-def test_frozen_parts(learns: list[str], calls: list[Any]) -> None:
-    layer, xs, ms = layer_and_inputs()
+@pytest.mark.parametrize(("kind", "learns"), FROZEN)
+def test_frozen_parts(kind: Kind, learns: list[str], calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs(kind)
     parts: dict[str, list[Tensor]] = {name: [*child.parameters()] for name, child in layer.named_children()}
     parts |= {"queries": xs, "memory": ms}
     for name, tensors in parts.items():
@@ -126,13 +143,14 @@ def test_frozen_parts(learns: list[str], calls: list[Any]) -> None:
 
 
 @needs_kernels
+@of_each_kind
 @pytest.mark.parametrize(
     "change",
     [torch.clone, lambda x: x.mT.contiguous().mT, lambda x: x[:1].expand_as(x)],
     ids=["", "turned", "one step"],
 )
-def test_strides_of_the_output_gradient(change: Callable[[Tensor], Tensor], calls: list[Any]) -> None:
-    layer, xs, ms = layer_and_inputs()
+def test_strides_of_the_output_gradient(change: Callable[[Tensor], Tensor], kind: Kind, calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs(kind)
     batch, memory = SequenceBatch.from_sequences(xs), SequenceBatch.from_sequences(ms)
     output = encode(layer, batch, memory).values
     of_output = change(torch.randn_like(output))
@@ -142,9 +160,10 @@ def test_strides_of_the_output_gradient(change: Callable[[Tensor], Tensor], call
     assert len(calls) == 2
 
 
-def test_gradients_of_gradients() -> None:
+@of_each_kind
+def test_gradients_of_gradients(kind: Kind) -> None:
     """With weights that replace those of the layer during the call only."""
-    layer, xs, ms = layer_and_inputs()
+    layer, xs, ms = layer_and_inputs(kind)
     given: dict[str, Any] = {name: (2 * one).detach().requires_grad_() for name, one in layer.named_parameters()}
 
     class Model(nn.Module):
@@ -157,16 +176,20 @@ def test_gradients_of_gradients() -> None:
 
     sources = [*given.values(), *(one for one in (*xs, *ms) if len(one))]
     found = []
-    for run in (encode, alone):
-        outputs = functional_call(Model(run), {f"layer.{name}": one for name, one in given.items()}, ())
-        options: Any = {"allow_unused": True, "materialize_grads": True}
-        firsts = torch.autograd.grad(loss_of(outputs), sources, create_graph=True, **options)
-        found.append((*firsts, *gradients([one.flatten() for one in firsts], sources)))
+    # Without the kernels, dot products need this backend of PyTorch.
+    needs_math = kind is DotProductAttention and not _kernels.IS_THERE
+    with sdpa_kernel(SDPBackend.MATH) if needs_math else nullcontext():
+        for run in (encode, alone):
+            outputs = functional_call(Model(run), {f"layer.{name}": one for name, one in given.items()}, ())
+            options: Any = {"allow_unused": True, "materialize_grads": True}
+            firsts = torch.autograd.grad(loss_of(outputs), sources, create_graph=True, **options)
+            found.append((*firsts, *gradients([one.flatten() for one in firsts], sources)))
     assert_close(*found)
 
 
-def test_many_gradients_at_once() -> None:
-    layer, xs, ms = layer_and_inputs()
+@of_each_kind
+def test_many_gradients_at_once(kind: Kind) -> None:
+    layer, xs, ms = layer_and_inputs(kind)
     output = encode(layer, xs, ms)[4]
     sources, weights = sources_of(layer, xs, ms), make((2, *output.shape), torch.float64)
     options: Any = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
@@ -182,8 +205,9 @@ def held(tensor: Tensor) -> Tensor:
 
 
 @needs_kernels
-def test_what_the_kernel_cannot_read(calls: list[Any]) -> None:
-    layer, xs, ms = layer_and_inputs()
+@of_each_kind
+def test_what_the_kernel_cannot_read(kind: Kind, calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs(kind)
     sources = sources_of(layer, xs, ms)
     wanted = gradients(alone(layer, xs, ms), sources)
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: TwoTensor(saved, saved), lambda saved: saved):
@@ -202,9 +226,10 @@ def test_what_the_kernel_cannot_read(calls: list[Any]) -> None:
     assert len(calls) == 1
 
 
+@of_each_kind
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpoints(reentrant: bool) -> None:
-    layer, xs, ms = layer_and_inputs()
+def test_checkpoints(reentrant: bool, kind: Kind) -> None:
+    layer, xs, ms = layer_and_inputs(kind)
     sources = sources_of(layer, xs, ms)
     wanted = gradients(encode(layer, xs, ms), sources)
 
@@ -228,15 +253,17 @@ class NoGradient(torch.autograd.Function):
 
 
 @needs_kernels
-def test_no_gradient_at_all() -> None:
-    layer, xs, ms = layer_and_inputs()
+@of_each_kind
+def test_no_gradient_at_all(kind: Kind) -> None:
+    layer, xs, ms = layer_and_inputs(kind)
     apply: Any = NoGradient.apply
     apply(encode(layer, SequenceBatch.from_sequences(xs), SequenceBatch.from_sequences(ms)).values).sum().backward()
-    assert layer.score.weight.grad is None
+    assert all(one.grad is None for one in layer.parameters())
 
 
-def test_results_may_be_modified_in_place() -> None:
-    layer, xs, ms = layer_and_inputs()
+@of_each_kind
+def test_results_may_be_modified_in_place(kind: Kind) -> None:
+    layer, xs, ms = layer_and_inputs(kind)
     sources = sources_of(layer, xs, ms)
     batch, memory = SequenceBatch.from_sequences(xs), SequenceBatch.from_sequences(ms)
     wanted = torch.autograd.grad((2 * encode(layer, batch, memory).values).sum(), sources, retain_graph=True)
@@ -244,8 +271,9 @@ def test_results_may_be_modified_in_place() -> None:
 
 
 @needs_kernels
-def test_memory_does_not_grow_with_pairs_of_steps() -> None:
-    layer, memory = AdditiveAttention(32, 32, 32), SequenceBatch(torch.randn(512, 32, requires_grad=True), [512])
+@pytest.mark.parametrize("layer", [AdditiveAttention(32, 32, 32), DotProductAttention(32, 32)], ids=["additive", "dot"])
+def test_memory_does_not_grow_with_pairs_of_steps(layer: nn.Module) -> None:
+    memory = SequenceBatch(torch.randn(512, 32, requires_grad=True), [512])
 
     def run(layer: nn.Module, batch: SequenceBatch) -> tuple[SequenceBatch, None]:
         return encode(layer, batch, memory), None
@@ -256,13 +284,15 @@ def test_memory_does_not_grow_with_pairs_of_steps() -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("where", ["queries", "memory", "output", "score"])
-def test_what_is_not_finite_does_not_reach_a_neighbour(where: str, poison: float) -> None:
-    layer, xs, ms = layer_and_inputs()
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("where", ["queries", "memory", "output", "weights"])
+def test_what_is_not_finite_does_not_reach_a_neighbour(where: str, kind: Kind, poison: float) -> None:
+    layer, xs, ms = layer_and_inputs(kind)
     of_outputs = [torch.ones(len(x), 3, dtype=x.dtype) for x in xs]
     with torch.no_grad():
-        {"queries": xs, "memory": ms, "output": of_outputs, "score": [layer.score.weight[0]]}[where][0][1] = poison
-    sources, of_output = [xs[0], ms[0], layer.score.weight, xs[4], ms[4]], torch.cat(of_outputs)
+        *_, weight = layer.parameters()  # of the score, or of the projection of queries
+        {"queries": xs, "memory": ms, "output": of_outputs, "weights": [weight[0]]}[where][0][1] = poison
+    sources, of_output = [xs[0], ms[0], weight, xs[4], ms[4]], torch.cat(of_outputs)
     found, wanted = (torch.autograd.grad(torch.cat(run(layer, xs, ms)), sources, of_output) for run in (encode, alone))
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one.isfinite(), other.isfinite())
