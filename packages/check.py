@@ -1,6 +1,6 @@
 """Builds the sdist and the wheels into `dist/`, checks them, and tries each in an empty environment.
 
-`tox run -e packages -- 2.10.0 2.14.1` takes versions of torch. The steps are:
+`tox run -e packages -- 2.10.0 2.15.0` takes versions of torch. The steps are:
 
 1. Build the sdist, a wheel with the kernels and, as on a machine without a C++ compiler, a wheel without them.
 2. Check them by `twine` and `check-wheel-contents`. `abi3audit` does not apply, because the kernels are called by
