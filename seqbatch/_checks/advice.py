@@ -70,7 +70,7 @@ def _advice_to_register(name: str) -> str:
         "Register an encoder:\n\n"
         f"    @register_encoder({name})\n"
         f"    def _(layer: {name}, batch: SequenceBatch) -> SequenceBatch:\n"
-        "        # For example SequenceBatch.from_sequences([layer(x) for x in batch]), if it takes one sequence.\n"
+        "        # For example batch.map_sequences(layer), if it takes one sequence of shape (steps, *features).\n"
         "        raise NotImplementedError\n\n"
         f"or by @register_recurrent({name}) if it carries a state."
     )

@@ -6,7 +6,7 @@
 //
 // The backward pass takes the keys in small blocks, each with all query steps, and computes the scores a second time. Where these
 // are additive, a vector has several features of one key there, because there are often fewer keys than features. So such a
-// score is rounded in another way than in the forward pass: weights are off by the rounding error of their scores, as in all
+// score is rounded differently than in the forward pass: weights are off by the rounding error of their scores, as in all
 // attention that recomputes them from the logarithm of their sum.
 #include <omp.h>
 
@@ -261,8 +261,13 @@ int run_tasks(const Tasks& tasks, int threads, int64_t numbers, Run run) {
       failed = true;
     }
 #pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < tasks.size(); i++)
-      if (memory.data) run(tasks[i], memory.data);
+    for (size_t i = 0; i < tasks.size(); i++) {
+      if (!memory.data) continue;
+#ifdef SEQBATCH_TEST
+      std::fill_n(memory.data, numbers, std::numeric_limits<T>::quiet_NaN());  // so that a test fails where one of them is read
+#endif
+      run(tasks[i], memory.data);
+    }
   }
   return failed;
 }
@@ -281,6 +286,8 @@ int run_attention(const Attention<T>& call) {
                       [&](const Task& task, T* memory) { run_task(call, task, scratch_in(memory, call)); });
 }
 
+static_assert(BLOCK % (SEQBATCH_BYTES / sizeof(float)) == 0 && STEPS % (SEQBATCH_BYTES / sizeof(float)) == 0, "whole vectors");
+
 // Query steps from `first` to `last` of one head of one sequence in the backward pass. What they add to the gradients of its keys
 // and values is written to `part`, whose steps stand without gaps, or to the gradients themselves where that is null.
 template <typename T>
@@ -289,8 +296,8 @@ struct BackwardTask {
   T *part, *grad_weight;
 };
 
-// What a thread keeps for the backward pass of one block of keys and a few query steps: rows of whole vectors, whose last numbers
-// are 0 where they are read. Its size does not depend on the lengths.
+// What a thread keeps for the backward pass of one block of keys and a few query steps. Rows of features are whole vectors: the last
+// numbers of `keys`, `queries`, `grad_outs` and `weight` are 0. The size does not depend on the lengths.
 template <typename T>
 struct BackwardScratch {
   T *keys, *grad_keys, *grad_values;  // (BLOCK, size) or (BLOCK, value_size)
@@ -300,7 +307,7 @@ struct BackwardScratch {
   T* grad_outs;                       // (STEPS, value_size)
   T *weight, *grad_weight;            // (size), of additive scores
   T *weights, *grad_scores;           // (STEPS, BLOCK)
-  T* turned;                          // (BLOCK, STEPS)
+  T* transposed;                      // (BLOCK, STEPS)
   T *means, *log_sums;                // (STEPS): means of the gradients of the weights by the weights
 };
 template <typename T>
@@ -317,7 +324,7 @@ BackwardScratch<T> backward_scratch_in(T* memory, const Attention<T>& call) {
   s.hidden = take(BLOCK * size), s.values = take(BLOCK * features);
   s.queries = take(STEPS * size), s.grad_queries = take(STEPS * size), s.grad_outs = take(STEPS * features);
   s.weight = take(size), s.grad_weight = take(size);
-  s.weights = take(STEPS * BLOCK), s.grad_scores = take(STEPS * BLOCK), s.turned = take(BLOCK * STEPS);
+  s.weights = take(STEPS * BLOCK), s.grad_scores = take(STEPS * BLOCK), s.transposed = take(BLOCK * STEPS);
   s.means = take(STEPS), s.log_sums = take(STEPS);
   return s;
 }
@@ -363,10 +370,10 @@ void add_products(const T* weights, int64_t stride, const T* rows, int64_t numbe
 
 // Adds what some query steps add to the gradients of keys or values: to[k] += the sum of weights[i][k] * rows[i].
 template <typename T>
-void add_key_gradients(const T* weights, const T* rows, int64_t steps, int64_t size, int64_t keys, T* turned, T* to) {
-  for (int64_t i = 0; i < steps; i += width<T>) transpose_rows(weights + i * BLOCK, BLOCK, keys, steps - i, turned + i, STEPS);
+void add_key_gradients(const T* weights, const T* rows, int64_t steps, int64_t size, int64_t keys, T* transposed, T* to) {
+  for (int64_t i = 0; i < steps; i += width<T>) transpose_rows(weights + i * BLOCK, BLOCK, keys, steps - i, transposed + i, STEPS);
   in_blocks(keys, [&](int64_t k, auto some) {
-    add_products<T, decltype(some)::value>(turned + k * STEPS, STEPS, rows, steps, size, to + k * size);
+    add_products<T, decltype(some)::value>(transposed + k * STEPS, STEPS, rows, steps, size, to + k * size);
   });
 }
 
@@ -430,6 +437,7 @@ void attend_backward_steps(const Attention<T>& call, const BackwardTask<T>& task
     scratch.means[i] = sum_of_lanes<T>(mean), scratch.log_sums[i] = call.log_sums[of_head + i * call.heads];
   }
   const T scale = call.scale;
+  const bool has_one_key = call.key_starts[task.sequence + 1] - call.key_starts[task.sequence] == 1;
   const auto run_rows = [&](int64_t i, auto some) {
     constexpr int R = decltype(some)::value;
     T *const weights = scratch.weights + i * BLOCK, *const grad_scores = scratch.grad_scores + i * BLOCK;
@@ -440,9 +448,10 @@ void attend_backward_steps(const Attention<T>& call, const BackwardTask<T>& task
     multiply_with_laid_out<T, R>(scratch.grad_outs + i * features, features, scratch.values, call.value_size, keys, T(1), grad_scores);
     for (int r = 0; r < R; r++)
       for (int64_t k = r * BLOCK; k < r * BLOCK + keys; k += W) {
-        const Vector<T> of_scores = exponential(load(weights + k) - all(scratch.log_sums[i + r]));
-        store(weights + k, of_scores);
-        store(grad_scores + k, of_scores * (load(grad_scores + k) - all(scratch.means[i + r])) * all(scale));
+        const Vector<T> weight = exponential(load(weights + k) - all(scratch.log_sums[i + r])), grad = load(grad_scores + k);
+        store(weights + k, weight);
+        // One key has weight 1 whatever its score, whose gradient is thus 0, and not a rounding error: optimizers enlarge that.
+        store(grad_scores + k, weight * (grad - (has_one_key ? grad : all(scratch.means[i + r]))) * all(scale));
       }
     T* const grad_queries = scratch.grad_queries + i * size;
     if (call.weight)
@@ -455,9 +464,9 @@ void attend_backward_steps(const Attention<T>& call, const BackwardTask<T>& task
     in_blocks<1>(steps, run_rows);  // because `hidden` is that of one query step
   } else {
     in_blocks(steps, run_rows);
-    add_key_gradients(scratch.grad_scores, scratch.queries, steps, size, keys, scratch.turned, scratch.grad_keys);
+    add_key_gradients(scratch.grad_scores, scratch.queries, steps, size, keys, scratch.transposed, scratch.grad_keys);
   }
-  add_key_gradients(scratch.weights, scratch.grad_outs, steps, features, keys, scratch.turned, scratch.grad_values);
+  add_key_gradients(scratch.weights, scratch.grad_outs, steps, features, keys, scratch.transposed, scratch.grad_values);
   for (int64_t i = 0; i < steps; i++) {
     T* const grad_query = call.grad_query + (of_head + i * call.heads) * call.size;
     for (int64_t f = 0; f < call.size; f += W)
@@ -524,6 +533,9 @@ int run_attention_backward(const Attention<T>& call) {
   const int64_t of_weight = call.weight ? static_cast<int64_t>(tasks.size()) * call.size : 0;
   Buffer<T> sums(of_weight + numbers);
   if (!sums.data) return 1;
+#ifdef SEQBATCH_TEST
+  std::fill_n(sums.data, of_weight + numbers, std::numeric_limits<T>::quiet_NaN());
+#endif
   T *grad_weight = sums.data, *part = sums.data + of_weight;
   for (auto& task : tasks) {
     if (call.weight) task.grad_weight = std::exchange(grad_weight, grad_weight + call.size);

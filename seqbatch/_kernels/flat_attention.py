@@ -62,9 +62,10 @@ def attend_flat(
         `(query steps, heads, value_size)`: zeros for a sequence without keys.
     """
     steps, heads, size = query.shape
+    # As numbers, because a comparison with a tensor takes longer than the attention of a short sequence.
     fits = (
-        steps == query_starts[-1]
-        and key.shape == (key_starts[-1], heads, size)
+        steps == query_starts[-1].item()
+        and key.shape == (key_starts[-1].item(), heads, size)
         and value.shape[:2] == key.shape[:2]
         and (weight is None or weight.shape == (heads, size))
         and len(query_starts) == len(key_starts)
@@ -166,7 +167,7 @@ def _compute_gradients(gradient: Tensor, kept: Sequence[Tensor], starts: Starts,
 
 def _with_whole_steps(*tensors: Tensor) -> list[Tensor]:
     """Return tensors whose steps are contiguous, with any stride between them."""
-    return [one if one[:1].is_contiguous() else one.contiguous() for one in tensors]
+    return [one if one.is_contiguous() or one[:1].is_contiguous() else one.contiguous() for one in tensors]
 
 
 def _describe_call(

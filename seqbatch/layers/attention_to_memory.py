@@ -179,8 +179,9 @@ class DotProductAttention(_AttentionToMemory):
     `layer.attend(queries, memory)` the weights too. Nothing is computed from memory alone, so that a decoder may call
     it at each step.
 
-    Second-order gradients flow through `attend`, and through `encode` where the compiled kernels run. Elsewhere
-    `encode` needs `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)` for them, as PyTorch's own attention does.
+    The compiled kernels keep nothing for a pair of steps. `attend` and gradients of gradients keep one number.
+    Where the kernels do not run, as in `torch.func`, gradients of gradients need
+    `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`, as in PyTorch's own attention. `attend` never needs it.
 
     Args:
         query_size: the size of a query step.

@@ -146,7 +146,7 @@ void test_case(const Ints& queries, const Ints& keys, int64_t heads, int64_t siz
     require_close(gradients.query, of_query, tolerance, "the gradient of a query");
     require_close(gradients.key, of_key, tolerance, "the gradient of a key");
     require_close(gradients.value, of_value, tolerance, "the gradient of a value");
-    // Of dot products, which have no weights, it must stay as it was.
+    // Without weights, their gradient must stay as it was.
     if (!is_additive) std::fill(of_weight.begin(), of_weight.end(), 7);
     require_close(gradients.weight, of_weight, 10 * tolerance, "the gradient of the weights");
     const std::vector<T> of_weight_before = gradients.weight;

@@ -27,14 +27,14 @@ from seqbatch.testing._memory_law import peak_by_step
 
 needs_kernels = pytest.mark.skipif(not _kernels.IS_THERE, reason="without kernels, PyTorch computes attention")
 QUERIES, MEMORY = [3, 2, 0, 1, 5], [2, 0, 4, 3, 20]
-Kind = type[AdditiveAttention | DotProductAttention]
-KINDS = [AdditiveAttention, DotProductAttention]
-of_each_kind = pytest.mark.parametrize("kind", KINDS)
+LayerType = type[AdditiveAttention | DotProductAttention]
+LAYERS = [AdditiveAttention, DotProductAttention]
+of_each_layer = pytest.mark.parametrize("layer_type", LAYERS)
 PARTS = ["query_projection", "memory_projection", "score", "queries", "memory"]
-FROZEN: list[tuple[Kind, list[str]]] = [
+FROZEN: list[tuple[LayerType, list[str]]] = [
     *((AdditiveAttention, some) for some in ([PARTS[0]], [PARTS[1]], [PARTS[2]], PARTS[:2])),
     (DotProductAttention, [PARTS[0]]),
-    *((kind, some) for kind in KINDS for some in ([PARTS[3]], [PARTS[4]], PARTS[3:])),
+    *((one, some) for one in LAYERS for some in ([PARTS[3]], [PARTS[4]], PARTS[3:])),
 ]
 
 
@@ -44,8 +44,10 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return record_calls(monkeypatch, "compute_attention_gradients")
 
 
-def layer_and_inputs(kind: Kind, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
-    layer = spread(kind(4, 3, *((5,) if kind is AdditiveAttention else ()))).to(dtype)
+def layer_and_inputs(
+    layer_type: LayerType, dtype: torch.dtype = torch.float64
+) -> tuple[nn.Module, list[Tensor], list[Tensor]]:
+    layer = spread(layer_type(4, 3, *((5,) if layer_type is AdditiveAttention else ()))).to(dtype)
     return layer, sequences(QUERIES, (4,), dtype), sequences(MEMORY, (3,), dtype, seed=50)
 
 
@@ -117,10 +119,10 @@ def test_the_bits_of_a_sequence_alone(
 
 
 @needs_kernels
-@of_each_kind
+@of_each_layer
 @pytest.mark.parametrize("dtype", flat_attention.DTYPES, ids=str)
-def test_gradients_are_those_alone(dtype: torch.dtype, kind: Kind, calls: list[Any]) -> None:
-    layer, xs, ms = layer_and_inputs(kind, dtype)
+def test_gradients_are_those_alone(dtype: torch.dtype, layer_type: LayerType, calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs(layer_type, dtype)
     sources = sources_of(layer, xs, ms)
     outputs = encode(layer, xs, ms)
     assert_close(outputs, alone(layer, xs, ms))
@@ -129,9 +131,31 @@ def test_gradients_are_those_alone(dtype: torch.dtype, kind: Kind, calls: list[A
 
 
 @needs_kernels
-@pytest.mark.parametrize(("kind", "learns"), FROZEN)
-def test_frozen_parts(kind: Kind, learns: list[str], calls: list[Any]) -> None:
-    layer, xs, ms = layer_and_inputs(kind)
+@of_each_layer
+def test_gradients_over_several_blocks_of_keys_and_steps(layer_type: LayerType) -> None:
+    layer, _, _ = layer_and_inputs(layer_type)
+    xs = sequences([97, 800, 2, 192], (4,), torch.float64)
+    ms = sequences([193, 400, 2, 192], (3,), torch.float64, seed=50)
+    sources = sources_of(layer, xs, ms)
+    # By the layer itself, because the oracle takes a minute for so many pairs of steps.
+    outputs = [layer(x, m) for x, m in zip(xs, ms, strict=True)]
+    assert_close(gradients(encode(layer, xs, ms), sources), gradients(outputs, sources))
+
+
+@needs_kernels
+@of_each_layer
+def test_scores_of_only_one_step_of_memory_have_no_gradient(layer_type: LayerType) -> None:
+    """Not even a rounding error, which optimizers such as Adam would enlarge."""
+    layer = spread(layer_type(64, 65, *((63,) if layer_type is AdditiveAttention else ()))).float()
+    xs, ms = sequences([3, 40], (64,), torch.float32), sequences([1, 1], (65,), torch.float32)
+    sources = [one for name, one in layer.named_parameters() if name != "memory_projection.bias"]
+    assert not any(one.any() for one in gradients(encode(layer, xs, ms), [*sources, *xs]))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("layer_type", "learns"), FROZEN)
+def test_frozen_parts(layer_type: LayerType, learns: list[str], calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs(layer_type)
     parts: dict[str, list[Tensor]] = {name: [*child.parameters()] for name, child in layer.named_children()}
     parts |= {"queries": xs, "memory": ms}
     for name, tensors in parts.items():
@@ -143,14 +167,16 @@ def test_frozen_parts(kind: Kind, learns: list[str], calls: list[Any]) -> None:
 
 
 @needs_kernels
-@of_each_kind
+@of_each_layer
 @pytest.mark.parametrize(
     "change",
     [torch.clone, lambda x: x.mT.contiguous().mT, lambda x: x[:1].expand_as(x)],
     ids=["", "turned", "one step"],
 )
-def test_strides_of_the_output_gradient(change: Callable[[Tensor], Tensor], kind: Kind, calls: list[Any]) -> None:
-    layer, xs, ms = layer_and_inputs(kind)
+def test_strides_of_the_output_gradient(
+    change: Callable[[Tensor], Tensor], layer_type: LayerType, calls: list[Any]
+) -> None:
+    layer, xs, ms = layer_and_inputs(layer_type)
     batch, memory = SequenceBatch.from_sequences(xs), SequenceBatch.from_sequences(ms)
     output = encode(layer, batch, memory).values
     of_output = change(torch.randn_like(output))
@@ -160,10 +186,10 @@ def test_strides_of_the_output_gradient(change: Callable[[Tensor], Tensor], kind
     assert len(calls) == 2
 
 
-@of_each_kind
-def test_gradients_of_gradients(kind: Kind) -> None:
+@of_each_layer
+def test_gradients_of_gradients(layer_type: LayerType) -> None:
     """With weights that replace those of the layer during the call only."""
-    layer, xs, ms = layer_and_inputs(kind)
+    layer, xs, ms = layer_and_inputs(layer_type)
     given: dict[str, Any] = {name: (2 * one).detach().requires_grad_() for name, one in layer.named_parameters()}
 
     class Model(nn.Module):
@@ -177,7 +203,7 @@ def test_gradients_of_gradients(kind: Kind) -> None:
     sources = [*given.values(), *(one for one in (*xs, *ms) if len(one))]
     found = []
     # Without the kernels, dot products need this backend of PyTorch.
-    needs_math = kind is DotProductAttention and not _kernels.IS_THERE
+    needs_math = layer_type is DotProductAttention and not _kernels.IS_THERE
     with sdpa_kernel(SDPBackend.MATH) if needs_math else nullcontext():
         for run in (encode, alone):
             outputs = functional_call(Model(run), {f"layer.{name}": one for name, one in given.items()}, ())
@@ -187,9 +213,9 @@ def test_gradients_of_gradients(kind: Kind) -> None:
     assert_close(*found)
 
 
-@of_each_kind
-def test_many_gradients_at_once(kind: Kind) -> None:
-    layer, xs, ms = layer_and_inputs(kind)
+@of_each_layer
+def test_many_gradients_at_once(layer_type: LayerType) -> None:
+    layer, xs, ms = layer_and_inputs(layer_type)
     output = encode(layer, xs, ms)[4]
     sources, weights = sources_of(layer, xs, ms), make((2, *output.shape), torch.float64)
     options: Any = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
@@ -205,9 +231,9 @@ def held(tensor: Tensor) -> Tensor:
 
 
 @needs_kernels
-@of_each_kind
-def test_what_the_kernel_cannot_read(kind: Kind, calls: list[Any]) -> None:
-    layer, xs, ms = layer_and_inputs(kind)
+@of_each_layer
+def test_what_the_kernel_cannot_read(layer_type: LayerType, calls: list[Any]) -> None:
+    layer, xs, ms = layer_and_inputs(layer_type)
     sources = sources_of(layer, xs, ms)
     wanted = gradients(alone(layer, xs, ms), sources)
     with torch.autograd.graph.saved_tensors_hooks(lambda saved: TwoTensor(saved, saved), lambda saved: saved):
@@ -226,10 +252,10 @@ def test_what_the_kernel_cannot_read(kind: Kind, calls: list[Any]) -> None:
     assert len(calls) == 1
 
 
-@of_each_kind
+@of_each_layer
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpoints(reentrant: bool, kind: Kind) -> None:
-    layer, xs, ms = layer_and_inputs(kind)
+def test_checkpoints(reentrant: bool, layer_type: LayerType) -> None:
+    layer, xs, ms = layer_and_inputs(layer_type)
     sources = sources_of(layer, xs, ms)
     wanted = gradients(encode(layer, xs, ms), sources)
 
@@ -253,17 +279,17 @@ class NoGradient(torch.autograd.Function):
 
 
 @needs_kernels
-@of_each_kind
-def test_no_gradient_at_all(kind: Kind) -> None:
-    layer, xs, ms = layer_and_inputs(kind)
+@of_each_layer
+def test_no_gradient_at_all(layer_type: LayerType) -> None:
+    layer, xs, ms = layer_and_inputs(layer_type)
     apply: Any = NoGradient.apply
     apply(encode(layer, SequenceBatch.from_sequences(xs), SequenceBatch.from_sequences(ms)).values).sum().backward()
     assert all(one.grad is None for one in layer.parameters())
 
 
-@of_each_kind
-def test_results_may_be_modified_in_place(kind: Kind) -> None:
-    layer, xs, ms = layer_and_inputs(kind)
+@of_each_layer
+def test_results_may_be_modified_in_place(layer_type: LayerType) -> None:
+    layer, xs, ms = layer_and_inputs(layer_type)
     sources = sources_of(layer, xs, ms)
     batch, memory = SequenceBatch.from_sequences(xs), SequenceBatch.from_sequences(ms)
     wanted = torch.autograd.grad((2 * encode(layer, batch, memory).values).sum(), sources, retain_graph=True)
@@ -284,10 +310,10 @@ def test_memory_does_not_grow_with_pairs_of_steps(layer: nn.Module) -> None:
 
 @needs_kernels
 @pytest.mark.parametrize("poison", [torch.nan, torch.inf, -torch.inf])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("layer_type", LAYERS)
 @pytest.mark.parametrize("where", ["queries", "memory", "output", "weights"])
-def test_what_is_not_finite_does_not_reach_a_neighbour(where: str, kind: Kind, poison: float) -> None:
-    layer, xs, ms = layer_and_inputs(kind)
+def test_what_is_not_finite_does_not_reach_a_neighbour(where: str, layer_type: LayerType, poison: float) -> None:
+    layer, xs, ms = layer_and_inputs(layer_type)
     of_outputs = [torch.ones(len(x), 3, dtype=x.dtype) for x in xs]
     with torch.no_grad():
         *_, weight = layer.parameters()  # of the score, or of the projection of queries
