@@ -142,7 +142,7 @@ def test_the_plug_in_that_the_error_shows_does_nothing_until_it_is_written(
     exec(textwrap.dedent(code), names)
     with pytest.raises(NotImplementedError):
         encode(layer, XS)
-    (example,) = re.findall(r"# For example (.*), if it takes one sequence\.", code)
+    (example,) = re.findall(r"# For example (.*), if it takes one sequence of shape \(steps, \*features\)\.", code)
     exec(textwrap.dedent(code).replace("raise NotImplementedError", f"return {example}"), names)
     xs = [x for x in XS if len(x)]
     assert_close(encode(layer, xs), [layer(x) for x in xs])
