@@ -59,24 +59,10 @@ SLOW = {
 }
 # Those whose tests all make graphs, or export them.
 GRAPHS = {TESTS / name for name in ("graphs", "onnx")}
-# Those that run no line of the package that no other test runs. Coverage would take half of their time again.
-UNCOVERED = {
-    TESTS / "graphs" / name
-    for name in (
-        "test_export.py",
-        "test_export_more.py",
-        "test_gradients.py",
-        "test_layouts.py",
-        "test_lengths.py",
-        "test_made.py",
-        "test_other_threads.py",
-        "test_pytrees.py",
-    )
-}
 
 
 def pytest_configure() -> None:
-    if missing := [str(path) for path in SLOW | GRAPHS | UNCOVERED if not path.exists()]:
+    if missing := [str(path) for path in SLOW | GRAPHS if not path.exists()]:
         raise pytest.UsageError(f"tests/conftest.py names what is not there: {missing}")
 
 
@@ -95,8 +81,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if is_one_of(SLOW, item.path):
             item.add_marker("slow")
-        if is_one_of(UNCOVERED, item.path):
-            item.add_marker("no_cover")  # of pytest-cov
     # First what takes longest, so that no process waits for it at the end.
     items.sort(key=lambda item: item.path.name != "test_sanitized.py")
     if not HAS_GRAPHS:
