@@ -1,4 +1,4 @@
-"""What to write in place of a layer that has no encoder; none of it may give wrong numbers when it is pasted."""
+"""Remedies in the errors of layers without an encoder. Code in them must be right when it is pasted."""
 
 from torch import nn
 
@@ -59,7 +59,7 @@ def _advice_to_register_cross_attention(name: str) -> str:
         "Register an encoder:\n\n"
         f"    @register_cross_attention({name})\n"
         f"    def _(layer: {name}, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:\n"
-        "        # For example, if it takes two sequences:\n"
+        "        # For example, if it takes two sequences of shape (steps, *features):\n"
         "        # SequenceBatch.from_sequences([layer(query, source) for query, source in zip(queries, memory)]).\n"
         "        raise NotImplementedError"
     )

@@ -60,8 +60,11 @@ void lay_out(const T* from, int64_t stride, int64_t size, int64_t rows, T* to) {
   });
 }
 
-constexpr int64_t BLOCK = 3 * PIECE;  // keys of the backward pass at once: they, what is computed for them, and their gradients stay in the cache
-constexpr int64_t PARTS = 4;      // tasks of a head of one sequence in the backward pass, at most: each but the first needs gradients of all its keys
+// Keys of the backward pass at once: they, what is computed for them, and their gradients stay in the cache.
+constexpr int64_t BLOCK = 3 * PIECE;
+static_assert(BLOCK % width<float> == 0 && STEPS % width<float> == 0, "whole vectors");
+// Tasks of a head of one sequence in the backward pass, at most: each but the first needs gradients of all its keys.
+constexpr int64_t PARTS = 4;
 
 // to[r][g] = the product of row r and the weights, times the factor; or with ADDS that is added to it, without the factor.
 //
@@ -285,8 +288,6 @@ int run_attention(const Attention<T>& call) {
   return run_tasks<T>(tasks, work < SMALL_WORK ? 1 : call.threads, scratch_size(call),
                       [&](const Task& task, T* memory) { run_task(call, task, scratch_in(memory, call)); });
 }
-
-static_assert(BLOCK % (SEQBATCH_BYTES / sizeof(float)) == 0 && STEPS % (SEQBATCH_BYTES / sizeof(float)) == 0, "whole vectors");
 
 // Query steps from `first` to `last` of one head of one sequence in the backward pass. What they add to the gradients of its keys
 // and values is written to `part`, whose steps stand without gaps, or to the gradients themselves where that is null.

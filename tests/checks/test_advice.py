@@ -124,7 +124,8 @@ def test_the_plug_in_over_memory_that_the_error_shows_does_nothing_until_it_is_w
     exec(textwrap.dedent(code), names)
     with pytest.raises(NotImplementedError):
         encode(layer, XS, XS)
-    (example,) = re.findall(r"# For example, if it takes two sequences:\n +# (.*)\.\n", code)
+    condition = re.escape("# For example, if it takes two sequences of shape (steps, *features):\n")
+    (example,) = re.findall(rf"{condition} +# (.*)\.\n", code)
     exec(textwrap.dedent(code).replace("raise NotImplementedError", f"return {example}"), names)
     assert_close(encode(layer, XS, XS), [layer(x, x) for x in XS])
 
