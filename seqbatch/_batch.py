@@ -13,7 +13,7 @@ from seqbatch import _ops
 from seqbatch._checks.arguments import integer, require_alike, require_steps, require_tensor, sequences_of
 from seqbatch._checks.exporters import refuse_exporters
 from seqbatch._checks.gathering import require_gatherable
-from seqbatch._checks.grammar import complaint, counted, traits, type_name
+from seqbatch._checks.grammar import complaint, traits, type_name
 from seqbatch._checks.indices import (
     AnyScalar,
     Index,
@@ -490,10 +490,8 @@ class SequenceBatch(NotAnArray, Sequence[Tensor]):
     # -------------------------------------------------------------------------------------------- a Sequence of Tensors
 
     def __repr__(self) -> str:
-        shortest, longest = self.structure.shortest, counted(self.max_length, "step")
-        steps = longest if shortest == self.max_length else f"{shortest} to {longest}"
-        sequences = counted(self.batch_size, "sequence") + (f" of {steps}" if self.batch_size else "")
-        return f"{type(self).__name__}({sequences}, features {tuple(self.feature_shape)}, {traits(self.values)})"
+        features = tuple(self.feature_shape)
+        return f"{type(self).__name__}({self.structure.summary()}, features {features}, {traits(self.values)})"
 
     def __reduce__(self) -> tuple[type[Self], tuple[Tensor, Lengths]]:
         require_gatherable(self)

@@ -492,6 +492,15 @@ class ContainerState(State):
             if isinstance(state, ContainerState):
                 state._require_in(f"{subject}[{i}].states", method)
 
+    def _parts_with(self, name: str) -> list[str]:
+        found = []
+        for i, state in enumerate(self.states):
+            if isinstance(state, ContainerState):
+                found += [part.replace("state.", f"state.states[{i}].", 1) for part in state._parts_with(name)]
+            elif hasattr(state, name) and not name.startswith("_"):
+                found.append(f"state.states[{i}].{name}")
+        return found
+
     def _map(self, function: Callable[[Any], Any]) -> Self:
         return type(self)(tuple(None if state is None else function(state) for state in self.states))
 

@@ -75,6 +75,17 @@ def test_repr_shows_shapes_and_no_data() -> None:
     )
 
 
+def test_repr_of_a_structure_shows_the_lengths_of_its_batch() -> None:
+    for lengths, shown in (
+        ([10, 7], "2 sequences of 7 to 10 steps"),
+        ([1], "1 sequence of 1 step"),
+        ([], "0 sequences"),
+    ):
+        batch = SequenceBatch(torch.zeros(sum(lengths), 5), lengths)
+        assert repr(batch.structure) == f"Lengths({shown})"
+        assert repr(batch).startswith(f"SequenceBatch({shown}, ")
+
+
 def test_repr_shows_whether_gradients_are_recorded() -> None:
     batch = SequenceBatch(torch.zeros(3, 5, requires_grad=True), [2, 1])
     shown = "SequenceBatch(2 sequences of 1 to 2 steps, features (5,), torch.float32, cpu, requires_grad=True)"

@@ -27,6 +27,23 @@ def test_a_container_without_states_has_no_sequences() -> None:
     assert ContainerState((None,)).batch_size == ContainerState(()).batch_size == 0
 
 
+@pytest.mark.parametrize("name", ["last", "hidden", "cell", "to_torch"])
+def test_what_a_container_lacks_is_named_where_it_is(name: str) -> None:
+    state = container_state(3)
+    with pytest.raises(SeqbatchTypeError) as caught:
+        getattr(state, name)
+    message = str(caught.value)
+    must = f"`{name}` must be read from the state of one layer; got a seqbatch.ContainerState."
+    assert message.startswith(f"{must} Use state.states[")
+    wanted = [rnn_state(3), lstm_state(3)] if name != "cell" else [lstm_state(3)]
+    advised = message.removeprefix(f"{must} Use ").removesuffix(".").split(" or ")
+    assert [type(eval(one.removesuffix(f".{name}"), {"state": state})) for one in advised] == [*map(type, wanted)]
+    assert not hasattr(state, name)
+    for other in (ContainerState(()), ContainerState((None,))):
+        with pytest.raises(AttributeError, match=rf"^'ContainerState' object has no attribute '{name}'$"):
+            getattr(other, name)
+
+
 def test_repr_shows_shapes_and_no_data() -> None:
     assert repr(rnn_state(3)) == "RNNState(3 sequences, 2 layers, 2 directions, size 4, torch.float64, cpu)"
     assert (

@@ -1,5 +1,7 @@
 """Remedies in the errors of layers without an encoder. Code in them must be right when it is pasted."""
 
+import re
+
 from torch import nn
 
 from seqbatch._torch import CHECKPOINTED, COMPILED, ORIGINAL_OF_COMPILED, SCRIPTED
@@ -27,6 +29,26 @@ _WRAPPERS: dict[str, str] = {
     ),
     SCRIPTED: _ORIGINAL,
 }
+# Layers of torch.nn take (batch, channels, steps, ...), if their names end with the number of axes after the channels,
+# but for these, or are one of those. With 0 the number is any.
+_NOT_CHANNELS_FIRST = {"MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "NLLLoss2d"}
+_AXES_AFTER_CHANNELS = {
+    "ChannelShuffle": 0,
+    "Fold": 1,
+    "LocalResponseNorm": 0,
+    "PixelShuffle": 2,
+    "PixelUnshuffle": 2,
+    "Unfold": 2,
+    "Upsample": 0,
+}
+# By that number: the axes of features, and what puts the channels of one sequence first. `permute` raises for others,
+# which PyTorch may take for a sequence without a batch.
+_CHANNELS_FIRST = {
+    0: (", *features", "transpose(1, 2)"),
+    1: ("", "permute(0, 2, 1)"),
+    2: (", features", "permute(0, 2, 1, 3)"),
+    3: (", height, width", "permute(0, 2, 1, 3, 4)"),
+}
 
 
 def advice_for(layer: nn.Module, takes_memory: bool) -> tuple[str, str]:
@@ -40,7 +62,7 @@ def advice_for(layer: nn.Module, takes_memory: bool) -> tuple[str, str]:
     if takes_memory:
         must, advice = "have an encoder that takes memory", _advice_to_register_cross_attention(name)
     else:
-        must, advice = "have an encoder", _advice_to_register(name)
+        must, advice = "have an encoder", _advice_to_register(name, _example_for(layer))
     return must, f"{_advice_for_container(layer)}{advice}"
 
 
@@ -60,17 +82,31 @@ def _advice_to_register_cross_attention(name: str) -> str:
         f"    @register_cross_attention({name})\n"
         f"    def _(layer: {name}, queries: SequenceBatch, memory: SequenceBatch) -> SequenceBatch:\n"
         "        # For example, if it takes two sequences of shape (steps, *features):\n"
-        "        # SequenceBatch.from_sequences([layer(query, source) for query, source in zip(queries, memory)]).\n"
+        "        # sources = iter([*memory, memory.values[:0]])  # the last one is for a batch without sequences\n"
+        "        # return queries.map_sequences(lambda query: layer(query, next(sources)))\n"
         "        raise NotImplementedError"
     )
 
 
-def _advice_to_register(name: str) -> str:
+def _example_for(layer: nn.Module) -> str:
+    """Return code that runs a layer on one sequence after another, and the condition under which it is right."""
+    name = next(base for base in type(layer).__mro__ if base.__module__.startswith("torch.nn.modules.")).__name__
+    if name not in _AXES_AFTER_CHANNELS and (name in _NOT_CHANNELS_FIRST or not re.search("[123]d$", name)):
+        return "batch.map_sequences(layer), if it takes one sequence of shape (steps, *features)"
+    axes = _AXES_AFTER_CHANNELS[name] if name in _AXES_AFTER_CHANNELS else int(name[-2])
+    features, channels_first = _CHANNELS_FIRST[axes]
+    return (
+        f"batch.map_sequences(lambda steps: layer(steps[None].{channels_first})[0].transpose(0, 1)),\n"
+        f"        # for sequences (steps, channels{features}), if it takes (batch, channels, steps{features})"
+    )
+
+
+def _advice_to_register(name: str, example: str) -> str:
     return (
         "Register an encoder:\n\n"
         f"    @register_encoder({name})\n"
         f"    def _(layer: {name}, batch: SequenceBatch) -> SequenceBatch:\n"
-        "        # For example batch.map_sequences(layer), if it takes one sequence of shape (steps, *features).\n"
+        f"        # For example {example}.\n"
         "        raise NotImplementedError\n\n"
         f"or by @register_recurrent({name}) if it carries a state."
     )

@@ -118,8 +118,9 @@ def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_firs
 def require_bools(subject: str, mask: Tensor) -> None:
     """Raise unless a mask is of bools."""
     if mask.dtype is not torch.bool:
-        # A floating mask may be one that is added to scores, 0 on real steps: `bool` would invert it.
-        remedy = "" if mask.is_floating_point() or mask.is_complex() else "Call .bool() on a mask of 0 and 1."
+        remedy = f"If 1 marks a step and 0 padding, pass {subject}.bool()."
+        if mask.is_floating_point():  # which `bool` would invert if it is one that attention adds to scores
+            remedy += f" If it is 0 on steps and negative on padding, pass {subject} == 0."
         raise complaint(SeqbatchTypeError, subject, "be a bool Tensor, True on real steps", mask.dtype, remedy)
 
 

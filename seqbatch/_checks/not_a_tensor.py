@@ -11,7 +11,7 @@ from seqbatch.errors import SeqbatchTypeError
 
 
 class NotATensorError(SeqbatchTypeError, AttributeError):
-    """An attribute of Tensor was read; it is an AttributeError too, so that `hasattr` returns False."""
+    """An attribute was read of a wrong object; it is an AttributeError too, so that `hasattr` returns False."""
 
 
 class NotATensor:
@@ -28,6 +28,10 @@ class NotATensor:
     _sizes: ClassVar[str] = ""
     _in_a_loss: ClassVar[str] = ""
     _has_map: ClassVar[bool] = False
+
+    def _parts_with(self, name: str) -> list[str]:
+        """Return how to read an attribute of the parts that have it, such as `state.states[1].last`."""
+        return []
 
 
 class NotAnArray(NotATensor):
@@ -85,13 +89,18 @@ def _refuse_ufunc(self: NotATensor, function: Any, *arguments: object, **options
 def _refuse_attribute(self: NotATensor, name: str) -> NoReturn:
     """Refuse an attribute that is not there, which for most is what a layer or a function reads of a Tensor."""
     # `torch.compile` understands neither keyword arguments of an exception nor how NotATensorError is made.
-    if not hasattr(Tensor, name):
+    if hasattr(Tensor, name):
+        must = "is an attribute of a Tensor, and a layer or function that reads it must be called with one"
+        contents = (name in ("shape", "size") and self._sizes) or self._contents
+        remedy = f"{self._instead} {contents}"
+    elif parts := self._parts_with(name):
+        must, remedy = "must be read from the state of one layer", f"Use {' or '.join(parts)}."
+    else:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-    contents = (name in ("shape", "size") and self._sizes) or self._contents
-    said = name, "be read of a Tensor", type_name(self), f"{self._instead} {contents}"
+    text = f"`{name}` {must}; got {type_name(self)}. {remedy}"
     if in_a_graph():
-        raise AttributeError(str(complaint(SeqbatchTypeError, *said)))
-    raise complaint(NotATensorError, *said)
+        raise AttributeError(text)
+    raise NotATensorError(text)
 
 
 def _set_refusals() -> None:

@@ -100,7 +100,7 @@ def register_encoder(layer_type: type[Layer], *, stepwise: bool = False) -> Call
 
 
 def register_recurrent(
-    layer_type: type[Layer], *, when: Callable[[Layer], bool] = _always, outputs: Encoder[Layer] | None = None
+    layer_type: type[Layer], *, when: Callable[[Layer], bool] | None = None, outputs: Encoder[Layer] | None = None
 ) -> Callable[[RecurrentEncoder[Layer, S]], RecurrentEncoder[Layer, S]]:
     """Register the function that runs a type of layer that carries a state, and its subclasses, on a batch.
 
@@ -109,7 +109,8 @@ def register_recurrent(
 
     Args:
         layer_type: a subclass of `nn.Module`.
-        when: `(layer) -> bool`, True if a layer of the type keeps a state; a container may not.
+        when: `(layer) -> bool`, True if a layer of the type keeps a state; a container may not. By default each
+            does.
         outputs: `(layer, batch) -> batch`, for `encode`, if the outputs alone can be computed faster. By default
             `encode` runs the decorated function and drops the state.
 
@@ -131,13 +132,14 @@ def register_recurrent(
     ([tensor([1, 2]), tensor([1])], tensor([2, 1]))
     """
     _require_layer_type(layer_type)
-    require_function("when", when)
+    keeps_state = _always if when is None else when
+    require_function("when", keeps_state)
     if outputs is not None:
         require_function("outputs", outputs)
 
     def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
         require_function("encoder", function)
-        _entries[layer_type] = RegisteredEncoder(when, function, outputs, "outputs(layer, batch)")
+        _entries[layer_type] = RegisteredEncoder(keeps_state, function, outputs, "outputs(layer, batch)")
         return function
 
     return register

@@ -12,10 +12,11 @@ from typing import Any, Protocol, Self, TypeVar
 import torch
 from torch import Tensor
 
+from seqbatch._checks.grammar import counted
 from seqbatch._checks.tracing import refuse_in_a_graph
 from seqbatch._kernels import row_copies
 from seqbatch._structure.cached import CachedProperty, outside_inference_mode
-from seqbatch._torch import is_intercepted, lifted
+from seqbatch._torch import in_a_graph, is_intercepted, lifted
 
 
 class Movable(Protocol):
@@ -115,6 +116,15 @@ class Lengths:
     def __len__(self) -> int:
         refuse_in_a_graph("lengths")
         return self.tensor.shape[0]
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({'unknown while tracing' if in_a_graph() else self.summary()})"
+
+    def summary(self) -> str:
+        """Return the number of sequences and their steps, such as "2 sequences of 7 to 10 steps"."""
+        longest = counted(self.longest, "step")
+        steps = longest if self.shortest == self.longest else f"{self.shortest} to {longest}"
+        return counted(len(self), "sequence") + (f" of {steps}" if len(self) else "")
 
     def __reduce__(self) -> tuple[type["Lengths"], tuple[tuple[int, ...]]]:
         return Lengths, (self.counts,)

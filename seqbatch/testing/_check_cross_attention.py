@@ -14,7 +14,7 @@ from seqbatch.testing._check_encoder import broken_law
 from seqbatch.testing._comparison import assert_alike, gradients
 from seqbatch.testing._memory_law import peak_by_step
 from seqbatch.testing._oracle import Sequences
-from seqbatch.testing._side_effects import copied, sevens_like, submodules_called, watch
+from seqbatch.testing._side_effects import CALL_THE_LAYER, copied, sevens_like, submodules_called, watch
 from seqbatch.testing._strategies import PATTERNS, lengths, make_all, maker
 
 # From a layer, one sequence and its memory to its output.
@@ -257,7 +257,7 @@ def check_hooks_with_memory(
     hooked = encode(watched, queries, memory)
     pairs = [pair for pair in zip(queries, memory, strict=True) if _both(*pair, False)]
     if pairs:
-        assert entered, "a hook before the layer must run, once at least"
+        assert entered, f"a hook before the layer must run at least once; {CALL_THE_LAYER}"
         assert all(module is watched for module in entered), "a hook is given another layer"
         replaced = [torch.full_like(output, 7) for output in plain]
         assert_alike(hooked, replaced, "what a hook returns must count for every sequence")

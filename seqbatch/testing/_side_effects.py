@@ -28,6 +28,9 @@ from seqbatch.testing._comparison import (
 )
 from seqbatch.testing._oracle import Alone, Sequences, call_alone
 
+# The remedy if no hook of a layer runs.
+CALL_THE_LAYER = "call the layer itself, and not a function of its weights"
+
 
 def check_called_as_itself(
     layer: nn.Module, sequences: Sequences, state: Any = None, *, alone: Alone = call_alone
@@ -73,8 +76,8 @@ def _check_hooks(layer: nn.Module, run: Run, sequences: Sequences, state: Any, a
     watched.register_forward_hook(replace)
     hooked, _ = run(watched, sequences, state)
     if any(len(sequence) for sequence in sequences):
-        assert entered, "a hook before the layer must run, once at least"
-        assert left, "a hook after the layer must run, once at least"
+        assert entered, f"a hook before the layer must run at least once; {CALL_THE_LAYER}"
+        assert left, f"a hook after the layer must run at least once; {CALL_THE_LAYER}"
         assert all(module is watched for module in entered + left), "a hook is given another layer"
         replaced = [torch.full_like(output, 7) for output in plain]
         assert_alike(hooked, replaced, "what a hook returns must count for every sequence")
@@ -111,7 +114,7 @@ def _check_backward_hooks(layer: nn.Module, run: Run, sequences: Sequences, stat
         ran.clear()
         found = gradients_of(lambda sequences: run(watched, sequences, state)[0], sequences)
         remedy = "PyTorch registers such hooks on the Tensors that a layer takes and returns: call it on Tensors"
-        assert ran, f"a hook of the backward pass must run, once at least; {remedy}"
+        assert ran, f"a hook of the backward pass must run at least once; {remedy}"
         told = f"what a hook of the backward pass returns must count for every sequence; {remedy}"
         assert not any(gradient.any() for gradient in found), told
 

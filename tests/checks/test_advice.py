@@ -124,10 +124,11 @@ def test_the_plug_in_over_memory_that_the_error_shows_does_nothing_until_it_is_w
     exec(textwrap.dedent(code), names)
     with pytest.raises(NotImplementedError):
         encode(layer, XS, XS)
-    condition = re.escape("# For example, if it takes two sequences of shape (steps, *features):\n")
-    (example,) = re.findall(rf"{condition} +# (.*)\.\n", code)
-    exec(textwrap.dedent(code).replace("raise NotImplementedError", f"return {example}"), names)
+    assert "# For example, if it takes two sequences of shape (steps, *features):\n" in code
+    exec(textwrap.dedent(code).replace("# sources", "sources").replace("# return", "return"), names)
     assert_close(encode(layer, XS, XS), [layer(x, x) for x in XS])
+    nothing = SequenceBatch(torch.zeros(0, 4), [])
+    assert encode(layer, nothing, nothing).values.shape == (0, 4)
 
 
 @pytest.mark.parametrize("kind", [Positions, UsersModel])
@@ -147,6 +148,87 @@ def test_the_plug_in_that_the_error_shows_does_nothing_until_it_is_written(
     exec(textwrap.dedent(code).replace("raise NotImplementedError", f"return {example}"), names)
     xs = [x for x in XS if len(x)]
     assert_close(encode(layer, xs), [layer(x) for x in xs])
+
+
+# Layers of PyTorch without an encoder, with the axes of features that a step has beside the channels.
+CHANNELS_FIRST: list[tuple[nn.Module, int]] = [
+    (nn.AdaptiveAvgPool1d(3), 0),
+    (nn.AdaptiveAvgPool2d((3, 2)), 1),
+    (nn.AdaptiveAvgPool3d(2), 2),
+    (nn.AdaptiveMaxPool1d(2), 0),
+    (nn.AdaptiveMaxPool2d(2), 1),
+    (nn.AdaptiveMaxPool3d(2), 2),
+    (nn.AvgPool3d(2), 2),
+    (nn.BatchNorm3d(4), 2),
+    (nn.ChannelShuffle(2), 0),
+    (nn.ChannelShuffle(2), 1),
+    (nn.CircularPad3d(1), 2),
+    (nn.ConstantPad3d(1, 2.0), 2),
+    (nn.Conv3d(4, 3, 2), 2),
+    (nn.ConvTranspose1d(4, 3, 2, 2), 0),
+    (nn.ConvTranspose2d(4, 3, 2, 2), 1),
+    (nn.ConvTranspose3d(4, 3, 2), 2),
+    (nn.CrossMapLRN2d(2), 1),
+    (nn.Dropout3d().eval(), 2),
+    (nn.Fold((2, 3), 2), 0),
+    (nn.FractionalMaxPool2d(2, output_size=2, _random_samples=torch.rand(1, 4, 2)), 1),
+    (nn.FractionalMaxPool3d(2, output_size=2, _random_samples=torch.rand(1, 4, 3)), 2),
+    (nn.InstanceNorm2d(4), 1),
+    (nn.InstanceNorm3d(4), 2),
+    (nn.LPPool3d(2, 2), 2),
+    (nn.LazyBatchNorm3d(), 2),
+    (nn.LazyConv3d(3, 2), 2),
+    (nn.LazyConvTranspose1d(3, 2), 0),
+    (nn.LazyConvTranspose2d(3, 2), 1),
+    (nn.LazyConvTranspose3d(3, 2), 2),
+    (nn.LazyInstanceNorm1d(), 0),
+    (nn.LazyInstanceNorm2d(), 1),
+    (nn.LazyInstanceNorm3d(), 2),
+    (nn.LocalResponseNorm(2), 0),
+    (nn.LocalResponseNorm(2), 1),
+    (nn.MaxPool3d(2), 2),
+    (nn.PixelShuffle(2), 1),
+    (nn.PixelUnshuffle(2), 1),
+    (nn.ReflectionPad3d(1), 2),
+    (nn.ReplicationPad3d(1), 2),
+    (nn.Softmax2d(), 1),
+    (nn.Unfold(2), 1),
+    (nn.Upsample(scale_factor=2), 0),
+    (nn.Upsample(scale_factor=2), 1),
+    (nn.UpsamplingBilinear2d(scale_factor=2), 1),
+    (nn.UpsamplingNearest2d(scale_factor=2), 1),
+    (nn.ZeroPad3d(1), 2),
+]
+# These take several Tensors, so that their example, of one, raises.
+OF_SEVERAL_TENSORS = {"MaxUnpool1d", "MaxUnpool2d", "MaxUnpool3d", "NLLLoss2d"}
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # of lazy layers
+@pytest.mark.parametrize(("layer", "features"), CHANNELS_FIRST, ids=lambda one: type(one).__name__)
+def test_the_example_for_a_layer_that_takes_channels_first(layer: nn.Module, features: int) -> None:
+    axes = [", \\*features" if type(layer).__name__ in ("ChannelShuffle", "LocalResponseNorm", "Upsample") else ""]
+    axes += [", features", ", height, width"]
+    named = axes[0] or axes[features]
+    condition = rf"for sequences \(steps, channels{named}\), if it takes \(batch, channels, steps{named}\)\.\n"
+    (example,) = re.findall(rf"# For example (.*),\n +# {condition}", refusal(layer))
+    lengths = (2, 2) if isinstance(layer, nn.Fold) else (4, 6)  # the blocks are the steps, and the options fix them
+    batch = SequenceBatch([torch.randn(n, 4, *[4] * features) for n in lengths])
+    found = eval(example, {"batch": batch, "layer": layer})
+    assert_close(list(found), [layer(x.movedim(0, 1)[None])[0].movedim(1, 0) for x in batch])
+    if not axes[0]:
+        for other in {0, 1, 2} - {features}:
+            wrong = SequenceBatch([torch.randn(n, 4, *[4] * other) for n in lengths])
+            with pytest.raises(RuntimeError, match="permute"):
+                eval(example, {"batch": wrong, "layer": layer})
+
+
+def test_every_layer_that_takes_channels_first_has_such_an_example() -> None:
+    tested = {getattr(type(layer), "cls_to_become", None) or type(layer) for layer, _ in CHANNELS_FIRST}
+    for name, layer_type in vars(nn).items():
+        if re.search("[123]d$", name) and name not in OF_SEVERAL_TENSORS and not name.startswith("Lazy"):
+            assert layer_type in tested or any(base in registry._entries for base in layer_type.__mro__), name
+    for layer in (nn.MaxUnpool1d(2), nn.MaxUnpool2d(2), nn.Bilinear(4, 4, 3)):
+        assert "# For example batch.map_sequences(layer), if it takes one sequence of" in refusal(layer)
 
 
 def test_a_container_whose_forward_accelerate_has_replaced() -> None:

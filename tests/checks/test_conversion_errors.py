@@ -115,17 +115,20 @@ HOLE = torch.tensor([[True, True, False], [True, False, True]])
         (
             lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.int(), batch_first=True),
             SeqbatchTypeError,
-            r"`mask` must be a bool Tensor, True on real steps; got torch.int32. Call .bool\(\) on a mask of 0 and 1.$",
+            r"`mask` must be a bool Tensor, True on real steps; got torch.int32. If 1 marks a step and 0 padding, "
+            r"pass mask.bool\(\).$",
         ),
         (
             lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.T.long(), batch_first=False),
             SeqbatchTypeError,
-            r"`mask` must be a bool Tensor, True on real steps; got torch.int64. Call .bool\(\) on a mask of 0 and 1.$",
+            r"`mask` must be a bool Tensor, True on real steps; got torch.int64. If 1 marks a step and 0 padding, "
+            r"pass mask.bool\(\).$",
         ),
         (
             lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.float(), batch_first=True),
             SeqbatchTypeError,
-            r"`mask` must be a bool Tensor, True on real steps; got torch.float32.$",
+            r"`mask` must be a bool Tensor, True on real steps; got torch.float32. If 1 marks a step and 0 padding, "
+            r"pass mask.bool\(\). If it is 0 on steps and negative on padding, pass mask == 0.$",
         ),
         (
             lambda: SequenceBatch.from_mask(PADDED, GOOD_MASK.int().numpy(), batch_first=True),  # type: ignore[arg-type]  # wrong

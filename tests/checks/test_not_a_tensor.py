@@ -25,6 +25,7 @@ ENCODE = "Call encode(layer, batch) for a layer, batch.map(function) for a funct
 VALUES = "Pass batch.values, which holds all steps without padding."
 STEPS = "Its steps are batch.values, and padded batch.to_padded(batch_first=True)."
 STATE = "Call encode_with_state(layer, sequences, state)"
+ATTRIBUTE = "is an attribute of a Tensor, and a layer or function that reads it must be called with one"
 IDS = SequenceBatch(torch.tensor([1, 0, 2, 1]), [2, 2])
 X = torch.randn(4, 3)
 # Sequences of equal length are what PyTorch and NumPy could stack.
@@ -72,7 +73,8 @@ def test_layers_and_functions_of_torch(batch: SequenceBatch, name: str, call: Ca
     with pytest.raises(SeqbatchTypeError) as caught:
         call(batch)
     found = str(caught.value)
-    assert re.match(rf"`{name}` must be (called with Tensors|read of a Tensor); got a seqbatch\.Seq", found)
+    must = rf"must be called with Tensors|{re.escape(ATTRIBUTE)}"
+    assert re.match(rf"`{name}` ({must}); got a seqbatch\.Seq", found)
     assert (VALUES if name in ("mse_loss", "cross_entropy") else ENCODE) in found
 
 
@@ -213,7 +215,7 @@ def test_attributes_of_a_tensor_are_not_there() -> None:
     with pytest.raises(SeqbatchTypeError) as caught:
         batch.view  # type: ignore[attr-defined]  # noqa: B018  # the error is what is tested
     assert isinstance(caught.value, AttributeError)
-    message = f"`view` must be read of a Tensor; got a seqbatch.SequenceBatch. {ENCODE} {STEPS}"
+    message = f"`view` {ATTRIBUTE}; got a seqbatch.SequenceBatch. {ENCODE} {STEPS}"
     assert str(caught.value) == message
     with pytest.raises(AttributeError, match=r"^'SequenceBatch' object has no attribute 'no_such_thing'$") as plain:
         batch.no_such_thing  # type: ignore[attr-defined]  # noqa: B018  # as before
@@ -269,7 +271,7 @@ STATE_CALLS: list[tuple[str, Callable[[Any], object]]] = [
 def test_states(make_state: Callable[[int], Any], name: str, call: Callable[[Any], object]) -> None:
     with pytest.raises(SeqbatchTypeError) as caught:
         call(make_state(2))
-    assert re.match(rf"`{name}` must be .*; got an? seqbatch\.\w+State\. ", str(caught.value))
+    assert re.match(rf"`{name}` (must be|is an) .*; got an? seqbatch\.\w+State\. ", str(caught.value))
     assert STATE in str(caught.value) or "Its Tensors are" in str(caught.value)
 
 
@@ -289,7 +291,7 @@ def test_the_advice_for_a_state_is_right() -> None:
 @pytest.mark.graphs
 def test_in_a_graph(wrong: Callable[[Any], Any]) -> None:
     compiled: Any = torch.compile(wrong, backend="eager")
-    with pytest.raises(SeqbatchTypeError, match=r"must be (applied to|called with|read of a) Tensor"):
+    with pytest.raises(SeqbatchTypeError, match=r"must be (applied to|called with) Tensor|is an attribute of a Tensor"):
         compiled(SequenceBatch(X, [3, 1]))
 
 

@@ -136,7 +136,8 @@ CASES: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "shape": (
         lambda: BATCH.shape,  # type: ignore[attr-defined]
-        f"`shape` must be read of a Tensor; got a seqbatch.SequenceBatch. {ENCODE} "
+        "`shape` is an attribute of a Tensor, and a layer or function that reads it must be called with one; "
+        f"got a seqbatch.SequenceBatch. {ENCODE} "
         "Its sizes are len(batch), batch.lengths and batch.feature_shape.",
     ),
     "cell in scan": (

@@ -328,7 +328,7 @@ def test_stepwise_is_a_bool() -> None:
         register_encoder(Base, stepwise=wrong)
 
 
-@pytest.mark.parametrize(("wrong", "found"), [(3, "an int"), (None, "None"), (True, "a bool")])
+@pytest.mark.parametrize(("wrong", "found"), [(3, "an int"), (True, "a bool")])
 def test_when_must_be_a_function(wrong: Any, found: str) -> None:
     with pytest.raises(SeqbatchTypeError, match=rf"`when` must be a function; got {found}\."):
         register_recurrent(Base, when=wrong)

@@ -13,7 +13,7 @@ from torch._dynamo.exc import Unsupported
 from torch.export import Dim, export
 from torch.testing import assert_close
 
-from seqbatch import RNNState, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
+from seqbatch import ContainerState, RNNState, SeqbatchTypeError, SeqbatchValueError, SequenceBatch
 
 STEPS, BATCH, TIME = Dim("steps", min=0), Dim("batch", min=0), Dim("time", min=0)
 
@@ -70,7 +70,7 @@ def test_from_mask_of_padding_on_both_sides_and_of_holes() -> None:
         (
             torch.ones(2, 3).long(),
             SeqbatchTypeError,
-            r"be a bool Tensor, .*; got torch\.int64\. Call \.bool\(\) on a mask",
+            r"be a bool Tensor, .*; got torch\.int64\. If 1 marks a step",
         ),
         (torch.ones(2, 4, dtype=torch.bool), SeqbatchValueError, "have the first two axes of `padded`; got others"),
         (torch.ones(2, dtype=torch.bool), SeqbatchValueError, "have the first two axes of `padded`; got others"),
@@ -169,11 +169,26 @@ def test_code_may_ask_for_an_attribute_that_is_not_there(name: str) -> None:
     assert_close(torch.compile(thrice, fullgraph=True, backend="eager")(state), 3 * state.hidden)
 
 
+def test_repr_of_a_structure_in_a_graph_shows_no_lengths() -> None:
+    shown = "Lengths(unknown while tracing)"
+    batch = signals([3, 1])
+    compiled = torch.compile(
+        lambda batch: batch.values * (repr(batch.structure) == shown), fullgraph=True, backend="eager"
+    )
+    assert_close(compiled(batch), batch.values)
+
+
+def test_a_state_of_a_container_says_in_a_graph_which_part_to_read() -> None:
+    state = ContainerState((None, RNNState(torch.randn(1, 1, 2, 3))))
+    with pytest.raises(Unsupported, match=r"(?s)AttributeError.*`last` must be .* Use state\.states\[1\]\.last\."):
+        torch.compile(lambda state: state.last(), fullgraph=True, backend="eager")(state)
+
+
 def test_reading_such_an_attribute_in_a_graph_says_what_to_call() -> None:
     def wrong(batch: Any) -> Any:
         return batch.shape
 
     with pytest.raises(
-        Unsupported, match=r"(?s)AttributeError.*`shape` must be read of a Tensor; got a .* Call encode"
+        Unsupported, match=r"(?s)AttributeError.*`shape` is an attribute of a Tensor, .*; got a .* Call encode"
     ):
         torch.compile(wrong, fullgraph=True, backend="eager")(signals([3, 1]))

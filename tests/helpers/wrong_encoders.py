@@ -145,6 +145,12 @@ def skips_hooks_before(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     return batch.with_values(output)
 
 
+def skips_hooks_after(layer: Any, batch: SequenceBatch) -> SequenceBatch:
+    for hook in layer._forward_pre_hooks.values():
+        hook(layer, (batch.values,))
+    return batch.map(layer.forward)
+
+
 def ignores_what_hooks_return(layer: Any, batch: SequenceBatch) -> SequenceBatch:
     layer(batch.values)
     return batch.map(layer.forward)

@@ -135,6 +135,13 @@ def test_a_wrong_encoder_is_caught(fault: Callable[..., Any], law: str) -> None:
         check_cross_attention(PlusMean(), (3,), (3,), examples=5, times=None)
 
 
+def test_hooks_that_are_lost_are_reported() -> None:
+    register_cross_attention(PlusMean)(forgets_the_hooks)
+    remedy = "call the layer itself, and not a function of its weights"
+    with pytest.raises(AssertionError, match=f"a hook before the layer must run at least once; {remedy}$"):
+        _check_cross_attention.check_hooks_with_memory(PlusMean(), [torch.randn(2, 3)], [torch.randn(3, 3)])
+
+
 def test_padding_to_the_longest_of_both_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     small = functools.partial(_check_cross_attention.check_peak_with_memory, ones=63, longest=64)
     monkeypatch.setattr(_check_cross_attention, "check_peak_with_memory", small)

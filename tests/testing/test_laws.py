@@ -65,6 +65,7 @@ FAULTS: dict[str, list[Callable[[Any, SequenceBatch], SequenceBatch]]] = {
     "called as itself": [
         wrong.skips_hooks,
         wrong.skips_hooks_before,
+        wrong.skips_hooks_after,
         wrong.skips_hooks_of_the_backward_pass,
         wrong.counts_what_hooks_of_the_backward_pass_return_for_one_sequence,
         wrong.ignores_what_hooks_return,

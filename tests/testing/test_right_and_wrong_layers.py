@@ -138,10 +138,18 @@ def test_what_the_layer_itself_raises_going_back_is_not_hidden() -> None:
         check_called_as_itself(OneWay(), [torch.randn(3, 2), torch.randn(1, 2)])
 
 
+@pytest.mark.parametrize(("fault", "place"), [(wrong.skips_hooks_before, "before"), (wrong.skips_hooks_after, "after")])
+def test_hooks_that_are_lost_are_reported(fault: Callable[..., Any], place: str) -> None:
+    register_encoder(wrong.Scaled)(fault)
+    remedy = "call the layer itself, and not a function of its weights"
+    with pytest.raises(AssertionError, match=f"^a hook {place} the layer must run at least once; {remedy}$"):
+        check_called_as_itself(wrong.Scaled(), [torch.randn(3, 2), torch.randn(1, 2)])
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
-        (wrong.skips_hooks_of_the_backward_pass, "a hook of the backward pass must run, once at least; PyTorch regis"),
+        (wrong.skips_hooks_of_the_backward_pass, "a hook of the backward pass must run at least once; PyTorch regis"),
         (
             wrong.counts_what_hooks_of_the_backward_pass_return_for_one_sequence,
             "what a hook of the backward pass returns must count for every sequence; PyTorch registers such hooks on t",
