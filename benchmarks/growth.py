@@ -67,7 +67,7 @@ def measure(point: Point, kind: str, training: bool, rounds: int, device: str) -
         "quantity": point.quantity,
         "value": point.value,
         "workload": point.workload.name,
-        "kind": kind,
+        "layer": kind,
         "training": training,
         "ms": ms,
     }
@@ -87,7 +87,7 @@ def draw(results: list[dict[str, Any]], path: Path) -> None:
             panels[int(training), 0].set_ylabel(f"{'training' if training else 'inference'}, ms")
         drawn = {line.get_label(): line for axes in panels.flat for line in axes.lines}
         figure.suptitle(
-            f"Time of {results[0]['kind'].upper()} layers as one quantity grows: lower is better", x=0, ha="left"
+            f"Time of {results[0]['layer'].upper()} layers as one quantity grows: lower is better", x=0, ha="left"
         )
         figure.legend(handles=[*drawn.values()], loc="outside lower center", ncols=len(drawn), frameon=False)
 

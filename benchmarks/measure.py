@@ -37,7 +37,7 @@ def measure(workload: Workload, kind: str, training: bool, rounds: int, device: 
     calls["products"] = limit(workload, GATES[kind], training, device)
     peaks = {name: peak(calls[name]) for name in ("seqbatch", "packed by hand")} if device == "cpu" else {}
     ms = medians(calls, rounds)
-    return {"workload": workload.name, "kind": kind, "training": training, "ms": ms, "peaks": peaks}
+    return {"workload": workload.name, "layer": kind, "training": training, "ms": ms, "peaks": peaks}
 
 
 def run(way: Contender, layer: nn.RNNBase, sequences: list[Tensor], training: bool) -> list[Tensor]:

@@ -17,7 +17,7 @@ OTHERS = {
     "steps": ["itself"],
 }
 # What the results of a section are of besides workload and mode.
-TASKS = {"layers": "kind", "conversions": "task", "growth": "kind", "families": "layer", "steps": "layer"}
+TASKS = {"layers": "layer", "conversions": "task", "growth": "layer", "families": "layer", "steps": "layer"}
 
 Results = list[dict[str, Any]]
 
@@ -65,18 +65,22 @@ def faster(section: str, results: Results) -> str:
         told = ", ".join(f"{name} {beaten[name]:.2f}" for name in sorted(beaten, key=beaten.__getitem__))
         if told:
             lines.append(f"- {result[TASKS[section]]}, {_mode(result['training'])}, {result['workload']}: {told}")
-    return "\n".join(["Faster than seqbatch:", "", *(lines or ["- none"])])
+    if not lines:
+        return "No other method is faster in any of these cases."
+    return "\n".join(
+        ["In these cases another method is faster. The number is its time divided by that of seqbatch:", "", *lines]
+    )
 
 
 def draw(results: Results, path: Path) -> None:
     """Draw how many times as fast as packing by hand seqbatch is, a panel for each layer and mode."""
-    kinds = list(dict.fromkeys(result["kind"] for result in results))
+    kinds = list(dict.fromkeys(result["layer"] for result in results))
     workloads = list(dict.fromkeys(result["workload"] for result in results))
     with picture(path, 9.5, 1.2 + len(kinds) * (0.9 + 0.21 * len(workloads))) as figure:
         panels = figure.subplots(len(kinds), 2, squeeze=False, sharex=True, sharey=True)
         for row, kind in zip(panels, kinds, strict=True):
             for axes, training in zip(row, (False, True), strict=True):
-                _draw_ratios(axes, _group(results, "kind", kind, training))
+                _draw_ratios(axes, _group(results, "layer", kind, training))
         panels[0, 0].invert_yaxis()
         figure.suptitle("Times as fast as packing by hand: longer bars are better", x=0, ha="left")
 
@@ -93,7 +97,7 @@ def _draw_ratios(axes: Axes, group: Results) -> None:
     axes.tick_params(axis="y", length=0)
     axes.margins(x=0.15)
     mode = "training" if group[0]["training"] else "inference"
-    axes.set_title(f"{group[0]['kind'].upper()}, {mode}: {statistics.geometric_mean(values):.2f} times as fast")
+    axes.set_title(f"{group[0]['layer'].upper()}, {mode}: {statistics.geometric_mean(values):.2f} times as fast")
 
 
 def _groups(results: Results, task: str) -> list[tuple[str, bool]]:

@@ -86,7 +86,7 @@ ROOT_PAGES = {"README.md": "index.md", "CHANGELOG.md": "changelog.md", "CONTRIBU
 
 
 def name_modules_of_classes() -> None:
-    """Set `__module__` of each class to the module that defines it, because Sphinx reads its source there.
+    """Set the module and qualname of each class to those of its definition, because Sphinx reads its source there.
 
     Public classes name the public module, so that pickles do not hold the layout of files.
     """
@@ -95,14 +95,16 @@ def name_modules_of_classes() -> None:
             for node in ast.parse(inspect.getsource(module)).body:
                 if isinstance(node, ast.ClassDef):
                     getattr(module, node.name).__module__ = name
+                    getattr(module, node.name).__qualname__ = node.name
 
 
 def drop_overloads_of_errors() -> None:
-    """Remove the overloads of `encode_with_state` that make type checkers report a state of the wrong type."""
+    """Remove the overloads that make type checkers report a wrong state or memory, by a private type of result."""
     analyzer = ModuleAnalyzer.for_module("seqbatch._encode")
     analyzer.analyze()
-    shown = [one for one in analyzer.overloads["encode_with_state"] if "NotTheState" not in str(one)]
-    analyzer.overloads["encode_with_state"] = shown
+    for name, overloads in analyzer.overloads.items():
+        shown = [one for one in overloads if not str(one.return_annotation).startswith("_")]
+        analyzer.overloads[name] = shown
 
 
 def outside(name: str) -> str | None:

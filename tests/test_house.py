@@ -1,4 +1,4 @@
-"""The house: which file may import which, what is public and documented, and what importing changes: nothing."""
+"""The layout of the package: which file may import which, what is public, and what importing changes: nothing."""
 
 import ast
 import importlib
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from house import files_of, floors, imported_files, imports, rooms
+from house import files_of, imported_files, imports, levels, top_modules
 from torch import nn
 
 import seqbatch
@@ -27,7 +27,7 @@ PACKAGE, ROOT = Path(seqbatch.__file__).parent, Path(__file__).parents[1]
 
 # What a user may import. All else at the top of the package is private, and says so by an underscore.
 PUBLIC = {"__init__", "__main__", "data", "errors", "layers", "onnx", "py.typed", "testing"}
-MOST_ENTRIES, MOST_FLOORS = 18, 10
+MOST_ENTRIES, MOST_LEVELS = 18, 10
 FILES = files_of(PACKAGE)
 
 
@@ -37,8 +37,8 @@ def test_the_top_of_the_package_is_small() -> None:
     assert {entry for entry in entries if not entry.startswith("_") or entry.startswith("__")} == PUBLIC
 
 
-def test_rooms_stand_on_few_floors() -> None:
-    assert max(floors(rooms(FILES)).values()) <= MOST_FLOORS
+def test_modules_have_few_levels() -> None:
+    assert max(levels(top_modules(FILES)).values()) <= MOST_LEVELS
 
 
 def names_in(path: Path) -> Iterator[str]:

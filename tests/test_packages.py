@@ -31,8 +31,22 @@ def test_the_readme_of_an_index_has_no_links_that_break_there() -> None:
     assert links == [link for link in re.findall(r"\]\((.*?)\)", README) if link.startswith("https:")]
     assert links
     assert SNIPPETS.findall(text) == SNIPPETS.findall(README)
-    assert "- `docs/examples/stress.py` finds the stressed vowel" in text
     assert "- Tutorial: from one sequence to many" in text
+
+
+def test_the_readme_of_an_index_says_how_to_install_and_needs_no_clone() -> None:
+    text = project()["readme"]["text"]  # type: ignore[index]
+    assert "## Install\n\n```\npython3 -m pip install seqbatch\npython3 -m seqbatch\n```\n" in text
+    assert re.findall(r"clone|CONTRIBUTING|tox\b.*|\.venv", text) == []
+    titles = re.findall(r"^## .*$", text, re.MULTILINE)
+    assert titles[-3:] == ["## Install", "## Read on", "## Licence"]
+
+
+def test_the_changelog_has_the_version_with_its_date() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    unreleased, newest = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[:2]
+    assert unreleased == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(version)}\] - \d{{4}}-\d\d-\d\d", newest)
 
 
 def test_the_readme_runs_with_what_it_says_is_needed(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The pages agree with the repository: the table of rooms, the paths that they name, and the links between them."""
+"""The pages agree with the repository: the table of modules, the paths that they name, and the links between them."""
 
 import re
 from pathlib import Path
@@ -12,8 +12,8 @@ from seqbatch._encode import registry
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 every_page = pytest.mark.parametrize("page", [pytest.param(page, id=str(page.relative_to(ROOT))) for page in PAGES])
-# The rooms of seqbatch/, of which pages may leave out the name of the package.
-ROOMS = [path.name for path in (ROOT / "seqbatch").iterdir() if path.is_dir()]
+# The folders of seqbatch/, of which pages may leave out the name of the package.
+PACKAGES = [path.name for path in (ROOT / "seqbatch").iterdir() if path.is_dir()]
 FOLDERS = ("seqbatch", "tests", "benchmarks", "docs", "packages")
 
 
@@ -22,7 +22,7 @@ def anchor(heading: str) -> str:
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def test_the_page_has_the_table_of_rooms() -> None:
+def test_the_page_has_the_table_of_modules() -> None:
     assert house.table() in house.PAGE.read_text(), "run `python tests/helpers/house.py --write`"
 
 
@@ -41,7 +41,7 @@ def test_paths_in_pages_exist(page: Path) -> None:
     spans = re.findall(r"`([\w.]+/[\w./*]*|[\w]+\.md)`", page.read_text())
     for span in spans:
         first = span.split("/")[0]
-        if first in (*FOLDERS, *ROOMS):
+        if first in (*FOLDERS, *PACKAGES):
             root = ROOT if first in FOLDERS and "/" in span else ROOT / "seqbatch"
             assert [*root.glob(span.rstrip("/"))], span
 

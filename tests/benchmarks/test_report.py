@@ -62,7 +62,7 @@ def test_the_page_on_training_has_the_table_of_sampling() -> None:
 def test_pages_quote_the_results(page: str, quotes: dict[str, str]) -> None:
     text = " ".join((ROOT / page).read_text().split())
     for kind, quote in quotes.items():
-        results = [result for result in RESULTS["layers"] if result["kind"] == kind]
+        results = [result for result in RESULTS["layers"] if result["layer"] == kind]
         means = [line.split(" | ")[2] for line in report.summary("layers", results).splitlines()[2:]]
         assert quote.format(*means) in text
 

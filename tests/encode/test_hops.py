@@ -19,28 +19,28 @@ EVERYWHERE = ("_batch", "_checks", "_encoders/_layer_checks", "_ops", "_state", 
 SHARED = ("_engines/_interface", "_engines/_stack", "_engines/_stock", "_kernels/row_copies")
 
 
-def room_of(frame: FrameType) -> str | None:
+def file_of(frame: FrameType) -> str | None:
     """Return the file of the package that a function is in, or None if it is another's or serves at every hop."""
     path = Path(frame.f_code.co_filename)
     if not path.is_relative_to(PACKAGE):
         return None
-    room = path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
-    return None if room.startswith(EVERYWHERE) or room in SHARED else room
+    file = path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__")
+    return None if file.startswith(EVERYWHERE) or file in SHARED else file
 
 
-def rooms_entered(layer: nn.Module, xs: Any) -> list[str]:
-    """Return the rooms that a call of `encode` enters, in order; calls within a room and returns to it do not count."""
+def files_entered(layer: nn.Module, xs: Any) -> list[str]:
+    """Return the files that a call of `encode` enters, in order; calls within a file and returns to it do not count."""
     entered: list[str] = []
-    open_rooms: list[str | None] = []
+    open_files: list[str | None] = []
 
     def follow(frame: FrameType, event: str, argument: object) -> None:
         if event == "call":
-            room = room_of(frame)
-            if room and room not in open_rooms and room not in entered[-1:]:
-                entered.append(room)
-            open_rooms.append(room)
-        elif event == "return" and open_rooms:
-            open_rooms.pop()
+            file = file_of(frame)
+            if file and file not in open_files and file not in entered[-1:]:
+                entered.append(file)
+            open_files.append(file)
+        elif event == "return" and open_files:
+            open_files.pop()
 
     before = sys.getprofile()
     sys.setprofile(follow)
@@ -64,9 +64,9 @@ TO_THE_ENGINE = [
 
 
 @pytest.mark.parametrize("xs", [XS[::2], XS], ids=["ragged", "with an empty sequence"])
-def test_each_room_is_entered_once(xs: list[torch.Tensor]) -> None:
+def test_each_file_is_entered_once(xs: list[torch.Tensor]) -> None:
     # The engines are asked in order.
     in_order = ["_engines/native", "_engines/stepwise", "_engines/packed"]
     engine = ["_engines/native", "_kernels"] if _kernels.IS_THERE else in_order
     encode(nn.LSTM(2, 3), xs)  # so that what is imported or loaded on first use is there
-    assert rooms_entered(nn.LSTM(2, 3), xs) == [*TO_THE_ENGINE, *engine, "_encode/results"]
+    assert files_entered(nn.LSTM(2, 3), xs) == [*TO_THE_ENGINE, *engine, "_encode/results"]

@@ -1,4 +1,4 @@
-"""The rooms of the package, which are the folders and files at its top, and which room imports which.
+"""The modules at the top of the package, which are folders and files, and which module imports which.
 
 `python tests/helpers/house.py` prints the table of docs/architecture.md, and `--write` replaces it in the page.
 """
@@ -46,32 +46,32 @@ def imported_files(path: Path, files: Files) -> set[str]:
     return found
 
 
-def rooms(files: Files) -> dict[str, set[str]]:
-    """Return the rooms, and which others each imports."""
+def top_modules(files: Files) -> dict[str, set[str]]:
+    """Return the modules at the top, and which others each imports."""
     found: dict[str, set[str]] = {}
     for file, path in files.items():
-        room = file.split(".")[0]
-        found.setdefault(room, set()).update(other.split(".")[0] for other in imported_files(path, files))
-        found[room].discard(room)
+        module = file.split(".")[0]
+        found.setdefault(module, set()).update(other.split(".")[0] for other in imported_files(path, files))
+        found[module].discard(module)
     return found
 
 
-def floors(graph: dict[str, set[str]]) -> dict[str, int]:
-    """Return the floor of each room: one above the highest that it imports; raise if imports go round in circles."""
+def levels(graph: dict[str, set[str]]) -> dict[str, int]:
+    """Return the level of each module: one above the highest that it imports; raise if imports are circular."""
     found: dict[str, int] = {}
-    for room in TopologicalSorter(graph).static_order():
-        found[room] = 1 + max((found[other] for other in graph[room]), default=0)
+    for module in TopologicalSorter(graph).static_order():
+        found[module] = 1 + max((found[other] for other in graph[module]), default=0)
     return found
 
 
 def table() -> str:
-    """Return the table, from the highest floor to the lowest."""
-    graph = rooms(files_of(ROOT / "seqbatch"))
-    floor = floors(graph)
-    lines = ["| floor | room | imports |", "| --- | --- | --- |"]
-    for room in sorted(graph, key=lambda room: (-floor[room], room)):
-        below = sorted(graph[room], key=lambda other: (-floor[other], other))
-        lines.append(f"| {floor[room]} | `{room}` | {', '.join(f'`{other}`' for other in below)} |")
+    """Return the table, from the highest level to the lowest."""
+    graph = top_modules(files_of(ROOT / "seqbatch"))
+    level = levels(graph)
+    lines = ["| level | module | imports |", "| --- | --- | --- |"]
+    for module in sorted(graph, key=lambda module: (-level[module], module)):
+        below = sorted(graph[module], key=lambda other: (-level[other], other))
+        lines.append(f"| {level[module]} | `{module}` | {', '.join(f'`{other}`' for other in below)} |")
     return "\n".join(lines) + "\n"
 
 
