@@ -154,10 +154,12 @@ def convert_docstring(app: Sphinx, what: str, name: str, obj: object, options: A
 def link_outside(
     app: Sphinx, env: BuildEnvironment, node: pending_xref, shown: nodes.TextElement
 ) -> nodes.Element | None:
-    """Resolve a name that the reference does not hold: link it to its page, or show it if it is private."""
+    """Resolve a name that the reference does not hold: link it to its page, or show it if its module is private."""
     name = node["reftarget"]
     if node.get("refdomain") != "py":
         return None
+    if name.startswith("seqbatch.") and name.rpartition(".")[2].startswith("_"):
+        return None  # because a reader cannot know what it is
     if name.startswith("seqbatch.") and "._" in name:
         return shown
     address = outside(name)
