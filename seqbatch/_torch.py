@@ -228,6 +228,22 @@ def version_of(tensor: Tensor) -> int:
     return tensor._version
 
 
+def questions_in_compiled_code() -> dict[str, Any]:
+    """Return what _kernels/shortcut.cpp reads to answer, as functions here do, whether PyTorch must see a call."""
+    return {
+        "is_transformed": _are_functorch_transforms_active,
+        "forward_ad": forward_ad,  # whose `_current_level` is negative outside of forward-mode differentiation
+        "modes": _len_torch_dispatch_stack,
+        "dispatch_keys": _dispatch_keys,
+        "dense": _DENSE[0],
+        "dense_in_inference_mode": _DENSE[1],
+        "hooks_of_all": (
+            *(_global_forward_pre_hooks, _global_forward_hooks),
+            *(_global_backward_pre_hooks, _global_backward_hooks),
+        ),
+    }
+
+
 # --------------------------------------------------------------------------------------------------------------- hooks
 
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

@@ -23,6 +23,8 @@ S = TypeVar("S")
 Encoder = Callable[[Layer, SequenceBatch], SequenceBatch]
 RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatch, S]]
 CrossAttention = Callable[[Layer, SequenceBatch, SequenceBatch], SequenceBatch]
+# From a layer, a batch and a state to a batch and a state, or None to let the encoder run the layer.
+_Shortcut = Callable[[Any, Any, Any], tuple[SequenceBatch, Any] | None]
 _MakeInput = Callable[[Any, SequenceBatch], SequenceBatch | None]
 _Registered = TypeVar("_Registered")
 
@@ -55,6 +57,8 @@ _entries: dict[type, RegisteredEncoder] = {}
 _cross_attentions: dict[type, CrossAttention[Any]] = {}
 _empty_inputs: dict[type, _MakeInput] = {}
 _empty_memories: dict[type, _MakeInput] = {}
+# By type of layer, not its subclasses.
+_shortcuts: dict[type, _Shortcut] = {}
 
 # By type of layer, whether PyTorch reads a Tensor of two axes as a batch of single steps, and not as one sequence.
 _takes_rows: dict[type, Callable[[Any], bool]] = {}
@@ -93,7 +97,7 @@ def register_encoder(layer_type: type[Layer], *, stepwise: bool = False) -> Call
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
         require_function("encoder", function)
         kept = RegisteredEncoder(lambda layer: False, function, function, "encoder(layer, batch)", stepwise)
-        _entries[layer_type] = kept
+        _register(layer_type, kept)
         return function
 
     return register
@@ -139,7 +143,7 @@ def register_recurrent(
 
     def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
         require_function("encoder", function)
-        _entries[layer_type] = RegisteredEncoder(keeps_state, function, outputs, "outputs(layer, batch)")
+        _register(layer_type, RegisteredEncoder(keeps_state, function, outputs, "outputs(layer, batch)"))
         return function
 
     return register
@@ -180,6 +184,22 @@ def register_cross_attention(
         return function
 
     return register
+
+
+def _register(layer_type: type[nn.Module], encoder: RegisteredEncoder) -> None:
+    _entries[layer_type] = encoder
+    _shortcuts.pop(layer_type, None)  # because it runs the layer as the encoder before does
+
+
+def register_shortcut(layer_type: type[nn.Module], run: _Shortcut) -> None:
+    """Register a function that may run layers of this very type, as their encoder does, but faster."""
+    _shortcuts[layer_type] = run
+
+
+def run_shortcut(layer: object, sequences: object, state: Any) -> tuple[SequenceBatch, Any] | None:
+    """Run a layer by its shortcut; None if it has none, or the shortcut leaves the call to the encoder."""
+    run = _shortcuts.get(type(layer))
+    return None if run is None else run(layer, sequences, state)
 
 
 def register_empty(

@@ -11,4 +11,5 @@ from seqbatch._encoders import (  # noqa: F401  # importing them registers them
     pointwise,
     recurrent,
     shape,
+    shortcut,
 )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from seqbatch import _kernels
 from seqbatch._batch import SequenceBatch, is_nothing
 from seqbatch._checks.grammar import complaint
 from seqbatch._checks.tracing import outside_graphs
@@ -135,7 +136,7 @@ class _RecurrentOperator:
         self._require_states(call, values, lengths)
         if not torch.is_grad_enabled() and self._kernels_can_run(call, values, lengths):
             tensors = [values, *call.weights, *_of_running(call.start, lengths)]
-            output, *ends, gates = native.compute(call.form(lengths), tensors, keep=call.keeps)
+            output, *ends, gates = _kernels.forward(call.form(lengths), tensors, keep=call.keeps)
             # A copy, because callers may modify the output in place before the backward pass.
             kept = (output if call.keeps else output[:0]).clone()
             return output, *_of_all(ends, call.start, lengths), kept, gates
@@ -164,7 +165,7 @@ class _RecurrentOperator:
         tensors = [values, *call.weights, *_of_running(call.start, lengths)]
         of_results = [of_output, *_of_running(of_ends, lengths)]
         wanted = [wanted[0], *wanted[1 + self.states :], *wanted[1 : 1 + self.states]]
-        of_values, *found = native.compute_gradients(call.form(lengths), output, gates, tensors, of_results, wanted)
+        of_values, *found = _kernels.backward(call.form(lengths), output, gates, tensors, of_results, wanted)
         # The state of an empty sequence passes through.
         pairs = zip(call.start, of_ends, strict=True)
         passed = [torch.zeros_like(start) if part is None else part for start, part in pairs]

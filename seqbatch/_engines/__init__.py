@@ -7,13 +7,14 @@ from seqbatch._engines._choice import choose, describe_call
 from seqbatch._engines._interface import Engine, EngineCall, Hidden
 from seqbatch._engines._stack import LayerForm
 from seqbatch._engines._stock import is_stock_recurrent, takes_packed
-from seqbatch._engines.native import can_run_cell, run_cell
+from seqbatch._engines.native import apply_with_gradients, can_run_cell, run_cell
 
 __all__ = [
     "Engine",
     "EngineCall",
     "Hidden",
     "LayerForm",
+    "apply_with_gradients",
     "can_run_cell",
     "choose",
     "describe_call",

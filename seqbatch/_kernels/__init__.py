@@ -2,45 +2,19 @@
 
 import ctypes
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch  # noqa: F401  # first, because its OpenMP runtime is the one that the library must find loaded
+import torch  # first, because its OpenMP runtime is the one that the library must find loaded
+from torch import Tensor
 
 from seqbatch.errors import SeqbatchValueError
 
-_NAME = "libseqbatch.kernels.so"  # on Linux and macOS
+_NAME = "library.abi3.so"  # on Linux and macOS
 _INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # a position is the number that recurrent.h and library.cpp use
-_WEIGHTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr")
-
-
-class Direction(ctypes.Structure):
-    """Addresses of one direction of one layer; recurrent.h has their shapes. None is a null pointer."""
-
-    _fields_ = [
-        (name, ctypes.c_void_p)
-        for name in (
-            *_WEIGHTS,
-            *("hidden", "cell", "out", "saved", "final_hidden", "final_cell"),
-            *("grad_out", "grad_final_hidden", "grad_final_cell", "grad_gates", "grad_hidden", "grad_cell"),
-            *(f"grad_{name}" for name in _WEIGHTS),
-        )
-    ]
-
-
-class Call(ctypes.Structure):
-    """What one call of a kernel reads; recurrent.h has the meaning of each field."""
-
-    _fields_ = [
-        *((name, ctypes.c_int32) for name in ("kind", "directions", "threads", "isa")),
-        *(
-            (name, ctypes.c_int64)
-            for name in ("sequences", "steps", "input_size", "hidden_size", "projection", "out_stride")
-        ),
-        *((name, ctypes.c_void_p) for name in ("starts", "lengths", "index", "x", "grad_x")),
-        ("direction", Direction * 2),
-    ]
 
 
 class Rows(ctypes.Structure):
@@ -72,16 +46,13 @@ class Kernels(NamedTuple):
 
     missing: str  # why the kernels are not in use; empty if they are
     isa: int = 0
-    library: Any = None
+    library: Any = None  # its C functions, by ctypes
+    module: Any = None  # the same file as a module of Python: the functions of module.cpp, for recurrent layers
 
 
 _ADDRESS, _NUMBER = ctypes.c_void_p, ctypes.c_int64
 # What the functions of the library take; rows.h has the meaning of the numbers and addresses.
 _ARGUMENTS: dict[str, list[Any]] = {
-    "seqbatch_forward_float": [ctypes.POINTER(Call)],
-    "seqbatch_forward_double": [ctypes.POINTER(Call)],
-    "seqbatch_backward_float": [ctypes.POINTER(Call)],
-    "seqbatch_backward_double": [ctypes.POINTER(Call)],
     "seqbatch_attend_float": [ctypes.POINTER(Attention)],
     "seqbatch_attend_double": [ctypes.POINTER(Attention)],
     "seqbatch_attend_backward_float": [ctypes.POINTER(Attention)],
@@ -115,14 +86,15 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         return Kernels(f"not built, because there was no C++ compiler with OpenMP at installation: {remedy}")
     try:
         library = ctypes.CDLL(str(paths[0]))
-        sizes = library.seqbatch_call_size(), library.seqbatch_attention_size(), library.seqbatch_rows_size()
+        sizes = library.seqbatch_attention_size(), library.seqbatch_rows_size()
         best = library.seqbatch_isa()
         for name, arguments in _ARGUMENTS.items():
             getattr(library, name).argtypes = arguments
-    except (OSError, AttributeError) as error:  # AttributeError: a function is missing, in a library of another version
+        module = _load_module(str(paths[0]))
+    except (OSError, AttributeError, ImportError) as error:  # AttributeError: a function is missing, in another version
         return Kernels(f"not loaded, because of the error: {error}")
     # A checkout may hold a library that was built before the sources changed.
-    if sizes != tuple(ctypes.sizeof(structure) for structure in (Call, Attention, Rows)):
+    if sizes != tuple(ctypes.sizeof(structure) for structure in (Attention, Rows)):
         return Kernels("not loaded, because the library was built from other sources: install seqbatch again")
     isa = _INSTRUCTION_SETS.index(choice) if choice else best
     if isa > best:
@@ -130,7 +102,15 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
             f"The environment variable SEQBATCH_KERNELS must be at most {_INSTRUCTION_SETS[best]}, which is the best "
             f"instruction set of this processor in the library; got {choice}."
         )
-    return Kernels("", isa, library)
+    return Kernels("", isa, library, module)
+
+
+def _load_module(path: str) -> Any:
+    """Import the library as a module of Python."""
+    loader = ExtensionFileLoader(f"{__name__}.library", path)
+    module = module_from_spec(ModuleSpec(loader.name, loader, origin=path))
+    loader.exec_module(module)
+    return module
 
 
 _kernels = load(__path__, os.environ.get("SEQBATCH_KERNELS", ""))
@@ -141,18 +121,64 @@ ISA_NUMBER = _kernels.isa  # for `Call.isa`
 ISA = _INSTRUCTION_SETS[ISA_NUMBER] if IS_THERE else ""
 
 
-def forward(call: Call, is_double: bool) -> None:
-    """Run one layer over all sequences. Requires `IS_THERE`; the caller has checked all sizes and addresses."""
-    library = _kernels.library
-    run = library.seqbatch_forward_double if is_double else library.seqbatch_forward_float
-    _raise_if_failed(run(call), "run a recurrent layer")
+def forward(form: Sequence[Any], tensors: Sequence[Tensor], *, keep: bool, isa: int | None = None) -> tuple[Tensor, ...]:
+    """Run one layer over all sequences. Requires `IS_THERE`.
+
+    Args:
+        form: the layer, a `LayerForm` of _engines/_stack.py.
+        tensors: its tensors, as described there: on the CPU, dense, and all float32 or all float64.
+        keep: whether to keep what the backward pass needs.
+        isa: the number of an instruction set, by default that in use.
+
+    Returns:
+        outputs, final states, and what the backward pass needs, which is empty unless it is kept.
+    """
+    is_double, isa = tensors[0].dtype is torch.float64, ISA_NUMBER if isa is None else isa
+    results: tuple[Tensor, ...] | None
+    results = _kernels.module.forward(form, tensors, keep, is_double, torch.get_num_threads(), isa)
+    if results is None:
+        raise _lack_of_memory("run a recurrent layer")
+    return results
 
 
-def backward(call: Call, is_double: bool) -> None:
-    """Compute the gradients of gates, inputs, weights and initial states. Requires `IS_THERE`, as `forward`."""
-    library = _kernels.library
-    run = library.seqbatch_backward_double if is_double else library.seqbatch_backward_float
-    _raise_if_failed(run(call), "run a recurrent layer")
+def backward(
+    form: Sequence[Any],
+    output: Tensor,
+    saved: Tensor,
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """Compute the gradients of the tensors of one layer, with None for those that are not wanted. Requires `IS_THERE`.
+
+    Args:
+        form: as for `forward`.
+        output: the outputs, as `forward` returned them.
+        saved: what it kept.
+        tensors: as for `forward`.
+        gradients: those of the outputs and of each final state, or None for zeros.
+        wanted: for each tensor, whether to compute its gradient; those of the initial states are always computed.
+    """
+    is_double, threads = tensors[0].dtype is torch.float64, torch.get_num_threads()
+    of_tensors: list[Tensor | None] | None
+    of_tensors = _kernels.module.backward(
+        form, output, saved, tensors, gradients, wanted, is_double, threads, ISA_NUMBER
+    )
+    if of_tensors is None:
+        raise _lack_of_memory("run a recurrent layer")
+    return of_tensors
+
+
+def configure_shortcut(
+    objects: dict[str, Any], layer_types: list[tuple[type, Any, int, bool]]
+) -> Callable[[Any, Any, Any], tuple[Any, Any] | None]:
+    """Set what the shortcut reads, and return it: `(layer, batch, state) -> (batch, state)`, or None for unusual calls.
+
+    `_encoders/shortcut.py` has the meaning of the arguments. Requires `IS_THERE`.
+    """
+    _kernels.module.configure(objects, layer_types)
+    run: Callable[[Any, Any, Any], tuple[Any, Any] | None] = _kernels.module.run
+    return run
 
 
 def compute_attention(call: Attention, is_double: bool) -> None:
@@ -195,4 +221,8 @@ def unpack(*arguments: int) -> bool:
 
 def _raise_if_failed(result: int, what: str) -> None:
     if result:
-        raise MemoryError(f"There is not enough memory to {what}. Run fewer sequences at once.")
+        raise _lack_of_memory(what)
+
+
+def _lack_of_memory(what: str) -> MemoryError:
+    return MemoryError(f"There is not enough memory to {what}. Run fewer sequences at once.")

@@ -1,4 +1,4 @@
-// The C interface: picks the kernels for this processor when it is loaded, independent of the versions of torch and Python.
+// The C interface of the kernels, which picks those for this processor; module.cpp and ctypes call it.
 #include <pthread.h>
 
 #include <atomic>
@@ -66,7 +66,6 @@ int32_t seqbatch_isa() {
 }
 
 // Compared with the structures in Python, which mirror these, before the first call.
-int64_t seqbatch_call_size() { return sizeof(seqbatch::Call<float>); }
 int64_t seqbatch_rows_size() { return sizeof(seqbatch::Rows); }
 int64_t seqbatch_attention_size() { return sizeof(seqbatch::Attention<float>); }
 

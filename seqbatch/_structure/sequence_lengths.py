@@ -231,6 +231,11 @@ class Lengths:
         return int64_tensor((starts[i] for i in order), (counts[i] for i in order), order).view(3, len(order))
 
     @CachedProperty
+    def walk(self) -> tuple[Tensor, int, int] | None:
+        """`longest_first`, the batch size and `total`, for _kernels/shortcut.cpp; None if a sequence is empty."""
+        return (self.longest_first, len(self), self.total) if self.shortest else None
+
+    @CachedProperty
     def not_empty(self) -> Tensor:
         """`(number,)`, int64, on the host: the indices of the sequences that are not empty."""
         return int64_tensor(i for i, count in enumerate(self.counts) if count)

@@ -37,22 +37,22 @@ def start(*arguments: str, **environment: str) -> subprocess.CompletedProcess[st
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., _kernels.Kernels]:
     """Return a function that loads a library with the given functions."""
-    (tmp_path / "libseqbatch.kernels.so").touch()
+    (tmp_path / "library.abi3.so").touch()
 
     def load(choice: str = "", **functions: Callable[[], int]) -> _kernels.Kernels:
         monkeypatch.setattr(ctypes, "CDLL", lambda path: SimpleNamespace(**functions))
+        monkeypatch.setattr(_kernels, "_load_module", lambda path: None)
         return _kernels.load([str(tmp_path)], choice)
 
     return load
 
 
-def functions(best: int = 0, *, call: int = 0, attention: int = 0, rows: int = 0) -> dict[str, Any]:
+def functions(best: int = 0, *, attention: int = 0, rows: int = 0) -> dict[str, Any]:
     """Make the functions of a library for an instruction set; the sizes of its structures differ by the given bytes."""
-    runs = ("forward", "backward", "attend", "attend_backward")
+    runs = ("attend", "attend_backward")
     names = [f"{run}_{dtype}" for run in runs for dtype in ("float", "double")]
     run = {f"seqbatch_{name}": SimpleNamespace() for name in (*names, "copy", "measure", "sort", "unpack")}
     sizes = {
-        "call": ctypes.sizeof(_kernels.Call) + call,
         "attention": ctypes.sizeof(_kernels.Attention) + attention,
         "rows": ctypes.sizeof(_kernels.Rows) + rows,
     }
@@ -115,7 +115,7 @@ def test_no_library_in_a_checkout(tmp_path: Path) -> None:
 
 
 def test_a_file_that_is_not_a_library(tmp_path: Path) -> None:
-    (tmp_path / "libseqbatch.kernels.so").write_text("not a library")
+    (tmp_path / "library.abi3.so").write_text("not a library")
     assert _kernels.load([str(tmp_path)], "").missing.startswith("not loaded, because of the error: ")
 
 
@@ -123,38 +123,39 @@ def test_a_library_without_the_functions(fake: Callable[..., _kernels.Kernels]) 
     assert fake().missing.startswith("not loaded, because of the error: ")
 
 
-@pytest.mark.parametrize("sizes", [{"call": 8}, {"attention": 8}, {"rows": 8}], ids=str)
+@pytest.mark.parametrize("sizes", [{"attention": 8}, {"rows": 8}], ids=str)
 def test_a_library_of_other_sources(fake: Callable[..., _kernels.Kernels], sizes: dict[str, int]) -> None:
     reason = "not loaded, because the library was built from other sources: install seqbatch again"
     assert fake(**functions(**sizes)) == _kernels.Kernels(reason)
 
 
-@pytest.mark.parametrize("structure", [_kernels.Direction, _kernels.Call, _kernels.Attention, _kernels.Rows])
+@pytest.mark.parametrize("structure", [_kernels.Attention, _kernels.Rows])
 def test_structures_mirror_those_of_the_header(structure: type[ctypes.Structure]) -> None:
     text = "".join(path.read_text() for path in HEADERS)
     (body,) = re.findall(rf"struct {structure.__name__} {{\n(.*?)\n}};", text, re.DOTALL)
-    found = re.findall(r"^ *(?:const )?([\w<>]+)(\*?) (\w+)(?:\[2\])?;", body, re.MULTILINE)
+    found = re.findall(r"^ *(?:const )?(\w+)(\*?) (\w+);", body, re.MULTILINE)
     types = {
         "int32_t": ctypes.c_int32,
         "int64_t": ctypes.c_int64,
         "double": ctypes.c_double,
-        "Direction<T>": _kernels.Direction * 2,
     }
     wanted = [(name, ctypes.c_void_p if is_pointer else types[kind]) for kind, is_pointer, name in found]
     assert wanted == [*structure._fields_]
 
 
 def test_no_memory_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    names = [f"seqbatch_{name}" for name in ("copy", "forward_float", "backward_float", "attend_float")]
-    fails = {name: lambda call: 1 for name in names}
-    monkeypatch.setattr(_kernels, "_kernels", _kernels.Kernels("", 0, SimpleNamespace(**fails)))
+    library = SimpleNamespace(seqbatch_copy=lambda call: 1, seqbatch_attend_float=lambda call: 1)
+    module = SimpleNamespace(forward=lambda *arguments: None, backward=lambda *arguments: None)
+    monkeypatch.setattr(_kernels, "_kernels", _kernels.Kernels("", 0, library, module))
     with pytest.raises(
         MemoryError, match=r"^There is not enough memory to copy sequences\. Run fewer sequences at once"
     ):
         _kernels.copy(_kernels.Rows())
-    for run in (_kernels.forward, _kernels.backward):
-        with pytest.raises(MemoryError, match=r"^There is not enough memory to run a recurrent layer\. Run fewer"):
-            run(_kernels.Call(), False)
+    x, message = torch.zeros(1), r"^There is not enough memory to run a recurrent layer\. Run fewer"
+    with pytest.raises(MemoryError, match=message):
+        _kernels.forward([], [x], keep=True)
+    with pytest.raises(MemoryError, match=message):
+        _kernels.backward([], x, x, [x], [x], [True])
     with pytest.raises(MemoryError, match=r"^There is not enough memory to compute attention\. Run fewer"):
         _kernels.compute_attention(_kernels.Attention(), False)
 
