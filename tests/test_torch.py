@@ -631,6 +631,33 @@ def test_is_dense(name: str) -> None:
     assert _torch.is_dense({**DENSE, **NOT_DENSE}[name]()) == (name in DENSE)
 
 
+def test_questions_in_compiled_code() -> None:
+    """Else the shortcut of recurrent layers runs where a transform, a mode or a hook must see the call."""
+    asked = _torch.questions_in_compiled_code()
+    x = torch.ones(2)
+    with torch.inference_mode():
+        made = torch.ones(2)
+    keys = asked["dispatch_keys"]
+    assert [keys(x) == asked["dense"], keys(made) == asked["dense_in_inference_mode"]] == [True, True]
+    assert not asked["is_transformed"]()
+    assert not asked["modes"]()
+    assert func.vmap(lambda row: row + asked["is_transformed"]())(x).tolist() == [2, 2]
+    with FakeTensorMode():
+        assert asked["modes"]() == 1
+    assert asked["forward_ad"]._current_level < 0
+    with forward_ad.dual_level():
+        assert asked["forward_ad"]._current_level >= 0
+    registers: list[Callable[[Any], Any]] = [
+        *(register_module_forward_pre_hook, register_module_forward_hook),
+        *(register_module_full_backward_pre_hook, register_module_full_backward_hook),
+    ]
+    for hooks, register in zip(asked["hooks_of_all"], registers, strict=True):
+        assert not hooks
+        handle = register(lambda *given: None)
+        assert len(hooks) == 1
+        handle.remove()
+
+
 def test_what_a_transform_wraps_is_not_dense() -> None:
     found = under_each_transform(_torch.is_dense)
     # In forward mode too the memory holds the values, but not the tangents; `is_transformed` is asked as well.

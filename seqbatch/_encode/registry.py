@@ -14,6 +14,7 @@ from seqbatch._checks.arguments import require_function, require_layer
 from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._checks.layout_arguments import require_bool
 from seqbatch._checks.tracing import refuse_layer_in_a_graph
+from seqbatch._encode.shortcuts import remove_shortcut
 from seqbatch.errors import SeqbatchTypeError, UnsupportedLayerError
 
 ENTRY_POINTS = "seqbatch.encoders"
@@ -23,8 +24,6 @@ S = TypeVar("S")
 Encoder = Callable[[Layer, SequenceBatch], SequenceBatch]
 RecurrentEncoder = Callable[[Layer, SequenceBatch, S | None], tuple[SequenceBatch, S]]
 CrossAttention = Callable[[Layer, SequenceBatch, SequenceBatch], SequenceBatch]
-# From a layer, a batch and a state to a batch and a state, or None to let the encoder run the layer.
-_Shortcut = Callable[[Any, Any, Any], tuple[SequenceBatch, Any] | None]
 _MakeInput = Callable[[Any, SequenceBatch], SequenceBatch | None]
 _Registered = TypeVar("_Registered")
 
@@ -57,8 +56,6 @@ _entries: dict[type, RegisteredEncoder] = {}
 _cross_attentions: dict[type, CrossAttention[Any]] = {}
 _empty_inputs: dict[type, _MakeInput] = {}
 _empty_memories: dict[type, _MakeInput] = {}
-# By type of layer, not its subclasses.
-_shortcuts: dict[type, _Shortcut] = {}
 
 # By type of layer, whether PyTorch reads a Tensor of two axes as a batch of single steps, and not as one sequence.
 _takes_rows: dict[type, Callable[[Any], bool]] = {}
@@ -188,18 +185,7 @@ def register_cross_attention(
 
 def _register(layer_type: type[nn.Module], encoder: RegisteredEncoder) -> None:
     _entries[layer_type] = encoder
-    _shortcuts.pop(layer_type, None)  # because it runs the layer as the encoder before does
-
-
-def register_shortcut(layer_type: type[nn.Module], run: _Shortcut) -> None:
-    """Register a function that may run layers of this very type, as their encoder does, but faster."""
-    _shortcuts[layer_type] = run
-
-
-def run_shortcut(layer: object, sequences: object, state: Any) -> tuple[SequenceBatch, Any] | None:
-    """Run a layer by its shortcut; None if it has none, or the shortcut leaves the call to the encoder."""
-    run = _shortcuts.get(type(layer))
-    return None if run is None else run(layer, sequences, state)
+    remove_shortcut(layer_type)
 
 
 def register_empty(

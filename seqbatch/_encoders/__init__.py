@@ -10,6 +10,6 @@ from seqbatch._encoders import (  # noqa: F401  # importing them registers them
     normalization,
     pointwise,
     recurrent,
+    recurrent_shortcut,
     shape,
-    shortcut,
 )

@@ -82,8 +82,9 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
             if (folder / "recurrent.cpp").exists():  # which no wheel has
                 remedy = "run Python in another folder, where it imports the installed seqbatch"
                 return Kernels(f"not built in the checkout {folder.parents[1]}: {remedy}")
-        remedy = "install GCC or Clang, and then seqbatch again"
-        return Kernels(f"not built, because there was no C++ compiler with OpenMP at installation: {remedy}")
+        remedy = "install them (GCC or Clang; python3-dev on Debian), and then seqbatch again"
+        reason = "there was no C++ compiler with OpenMP, or no headers of Python, at installation"
+        return Kernels(f"not built, because {reason}: {remedy}")
     try:
         library = ctypes.CDLL(str(paths[0]))
         sizes = library.seqbatch_attention_size(), library.seqbatch_rows_size()
@@ -121,7 +122,9 @@ ISA_NUMBER = _kernels.isa  # for `Call.isa`
 ISA = _INSTRUCTION_SETS[ISA_NUMBER] if IS_THERE else ""
 
 
-def forward(form: Sequence[Any], tensors: Sequence[Tensor], *, keep: bool, isa: int | None = None) -> tuple[Tensor, ...]:
+def forward(
+    form: Sequence[Any], tensors: Sequence[Tensor], *, keep: bool, isa: int | None = None
+) -> tuple[Tensor, ...]:
     """Run one layer over all sequences. Requires `IS_THERE`.
 
     Args:
@@ -174,7 +177,7 @@ def configure_shortcut(
 ) -> Callable[[Any, Any, Any], tuple[Any, Any] | None]:
     """Set what the shortcut reads, and return it: `(layer, batch, state) -> (batch, state)`, or None for unusual calls.
 
-    `_encoders/shortcut.py` has the meaning of the arguments. Requires `IS_THERE`.
+    `_encoders/recurrent_shortcut.py` has the meaning of the arguments. Requires `IS_THERE`.
     """
     _kernels.module.configure(objects, layer_types)
     run: Callable[[Any, Any, Any], tuple[Any, Any] | None] = _kernels.module.run

@@ -15,7 +15,7 @@ namespace {
 
 using namespace seqbatch;
 
-// What `configure` is given, by these names; _encoders/shortcut.py has their meaning. They live as long as the process.
+// What `configure` is given, by these names; _encoders/recurrent_shortcut.py has their meaning. They live as long as the process.
 #define SEQBATCH_GIVEN(X)                                                                                       \
   X(Tensor) X(Parameter) X(dispatch_keys) X(dense) X(dense_in_inference_mode) X(float32) X(float64) X(cpu)      \
   X(is_grad_enabled) X(is_autocast_enabled) X(is_tracing) X(is_transformed) X(modes) X(forward_ad) X(threads)   \

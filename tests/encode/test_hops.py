@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import seqbatch
-from seqbatch import _kernels, encode
+from seqbatch import SequenceBatch, _kernels, encode
 
 PACKAGE = Path(seqbatch.__file__).parent
 # What serves at every hop: the batch and what its methods call, checks, and queries of a layer or of PyTorch.
@@ -45,28 +45,37 @@ def files_entered(layer: nn.Module, xs: Any) -> list[str]:
     before = sys.getprofile()
     sys.setprofile(follow)
     try:
-        encode(layer, xs)
+        with torch.no_grad():  # because the shortcut calls the autograd function of an engine
+            encode(layer, xs)
     finally:
         sys.setprofile(before)
     return entered
 
 
 XS = [torch.zeros(4, 2), torch.zeros(0, 2), torch.zeros(3, 2)]
-TO_THE_ENGINE = [
-    "_encode",
-    "_encode/registry",
-    "_encode/inputs",
-    "_encoders/recurrent",
-    "_encoders/_recurrent_checks",
-    "_encoders/_recurrent_runs",
-    "_engines/_choice",
+TO_THE_BATCH = ["_encode", "_encode/registry", "_encode/inputs", "_encode/shortcuts"]
+# The engines are asked in order.
+ENGINES = ["_engines/native", *(["_kernels"] if _kernels.IS_THERE else ["_engines/stepwise", "_engines/packed"])]
+FROM_THE_ENCODER = [
+    *("_encoders/recurrent", "_encoders/_recurrent_checks", "_encoders/_recurrent_runs"),
+    *("_engines/_choice", *ENGINES),
+    "_encode/results",
 ]
+CALLS: dict[str, tuple[Any, list[str]]] = {
+    "ragged": (XS[::2], [] if _kernels.IS_THERE else FROM_THE_ENCODER),
+    "with an empty sequence": (XS, FROM_THE_ENCODER),
+}
 
 
-@pytest.mark.parametrize("xs", [XS[::2], XS], ids=["ragged", "with an empty sequence"])
-def test_each_file_is_entered_once(xs: list[torch.Tensor]) -> None:
-    # The engines are asked in order.
-    in_order = ["_engines/native", "_engines/stepwise", "_engines/packed"]
-    engine = ["_engines/native", "_kernels"] if _kernels.IS_THERE else in_order
+@pytest.mark.parametrize("name", CALLS)
+def test_each_file_is_entered_once(name: str) -> None:
+    xs, rest = CALLS[name]
     encode(nn.LSTM(2, 3), xs)  # so that what is imported or loaded on first use is there
-    assert files_entered(nn.LSTM(2, 3), xs) == [*TO_THE_ENGINE, *engine, "_encode/results"]
+    assert files_entered(nn.LSTM(2, 3), xs) == [*TO_THE_BATCH, *rest]
+
+
+@pytest.mark.skipif(not _kernels.IS_THERE, reason="only the kernels have a shortcut")
+def test_a_batch_takes_the_shortcut() -> None:
+    batch = SequenceBatch.from_sequences(XS[::2])
+    encode(nn.LSTM(2, 3), batch)
+    assert files_entered(nn.LSTM(2, 3), batch) == ["_encode", "_encode/shortcuts"]

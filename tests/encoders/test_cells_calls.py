@@ -245,6 +245,7 @@ def test_transforms_run_the_cell_itself(kind: Any, monkeypatch: pytest.MonkeyPat
     cell, xs = kind(2, 3, dtype=torch.float64), sequences([9, 7], (2,))
     for name in ("choose", "run_cell"):
         monkeypatch.setattr(f"seqbatch._engines.{name}", refuse)
+    monkeypatch.setattr("seqbatch._encode.shortcuts._shortcuts", {})
     with pytest.raises(AssertionError, match="not the cell itself"):
         encode(cell, xs)
 

@@ -101,8 +101,9 @@ def test_zero_switches_them_off() -> None:
 
 
 def test_no_library(tmp_path: Path) -> None:
-    remedy = "install GCC or Clang, and then seqbatch again"
-    reason = f"not built, because there was no C++ compiler with OpenMP at installation: {remedy}"
+    remedy = "install them (GCC or Clang; python3-dev on Debian), and then seqbatch again"
+    why = "there was no C++ compiler with OpenMP, or no headers of Python, at installation"
+    reason = f"not built, because {why}: {remedy}"
     assert _kernels.load([str(tmp_path)], "") == _kernels.Kernels(reason)
 
 

@@ -10,7 +10,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, an
 
 from seqbatch import _kernels
 from seqbatch._batch import SequenceBatch
-from seqbatch._encode.registry import register_shortcut
+from seqbatch._encode.shortcuts import register_shortcut
 from seqbatch._engines import LayerForm, apply_with_gradients
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._structure.sequence_lengths import Lengths
@@ -28,7 +28,7 @@ _LAYER_TYPES: dict[type[nn.Module], tuple[int, bool]] = {
 
 
 def register_shortcuts() -> None:
-    """Let compiled code run PyTorch's recurrent layers and cells, if the kernels are there."""
+    """Register compiled code for PyTorch's recurrent layers and cells, if the kernels are there."""
     if not _kernels.IS_THERE:
         return
     objects = {
