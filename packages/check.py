@@ -3,8 +3,7 @@
 `tox run -e packages -- 2.10.0 2.15.0` takes versions of torch. The steps are:
 
 1. Build the sdist, a wheel with the kernels and, as on a machine without a C++ compiler, a wheel without them.
-2. Check them by `twine` and `check-wheel-contents`. `abi3audit` does not apply, because the kernels are called by
-   ctypes: the library has no symbol of Python.
+2. Check them by `twine` and `check-wheel-contents`, and by `abi3audit` that the library uses the limited API alone.
 3. For each torch, install each into an environment that has only torch and attrs, and run `smoke.py` there.
 """
 
@@ -39,7 +38,7 @@ def build() -> tuple[Path, Path, Path]:
     (sdist,), (pure,) = DIST.glob("*.tar.gz"), DIST.glob("*-py3-none-any.whl")
     compiled = [wheel for wheel in DIST.glob("*.whl") if wheel != pure]
     if not compiled:
-        sys.exit("The wheel has no kernels, because there is no C++ compiler with OpenMP. Install GCC or Clang.")
+        sys.exit("The wheel has no kernels, because there is no C++ compiler with OpenMP, or no headers of Python.")
     return sdist, compiled[0], pure
 
 
@@ -79,6 +78,7 @@ def main() -> None:
     packages = build()
     run(sys.executable, "-m", "twine", "check", "--strict", *packages)
     run(sys.executable, "-m", "check_wheel_contents", *packages[1:])
+    run(sys.executable, "-m", "abi3audit", "--strict", "--verbose", packages[1])
     for version in versions:
         install_and_try(version, *packages)
 

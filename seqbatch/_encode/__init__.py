@@ -13,8 +13,8 @@ One call of `encode(nn.LSTM(...), [xs, ys])` takes eight steps, each in a file o
 
 While tracing, `_encoders/_recurrent_operators` takes step 4: its operators take steps 4 to 7 when the graph runs.
 
-A SequenceBatch for a stock recurrent layer skips all eight, and a list skips steps 3 to 8, if nothing about the call is
-unusual: `shortcuts.run_shortcut` then runs the layer in compiled code, which makes the same checks.
+A stock recurrent layer or cell skips steps 3 to 7 if nothing about the call is unusual: the shortcut of its encoder,
+`_encoders/recurrent_shortcut`, makes the same checks in compiled code.
 """
 
 # mypy: disable-error-code="overload-overlap"
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from typing import Any, TypeVar, overload
 
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from seqbatch._batch import SequenceBatch, is_nothing
@@ -32,9 +33,14 @@ from seqbatch._checks.exporters import unscriptable
 from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._checks.per_sample_gradients import require_no_samples
 from seqbatch._encode.inputs import open_input, open_pair
-from seqbatch._encode.registry import empty_input, empty_pair, find_cross_attention, find_encoder
+from seqbatch._encode.registry import (
+    RegisteredEncoder,
+    empty_input,
+    empty_pair,
+    find_cross_attention,
+    find_encoder,
+)
 from seqbatch._encode.results import require_outputs, require_pair
-from seqbatch._encode.shortcuts import run_shortcut
 from seqbatch._state import ContainerState, LSTMState, RNNState, State
 from seqbatch._torch import skipped_in_graphs
 from seqbatch.errors import UnsupportedLayerError
@@ -127,18 +133,16 @@ def encode(layer: nn.Module, sequences: Any, memory: Any = None) -> Any:
     require_no_samples("layer", layer)
     if memory is not None:
         return _encode_over_memory(layer, sequences, memory)
-    if isinstance(sequences, SequenceBatch) and (done := run_shortcut(layer, sequences, None)):
-        return done[0]
     encoder = find_encoder(layer)
     batch, close = open_input(sequences, layer)
-    if batch is not sequences and (done := run_shortcut(layer, batch, None)):
-        return close(done[0])
     if is_nothing(batch) and not encoder.keeps_state(layer):
         taken = empty_input(layer, batch)
         if taken is None:
             return close(batch)
         batch = taken
     try:
+        if done := _run_shortcut(encoder, layer, batch, None):
+            return close(done[0])
         if encoder.outputs is None:
             outputs, _ = require_pair(encoder.run(layer, batch, None), batch)
         else:
@@ -225,21 +229,28 @@ def encode_with_state(layer: nn.Module, sequences: Any, state: Any = None) -> An
     >>> torch.testing.assert_close(torch.cat([start, end]), encode(gru, long))
     """
     require_no_samples("layer", layer)
-    if isinstance(sequences, SequenceBatch) and (done := run_shortcut(layer, sequences, state)):
-        return done
     encoder = find_encoder(layer)
     if not encoder.keeps_state(layer):
         remedy = "Call encode."
         raise complaint(UnsupportedLayerError, "layer", "keep a state", f"{type_name(layer)}, which keeps none", remedy)
     batch, close = open_input(sequences, layer)
-    if batch is not sequences and (done := run_shortcut(layer, batch, state)):
-        return close(done[0]), done[1]
     try:
+        if done := _run_shortcut(encoder, layer, batch, state):
+            return close(done[0]), done[1]
         outputs, new_state = require_pair(encoder.run(layer, batch, state), batch)
         return close(outputs), new_state
     except Exception as error:
         _add_context(error, layer, batch)
         raise
+
+
+def _run_shortcut(
+    encoder: RegisteredEncoder, layer: nn.Module, batch: SequenceBatch, state: Any
+) -> tuple[SequenceBatch, Any] | None:
+    """Run a layer by the shortcut of its encoder; None if there is none, or if it leaves the call to the encoder."""
+    if encoder.shortcut is None or is_compiling():  # because compiled code cannot be traced
+        return None
+    return encoder.shortcut(layer, batch, state)
 
 
 @skipped_in_graphs  # because PyTorch shows the line of the model, and lengths are unknown while tracing

@@ -14,7 +14,6 @@ from seqbatch._checks.arguments import require_function, require_layer
 from seqbatch._checks.grammar import complaint, describe, type_name
 from seqbatch._checks.layout_arguments import require_bool
 from seqbatch._checks.tracing import refuse_layer_in_a_graph
-from seqbatch._encode.shortcuts import remove_shortcut
 from seqbatch.errors import SeqbatchTypeError, UnsupportedLayerError
 
 ENTRY_POINTS = "seqbatch.encoders"
@@ -38,6 +37,7 @@ class RegisteredEncoder:
         outputs: runs a layer on a batch from the initial state, when only the outputs are needed; None if `run` does.
         subject: the call of `outputs`, for errors.
         is_stepwise: whether every step is treated by itself, so that it does not matter where a sequence is cut.
+        shortcut: does what `run` does, but faster, or returns None if anything about the call is unusual.
     """
 
     keeps_state: Callable[[Any], bool]
@@ -45,6 +45,7 @@ class RegisteredEncoder:
     outputs: Callable[[Any, SequenceBatch], Any] | None
     subject: str
     is_stepwise: bool = False
+    shortcut: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any] | None] | None = None
 
 
 def _always(layer: object) -> bool:
@@ -94,7 +95,7 @@ def register_encoder(layer_type: type[Layer], *, stepwise: bool = False) -> Call
     def register(function: Encoder[Layer]) -> Encoder[Layer]:
         require_function("encoder", function)
         kept = RegisteredEncoder(lambda layer: False, function, function, "encoder(layer, batch)", stepwise)
-        _register(layer_type, kept)
+        _entries[layer_type] = kept
         return function
 
     return register
@@ -140,7 +141,7 @@ def register_recurrent(
 
     def register(function: RecurrentEncoder[Layer, S]) -> RecurrentEncoder[Layer, S]:
         require_function("encoder", function)
-        _register(layer_type, RegisteredEncoder(keeps_state, function, outputs, "outputs(layer, batch)"))
+        _entries[layer_type] = RegisteredEncoder(keeps_state, function, outputs, "outputs(layer, batch)")
         return function
 
     return register
@@ -183,9 +184,11 @@ def register_cross_attention(
     return register
 
 
-def _register(layer_type: type[nn.Module], encoder: RegisteredEncoder) -> None:
-    _entries[layer_type] = encoder
-    remove_shortcut(layer_type)
+def register_shortcut(
+    layer_type: type[nn.Module], shortcut: Callable[[Any, SequenceBatch, Any], tuple[SequenceBatch, Any] | None]
+) -> None:
+    """Register a shortcut of the encoder of a type; another encoder for the type takes the place of both."""
+    _entries[layer_type] = attrs.evolve(_entries[layer_type], shortcut=shortcut)
 
 
 def register_empty(
@@ -246,6 +249,8 @@ def is_recurrent(layer: nn.Module) -> bool:
 
 def find_encoder(layer: object) -> RegisteredEncoder:
     """Return the encoder of a layer, by its type or the nearest base; import plug-ins if there is none."""
+    if (known := _entries.get(type(layer))) is not None:  # the fast path
+        return known
     found = _found_layer(layer)
     entry = _find(_entries, found)
     if entry is None:

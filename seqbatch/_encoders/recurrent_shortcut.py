@@ -10,7 +10,7 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, an
 
 from seqbatch import _kernels
 from seqbatch._batch import SequenceBatch
-from seqbatch._encode.shortcuts import register_shortcut
+from seqbatch._encode.registry import register_shortcut
 from seqbatch._engines import LayerForm, apply_with_gradients
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._structure.sequence_lengths import Lengths
@@ -37,6 +37,7 @@ def register_shortcuts() -> None:
         "is_grad_enabled": torch.is_grad_enabled,
         "is_autocast_enabled": torch.is_autocast_enabled,
         "threads": torch.get_num_threads,
+        "empty_like": torch.empty_like,
         "kernels": _kernels,  # whose `IS_THERE` and `ISA_NUMBER` count at each call
         "cpu": "cpu",
         "float32": torch.float32,

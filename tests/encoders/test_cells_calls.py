@@ -3,6 +3,7 @@
 from typing import Any
 from unittest.mock import patch
 
+import attrs
 import laws
 import pytest
 import torch
@@ -14,6 +15,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.testing import assert_close
 
 from seqbatch import SequenceBatch, _kernels, encode, encode_with_state
+from seqbatch._encode import registry
 
 CELLS: list[Any] = [nn.LSTMCell, nn.GRUCell, nn.RNNCell]
 every_kind = pytest.mark.parametrize("kind", CELLS)
@@ -245,7 +247,8 @@ def test_transforms_run_the_cell_itself(kind: Any, monkeypatch: pytest.MonkeyPat
     cell, xs = kind(2, 3, dtype=torch.float64), sequences([9, 7], (2,))
     for name in ("choose", "run_cell"):
         monkeypatch.setattr(f"seqbatch._engines.{name}", refuse)
-    monkeypatch.setattr("seqbatch._encode.shortcuts._shortcuts", {})
+    encoder = attrs.evolve(registry.find_encoder(cell), shortcut=None)
+    monkeypatch.setitem(registry._entries, kind, encoder)
     with pytest.raises(AssertionError, match="not the cell itself"):
         encode(cell, xs)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from reference import run_alone
@@ -33,9 +34,8 @@ from seqbatch import (
     encode_with_state,
     register_recurrent,
 )
-from seqbatch._encode import shortcuts
+from seqbatch._encode import registry
 from seqbatch._encode.registry import find_encoder, register_encoder
-from seqbatch._encode.shortcuts import run_shortcut
 
 pytestmark = pytest.mark.skipif(not _kernels.IS_THERE, reason="only the kernels have it")
 
@@ -70,6 +70,12 @@ by_lengths = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.ke
 
 def batch_of(lengths: list[int], dtype: torch.dtype = torch.float64) -> SequenceBatch:
     return SequenceBatch.from_sequences([x.detach().to(dtype) for x in sequences(lengths, SIZES[:1])])
+
+
+def run_shortcut(layer: nn.Module, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any] | None:
+    """Run a layer by the shortcut of its encoder alone; None if it leaves the call to the encoder."""
+    shortcut = find_encoder(layer).shortcut
+    return None if shortcut is None else shortcut(layer, batch, state)
 
 
 def by_encoder(layer: nn.Module, batch: SequenceBatch, state: Any) -> tuple[SequenceBatch, Any]:
@@ -158,15 +164,16 @@ def test_gradients_of_gradients(name: str) -> None:
 
 def test_what_encode_calls(monkeypatch: pytest.MonkeyPatch) -> None:
     lstm, batch, calls = nn.LSTM(*SIZES, dtype=torch.float64), batch_of([3, 2]), 0
-    run = shortcuts._shortcuts[nn.LSTM]
+    encoder = find_encoder(lstm)
 
     def count(*given: Any) -> Any:
         nonlocal calls
-        done = run(*given)
+        assert encoder.shortcut is not None
+        done = encoder.shortcut(*given)
         calls += done is not None
         return done
 
-    monkeypatch.setitem(shortcuts._shortcuts, nn.LSTM, count)
+    monkeypatch.setitem(registry._entries, nn.LSTM, attrs.evolve(encoder, shortcut=count))
     for sequences_given in (batch, [*batch], batch.to_packed(), batch[0]):
         encode(lstm, sequences_given)
         encode_with_state(lstm, sequences_given)
@@ -189,8 +196,8 @@ def changed(change: Callable[[Any], object]) -> tuple[Any, SequenceBatch, Any]:
 
 
 class OwnForward(nn.GRU):
-    def forward(self, steps: Any, hx: Any = None) -> Any:
-        outputs, end = super().forward(steps, hx)
+    def forward(self, input: Any, hx: Any = None) -> Any:
+        outputs, end = super().forward(input, hx)
         return 2 * outputs, end
 
 
@@ -269,7 +276,7 @@ VALUES: dict[str, Callable[[Tensor], Tensor]] = {
     "a subclass": lambda values: values.as_subclass(Marked),
     "meta": lambda values: values.to("meta"),
     "sparse": lambda values: values.to_sparse(),
-    "zeros without memory": lambda values: torch._efficientzerotensor(values.shape, dtype=values.dtype),
+    "zeros without memory": lambda values: torch.ops.aten._efficientzerotensor(values.shape, dtype=values.dtype),
 }
 
 
@@ -451,9 +458,7 @@ def test_checkpoints(reentrant: bool) -> None:
 
 @pytest.mark.parametrize("register", [register_encoder, register_recurrent])
 def test_another_encoder_takes_the_place_of_the_shortcut(register: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    entries = find_encoder.__globals__["_entries"]
-    monkeypatch.setitem(entries, nn.GRU, entries[nn.GRU])
-    monkeypatch.setitem(shortcuts._shortcuts, nn.GRU, shortcuts._shortcuts[nn.GRU])
+    monkeypatch.setitem(registry._entries, nn.GRU, registry._entries[nn.GRU])  # to restore it
     gru, batch, _ = stock()
 
     def zeros(layer: nn.GRU, batch: SequenceBatch, *state: Any) -> Any:
