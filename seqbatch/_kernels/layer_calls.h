@@ -28,7 +28,7 @@ constexpr int states_of(int32_t kind) { return kind == LSTM ? 2 : 1; }
 struct LayerSizes {
   int32_t kind = 0, directions = 1, threads = 1, isa = 0;
   int weights = 0;                // of one direction, in PyTorch's order: with biases 4 or 5, with a projection 3 or 5
-  const int64_t* walk = nullptr;  // (3, sequences): start, steps and index of each, the longest first
+  const int64_t* walk = nullptr;  // (3, sequences), as `sort_walk` writes it
   int64_t sequences = 0, steps = 0, input_size = 0, hidden_size = 0, output_size = 0;
 
   bool has_bias() const { return weights >= 4; }

@@ -3,11 +3,12 @@
 // Its callers have checked dtypes, shapes and devices: it reads the tensors as they say.
 #include <Python.h>
 
-#include <cstring>
+#include <new>
 #include <vector>
 
 #include "layer_calls.h"
 #include "python_tensors.h"
+#include "rows.h"
 #include "shortcut.h"
 
 namespace {
@@ -18,7 +19,8 @@ using namespace seqbatch;
 struct Layer {
   LayerSizes sizes;
   bool is_double = false;
-  Array walk, inputs;
+  std::vector<int64_t> walk;
+  Array inputs;
   std::vector<Array> weights, start;
 
   int states() const { return states_of(sizes.kind); }
@@ -33,12 +35,15 @@ bool read_form(PyObject* form, Layer& layer) {
     if (PyUnicode_Check(mode) && PyUnicode_CompareWithASCIIString(mode, KIND_NAMES[i]) == 0) layer.sizes.kind = i;
   int64_t directions, weights;
   if (!as_number(PyTuple_GetItem(form, 2), directions) || !as_number(PyTuple_GetItem(form, 3), weights)) return false;
-  Ref walk(PyObject_GetAttr(PyTuple_GetItem(form, 1), names.longest_first));
-  if (!walk || !read_contiguous(walk.get(), layer.walk) || layer.walk.axes != 2) return false;
+  Ref lengths(PyObject_GetAttr(PyTuple_GetItem(form, 1), names.tensor));
+  Array read;
+  if (!lengths || !read_contiguous(lengths.get(), read) || read.axes != 1) return false;
+  layer.walk.resize(3 * read.shape[0]);
+  sort_walk(static_cast<const int64_t*>(read.address), read.shape[0], layer.walk.data());
   layer.sizes.directions = static_cast<int32_t>(directions);
   layer.sizes.weights = static_cast<int>(weights);
-  layer.sizes.walk = static_cast<const int64_t*>(layer.walk.address);
-  layer.sizes.sequences = layer.walk.shape[1];
+  layer.sizes.walk = layer.walk.data();
+  layer.sizes.sequences = read.shape[0];
   return layer.sizes.kind >= 0 && (directions == 1 || directions == 2) && weights >= 2 && weights <= MOST_WEIGHTS;
 }
 
@@ -214,13 +219,23 @@ PyObject* backward_of_python(PyObject*, PyObject* const* arguments, Py_ssize_t n
   return results.release();
 }
 
+// Call a function, and turn a lack of memory into an error of Python, because no exception of C++ may reach it.
+template <PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)>
+PyObject* guarded(PyObject* self, PyObject* const* arguments, Py_ssize_t number) {
+  try {
+    return function(self, arguments, number);
+  } catch (const std::bad_alloc&) {
+    return PyErr_NoMemory();
+  }
+}
+
 PyCFunction as_method(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
 }
 
 PyMethodDef methods[] = {
-    {"forward", as_method(forward_of_python), METH_FASTCALL, "Run one layer."},
-    {"backward", as_method(backward_of_python), METH_FASTCALL, "Compute the gradients of one layer."},
+    {"forward", as_method(guarded<forward_of_python>), METH_FASTCALL, "Run one layer."},
+    {"backward", as_method(guarded<backward_of_python>), METH_FASTCALL, "Compute the gradients of one layer."},
     {"configure", configure_shortcut, METH_VARARGS, "Set what `run` uses."},
     {"run", as_method(run_shortcut), METH_FASTCALL, "Run a layer on a batch, or return None."},
     {nullptr, nullptr, 0, nullptr},

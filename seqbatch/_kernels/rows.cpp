@@ -4,6 +4,8 @@
 #include <algorithm>
 #include <cstring>
 #include <new>
+#include <numeric>
+#include <utility>
 #include <vector>
 
 namespace seqbatch {
@@ -138,6 +140,30 @@ void sort(const int64_t* lengths, int64_t sequences, int64_t longest, int64_t* o
   // Now each is counted up to where those of a step less start, which is the size of the step before.
   for (int64_t step = 0; step + 1 < longest; step++) sizes[step] = sizes[step + 1];
   if (longest) sizes[longest - 1] = of_longest;
+}
+
+void sort_walk(const int64_t* lengths, int64_t sequences, int64_t* walk) {
+  int64_t *starts = walk, *sorted = walk + sequences, *index = walk + 2 * sequences;
+  std::vector<int64_t> all_starts(sequences);
+  int64_t total = 0, longest = 0;
+  for (int64_t i = 0; i < sequences; i++) {
+    all_starts[i] = total;
+    total += lengths[i];
+    longest = std::max(longest, lengths[i]);
+  }
+  if (longest <= 4 * sequences) {  // by counting, which takes linear time in both
+    std::vector<int64_t> places(longest + 1);
+    for (int64_t i = 0; i < sequences; i++) places[lengths[i]]++;
+    for (int64_t length = longest, place = 0; length >= 0; length--) place += std::exchange(places[length], place);
+    for (int64_t i = 0; i < sequences; i++) index[places[lengths[i]]++] = i;
+  } else {
+    std::iota(index, index + sequences, int64_t{0});
+    std::stable_sort(index, index + sequences, [lengths](int64_t i, int64_t j) { return lengths[i] > lengths[j]; });
+  }
+  for (int64_t place = 0; place < sequences; place++) {
+    starts[place] = all_starts[index[place]];
+    sorted[place] = lengths[index[place]];
+  }
 }
 
 int unpack(const int64_t* sizes, int64_t longest, const int64_t* order, const int64_t* rank, int64_t sequences, int64_t steps,

@@ -34,6 +34,10 @@ int measure(const int64_t* lengths, int64_t sequences, int64_t* found);
 // order and rank (sequences), which undo each other, and sizes (longest): how many sequences have each step.
 void sort(const int64_t* lengths, int64_t sequences, int64_t longest, int64_t* order, int64_t* rank, int64_t* sizes);
 
+// Write how kernels walk through the sequences, the longest first and equals in order, to `walk` (3, sequences): where each
+// starts in the flat values, its length, and its index in the caller's order. It may throw std::bad_alloc.
+void sort_walk(const int64_t* lengths, int64_t sequences, int64_t* walk);
+
 // Compute lengths (sequences) from the parts of a PackedSequence. Returns 1 if they fit each other and `steps`, else 0.
 int unpack(const int64_t* sizes, int64_t longest, const int64_t* order, const int64_t* rank, int64_t sequences, int64_t steps,
            int64_t* lengths);

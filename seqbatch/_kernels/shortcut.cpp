@@ -10,6 +10,7 @@
 
 #include "layer_calls.h"
 #include "python_tensors.h"
+#include "rows.h"
 
 namespace {
 
@@ -95,8 +96,9 @@ struct Problem {
   const LayerType* type = nullptr;
   LayerSizes sizes;  // the input size is that of the first layer
   int64_t layers = 1;
-  bool has_bias = false, is_double = false, has_state = false;
-  Ref attributes, parameters, structure, walk;
+  bool is_double = false;
+  Ref attributes, parameters, structure;
+  std::vector<int64_t> walk;
   Array values, state[2];  // hidden and cell
   std::vector<Array> weights;
 
@@ -164,29 +166,39 @@ bool read_layer(PyObject* layer, Problem& problem) {
   return problem.parameters && PyDict_Check(problem.parameters.get());
 }
 
+// Read the lengths, none of which may be 0, and sort the sequences.
+bool read_lengths(Problem& problem) {
+  Ref lengths(PyObject_GetAttr(problem.structure.get(), names.tensor));
+  Array found;
+  // A structure has int64 on the host, but fake ones while a mode of PyTorch is active.
+  if (!lengths || type_of(lengths.get()) != given.Tensor || !read_contiguous(lengths.get(), found) || found.axes != 1) return false;
+  LayerSizes& sizes = problem.sizes;
+  sizes.sequences = found.shape[0];
+  const int64_t* begin = static_cast<const int64_t*>(found.address);
+  for (int64_t i = 0; i < sizes.sequences; i++) {
+    if (begin[i] <= 0 || __builtin_add_overflow(sizes.steps, begin[i], &sizes.steps)) return false;
+  }
+  problem.walk.resize(3 * sizes.sequences);
+  sort_walk(begin, sizes.sequences, problem.walk.data());
+  sizes.walk = problem.walk.data();
+  return sizes.sequences > 0;
+}
+
 bool read_batch(PyObject* batch, Problem& problem) {
   if (type_of(batch) != given.SequenceBatch) return false;
   problem.structure = Ref(PyObject_GetAttr(batch, names.structure));
   Ref values(PyObject_GetAttr(batch, names.values));
   if (!problem.structure || !values || type_of(problem.structure.get()) != given.Lengths) return false;
-  problem.walk = Ref(PyObject_GetAttr(problem.structure.get(), names.walk));
-  PyObject* walk = problem.walk.get();
-  if (walk == nullptr || !PyTuple_Check(walk) || PyTuple_Size(walk) != 3) return false;
-  void* address = nullptr;
-  LayerSizes& sizes = problem.sizes;
-  if (!read_address(PyTuple_GetItem(walk, 0), address) || !as_number(PyTuple_GetItem(walk, 1), sizes.sequences)) return false;
-  sizes.walk = static_cast<const int64_t*>(address);
-  if (!as_number(PyTuple_GetItem(walk, 2), sizes.steps)) return false;
+  if (!read_lengths(problem)) return false;
   Ref dtype(PyObject_GetAttr(values.get(), names.dtype));
   problem.is_double = dtype.get() == given.float64;
   if (!problem.is_double && dtype.get() != given.float32) return false;
-  return read(values.get(), dtype.get(), problem.values) && problem.values.has_shape({sizes.steps, sizes.input_size});
+  return read(values.get(), dtype.get(), problem.values) && problem.values.has_shape({problem.sizes.steps, problem.sizes.input_size});
 }
 
 bool read_state(PyObject* state, PyObject* dtype, Problem& problem) {
   if (state == Py_None) return true;
   if (type_of(state) != (problem.states() == 2 ? given.LSTMState : given.RNNState)) return false;
-  problem.has_state = true;
   PyObject* parts[] = {names.hidden, names.cell};
   for (int i = 0; i < problem.states(); i++) {
     Ref part(PyObject_GetAttr(state, parts[i]));

@@ -225,17 +225,6 @@ class Lengths:
         return self._kernel_sorting[2] if self._kernel_sorting else int64_tensor(self.batch_size_list)
 
     @CachedProperty
-    def longest_first(self) -> Tensor:
-        """`(3, batch)`, int64, on the host: start, steps and index of each sequence, in `order_list`."""
-        order, starts, counts = self.order_list, self.offsets.tolist(), self.counts
-        return int64_tensor((starts[i] for i in order), (counts[i] for i in order), order).view(3, len(order))
-
-    @CachedProperty
-    def walk(self) -> tuple[Tensor, int, int] | None:
-        """`longest_first`, the batch size and `total`, for _kernels/shortcut.cpp; None if a sequence is empty."""
-        return (self.longest_first, len(self), self.total) if self.shortest else None
-
-    @CachedProperty
     def not_empty(self) -> Tensor:
         """`(number,)`, int64, on the host: the indices of the sequences that are not empty."""
         return int64_tensor(i for i, count in enumerate(self.counts) if count)

@@ -41,6 +41,20 @@ Bytes random_bytes(int64_t number) {
 int64_t sum(const Ints& lengths) { return std::accumulate(lengths.begin(), lengths.end(), int64_t{0}); }
 int64_t longest(const Ints& lengths) { return lengths.empty() ? 0 : *std::max_element(lengths.begin(), lengths.end()); }
 
+void test_walk(const Ints& lengths) {
+  const int64_t number = lengths.size();
+  Ints walk(3 * number, -1), wanted(number);
+  seqbatch::sort_walk(lengths.data(), number, walk.data());
+  std::iota(wanted.begin(), wanted.end(), int64_t{0});
+  std::stable_sort(wanted.begin(), wanted.end(), [&](int64_t i, int64_t j) { return lengths[i] > lengths[j]; });
+  for (int64_t place = 0; place < number; place++) {
+    const int64_t i = wanted[place];
+    require(walk[place] == std::accumulate(lengths.begin(), lengths.begin() + i, int64_t{0}), "the start in a walk");
+    require(walk[number + place] == lengths[i], "the length in a walk");
+    require(walk[2 * number + place] == i, "the index in a walk");
+  }
+}
+
 struct Sorted {
   Ints order, rank, sizes;
 };
@@ -147,6 +161,7 @@ int main() {
   const Ints patterns[] = {{}, {0}, {0, 0}, {1}, {3, 3}, {1, 5, 0, 2}, {7, 6, 6, 1, 1}, {0, 40, 1, 1, 0}, Ints(30, 1)};
   for (const Ints& lengths : patterns) {
     test_sort(lengths);
+    test_walk(lengths);
     for (int64_t element : {1, 2, 4, 8, 16})
       for (int64_t number : {1, 2, 3, 100}) {
         test_layouts(lengths, element * number, element, turn % 3, 1 + turn % 4);
@@ -155,6 +170,8 @@ int main() {
   }
   Ints large(100);  // by several threads, in several blocks
   for (int64_t& length : large) length = generator() % 200;
+  test_walk(large);
+  test_walk({3, 9000, 1, 9000, 2});
   for (int32_t threads : {1, 2, 5}) test_layouts(large, 400, 4, 3, threads);
   test_layouts({3000}, 300, 4, 1, 4);
   test_layouts({3, 2}, 100000, 4, 1, 4);
