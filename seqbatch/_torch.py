@@ -11,6 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 from torch._C import _are_functorch_transforms_active, _dispatch_keys, _len_torch_dispatch_stack
+from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
@@ -125,9 +126,11 @@ def is_compiler_imported() -> bool:
 def keep_out_of_graphs(function: Callable[..., Any], reason: str) -> None:
     """Mark a function where `torch.compile` breaks its graph, with this reason, as `torch.compiler.disable` does.
 
-    Unlike that, it does not import PyTorch's compiler, and does not disable what the function calls.
+    Unlike that, it does not import PyTorch's compiler, and does not disable what the function calls. Where the function
+    runs outside of the graph, PyTorch compiles what it calls, but not the function itself.
     """
     vars(function).update(_torchdynamo_disable=True, _torchdynamo_disable_msg=reason)
+    set_code_exec_strategy(function.__code__, _FrameExecStrategy(_FrameAction.SKIP, _FrameAction.DEFAULT))
 
 
 def constant_in_graphs(function: _Function) -> _Function:

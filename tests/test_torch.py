@@ -431,11 +431,15 @@ def test_keep_out_of_graphs() -> None:
         graphs.append([node.name for node in graph.graph.nodes if node.op == "call_function"])
         return graph
 
-    def inner(x: Tensor) -> Tensor:
+    def called(x: Tensor) -> Tensor:
         return x + 1
 
-    for expected in ([["mul", "add"]], [["mul"], ["add"]]):
-        assert torch.compile(lambda x: inner(2 * x), backend=backend)(torch.ones(1)).tolist() == [3]
+    def inner(x: Tensor) -> Tensor:
+        return -called(x)
+
+    # What the function calls has a graph of its own, and the function has none.
+    for expected in ([["mul", "add", "neg"]], [["mul"], ["add"]]):
+        assert torch.compile(lambda x: inner(2 * x), backend=backend)(torch.ones(1)).tolist() == [-3]
         assert graphs == expected
         graphs.clear()
         torch.compiler.reset()

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch  # first, because its OpenMP runtime is the one that the library must find loaded
 from torch import Tensor
 
+from seqbatch._torch import keep_out_of_graphs
 from seqbatch.errors import SeqbatchValueError
 
 _NAME = "library.abi3.so"  # on Linux and macOS
@@ -170,6 +171,10 @@ def backward(
     if of_tensors is None:
         raise _lack_of_memory("run a recurrent layer")
     return of_tensors
+
+
+for _function in (forward, backward):
+    keep_out_of_graphs(_function, "seqbatch: compiled kernels cannot be traced")
 
 
 def configure_shortcut(

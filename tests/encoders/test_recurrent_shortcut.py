@@ -36,6 +36,7 @@ from seqbatch import (
 )
 from seqbatch._encode import registry
 from seqbatch._encode.registry import find_encoder, register_encoder
+from seqbatch._encoders.recurrent_shortcut import register_shortcuts
 
 pytestmark = pytest.mark.skipif(not _kernels.IS_THERE, reason="only the kernels have it")
 
@@ -417,6 +418,9 @@ def test_a_trace_is_left_to_the_encoder() -> None:
 def test_without_kernels_the_encoder_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_kernels, "IS_THERE", False)
     assert run_shortcut(*stock()) is None
+    before = find_encoder(nn.GRU(*SIZES))
+    register_shortcuts()
+    assert find_encoder(nn.GRU(*SIZES)) is before
 
 
 def test_errors_are_those_of_the_encoder() -> None:

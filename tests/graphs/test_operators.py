@@ -172,9 +172,9 @@ def kernel_calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Return a list that grows with the name of each call of a kernel."""
     made: list[str] = []
 
-    def count(name: str, run: Any, *given: Any) -> None:
+    def count(name: str, run: Any, *given: Any, **options: Any) -> Any:
         made.append(name)
-        run(*given)
+        return run(*given, **options)
 
     for name in ("forward", "backward"):
         monkeypatch.setattr(_kernels, name, partial(count, name, getattr(_kernels, name)))
