@@ -10,7 +10,12 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._C import _are_functorch_transforms_active, _dispatch_keys, _len_torch_dispatch_stack
+from torch._C import (
+    _are_functorch_transforms_active,
+    _dispatch_keys,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
 from torch._C._dynamo.eval_frame import _FrameAction, _FrameExecStrategy, set_code_exec_strategy
 from torch._C._functorch import (
     TransformType,
@@ -237,6 +242,7 @@ def questions_in_compiled_code() -> dict[str, Any]:
         "is_transformed": _are_functorch_transforms_active,
         "forward_ad": forward_ad,  # whose `_current_level` is negative outside of forward-mode differentiation
         "modes": _len_torch_dispatch_stack,
+        "function_modes": _len_torch_function_stack,
         "dispatch_keys": _dispatch_keys,
         "dense": _DENSE[0],
         "dense_in_inference_mode": _DENSE[1],

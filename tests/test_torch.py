@@ -645,9 +645,12 @@ def test_questions_in_compiled_code() -> None:
     assert [keys(x) == asked["dense"], keys(made) == asked["dense_in_inference_mode"]] == [True, True]
     assert not asked["is_transformed"]()
     assert not asked["modes"]()
+    assert not asked["function_modes"]()
     assert func.vmap(lambda row: row + asked["is_transformed"]())(x).tolist() == [2, 2]
     with FakeTensorMode():
         assert asked["modes"]() == 1
+    with torch.device("cpu"):
+        assert asked["function_modes"]() == 1
     assert asked["forward_ad"]._current_level < 0
     with forward_ad.dual_level():
         assert asked["forward_ad"]._current_level >= 0

@@ -119,7 +119,7 @@ _kernels = load(__path__, os.environ.get("SEQBATCH_KERNELS", ""))
 
 MISSING = _kernels.missing
 IS_THERE = not MISSING
-ISA_NUMBER = _kernels.isa  # for `Call.isa`
+ISA_NUMBER = _kernels.isa  # the position in _INSTRUCTION_SETS
 ISA = _INSTRUCTION_SETS[ISA_NUMBER] if IS_THERE else ""
 
 

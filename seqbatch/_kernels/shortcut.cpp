@@ -20,7 +20,8 @@ using namespace seqbatch;
 #define SEQBATCH_GIVEN(X)                                                                                       \
   X(Tensor) X(Parameter) X(dispatch_keys) X(dense) X(dense_in_inference_mode) X(float32) X(float64) X(cpu)      \
   X(is_grad_enabled) X(is_autocast_enabled) X(is_tracing) X(is_transformed) X(modes) X(forward_ad) X(threads)   \
-  X(hooks_of_all) X(module_call) X(SequenceBatch) X(Lengths) X(LSTMState) X(RNNState) X(LayerForm) X(apply)   \
+  X(function_modes)                                                                                             \
+  X(hooks_of_all) X(module_call) X(SequenceBatch) X(Lengths) X(LSTMState) X(RNNState) X(LayerForm) X(apply)     \
   X(kernels) X(empty_like)
 #define SEQBATCH_DECLARE_GIVEN(name) PyObject* name = nullptr;
 struct Given {
@@ -69,18 +70,20 @@ bool is_dense(PyObject* tensor) {
 
 // Read a tensor of this dtype if a kernel can read its memory as it is.
 bool read(PyObject* tensor, PyObject* dtype, Array& array) {
-  if (tensor == nullptr || !is_dense(tensor)) return false;
+  if (tensor == nullptr) return false;
+  array.tensor = Ref::borrow(tensor);
+  if (!is_dense(tensor)) return false;
   Ref found(PyObject_GetAttr(tensor, names.dtype));
   if (found.get() != dtype) return false;
   Ref is_contiguous(PyObject_CallMethodObjArgs(tensor, names.is_contiguous, nullptr));
   if (!is_true(is_contiguous.get())) return false;
-  array.tensor = Ref::borrow(tensor);
   return read_shape(tensor, array) && read_address(tensor, array.address);
 }
 
 // Return true if no transform, mode, hook of all modules or autocast must see what a layer does.
 bool is_undisturbed() {
-  if (!is_off(given.is_tracing) || !is_off(given.is_transformed) || !is_off(given.modes)) return false;
+  for (PyObject* question : {given.is_tracing, given.is_transformed, given.modes, given.function_modes})
+    if (!is_off(question)) return false;
   Ref level(PyObject_GetAttr(given.forward_ad, names._current_level));
   int64_t depth = 0;
   if (!as_number(level.get(), depth) || depth >= 0) return false;
