@@ -138,6 +138,21 @@ def test_the_same_gradients_as_by_the_encoder(name: str, lengths: list[int]) -> 
             assert_close(found, wanted, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("of", ["values", "hidden", "cell", "bias_hh_l0", "weight_hr_l0"])
+def test_gradients_of_one_tensor_alone(of: str) -> None:
+    lstm, batch = nn.LSTM(*SIZES, proj_size=3, dtype=torch.float64).requires_grad_(False), batch_of([3, 1])
+    state = state_for(lstm, batch)
+    sources = {"values": batch.values, "hidden": state.hidden, "cell": state.cell, **dict(lstm.named_parameters())}
+    source = sources[of].requires_grad_()
+    grads = []
+    for run in (require_shortcut, by_encoder):
+        outputs, end = run(lstm, batch, state)
+        assert outputs.values.requires_grad
+        (grad,) = torch.autograd.grad(outputs.values.square().sum() + end.cell.sum(), source)
+        grads.append(grad)
+    assert_close(grads[0], grads[1], rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_sequence_gets_what_it_gets_alone(name: str) -> None:
     layer, batch = LAYERS[name](dtype=torch.float64), batch_of([3, 1, 4])
@@ -286,6 +301,20 @@ def test_unusual_values_are_left_to_the_encoder(name: str) -> None:
     gru, batch, state = stock()
     assert run_shortcut(gru, batch, state) is not None
     assert run_shortcut(gru, SequenceBatch._of(VALUES[name](batch.values), batch.structure), state) is None
+
+
+def test_a_projection_of_another_shape_is_left_to_the_encoder() -> None:
+    lstm, batch = nn.LSTM(*SIZES, proj_size=3, dtype=torch.float64), batch_of([3, 1])
+    assert run_shortcut(lstm, batch, None) is not None
+    lstm.weight_hr_l0 = nn.Parameter(torch.ones(2, 7).double())
+    assert run_shortcut(lstm, batch, None) is None
+
+
+def test_lengths_whose_sum_is_too_large_are_left_to_the_encoder() -> None:
+    gru, batch, _ = stock()
+    structure = SequenceBatch(batch.values, [3, 1, 2]).structure
+    structure.tensor = torch.tensor([2**62, 2**62, 2**62, 2**62 + 6])  # whose sum is 6 in 64 bits
+    assert run_shortcut(gru, SequenceBatch._of(batch.values, structure), None) is None
 
 
 def test_values_that_lost_steps_are_left_to_the_encoder() -> None:
