@@ -1368,7 +1368,7 @@ def _wrong_dtype(must: str, values: Tensor) -> SeqbatchTypeError:
 
 def _unflatten(values: Any, lengths: Any) -> SequenceBatch:
     # Only plain Tensors have values to check: while PyTorch traces or transforms, other objects stand for them.
-    if type(values) is type(lengths) is Tensor:
+    if type(values) in (Tensor, torch.nn.Parameter) and type(lengths) is Tensor:
         return SequenceBatch(values, lengths)
     return SequenceBatch._of(values, Lengths(lengths))
 

@@ -236,9 +236,13 @@ def version_of(tensor: Tensor) -> int:
     return tensor._version
 
 
-def questions_in_compiled_code() -> dict[str, Any]:
-    """Return what _kernels/shortcut.cpp reads to answer, as functions here do, whether PyTorch must see a call."""
+def interception_checks() -> dict[str, Any]:
+    """Return the functions and objects by which compiled code checks for transforms, modes and hooks.
+
+    None of the functions is Python code, because a signal handler could run in it, and raise.
+    """
     return {
+        "is_tracing": torch._C._is_tracing,
         "is_transformed": _are_functorch_transforms_active,
         "forward_ad": forward_ad,  # whose `_current_level` is negative outside of forward-mode differentiation
         "modes": _len_torch_dispatch_stack,

@@ -635,14 +635,15 @@ def test_is_dense(name: str) -> None:
     assert _torch.is_dense({**DENSE, **NOT_DENSE}[name]()) == (name in DENSE)
 
 
-def test_questions_in_compiled_code() -> None:
+def test_interception_checks() -> None:
     """Else the shortcut of recurrent layers runs where a transform, a mode or a hook must see the call."""
-    asked = _torch.questions_in_compiled_code()
+    asked = _torch.interception_checks()
     x = torch.ones(2)
     with torch.inference_mode():
         made = torch.ones(2)
     keys = asked["dispatch_keys"]
     assert [keys(x) == asked["dense"], keys(made) == asked["dense_in_inference_mode"]] == [True, True]
+    assert not asked["is_tracing"]()
     assert not asked["is_transformed"]()
     assert not asked["modes"]()
     assert not asked["function_modes"]()

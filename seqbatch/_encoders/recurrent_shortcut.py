@@ -4,9 +4,10 @@
 types of layers, dtypes and devices, hooks, transforms, empty sequences, and all errors.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
-from torch.jit import is_tracing  # type: ignore[attr-defined]  # documented, and left out of its `__all__`
 
 from seqbatch import _kernels
 from seqbatch._batch import SequenceBatch
@@ -14,9 +15,9 @@ from seqbatch._encode.registry import register_shortcut
 from seqbatch._engines import LayerForm, apply_with_gradients
 from seqbatch._state import LSTMState, RNNState
 from seqbatch._structure.sequence_lengths import Lengths
-from seqbatch._torch import questions_in_compiled_code
+from seqbatch._torch import interception_checks
 
-# By type of layer: the number of its kind in recurrent.h, or -1 if it depends on an option, and whether it is a cell.
+# By type of layer: its number in recurrent.h, or -1 for RNN, which has two; and whether it is a cell.
 _LAYER_TYPES: dict[type[nn.Module], tuple[int, bool]] = {
     nn.LSTM: (0, False),
     nn.GRU: (1, False),
@@ -32,12 +33,12 @@ def register_shortcuts() -> None:
     if not _kernels.IS_THERE:
         return
     objects = {
-        **questions_in_compiled_code(),
-        "is_tracing": is_tracing,
+        **interception_checks(),
         "is_grad_enabled": torch.is_grad_enabled,
         "is_autocast_enabled": torch.is_autocast_enabled,
         "threads": torch.get_num_threads,
-        "empty_like": torch.empty_like,
+        # Without the format it keeps strides of axes of size 1.
+        "empty_like": partial(torch.empty_like, memory_format=torch.contiguous_format),
         "kernels": _kernels,  # whose `IS_THERE` and `ISA_NUMBER` count at each call
         "cpu": "cpu",
         "float32": torch.float32,

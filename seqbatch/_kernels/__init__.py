@@ -3,7 +3,7 @@
 import ctypes
 import os
 from collections.abc import Callable, Iterable, Sequence
-from importlib.machinery import ExtensionFileLoader, ModuleSpec
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, ModuleSpec
 from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +14,9 @@ from torch import Tensor
 from seqbatch._torch import keep_out_of_graphs
 from seqbatch.errors import SeqbatchValueError
 
-_NAME = "library.abi3.so"  # on Linux and macOS
+_SUFFIX = ".abi3.so"  # of modules by the limited API, on Linux and macOS
+_NAME = f"library{_SUFFIX}"
+_INTERFACE = 1  # of what Python and the module pass to each other, as in module.cpp
 _INSTRUCTION_SETS = ("baseline", "avx2", "avx512")  # a position is the number that recurrent.h and library.cpp use
 
 
@@ -76,6 +78,8 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         raise SeqbatchValueError(f"The environment variable SEQBATCH_KERNELS must be one of {allowed}; got {choice!r}.")
     if choice == "0":
         return Kernels("switched off by SEQBATCH_KERNELS=0")
+    if _SUFFIX not in EXTENSION_SUFFIXES:
+        return Kernels("not loaded, because this Python has no limited API, as if it is free-threaded")
     places = [Path(folder) for folder in folders]
     paths = [path for folder in places if (path := folder / _NAME).exists()]
     if not paths:
@@ -96,7 +100,8 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
     except (OSError, AttributeError, ImportError) as error:  # AttributeError: a function is missing, in another version
         return Kernels(f"not loaded, because of the error: {error}")
     # A checkout may hold a library that was built before the sources changed.
-    if sizes != tuple(ctypes.sizeof(structure) for structure in (Attention, Rows)):
+    known = _INTERFACE, *map(ctypes.sizeof, (Attention, Rows))
+    if (module.INTERFACE, *sizes) != known:
         return Kernels("not loaded, because the library was built from other sources: install seqbatch again")
     isa = _INSTRUCTION_SETS.index(choice) if choice else best
     if isa > best:

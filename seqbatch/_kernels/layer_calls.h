@@ -18,7 +18,7 @@ inline int forward(const Call<double>& call) { return seqbatch_forward_double(&c
 inline int backward(const Call<float>& call) { return seqbatch_backward_float(&call); }
 inline int backward(const Call<double>& call) { return seqbatch_backward_double(&call); }
 
-constexpr int MOST_WEIGHTS = 5;
+constexpr int MAX_WEIGHTS = 5;
 
 constexpr int weight_gates(int32_t kind) { return kind == LSTM ? 4 : kind == GRU ? 3 : 1; }
 // An LSTM has a cell state too.
@@ -33,10 +33,10 @@ struct LayerSizes {
 
   bool has_bias() const { return weights >= 4; }
   bool has_projection() const { return weights % 2 == 1; }
-  // Of the final and the initial state: those of the hidden state, and of the cell.
+  // The last axis of a state: part 0 is the hidden state, part 1 the cell state.
   int64_t state_size(int part) const { return part == 0 ? output_size : hidden_size; }
   // The position of each weight among those of its direction, or -1: weight_ih, weight_hh, bias_ih, bias_hh, weight_hr.
-  std::array<int, MOST_WEIGHTS> positions() const {
+  std::array<int, MAX_WEIGHTS> positions() const {
     return {0, 1, has_bias() ? 2 : -1, has_bias() ? 3 : -1, has_projection() ? weights - 1 : -1};
   }
 };
@@ -66,7 +66,7 @@ template <typename T, typename Weight>
 void set_weights(const LayerSizes& sizes, Direction<T>& direction, Weight weight) {
   const T** fields[] = {&direction.weight_ih, &direction.weight_hh, &direction.bias_ih, &direction.bias_hh, &direction.weight_hr};
   const auto positions = sizes.positions();
-  for (int w = 0; w < MOST_WEIGHTS; w++)
+  for (int w = 0; w < MAX_WEIGHTS; w++)
     if (positions[w] >= 0) *fields[w] = static_cast<const T*>(weight(positions[w]));
 }
 
@@ -76,11 +76,11 @@ void set_weight_gradients(const LayerSizes& sizes, Direction<T>& direction, Weig
   T** fields[] = {&direction.grad_weight_ih, &direction.grad_weight_hh, &direction.grad_bias_ih, &direction.grad_bias_hh,
                   &direction.grad_weight_hr};
   const auto positions = sizes.positions();
-  for (int w = 0; w < MOST_WEIGHTS; w++)
+  for (int w = 0; w < MAX_WEIGHTS; w++)
     if (positions[w] >= 0) *fields[w] = static_cast<T*>(weight(positions[w]));
 }
 
-// The address of a row of rows of equal size; null for null.
+// The address of row `index` of a tensor whose rows have `size` numbers, or null if the tensor is not there.
 template <typename T>
 T* row(void* address, int64_t index, int64_t size) {
   return address == nullptr ? nullptr : static_cast<T*>(address) + index * size;

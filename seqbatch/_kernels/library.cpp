@@ -51,6 +51,7 @@ __attribute__((constructor)) void watch_forks() {
 
 }  // namespace
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // The best instruction set of this processor that there are kernels for.
@@ -94,3 +95,4 @@ int seqbatch_unpack(const int64_t* sizes, int64_t longest, const int64_t* order,
   return seqbatch::unpack(sizes, longest, order, rank, sequences, steps, lengths);
 }
 }
+#pragma GCC visibility pop

@@ -1,6 +1,6 @@
 // The module of Python: runs one layer on tensors, forward and backward, and has the shortcut of shortcut.cpp.
 //
-// Its callers have checked dtypes, shapes and devices: it reads the tensors as they say.
+// Its callers have checked dtypes, shapes and devices of all tensors but the lengths.
 #include <Python.h>
 
 #include <new>
@@ -8,7 +8,6 @@
 
 #include "layer_calls.h"
 #include "python_tensors.h"
-#include "rows.h"
 #include "shortcut.h"
 
 namespace {
@@ -35,16 +34,11 @@ bool read_form(PyObject* form, Layer& layer) {
     if (PyUnicode_Check(mode) && PyUnicode_CompareWithASCIIString(mode, KIND_NAMES[i]) == 0) layer.sizes.kind = i;
   int64_t directions, weights;
   if (!as_number(PyTuple_GetItem(form, 2), directions) || !as_number(PyTuple_GetItem(form, 3), weights)) return false;
-  Ref lengths(PyObject_GetAttr(PyTuple_GetItem(form, 1), names.tensor));
-  Array read;
-  if (!lengths || !read_contiguous(lengths.get(), read) || read.axes != 1) return false;
-  layer.walk.resize(3 * read.shape[0]);
-  sort_walk(static_cast<const int64_t*>(read.address), read.shape[0], layer.walk.data());
+  if (!read_walk(PyTuple_GetItem(form, 1), layer.walk, layer.sizes.sequences, layer.sizes.steps)) return false;
   layer.sizes.directions = static_cast<int32_t>(directions);
   layer.sizes.weights = static_cast<int>(weights);
   layer.sizes.walk = layer.walk.data();
-  layer.sizes.sequences = read.shape[0];
-  return layer.sizes.kind >= 0 && (directions == 1 || directions == 2) && weights >= 2 && weights <= MOST_WEIGHTS;
+  return layer.sizes.kind >= 0 && (directions == 1 || directions == 2) && weights >= 2 && weights <= MAX_WEIGHTS;
 }
 
 bool read_tensors(PyObject* tensors, Layer& layer) {
@@ -60,8 +54,7 @@ bool read_tensors(PyObject* tensors, Layer& layer) {
       (i <= weights ? layer.weights : layer.start).push_back(std::move(array));
     }
   }
-  if (layer.inputs.axes != 2 || layer.weights[1].axes != 2) return false;
-  layer.sizes.steps = layer.inputs.shape[0];
+  if (layer.inputs.axes != 2 || layer.inputs.shape[0] != layer.sizes.steps || layer.weights[1].axes != 2) return false;
   layer.sizes.input_size = layer.inputs.shape[1];
   layer.sizes.hidden_size = layer.weights[1].shape[0] / weight_gates(layer.sizes.kind);
   layer.sizes.output_size = layer.weights[1].shape[1];
@@ -229,6 +222,9 @@ PyObject* guarded(PyObject* self, PyObject* const* arguments, Py_ssize_t number)
   }
 }
 
+// To be raised with each change of what Python and this module pass to each other: __init__.py has the same number.
+constexpr int INTERFACE = 1;
+
 PyCFunction as_method(PyObject* (*function)(PyObject*, PyObject* const*, Py_ssize_t)) {
   return reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function));
 }
@@ -245,5 +241,8 @@ PyModuleDef definition = {PyModuleDef_HEAD_INIT, "library", "The compiled kernel
 }  // namespace
 
 PyMODINIT_FUNC PyInit_library() {
-  return make_names() && make_shortcut_names() ? PyModule_Create(&definition) : nullptr;
+  if (!make_names() || !make_shortcut_names()) return nullptr;
+  PyObject* module = PyModule_Create(&definition);
+  if (module != nullptr && PyModule_AddIntConstant(module, "INTERFACE", INTERFACE) != 0) Py_CLEAR(module);
+  return module;
 }

@@ -1,4 +1,4 @@
-// What the module of Python needs of Python: owned references, and tensors read and made by their Python methods.
+// Owned references to Python objects, and tensors that are read and made by their Python methods.
 //
 // It uses Python's limited API alone, and nothing of torch's C++, so that one binary serves all versions of both.
 #pragma once
@@ -8,6 +8,9 @@
 #include <cstdint>
 #include <initializer_list>
 #include <utility>
+#include <vector>
+
+#include "rows.h"
 
 namespace seqbatch {
 
@@ -52,6 +55,7 @@ inline Names names;
 constexpr int KINDS = 4;
 constexpr const char* KIND_NAMES[KINDS] = {"LSTM", "GRU", "RNN_TANH", "RNN_RELU"};
 inline PyObject* kind_names[KINDS];
+inline PyObject* int64_dtype = nullptr;
 
 inline bool make_names() {
 #define SEQBATCH_INTERN(name) \
@@ -60,10 +64,12 @@ inline bool make_names() {
 #undef SEQBATCH_INTERN
   for (int i = 0; i < KINDS; i++)
     if ((kind_names[i] = PyUnicode_InternFromString(KIND_NAMES[i])) == nullptr) return false;
-  return true;
+  Ref torch(PyImport_ImportModule("torch"));
+  if (torch) int64_dtype = PyObject_GetAttrString(torch.get(), "int64");
+  return int64_dtype != nullptr;
 }
 
-// The functions below return false or null if Python raised an error, or if they found something else than they read.
+// The functions below return false if an object is not what they read, with or without an error of Python.
 
 inline bool as_number(PyObject* object, int64_t& number) {
   if (object == nullptr || !PyLong_Check(object)) return false;
@@ -105,10 +111,30 @@ inline bool read_shape(PyObject* tensor, Array& array) {
   return true;
 }
 
-// Read a tensor, or a contiguous copy.
+// Read a tensor, or a contiguous copy. Without memory it must be empty: its storage may have been freed.
 inline bool read_contiguous(PyObject* tensor, Array& array) {
   array.tensor = Ref(PyObject_CallMethodObjArgs(tensor, names.contiguous, nullptr));
-  return array.tensor && read_shape(array.tensor.get(), array) && read_address(array.tensor.get(), array.address);
+  if (!array.tensor || !read_shape(array.tensor.get(), array) || !read_address(array.tensor.get(), array.address)) return false;
+  int64_t numbers = 1;
+  for (int i = 0; i < array.axes; i++) numbers *= array.shape[i];
+  return array.address != nullptr || numbers == 0;
+}
+
+// Read the lengths of a batch, none of which is 0, and sort the sequences: `walk` is that of `sort_walk`. The lengths are
+// checked here too, because kernels read and write memory by them.
+inline bool read_walk(PyObject* structure, std::vector<int64_t>& walk, int64_t& sequences, int64_t& steps) {
+  Ref tensor(PyObject_GetAttr(structure, names.tensor));
+  Ref dtype(tensor ? PyObject_GetAttr(tensor.get(), names.dtype) : nullptr);
+  Array lengths;
+  if (dtype.get() != int64_dtype || !read_contiguous(tensor.get(), lengths) || lengths.axes != 1) return false;
+  sequences = lengths.shape[0];
+  const int64_t* begin = static_cast<const int64_t*>(lengths.address);
+  steps = 0;
+  for (int64_t i = 0; i < sequences; i++)
+    if (begin[i] <= 0 || __builtin_add_overflow(steps, begin[i], &steps)) return false;
+  walk.resize(3 * sequences);
+  sort_walk(begin, sequences, walk.data());
+  return sequences > 0;
 }
 
 // Make a tensor like another, of this shape, and of any values.

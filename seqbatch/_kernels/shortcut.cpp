@@ -1,8 +1,8 @@
 // Runs a recurrent layer or cell of PyTorch on a batch without Python code, if nothing about the call is unusual.
 //
-// One step of one sequence takes a kernel two microseconds, and took Python thirty to check, to prepare and to wrap. Here
-// the same checks take a few. Whatever is not known here is left to Python: `run` then returns None, and raises no error
-// of its own.
+// A kernel takes two microseconds for one step of one sequence. Python took thirty to check, prepare and wrap the call; the
+// same takes seven here. If anything is unusual, `run` returns None, and Python runs the call. Once gradients are recorded
+// it raises what autograd raises.
 #include "shortcut.h"
 
 #include <new>
@@ -10,7 +10,6 @@
 
 #include "layer_calls.h"
 #include "python_tensors.h"
-#include "rows.h"
 
 namespace {
 
@@ -29,7 +28,7 @@ struct Given {
 } given;
 #undef SEQBATCH_DECLARE_GIVEN
 
-// `kind` is -1 for layers that have an option for it.
+// `kind` is -1 for RNN, whose option sets it.
 struct LayerType {
   PyObject* type;
   PyObject* forward;  // that of PyTorch, when seqbatch was imported
@@ -37,11 +36,12 @@ struct LayerType {
   bool is_cell;
 };
 std::vector<LayerType> layer_types;
+bool is_configured = false;
 
-constexpr int MOST_LAYERS = 8;  // deeper ones run by Python
+constexpr int MAX_LAYERS = 8;  // deeper ones run by Python
 // By layer, direction, and position in `LayerSizes::positions`; a cell has those of one direction without a suffix.
-PyObject* weight_names[MOST_LAYERS][2][MOST_WEIGHTS];
-PyObject* cell_weight_names[MOST_WEIGHTS];
+PyObject* weight_names[MAX_LAYERS][2][MAX_WEIGHTS];
+PyObject* cell_weight_names[MAX_WEIGHTS];
 PyObject* zero = nullptr;
 
 // Each of the functions below returns false or null where Python must run the call, with or without an error.
@@ -60,12 +60,20 @@ bool get_number(PyObject* dict, PyObject* name, int64_t& number) {
   return as_number(PyDict_GetItemWithError(dict, name), number);
 }
 
+// Read a bool; a missing option, and any other object, is left to Python.
+bool get_bool(PyObject* dict, PyObject* name, bool& option) {
+  int64_t number = 0;
+  if (!get_number(dict, name, number)) return false;
+  option = number != 0;
+  return true;
+}
+
 bool is_dense(PyObject* tensor) {
   if (type_of(tensor) != given.Tensor && type_of(tensor) != given.Parameter) return false;
   Ref keys(PyObject_CallFunctionObjArgs(given.dispatch_keys, tensor, nullptr));
   if (!keys) return false;
-  if (PyObject_RichCompareBool(keys.get(), given.dense, Py_EQ) == 1) return true;
-  return PyObject_RichCompareBool(keys.get(), given.dense_in_inference_mode, Py_EQ) == 1;
+  const int is_dense = PyObject_RichCompareBool(keys.get(), given.dense, Py_EQ);
+  return is_dense == 1 || (is_dense == 0 && PyObject_RichCompareBool(keys.get(), given.dense_in_inference_mode, Py_EQ) == 1);
 }
 
 // Read a tensor of this dtype if a kernel can read its memory as it is.
@@ -77,7 +85,8 @@ bool read(PyObject* tensor, PyObject* dtype, Array& array) {
   if (found.get() != dtype) return false;
   Ref is_contiguous(PyObject_CallMethodObjArgs(tensor, names.is_contiguous, nullptr));
   if (!is_true(is_contiguous.get())) return false;
-  return read_shape(tensor, array) && read_address(tensor, array.address);
+  // The address is null if the storage was freed.
+  return read_shape(tensor, array) && read_address(tensor, array.address) && array.address != nullptr;
 }
 
 // Return true if no transform, mode, hook of all modules or autocast must see what a layer does.
@@ -109,8 +118,8 @@ struct Problem {
   int64_t directions() const { return sizes.directions; }
 };
 
-// Read whether the kernels are in use, and which.
-bool read_choice(Problem& problem) {
+// Read which kernels are in use, if any are.
+bool read_instruction_set(Problem& problem) {
   Ref is_there(PyObject_GetAttr(given.kernels, names.IS_THERE)), number(PyObject_GetAttr(given.kernels, names.ISA_NUMBER));
   int64_t isa = 0;
   if (!is_true(is_there.get()) || !as_number(number.get(), isa)) return false;
@@ -136,16 +145,19 @@ bool is_stock(PyObject* layer, Problem& problem) {
   return true;
 }
 
+// Read which kind of layer it is, by the option that PyTorch reads; it must be one that its type can have.
 bool read_kind(Problem& problem) {
-  problem.sizes.kind = problem.type->kind;
-  if (problem.sizes.kind >= 0) return true;
-  PyObject* own = problem.attributes.get();
-  PyObject* option = PyDict_GetItemWithError(own, problem.type->is_cell ? names.nonlinearity : names.mode);
+  const LayerType& type = *problem.type;
+  problem.sizes.kind = type.kind;
+  if (type.is_cell && type.kind >= 0) return true;
+  PyObject* option = PyDict_GetItemWithError(problem.attributes.get(), type.is_cell ? names.nonlinearity : names.mode);
   if (option == nullptr || !PyUnicode_Check(option)) return false;
-  const char* options[] = {problem.type->is_cell ? "tanh" : "RNN_TANH", problem.type->is_cell ? "relu" : "RNN_RELU"};
-  for (int i = 0; i < 2; i++)
-    if (PyUnicode_CompareWithASCIIString(option, options[i]) == 0) problem.sizes.kind = RNN_TANH + i;
-  return problem.sizes.kind >= 0;
+  const char* const cell_options[KINDS] = {"", "", "tanh", "relu"};
+  int32_t found = -1;
+  for (int32_t i = 0; i < KINDS; i++)
+    if (PyUnicode_CompareWithASCIIString(option, type.is_cell ? cell_options[i] : KIND_NAMES[i]) == 0) found = i;
+  problem.sizes.kind = found;
+  return type.kind < 0 ? found >= RNN_TANH : found == type.kind;
 }
 
 bool read_layer(PyObject* layer, Problem& problem) {
@@ -153,38 +165,25 @@ bool read_layer(PyObject* layer, Problem& problem) {
   PyObject* own = problem.attributes.get();
   LayerSizes& sizes = problem.sizes;
   int64_t projection = 0;
+  bool has_bias = false, is_bidirectional = false, is_training = false;
+  if (!get_bool(own, names.bias, has_bias)) return false;
   if (!get_number(own, names.input_size, sizes.input_size) || !get_number(own, names.hidden_size, sizes.hidden_size)) return false;
   if (sizes.input_size <= 0 || sizes.hidden_size <= 0) return false;
-  if (!problem.type->is_cell) {
+  if (problem.type->is_cell) {
+    if (PyDict_GetItemWithError(own, names.proj_size) != nullptr) return false;  // which PyTorch's cells do not have
+  } else {
     if (!get_number(own, names.num_layers, problem.layers) || !get_number(own, names.proj_size, projection)) return false;
-    if (problem.layers < 1 || problem.layers > MOST_LAYERS || projection < 0 || (projection > 0 && sizes.kind != LSTM)) return false;
-    sizes.directions = is_true(PyDict_GetItemWithError(own, names.bidirectional)) ? 2 : 1;
+    if (problem.layers < 1 || problem.layers > MAX_LAYERS || projection < 0 || (projection > 0 && sizes.kind != LSTM)) return false;
+    if (!get_bool(own, names.bidirectional, is_bidirectional) || !get_bool(own, names.training, is_training)) return false;
+    sizes.directions = is_bidirectional ? 2 : 1;
     // Dropout between layers draws random numbers, by PyTorch.
-    const bool draws = problem.layers > 1 && is_true(PyDict_GetItemWithError(own, names.training));
+    const bool draws = problem.layers > 1 && is_training;
     if (draws && !is_false(PyDict_GetItemWithError(own, names.dropout))) return false;
   }
   sizes.output_size = projection ? projection : sizes.hidden_size;
-  sizes.weights = 2 + (is_true(PyDict_GetItemWithError(own, names.bias)) ? 2 : 0) + (projection ? 1 : 0);
+  sizes.weights = 2 + (has_bias ? 2 : 0) + (projection ? 1 : 0);
   problem.parameters = Ref::borrow(PyDict_GetItemWithError(own, names._parameters));
-  return problem.parameters && PyDict_Check(problem.parameters.get());
-}
-
-// Read the lengths, none of which may be 0, and sort the sequences.
-bool read_lengths(Problem& problem) {
-  Ref lengths(PyObject_GetAttr(problem.structure.get(), names.tensor));
-  Array found;
-  // A structure has int64 on the host, but fake ones while a mode of PyTorch is active.
-  if (!lengths || type_of(lengths.get()) != given.Tensor || !read_contiguous(lengths.get(), found) || found.axes != 1) return false;
-  LayerSizes& sizes = problem.sizes;
-  sizes.sequences = found.shape[0];
-  const int64_t* begin = static_cast<const int64_t*>(found.address);
-  for (int64_t i = 0; i < sizes.sequences; i++) {
-    if (begin[i] <= 0 || __builtin_add_overflow(sizes.steps, begin[i], &sizes.steps)) return false;
-  }
-  problem.walk.resize(3 * sizes.sequences);
-  sort_walk(begin, sizes.sequences, problem.walk.data());
-  sizes.walk = problem.walk.data();
-  return sizes.sequences > 0;
+  return problem.parameters && PyDict_CheckExact(problem.parameters.get());
 }
 
 bool read_batch(PyObject* batch, Problem& problem) {
@@ -192,7 +191,8 @@ bool read_batch(PyObject* batch, Problem& problem) {
   problem.structure = Ref(PyObject_GetAttr(batch, names.structure));
   Ref values(PyObject_GetAttr(batch, names.values));
   if (!problem.structure || !values || type_of(problem.structure.get()) != given.Lengths) return false;
-  if (!read_lengths(problem)) return false;
+  if (!read_walk(problem.structure.get(), problem.walk, problem.sizes.sequences, problem.sizes.steps)) return false;
+  problem.sizes.walk = problem.walk.data();
   Ref dtype(PyObject_GetAttr(values.get(), names.dtype));
   problem.is_double = dtype.get() == given.float64;
   if (!problem.is_double && dtype.get() != given.float32) return false;
@@ -219,7 +219,7 @@ bool read_weights(PyObject* dtype, Problem& problem) {
   for (int64_t i = 0; i < problem.layers; i++) {
     const int64_t input = i ? sizes.directions * out : sizes.input_size;
     for (int64_t d = 0; d < sizes.directions; d++)
-      for (int w = 0; w < MOST_WEIGHTS; w++) {
+      for (int w = 0; w < MAX_WEIGHTS; w++) {
         if (positions[w] < 0) continue;
         PyObject* name = problem.type->is_cell ? cell_weight_names[w] : weight_names[i][d][w];
         Array weight;
@@ -236,7 +236,7 @@ bool read_weights(PyObject* dtype, Problem& problem) {
 }
 
 // Find out whether gradients are recorded through the call.
-bool look_for_gradients(const Problem& problem, bool& wants) {
+bool find_gradients(const Problem& problem, bool& wants) {
   Ref is_on(PyObject_CallNoArgs(given.is_grad_enabled));
   if (!is_on) return false;
   if (is_on.get() != Py_True) return true;
@@ -293,7 +293,7 @@ int run_layers(const Problem& problem, const std::vector<Array>& outputs, const 
   return 0;
 }
 
-// Make a tensor of this shape. If another has it, by a function that takes two thirds of the time.
+// Make a tensor of this shape; quicker if another one has it.
 bool make_result(const Array& other, PyObject* like, std::initializer_list<int64_t> shape, Array& array) {
   if (!other.has_shape(shape)) return new_empty(like, shape, array);
   array.tensor = Ref(PyObject_CallFunctionObjArgs(given.empty_like, other.tensor.get(), nullptr));
@@ -322,9 +322,10 @@ PyObject* run_without_gradients(const Problem& problem) {
   return failed ? nullptr : wrap(problem, outputs.back().tensor.get(), finals[0].tensor.get(), finals[1].tensor.get());
 }
 
-// The same by the autograd function of Python; of one layer.
+// Run one layer by the autograd function of _engines/native.py.
 PyObject* run_with_gradients(const Problem& problem, bool& has_begun) {
   if (problem.layers != 1) return nullptr;
+  has_begun = true;
   Ref form(PyObject_CallFunction(given.LayerForm, "OOii", kind_names[problem.sizes.kind], problem.structure.get(),
                                  static_cast<int>(problem.sizes.directions), problem.sizes.weights));
   Ref list(PyList_New(0));
@@ -337,7 +338,6 @@ PyObject* run_with_gradients(const Problem& problem, bool& has_begun) {
     if (!append(list.get(), std::move(of_layer))) return nullptr;
   }
   Ref arguments(PyList_AsTuple(list.get()));
-  has_begun = true;
   Ref results(arguments ? PyObject_CallObject(given.apply, arguments.get()) : nullptr);
   if (!results || !PyTuple_Check(results.get()) || PyTuple_Size(results.get()) != 1 + problem.states()) return nullptr;
   // A copy, because the backward pass reads the output, which callers may modify in place.
@@ -352,11 +352,11 @@ PyObject* run_with_gradients(const Problem& problem, bool& has_begun) {
 
 PyObject* run_or_null(PyObject* layer, PyObject* batch, PyObject* state, bool& has_begun) {
   Problem problem;
-  if (!is_undisturbed() || !read_choice(problem) || !read_layer(layer, problem) || !read_batch(batch, problem)) return nullptr;
+  if (!is_undisturbed() || !read_instruction_set(problem) || !read_layer(layer, problem) || !read_batch(batch, problem)) return nullptr;
   PyObject* dtype = problem.is_double ? given.float64 : given.float32;
   if (!read_state(state, dtype, problem) || !read_weights(dtype, problem)) return nullptr;
   bool wants = false;
-  if (!look_for_gradients(problem, wants)) return nullptr;
+  if (!find_gradients(problem, wants)) return nullptr;
   return wants ? run_with_gradients(problem, has_begun) : run_without_gradients(problem);
 }
 
@@ -367,13 +367,13 @@ namespace seqbatch {
 // run(layer, batch, state): the pair (batch, state), or None where Python must run the call.
 PyObject* run_shortcut(PyObject*, PyObject* const* arguments, Py_ssize_t number) {
   PyObject* result = nullptr;
-  bool has_begun = false;  // autograd, whose hooks may raise what only they understand
+  bool has_begun = false;  // to record gradients: checkpoints stop autograd by an error, which must reach them
   try {
-    if (number == 3 && given.apply != nullptr) result = run_or_null(arguments[0], arguments[1], arguments[2], has_begun);
-  } catch (const std::bad_alloc&) {  // Python tries again, and says what it lacks
+    if (number == 3 && is_configured) result = run_or_null(arguments[0], arguments[1], arguments[2], has_begun);
+  } catch (const std::bad_alloc&) {  // because Python runs the call again, and raises MemoryError
   }
   if (result != nullptr) return result;
-  // Python raises another error again, with what it says about the call. A key that interrupts is pressed only once.
+  // Other errors are raised again by Python, with its text; KeyboardInterrupt would not be.
   if (PyErr_Occurred() && (has_begun || !PyErr_ExceptionMatches(PyExc_Exception))) return nullptr;
   PyErr_Clear();
   Py_RETURN_NONE;
@@ -403,14 +403,15 @@ PyObject* configure_shortcut(PyObject*, PyObject* arguments) {
   }
   SEQBATCH_GIVEN(SEQBATCH_SET)
 #undef SEQBATCH_SET
+  is_configured = true;
   Py_RETURN_NONE;
 }
 
 bool make_shortcut_names() {
-  const char* kinds[MOST_WEIGHTS] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
-  for (int w = 0; w < MOST_WEIGHTS; w++) {
+  const char* kinds[MAX_WEIGHTS] = {"weight_ih", "weight_hh", "bias_ih", "bias_hh", "weight_hr"};
+  for (int w = 0; w < MAX_WEIGHTS; w++) {
     if ((cell_weight_names[w] = PyUnicode_InternFromString(kinds[w])) == nullptr) return false;
-    for (int i = 0; i < MOST_LAYERS; i++)
+    for (int i = 0; i < MAX_LAYERS; i++)
       for (int d = 0; d < 2; d++) {
         PyObject* name = PyUnicode_FromFormat("%s_l%d%s", kinds[w], i, d ? "_reverse" : "");
         if (name == nullptr) return false;

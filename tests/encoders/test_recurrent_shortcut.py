@@ -2,6 +2,7 @@
 
 import gc
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -22,11 +23,13 @@ from torch.nn.modules.module import (
 from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 from torch.testing import assert_close
+from torch.utils._pytree import tree_map
 from torch.utils.checkpoint import checkpoint
 
 from seqbatch import (
     LSTMState,
     RNNState,
+    SeqbatchTypeError,
     SeqbatchValueError,
     SequenceBatch,
     _kernels,
@@ -154,6 +157,18 @@ def test_gradients_of_one_tensor_alone(of: str) -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_strides_are_those_of_new_tensors(name: str) -> None:
+    layer, batch = LAYERS[name](dtype=torch.float64), batch_of([1])
+    state = state_for(layer, batch)
+    odd = [part.as_strided(part.shape, (0, *part.stride()[1:])) for part in parts_of(state)]
+    values = batch.values.as_strided(batch.values.shape, (0, 1))
+    with torch.no_grad():
+        outputs, end = require_shortcut(layer, batch.with_values(values), type(state)(*odd))
+    for part in (outputs.values, *parts_of(end)):
+        assert part.stride() == torch.empty(part.shape).stride()
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_each_sequence_gets_what_it_gets_alone(name: str) -> None:
     layer, batch = LAYERS[name](dtype=torch.float64), batch_of([3, 1, 4])
     state = state_for(layer, batch)
@@ -239,6 +254,16 @@ UNUSUAL_LAYERS: dict[str, Callable[[Any], object]] = {
     ),
     "no weight": lambda gru: gru._parameters.pop("weight_hh_l0"),
     "size that is not a number": lambda gru: setattr(gru, "hidden_size", "7"),
+    "first weight of another shape": lambda gru: setattr(gru, "weight_ih_l0", nn.Parameter(torch.ones(3, 5).double())),
+    "weight without memory": lambda gru: gru.weight_ih_l0.untyped_storage().resize_(0),
+    "bias without memory": lambda gru: gru.bias_ih_l0.untyped_storage().resize_(0),
+    "parameters of another type": lambda gru: setattr(gru, "_parameters", OrderedDict(gru._parameters)),
+    "bias that is a parameter": lambda gru: setattr(gru, "bias", nn.Parameter(torch.ones(1))),
+    "bias that is an array": lambda gru: setattr(gru, "bias", torch.ones(3)),
+    "no option of biases": lambda gru: delattr(gru, "bias"),
+    "no option of directions": lambda gru: delattr(gru, "bidirectional"),
+    "another mode": lambda gru: setattr(gru, "mode", "LSTM"),
+    "negative projection": lambda gru: setattr(gru, "proj_size", -3),
     "size of 0": lambda gru: setattr(gru, "input_size", 0),
     "no layer": lambda gru: setattr(gru, "num_layers", 0),
     "projection": lambda gru: setattr(gru, "proj_size", 3),
@@ -254,12 +279,19 @@ OTHER_LAYERS: dict[str, Callable[[], nn.Module]] = {
     "a subclass": lambda: type("Sub", (nn.GRU,), {})(*SIZES, dtype=torch.float64),
     "own forward": lambda: OwnForward(*SIZES, dtype=torch.float64),
     "half precision": lambda: nn.GRU(*SIZES, dtype=torch.bfloat16),
-    "dropout": lambda: nn.GRU(*SIZES, num_layers=2, dropout=0.5, dtype=torch.float64),
+    "dropout": lambda: nn.GRU(*SIZES, num_layers=2, dropout=0.5, dtype=torch.float64).requires_grad_(False),
+    "a cell with a projection": lambda: with_projection(nn.LSTMCell(*SIZES, dtype=torch.float64)),
     "nine layers": lambda: nn.GRU(*SIZES, num_layers=9, dtype=torch.float64).requires_grad_(False),
     "two layers, with gradients": lambda: nn.GRU(*SIZES, num_layers=2, dtype=torch.float64),
     "unknown nonlinearity": lambda: unknown_nonlinearity(nn.RNNCell(*SIZES, dtype=torch.float64)),
     "another type": lambda: nn.Linear(*SIZES, dtype=torch.float64),
 }
+
+
+def with_projection(cell: Any) -> nn.Module:
+    cell.proj_size = 3
+    found: nn.Module = cell
+    return found
 
 
 def unknown_nonlinearity(cell: Any) -> nn.Module:
@@ -310,11 +342,30 @@ def test_a_projection_of_another_shape_is_left_to_the_encoder() -> None:
     assert run_shortcut(lstm, batch, None) is None
 
 
-def test_lengths_whose_sum_is_too_large_are_left_to_the_encoder() -> None:
+LENGTHS_THAT_DO_NOT_FIT = {
+    "too large": torch.tensor([2**62, 2**62, 2**62, 2**62 + 6]),  # the sum is 6 in 64 bits
+    "negative": torch.tensor([7, -1]),
+    "floats": torch.tensor([3.0, 1.0, 2.0]),
+    "other steps": torch.tensor([3, 1]),
+}
+
+
+@pytest.mark.parametrize("name", LENGTHS_THAT_DO_NOT_FIT)
+def test_lengths_that_do_not_fit_reach_no_kernel(name: str) -> None:
     gru, batch, _ = stock()
     structure = SequenceBatch(batch.values, [3, 1, 2]).structure
-    structure.tensor = torch.tensor([2**62, 2**62, 2**62, 2**62 + 6])  # whose sum is 6 in 64 bits
+    structure.tensor = LENGTHS_THAT_DO_NOT_FIT[name]
     assert run_shortcut(gru, SequenceBatch._of(batch.values, structure), None) is None
+    with pytest.raises(TypeError, match=r"^forward: the arguments are not those of a layer$"):
+        by_encoder(gru, SequenceBatch._of(batch.values, structure), None)
+
+
+def test_a_batch_whose_tensors_a_function_replaced() -> None:
+    def replaced(tensor: Tensor) -> Tensor:
+        return nn.Parameter(tensor) if tensor.dim() == 2 else tensor.float()
+
+    with pytest.raises(SeqbatchTypeError, match="`lengths` must"):
+        tree_map(replaced, batch_of([3, 1]))
 
 
 def test_values_that_lost_steps_are_left_to_the_encoder() -> None:

@@ -41,13 +41,14 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., _kern
 
     def load(choice: str = "", **functions: Callable[[], int]) -> _kernels.Kernels:
         monkeypatch.setattr(ctypes, "CDLL", lambda path: SimpleNamespace(**functions))
-        monkeypatch.setattr(_kernels, "_load_module", lambda path: None)
+        module = SimpleNamespace(INTERFACE=_kernels._INTERFACE + functions.pop("interface", lambda: 0)())
+        monkeypatch.setattr(_kernels, "_load_module", lambda path: module)
         return _kernels.load([str(tmp_path)], choice)
 
     return load
 
 
-def functions(best: int = 0, *, attention: int = 0, rows: int = 0) -> dict[str, Any]:
+def functions(best: int = 0, *, attention: int = 0, rows: int = 0, interface: int = 0) -> dict[str, Any]:
     """Make the functions of a library for an instruction set; the sizes of its structures differ by the given bytes."""
     runs = ("attend", "attend_backward")
     names = [f"{run}_{dtype}" for run in runs for dtype in ("float", "double")]
@@ -57,7 +58,7 @@ def functions(best: int = 0, *, attention: int = 0, rows: int = 0) -> dict[str, 
         "rows": ctypes.sizeof(_kernels.Rows) + rows,
     }
     told = {f"seqbatch_{name}_size": lambda size=size: size for name, size in sizes.items()}
-    return {"seqbatch_isa": lambda: best, **told, **run}
+    return {"seqbatch_isa": lambda: best, "interface": lambda: interface, **told, **run}
 
 
 def test_the_kernels_of_this_processor_are_in_use() -> None:
@@ -100,6 +101,12 @@ def test_zero_switches_them_off() -> None:
     assert _kernels.load(_kernels.__path__, "0") == _kernels.Kernels("switched off by SEQBATCH_KERNELS=0")
 
 
+def test_a_python_without_the_limited_api(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_kernels, "EXTENSION_SUFFIXES", [".cpython-313t-x86_64-linux-gnu.so"])
+    reason = "not loaded, because this Python has no limited API, as if it is free-threaded"
+    assert _kernels.load(_kernels.__path__, "") == _kernels.Kernels(reason)
+
+
 def test_no_library(tmp_path: Path) -> None:
     remedy = "install them (GCC or Clang; python3-dev on Debian), and then seqbatch again"
     why = "there was no C++ compiler with OpenMP, or no headers of Python, at installation"
@@ -124,7 +131,7 @@ def test_a_library_without_the_functions(fake: Callable[..., _kernels.Kernels]) 
     assert fake().missing.startswith("not loaded, because of the error: ")
 
 
-@pytest.mark.parametrize("sizes", [{"attention": 8}, {"rows": 8}], ids=str)
+@pytest.mark.parametrize("sizes", [{"attention": 8}, {"rows": 8}, {"interface": 1}], ids=str)
 def test_a_library_of_other_sources(fake: Callable[..., _kernels.Kernels], sizes: dict[str, int]) -> None:
     reason = "not loaded, because the library was built from other sources: install seqbatch again"
     assert fake(**functions(**sizes)) == _kernels.Kernels(reason)
