@@ -53,7 +53,7 @@ FILES = {str(path.relative_to(PACKAGE)): ast.parse(path.read_text()) for path in
 # ---------------------------------------------------------------------------------------------- one file, and its tests
 
 # Documented, but left out of the `__all__` of their module.
-DOCUMENTED = {"torch.jagged", "torch.jit.is_tracing", "torch.strided"}
+DOCUMENTED = {"torch.contiguous_format", "torch.jagged", "torch.jit.is_tracing", "torch.strided"}
 # Modules without a promise, although their names do not start with an underscore.
 UNDOCUMENTED = ("torch.fx.experimental", "torch.ops.aten")
 # The keys of `custom_translation_table`, as the documentation of `torch.onnx.export` writes them.
