@@ -91,7 +91,7 @@ def name_modules_of_classes() -> None:
     Public classes name the public module, so that pickles do not hold the layout of files.
     """
     for name, module in [*sys.modules.items()]:
-        if name.startswith("seqbatch."):
+        if name.startswith("seqbatch.") and str(module.__file__).endswith(".py"):  # and not the compiled one
             for node in ast.parse(inspect.getsource(module)).body:
                 if isinstance(node, ast.ClassDef):
                     getattr(module, node.name).__module__ = name
