@@ -10,7 +10,7 @@ file at the top tests one module of the package, or all of it. These folders hav
 
 To run one check in seconds, name its folder, file or test: `pytest tests/ops/test_reduce.py -k gradients`. To check
 every part of the package in about two minutes, run `pytest -m "not slow" --numprocesses=auto`. HYPOTHESIS_PROFILE
-chooses between `dev`, `few` with a quarter of its examples, and `ci` with three times as many.
+chooses between `dev`, `few` with a quarter of its examples, and `ci` with twice as many.
 
 With a torch that is too old for graphs, tests of graphs and ONNX are left out: the folders in GRAPHS, and the tests
 with the mark `graphs`.
@@ -26,7 +26,7 @@ from hypothesis import HealthCheck, settings
 from seqbatch._torch import HAS_GRAPHS
 
 settings.register_profile("dev", deadline=None, max_examples=15, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("ci", deadline=None, max_examples=45, derandomize=True, print_blob=True)
+settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True, print_blob=True)
 settings.register_profile("few", deadline=None, max_examples=4, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
 torch.manual_seed(0)
