@@ -65,7 +65,7 @@ html_copy_source = False
 html_show_copyright = False
 
 TORCH = "https://docs.pytorch.org/docs/stable"
-# Addresses for names of other libraries. Sphinx could download the inventories of their sites, but CI has no network.
+# Where names of other libraries are documented: listed here, because Sphinx would download a list from each site.
 PAGES = {
     "hypothesis.strategies.SearchStrategy": "https://hypothesis.readthedocs.io/en/latest/reference/strategies.html",
     "torch.Size": f"{TORCH}/size.html",

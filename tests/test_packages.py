@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,16 +16,15 @@ README = (ROOT / "README.md").read_text()
 SNIPPETS = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
-def project() -> dict[str, object]:
+def project() -> dict[str, Any]:
     """Return the table `project` of pyproject.toml as the build reads it, with what it computes."""
     command = [sys.executable, "-m", "scikit_build_core.build", "project-table"]
-    table: dict[str, object] = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
+    table: dict[str, Any] = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
     return table
 
 
 def test_the_readme_of_an_index_has_no_links_that_break_there() -> None:
     readme = project()["readme"]
-    assert isinstance(readme, dict)
     assert readme["content-type"] == "text/markdown"
     text = readme["text"]
     links = re.findall(r"!?\[[^]]*\]\(([^)]*)\)", text)
@@ -35,7 +35,7 @@ def test_the_readme_of_an_index_has_no_links_that_break_there() -> None:
 
 
 def test_the_readme_of_an_index_says_how_to_install_and_needs_no_clone() -> None:
-    text = project()["readme"]["text"]  # type: ignore[index]
+    text = project()["readme"]["text"]
     assert "## Install\n\n```\npython3 -m pip install seqbatch\npython3 -m seqbatch\n```\n" in text
     assert re.findall(r"clone|CONTRIBUTING|tox\b.*|\.venv", text) == []
     titles = re.findall(r"^## .*$", text, re.MULTILINE)

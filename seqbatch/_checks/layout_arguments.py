@@ -98,7 +98,10 @@ def require_padded(subject: str, value: object, batch_first: bool) -> None:
 
 
 def require_mask(subject: str, value: object, shape: tuple[int, ...], batch_first: bool) -> Tensor:
-    """Return a mask on the host if it is a bool Tensor of the shape and has no holes, else raise."""
+    """Return a mask, copied to the host, or raise.
+
+    It must be a bool Tensor of the shape, and the True steps of each sequence must be contiguous.
+    """
     mask = require_tensor(subject, value)
     require_bools(subject, mask)
     if tuple(mask.shape) != shape:

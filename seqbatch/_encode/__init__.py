@@ -59,7 +59,8 @@ _AnySequences = Tensor | SeveralSequences
 class _NotTheStateOfThisLayer:
     """The result type if the state has another type than the layer's, so that type checkers report any use of it.
 
-    Without it, the overload for any Module would match. It has no instances, because the call raises.
+    Without this type, the overload for any `nn.Module` would accept the call. There is no instance of it, because the
+    call raises an error.
     """
 
 

@@ -101,7 +101,7 @@ def load(folders: Iterable[str], choice: str) -> Kernels:
         return Kernels(f"not loaded, because of the error: {error}")
     # A checkout may hold a library that was built before the sources changed.
     known = _INTERFACE, *map(ctypes.sizeof, (Attention, Rows))
-    if (module.INTERFACE, *sizes) != known:
+    if (getattr(module, "INTERFACE", None), *sizes) != known:
         return Kernels("not loaded, because the library was built from other sources: install seqbatch again")
     isa = _INSTRUCTION_SETS.index(choice) if choice else best
     if isa > best:

@@ -61,6 +61,15 @@ Call<T> make_call(const LayerSizes& sizes, const void* x) {
   return call;
 }
 
+// The address of row `index` of a tensor whose rows have `size` numbers, or null if the tensor is not there.
+template <typename T>
+T* row(void* address, int64_t index, int64_t size) {
+  return address == nullptr ? nullptr : static_cast<T*>(address) + index * size;
+}
+
+// The addresses of a hidden state and of a cell state; null for those that are not there.
+using States = std::array<void*, 2>;
+
 // Set the weights of a direction; `weight(i)` is the address of the one at position i.
 template <typename T, typename Weight>
 void set_weights(const LayerSizes& sizes, Direction<T>& direction, Weight weight) {
@@ -80,10 +89,19 @@ void set_weight_gradients(const LayerSizes& sizes, Direction<T>& direction, Weig
     if (positions[w] >= 0) *fields[w] = static_cast<T*>(weight(positions[w]));
 }
 
-// The address of row `index` of a tensor whose rows have `size` numbers, or null if the tensor is not there.
-template <typename T>
-T* row(void* address, int64_t index, int64_t size) {
-  return address == nullptr ? nullptr : static_cast<T*>(address) + index * size;
+
+// Set the weights, the outputs and the states of direction `d`, which has row `state_row` of the states.
+template <typename T, typename Weight>
+void set_direction(const LayerSizes& sizes, Call<T>& call, int64_t d, int64_t state_row, Weight weight, void* output,
+                   const States& start, const States& finals) {
+  Direction<T>& direction = call.direction[d];
+  set_weights(sizes, direction, weight);
+  direction.out = static_cast<T*>(output) + d * sizes.output_size;
+  const int64_t hidden_row = sizes.sequences * sizes.state_size(0), cell_row = sizes.sequences * sizes.state_size(1);
+  direction.hidden = row<T>(start[0], state_row, hidden_row);
+  direction.cell = row<T>(start[1], state_row, cell_row);
+  direction.final_hidden = row<T>(finals[0], state_row, hidden_row);
+  direction.final_cell = row<T>(finals[1], state_row, cell_row);
 }
 
 }  // namespace seqbatch

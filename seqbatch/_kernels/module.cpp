@@ -26,6 +26,12 @@ struct Layer {
   const void* weight(int64_t direction, int position) const { return weights[direction * sizes.weights + position].address; }
 };
 
+States states_in(const std::vector<Array>& parts) {
+  States states{};
+  for (size_t i = 0; i < parts.size(); i++) states[i] = parts[i].address;
+  return states;
+}
+
 bool read_form(PyObject* form, Layer& layer) {
   if (!PyTuple_Check(form) || PyTuple_Size(form) != 4) return false;
   PyObject* mode = PyTuple_GetItem(form, 0);
@@ -76,17 +82,9 @@ int run_forward(const Layer& layer, const Array& output, const std::vector<Array
   const LayerSizes& sizes = layer.sizes;
   Call<T> call = make_call<T>(sizes, layer.inputs.address);
   for (int64_t d = 0; d < sizes.directions; d++) {
-    Direction<T>& direction = call.direction[d];
-    set_weights(sizes, direction, [&](int position) { return layer.weight(d, position); });
-    direction.out = static_cast<T*>(output.address) + d * sizes.output_size;
-    direction.saved = row<T>(saved.address, d, saved.shape[1] * saved.shape[2]);
-    T** final_states[] = {&direction.final_hidden, &direction.final_cell};
-    const T** states[] = {&direction.hidden, &direction.cell};
-    for (int part = 0; part < layer.states(); part++) {
-      const int64_t size = sizes.sequences * sizes.state_size(part);
-      *final_states[part] = row<T>(finals[part].address, d, size);
-      if (!layer.start.empty()) *states[part] = row<T>(layer.start[part].address, d, size);
-    }
+    const auto weight = [&](int position) { return layer.weight(d, position); };
+    set_direction(sizes, call, d, d, weight, output.address, states_in(layer.start), states_in(finals));
+    call.direction[d].saved = row<T>(saved.address, d, saved.shape[1] * saved.shape[2]);
   }
   return forward(call);
 }
@@ -123,8 +121,6 @@ PyObject* forward_of_python(PyObject*, PyObject* const* arguments, Py_ssize_t nu
 struct Gradients {
   Array output, saved, gates, inputs;
   std::vector<Array> results, weights, start;  // `results`: of the output and the final states
-
-  const void* result(int i) const { return i < static_cast<int>(results.size()) ? results[i].address : nullptr; }
 };
 
 template <typename T>
@@ -134,21 +130,18 @@ int run_backward(const Layer& layer, const Gradients& gradients) {
   call.grad_x = static_cast<T*>(gradients.inputs.address);
   for (int64_t d = 0; d < sizes.directions; d++) {
     Direction<T>& direction = call.direction[d];
-    set_weights(sizes, direction, [&](int position) { return layer.weight(d, position); });
+    const auto weight = [&](int position) { return layer.weight(d, position); };
+    set_direction(sizes, call, d, d, weight, gradients.output.address, states_in(layer.start), States{});
     set_weight_gradients(sizes, direction, [&](int position) { return gradients.weights[d * sizes.weights + position].address; });
-    direction.out = static_cast<T*>(gradients.output.address) + d * sizes.output_size;
     direction.saved = row<T>(gradients.saved.address, d, gradients.saved.shape[1] * gradients.saved.shape[2]);
     direction.grad_gates = row<T>(gradients.gates.address, d, gradients.gates.shape[1] * gradients.gates.shape[2]);
     if (gradients.results[0].address) direction.grad_out = static_cast<const T*>(gradients.results[0].address) + d * sizes.output_size;
     const T** of_finals[] = {&direction.grad_final_hidden, &direction.grad_final_cell};
-    const T** states[] = {&direction.hidden, &direction.cell};
     T** of_states[] = {&direction.grad_hidden, &direction.grad_cell};
     for (int part = 0; part < layer.states(); part++) {
       const int64_t size = sizes.sequences * sizes.state_size(part);
       *of_finals[part] = row<T>(gradients.results[1 + part].address, d, size);
-      if (layer.start.empty()) continue;
-      *states[part] = row<T>(layer.start[part].address, d, size);
-      *of_states[part] = row<T>(gradients.start[part].address, d, size);
+      if (!layer.start.empty()) *of_states[part] = row<T>(gradients.start[part].address, d, size);
     }
   }
   return backward(call);

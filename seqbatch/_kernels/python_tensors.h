@@ -38,12 +38,12 @@ class Ref {
 };
 
 // The names of attributes and methods, as Python objects; made once, because making one takes longer than a look-up.
-#define SEQBATCH_NAMES(X)                                                                                        \
-  X(ISA_NUMBER) X(IS_THERE) X(_backward_hooks) X(_backward_pre_hooks) X(_current_level) X(_forward_hooks) X(_forward_pre_hooks)            \
-  X(_parameters) X(__call__) X(bias) X(bidirectional) X(cell) X(clone) X(contiguous) X(data_ptr) X(dropout)      \
-  X(dtype) X(forward) X(hidden) X(hidden_size) X(input_size) X(is_contiguous) X(mode)           \
-  X(new_empty) X(nonlinearity) X(num_layers) X(proj_size) X(requires_grad) X(select) X(shape) X(structure)       \
-  X(tensor) X(training) X(unsqueeze) X(values)
+#define SEQBATCH_NAMES(X)                                                                                       \
+  X(ISA_NUMBER) X(IS_THERE) X(__call__) X(_backward_hooks) X(_backward_pre_hooks) X(_current_level)             \
+  X(_forward_hooks) X(_forward_pre_hooks) X(_parameters) X(bias) X(bidirectional) X(cell) X(clone)              \
+  X(contiguous) X(data_ptr) X(dropout) X(dtype) X(forward) X(hidden) X(hidden_size) X(input_size)               \
+  X(is_contiguous) X(mode) X(new_empty) X(nonlinearity) X(num_layers) X(proj_size) X(requires_grad) X(select)   \
+  X(shape) X(structure) X(tensor) X(training) X(unsqueeze) X(values)
 #define SEQBATCH_DECLARE_NAME(name) PyObject* name = nullptr;
 struct Names {
   SEQBATCH_NAMES(SEQBATCH_DECLARE_NAME)

@@ -19,9 +19,8 @@ using namespace seqbatch;
 #define SEQBATCH_GIVEN(X)                                                                                       \
   X(Tensor) X(Parameter) X(dispatch_keys) X(dense) X(dense_in_inference_mode) X(float32) X(float64) X(cpu)      \
   X(is_grad_enabled) X(is_autocast_enabled) X(is_tracing) X(is_transformed) X(modes) X(forward_ad) X(threads)   \
-  X(function_modes)                                                                                             \
-  X(hooks_of_all) X(module_call) X(SequenceBatch) X(Lengths) X(LSTMState) X(RNNState) X(LayerForm) X(apply)     \
-  X(kernels) X(empty_like)
+  X(function_modes) X(hooks_of_all) X(module_call) X(SequenceBatch) X(Lengths) X(LSTMState) X(RNNState)         \
+  X(LayerForm) X(apply) X(kernels) X(empty_like)
 #define SEQBATCH_DECLARE_GIVEN(name) PyObject* name = nullptr;
 struct Given {
   SEQBATCH_GIVEN(SEQBATCH_DECLARE_GIVEN)
@@ -72,8 +71,8 @@ bool is_dense(PyObject* tensor) {
   if (type_of(tensor) != given.Tensor && type_of(tensor) != given.Parameter) return false;
   Ref keys(PyObject_CallFunctionObjArgs(given.dispatch_keys, tensor, nullptr));
   if (!keys) return false;
-  const int is_dense = PyObject_RichCompareBool(keys.get(), given.dense, Py_EQ);
-  return is_dense == 1 || (is_dense == 0 && PyObject_RichCompareBool(keys.get(), given.dense_in_inference_mode, Py_EQ) == 1);
+  const int equals = PyObject_RichCompareBool(keys.get(), given.dense, Py_EQ);
+  return equals == 1 || (equals == 0 && PyObject_RichCompareBool(keys.get(), given.dense_in_inference_mode, Py_EQ) == 1);
 }
 
 // Read a tensor of this dtype if a kernel can read its memory as it is.
@@ -103,8 +102,8 @@ bool is_undisturbed() {
   return true;
 }
 
-// A layer, its batch and its state, and what was read of them.
-struct Problem {
+// What is to be run: a layer, a batch and a state, and what was read of them.
+struct Request {
   const LayerType* type = nullptr;
   LayerSizes sizes;  // the input size is that of the first layer
   int64_t layers = 1;
@@ -119,11 +118,11 @@ struct Problem {
 };
 
 // Read which kernels are in use, if any are.
-bool read_instruction_set(Problem& problem) {
+bool read_instruction_set(Request& request) {
   Ref is_there(PyObject_GetAttr(given.kernels, names.IS_THERE)), number(PyObject_GetAttr(given.kernels, names.ISA_NUMBER));
   int64_t isa = 0;
   if (!is_true(is_there.get()) || !as_number(number.get(), isa)) return false;
-  problem.sizes.isa = static_cast<int32_t>(isa);
+  request.sizes.isa = static_cast<int32_t>(isa);
   return true;
 }
 
@@ -133,12 +132,12 @@ bool has_stock_forward(const LayerType& layer_type) {
 }
 
 // Return true for a layer of PyTorch without hooks or a `forward` of its own: bypassing it cannot be observed.
-bool is_stock(PyObject* layer, Problem& problem) {
+bool is_stock(PyObject* layer, Request& request) {
   for (const LayerType& known : layer_types)
-    if (known.type == type_of(layer)) problem.type = &known;
-  if (problem.type == nullptr || !has_stock_forward(*problem.type)) return false;
-  problem.attributes = Ref(PyObject_GenericGetDict(layer, nullptr));
-  PyObject* own = problem.attributes.get();
+    if (known.type == type_of(layer)) request.type = &known;
+  if (request.type == nullptr || !has_stock_forward(*request.type)) return false;
+  request.attributes = Ref(PyObject_GenericGetDict(layer, nullptr));
+  PyObject* own = request.attributes.get();
   if (own == nullptr || PyDict_GetItemWithError(own, names.forward) != nullptr) return false;
   for (PyObject* hooks : {names._forward_pre_hooks, names._forward_hooks, names._backward_pre_hooks, names._backward_hooks})
     if (!is_false(PyDict_GetItemWithError(own, hooks))) return false;
@@ -146,97 +145,97 @@ bool is_stock(PyObject* layer, Problem& problem) {
 }
 
 // Read which kind of layer it is, by the option that PyTorch reads; it must be one that its type can have.
-bool read_kind(Problem& problem) {
-  const LayerType& type = *problem.type;
-  problem.sizes.kind = type.kind;
+bool read_kind(Request& request) {
+  const LayerType& type = *request.type;
+  request.sizes.kind = type.kind;
   if (type.is_cell && type.kind >= 0) return true;
-  PyObject* option = PyDict_GetItemWithError(problem.attributes.get(), type.is_cell ? names.nonlinearity : names.mode);
+  PyObject* option = PyDict_GetItemWithError(request.attributes.get(), type.is_cell ? names.nonlinearity : names.mode);
   if (option == nullptr || !PyUnicode_Check(option)) return false;
   const char* const cell_options[KINDS] = {"", "", "tanh", "relu"};
   int32_t found = -1;
   for (int32_t i = 0; i < KINDS; i++)
     if (PyUnicode_CompareWithASCIIString(option, type.is_cell ? cell_options[i] : KIND_NAMES[i]) == 0) found = i;
-  problem.sizes.kind = found;
+  request.sizes.kind = found;
   return type.kind < 0 ? found >= RNN_TANH : found == type.kind;
 }
 
-bool read_layer(PyObject* layer, Problem& problem) {
-  if (!is_stock(layer, problem) || !read_kind(problem)) return false;
-  PyObject* own = problem.attributes.get();
-  LayerSizes& sizes = problem.sizes;
+bool read_layer(PyObject* layer, Request& request) {
+  if (!is_stock(layer, request) || !read_kind(request)) return false;
+  PyObject* own = request.attributes.get();
+  LayerSizes& sizes = request.sizes;
   int64_t projection = 0;
   bool has_bias = false, is_bidirectional = false, is_training = false;
   if (!get_bool(own, names.bias, has_bias)) return false;
   if (!get_number(own, names.input_size, sizes.input_size) || !get_number(own, names.hidden_size, sizes.hidden_size)) return false;
   if (sizes.input_size <= 0 || sizes.hidden_size <= 0) return false;
-  if (problem.type->is_cell) {
+  if (request.type->is_cell) {
     if (PyDict_GetItemWithError(own, names.proj_size) != nullptr) return false;  // which PyTorch's cells do not have
   } else {
-    if (!get_number(own, names.num_layers, problem.layers) || !get_number(own, names.proj_size, projection)) return false;
-    if (problem.layers < 1 || problem.layers > MAX_LAYERS || projection < 0 || (projection > 0 && sizes.kind != LSTM)) return false;
+    if (!get_number(own, names.num_layers, request.layers) || !get_number(own, names.proj_size, projection)) return false;
+    if (request.layers < 1 || request.layers > MAX_LAYERS || projection < 0 || (projection > 0 && sizes.kind != LSTM)) return false;
     if (!get_bool(own, names.bidirectional, is_bidirectional) || !get_bool(own, names.training, is_training)) return false;
     sizes.directions = is_bidirectional ? 2 : 1;
     // Dropout between layers draws random numbers, by PyTorch.
-    const bool draws = problem.layers > 1 && is_training;
+    const bool draws = request.layers > 1 && is_training;
     if (draws && !is_false(PyDict_GetItemWithError(own, names.dropout))) return false;
   }
   sizes.output_size = projection ? projection : sizes.hidden_size;
   sizes.weights = 2 + (has_bias ? 2 : 0) + (projection ? 1 : 0);
-  problem.parameters = Ref::borrow(PyDict_GetItemWithError(own, names._parameters));
-  return problem.parameters && PyDict_CheckExact(problem.parameters.get());
+  request.parameters = Ref::borrow(PyDict_GetItemWithError(own, names._parameters));
+  return request.parameters && PyDict_CheckExact(request.parameters.get());
 }
 
-bool read_batch(PyObject* batch, Problem& problem) {
+bool read_batch(PyObject* batch, Request& request) {
   if (type_of(batch) != given.SequenceBatch) return false;
-  problem.structure = Ref(PyObject_GetAttr(batch, names.structure));
+  request.structure = Ref(PyObject_GetAttr(batch, names.structure));
   Ref values(PyObject_GetAttr(batch, names.values));
-  if (!problem.structure || !values || type_of(problem.structure.get()) != given.Lengths) return false;
-  if (!read_walk(problem.structure.get(), problem.walk, problem.sizes.sequences, problem.sizes.steps)) return false;
-  problem.sizes.walk = problem.walk.data();
+  if (!request.structure || !values || type_of(request.structure.get()) != given.Lengths) return false;
+  if (!read_walk(request.structure.get(), request.walk, request.sizes.sequences, request.sizes.steps)) return false;
+  request.sizes.walk = request.walk.data();
   Ref dtype(PyObject_GetAttr(values.get(), names.dtype));
-  problem.is_double = dtype.get() == given.float64;
-  if (!problem.is_double && dtype.get() != given.float32) return false;
-  return read(values.get(), dtype.get(), problem.values) && problem.values.has_shape({problem.sizes.steps, problem.sizes.input_size});
+  request.is_double = dtype.get() == given.float64;
+  if (!request.is_double && dtype.get() != given.float32) return false;
+  return read(values.get(), dtype.get(), request.values) && request.values.has_shape({request.sizes.steps, request.sizes.input_size});
 }
 
-bool read_state(PyObject* state, PyObject* dtype, Problem& problem) {
+bool read_state(PyObject* state, PyObject* dtype, Request& request) {
   if (state == Py_None) return true;
-  if (type_of(state) != (problem.states() == 2 ? given.LSTMState : given.RNNState)) return false;
+  if (type_of(state) != (request.states() == 2 ? given.LSTMState : given.RNNState)) return false;
   PyObject* parts[] = {names.hidden, names.cell};
-  for (int i = 0; i < problem.states(); i++) {
+  for (int i = 0; i < request.states(); i++) {
     Ref part(PyObject_GetAttr(state, parts[i]));
-    if (!read(part.get(), dtype, problem.state[i])) return false;
-    if (!problem.state[i].has_shape({problem.layers, problem.directions(), problem.sizes.sequences, problem.sizes.state_size(i)}))
+    if (!read(part.get(), dtype, request.state[i])) return false;
+    if (!request.state[i].has_shape({request.layers, request.directions(), request.sizes.sequences, request.sizes.state_size(i)}))
       return false;
   }
   return true;
 }
 
-bool read_weights(PyObject* dtype, Problem& problem) {
-  const LayerSizes& sizes = problem.sizes;
+bool read_weights(PyObject* dtype, Request& request) {
+  const LayerSizes& sizes = request.sizes;
   const int64_t rows = weight_gates(sizes.kind) * sizes.hidden_size, out = sizes.output_size;
   const auto positions = sizes.positions();
-  for (int64_t i = 0; i < problem.layers; i++) {
+  for (int64_t i = 0; i < request.layers; i++) {
     const int64_t input = i ? sizes.directions * out : sizes.input_size;
     for (int64_t d = 0; d < sizes.directions; d++)
       for (int w = 0; w < MAX_WEIGHTS; w++) {
         if (positions[w] < 0) continue;
-        PyObject* name = problem.type->is_cell ? cell_weight_names[w] : weight_names[i][d][w];
+        PyObject* name = request.type->is_cell ? cell_weight_names[w] : weight_names[i][d][w];
         Array weight;
-        if (!read(PyDict_GetItemWithError(problem.parameters.get(), name), dtype, weight)) return false;
+        if (!read(PyDict_GetItemWithError(request.parameters.get(), name), dtype, weight)) return false;
         const bool fits = w == 0   ? weight.has_shape({rows, input})
                           : w == 1 ? weight.has_shape({rows, out})
                           : w == 4 ? weight.has_shape({out, sizes.hidden_size})
                                    : weight.has_shape({rows});
         if (!fits) return false;
-        problem.weights.push_back(std::move(weight));
+        request.weights.push_back(std::move(weight));
       }
   }
   return true;
 }
 
 // Find out whether gradients are recorded through the call.
-bool find_gradients(const Problem& problem, bool& wants) {
+bool find_gradients(const Request& request, bool& wants) {
   Ref is_on(PyObject_CallNoArgs(given.is_grad_enabled));
   if (!is_on) return false;
   if (is_on.get() != Py_True) return true;
@@ -246,9 +245,9 @@ bool find_gradients(const Problem& problem, bool& wants) {
     wants = is_true(found.get());
     return static_cast<bool>(found);
   };
-  for (const Array& weight : problem.weights)
+  for (const Array& weight : request.weights)
     if (!look(weight)) return false;
-  return look(problem.values) && look(problem.state[0]) && look(problem.state[1]);
+  return look(request.values) && look(request.state[0]) && look(request.state[1]);
 }
 
 // Make an object of a class with slots without calling its `__init__`, as its `_of` does.
@@ -259,32 +258,25 @@ Ref make(PyObject* type, std::initializer_list<std::pair<PyObject*, PyObject*>> 
   return made;
 }
 
-PyObject* wrap(const Problem& problem, PyObject* values, PyObject* hidden, PyObject* cell) {
-  Ref batch = make(given.SequenceBatch, {{names.values, values}, {names.structure, problem.structure.get()}});
+PyObject* wrap(const Request& request, PyObject* values, PyObject* hidden, PyObject* cell) {
+  Ref batch = make(given.SequenceBatch, {{names.values, values}, {names.structure, request.structure.get()}});
   Ref state = cell == nullptr ? make(given.RNNState, {{names.hidden, hidden}})
                               : make(given.LSTMState, {{names.hidden, hidden}, {names.cell, cell}});
   return batch && state ? PyTuple_Pack(2, batch.get(), state.get()) : nullptr;
 }
 
 template <typename T>
-int run_layers(const Problem& problem, const std::vector<Array>& outputs, const Array* finals, int32_t threads) {
-  LayerSizes sizes = problem.sizes;
+int run_layers(const Request& request, const std::vector<Array>& outputs, const Array* finals, int32_t threads) {
+  LayerSizes sizes = request.sizes;
   sizes.threads = threads;
-  const void* x = problem.values.address;
-  for (int64_t i = 0; i < problem.layers; i++) {
+  const void* x = request.values.address;
+  for (int64_t i = 0; i < request.layers; i++) {
     Call<T> call = make_call<T>(sizes, x);
     for (int64_t d = 0; d < sizes.directions; d++) {
-      Direction<T>& direction = call.direction[d];
       const int64_t index = i * sizes.directions + d;
-      set_weights(sizes, direction, [&](int position) { return problem.weights[index * sizes.weights + position].address; });
-      direction.out = static_cast<T*>(outputs[i].address) + d * sizes.output_size;
-      T** final_states[] = {&direction.final_hidden, &direction.final_cell};
-      const T** states[] = {&direction.hidden, &direction.cell};
-      for (int part = 0; part < problem.states(); part++) {
-        const int64_t size = sizes.sequences * sizes.state_size(part);
-        *final_states[part] = row<T>(finals[part].address, index, size);
-        *states[part] = row<T>(problem.state[part].address, index, size);
-      }
+      const auto weight = [&](int position) { return request.weights[index * sizes.weights + position].address; };
+      set_direction(sizes, call, d, index, weight, outputs[i].address, {request.state[0].address, request.state[1].address},
+                    {finals[0].address, finals[1].address});
     }
     if (forward(call) != 0) return 1;
     x = outputs[i].address;
@@ -300,16 +292,16 @@ bool make_result(const Array& other, PyObject* like, std::initializer_list<int64
   return array.tensor && read_address(array.tensor.get(), array.address);
 }
 
-PyObject* run_without_gradients(const Problem& problem) {
-  const LayerSizes& sizes = problem.sizes;
-  PyObject* like = problem.values.tensor.get();
-  std::vector<Array> outputs(problem.layers);
+PyObject* run_without_gradients(const Request& request) {
+  const LayerSizes& sizes = request.sizes;
+  PyObject* like = request.values.tensor.get();
+  std::vector<Array> outputs(request.layers);
   for (Array& output : outputs)
-    if (!make_result(problem.values, like, {sizes.steps, sizes.directions * sizes.output_size}, output)) return nullptr;
+    if (!make_result(request.values, like, {sizes.steps, sizes.directions * sizes.output_size}, output)) return nullptr;
   Array finals[2];
-  for (int i = 0; i < problem.states(); i++) {
+  for (int i = 0; i < request.states(); i++) {
     const int64_t size = sizes.state_size(i);
-    if (!make_result(problem.state[i], like, {problem.layers, sizes.directions, sizes.sequences, size}, finals[i])) return nullptr;
+    if (!make_result(request.state[i], like, {request.layers, sizes.directions, sizes.sequences, size}, finals[i])) return nullptr;
   }
   Ref found(PyObject_CallNoArgs(given.threads));
   int64_t number = 1;
@@ -317,47 +309,47 @@ PyObject* run_without_gradients(const Problem& problem) {
   const int32_t threads = static_cast<int32_t>(number);
   int failed;
   Py_BEGIN_ALLOW_THREADS;
-  failed = problem.is_double ? run_layers<double>(problem, outputs, finals, threads) : run_layers<float>(problem, outputs, finals, threads);
+  failed = request.is_double ? run_layers<double>(request, outputs, finals, threads) : run_layers<float>(request, outputs, finals, threads);
   Py_END_ALLOW_THREADS;
-  return failed ? nullptr : wrap(problem, outputs.back().tensor.get(), finals[0].tensor.get(), finals[1].tensor.get());
+  return failed ? nullptr : wrap(request, outputs.back().tensor.get(), finals[0].tensor.get(), finals[1].tensor.get());
 }
 
 // Run one layer by the autograd function of _engines/native.py.
-PyObject* run_with_gradients(const Problem& problem, bool& has_begun) {
-  if (problem.layers != 1) return nullptr;
+PyObject* run_with_gradients(const Request& request, bool& has_begun) {
+  if (request.layers != 1) return nullptr;
   has_begun = true;
-  Ref form(PyObject_CallFunction(given.LayerForm, "OOii", kind_names[problem.sizes.kind], problem.structure.get(),
-                                 static_cast<int>(problem.sizes.directions), problem.sizes.weights));
+  Ref form(PyObject_CallFunction(given.LayerForm, "OOii", kind_names[request.sizes.kind], request.structure.get(),
+                                 static_cast<int>(request.sizes.directions), request.sizes.weights));
   Ref list(PyList_New(0));
-  if (!list || !append(list.get(), std::move(form)) || !append(list.get(), problem.values)) return nullptr;
-  for (const Array& weight : problem.weights)
+  if (!list || !append(list.get(), std::move(form)) || !append(list.get(), request.values)) return nullptr;
+  for (const Array& weight : request.weights)
     if (!append(list.get(), weight)) return nullptr;
-  for (const Array& part : problem.state) {
+  for (const Array& part : request.state) {
     if (!part.tensor) continue;
     Ref of_layer(PyObject_CallMethodObjArgs(part.tensor.get(), names.select, zero, zero, nullptr));
     if (!append(list.get(), std::move(of_layer))) return nullptr;
   }
   Ref arguments(PyList_AsTuple(list.get()));
   Ref results(arguments ? PyObject_CallObject(given.apply, arguments.get()) : nullptr);
-  if (!results || !PyTuple_Check(results.get()) || PyTuple_Size(results.get()) != 1 + problem.states()) return nullptr;
+  if (!results || !PyTuple_Check(results.get()) || PyTuple_Size(results.get()) != 1 + request.states()) return nullptr;
   // A copy, because the backward pass reads the output, which callers may modify in place.
   Ref values(PyObject_CallMethodObjArgs(PyTuple_GetItem(results.get(), 0), names.clone, nullptr)), finals[2];
   if (!values) return nullptr;
-  for (int i = 0; i < problem.states(); i++) {
+  for (int i = 0; i < request.states(); i++) {
     finals[i] = Ref(PyObject_CallMethodObjArgs(PyTuple_GetItem(results.get(), 1 + i), names.unsqueeze, zero, nullptr));
     if (!finals[i]) return nullptr;
   }
-  return wrap(problem, values.get(), finals[0].get(), finals[1].get());
+  return wrap(request, values.get(), finals[0].get(), finals[1].get());
 }
 
 PyObject* run_or_null(PyObject* layer, PyObject* batch, PyObject* state, bool& has_begun) {
-  Problem problem;
-  if (!is_undisturbed() || !read_instruction_set(problem) || !read_layer(layer, problem) || !read_batch(batch, problem)) return nullptr;
-  PyObject* dtype = problem.is_double ? given.float64 : given.float32;
-  if (!read_state(state, dtype, problem) || !read_weights(dtype, problem)) return nullptr;
+  Request request;
+  if (!is_undisturbed() || !read_instruction_set(request) || !read_layer(layer, request) || !read_batch(batch, request)) return nullptr;
+  PyObject* dtype = request.is_double ? given.float64 : given.float32;
+  if (!read_state(state, dtype, request) || !read_weights(dtype, request)) return nullptr;
   bool wants = false;
-  if (!find_gradients(problem, wants)) return nullptr;
-  return wants ? run_with_gradients(problem, has_begun) : run_without_gradients(problem);
+  if (!find_gradients(request, wants)) return nullptr;
+  return wants ? run_with_gradients(request, has_begun) : run_without_gradients(request);
 }
 
 }  // namespace

@@ -104,6 +104,13 @@ def test_the_error_for_a_container_with_its_own_forward_says_so_too() -> None:
     assert re.match(found + MADE_OF_LAYERS.format("`0`"), refusal(Own(nn.Linear(4, 3))))
 
 
+def paste(code: str, kind: type[nn.Module]) -> None:
+    """Run code from an error, as a user would paste it beside a class of their own."""
+    functions = (register_encoder, register_cross_attention)
+    names = {one.__name__: one for one in (*functions, SequenceBatch, kind)}
+    exec(textwrap.dedent(code), names)
+
+
 class UsersDecoder(nn.Module):
     def forward(self, query: Tensor, source: Tensor) -> Tensor:
         return query + source.sum(0)
@@ -119,13 +126,11 @@ def test_the_plug_in_over_memory_that_the_error_shows_does_nothing_until_it_is_w
     message, _, code = str(caught.value).partition(" Register an encoder:\n\n")
     found = "UsersDecoder: none is registered for it or its bases."
     assert re.fullmatch(rf"`layer` must have an encoder that takes memory; got a \S*{found}", message)
-    names: dict[str, Any] = {"UsersDecoder": UsersDecoder, "SequenceBatch": SequenceBatch}
-    names["register_cross_attention"] = register_cross_attention
-    exec(textwrap.dedent(code), names)
+    paste(code, UsersDecoder)
     with pytest.raises(NotImplementedError):
         encode(layer, XS, XS)
     assert "# For example, if it takes two sequences of shape (steps, *features):\n" in code
-    exec(textwrap.dedent(code).replace("# sources", "sources").replace("# return", "return"), names)
+    paste(code.replace("# sources", "sources").replace("# return", "return"), UsersDecoder)
     assert_close(encode(layer, XS, XS), [layer(x, x) for x in XS])
     nothing = SequenceBatch(torch.zeros(0, 4), [])
     assert encode(layer, nothing, nothing).values.shape == (0, 4)
@@ -140,12 +145,11 @@ def test_the_plug_in_that_the_error_shows_does_nothing_until_it_is_written(
     *_, template = refusal(layer).partition("Register an encoder:\n\n")
     code, _, ending = template.partition("\n\nor ")
     assert ending == f"by @register_recurrent({kind.__name__}) if it carries a state."
-    names = {kind.__name__: kind, "register_encoder": register_encoder, "SequenceBatch": SequenceBatch}
-    exec(textwrap.dedent(code), names)
+    paste(code, kind)
     with pytest.raises(NotImplementedError):
         encode(layer, XS)
     (example,) = re.findall(r"# For example (.*), if it takes one sequence of shape \(steps, \*features\)\.", code)
-    exec(textwrap.dedent(code).replace("raise NotImplementedError", f"return {example}"), names)
+    paste(code.replace("raise NotImplementedError", f"return {example}"), kind)
     xs = [x for x in XS if len(x)]
     assert_close(encode(layer, xs), [layer(x) for x in xs])
 

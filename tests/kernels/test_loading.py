@@ -39,16 +39,16 @@ def fake(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., _kern
     """Return a function that loads a library with the given functions."""
     (tmp_path / "library.abi3.so").touch()
 
-    def load(choice: str = "", **functions: Callable[[], int]) -> _kernels.Kernels:
+    def load(choice: str = "", **functions: Any) -> _kernels.Kernels:
         monkeypatch.setattr(ctypes, "CDLL", lambda path: SimpleNamespace(**functions))
-        module = SimpleNamespace(INTERFACE=_kernels._INTERFACE + functions.pop("interface", lambda: 0)())
+        module = functions.pop("module", SimpleNamespace(INTERFACE=_kernels._INTERFACE))
         monkeypatch.setattr(_kernels, "_load_module", lambda path: module)
         return _kernels.load([str(tmp_path)], choice)
 
     return load
 
 
-def functions(best: int = 0, *, attention: int = 0, rows: int = 0, interface: int = 0) -> dict[str, Any]:
+def functions(best: int = 0, *, attention: int = 0, rows: int = 0, **module: Any) -> dict[str, Any]:
     """Make the functions of a library for an instruction set; the sizes of its structures differ by the given bytes."""
     runs = ("attend", "attend_backward")
     names = [f"{run}_{dtype}" for run in runs for dtype in ("float", "double")]
@@ -58,7 +58,7 @@ def functions(best: int = 0, *, attention: int = 0, rows: int = 0, interface: in
         "rows": ctypes.sizeof(_kernels.Rows) + rows,
     }
     told = {f"seqbatch_{name}_size": lambda size=size: size for name, size in sizes.items()}
-    return {"seqbatch_isa": lambda: best, "interface": lambda: interface, **told, **run}
+    return {"seqbatch_isa": lambda: best, **told, **run, **module}
 
 
 def test_the_kernels_of_this_processor_are_in_use() -> None:
@@ -131,8 +131,16 @@ def test_a_library_without_the_functions(fake: Callable[..., _kernels.Kernels]) 
     assert fake().missing.startswith("not loaded, because of the error: ")
 
 
-@pytest.mark.parametrize("sizes", [{"attention": 8}, {"rows": 8}, {"interface": 1}], ids=str)
-def test_a_library_of_other_sources(fake: Callable[..., _kernels.Kernels], sizes: dict[str, int]) -> None:
+OTHER_SOURCES: dict[str, dict[str, Any]] = {
+    "attention": {"attention": 8},
+    "rows": {"rows": 8},
+    "another interface": {"module": SimpleNamespace(INTERFACE=0)},
+    "none": {"module": SimpleNamespace()},
+}
+
+
+@pytest.mark.parametrize("sizes", OTHER_SOURCES.values(), ids=OTHER_SOURCES)
+def test_a_library_of_other_sources(fake: Callable[..., _kernels.Kernels], sizes: dict[str, Any]) -> None:
     reason = "not loaded, because the library was built from other sources: install seqbatch again"
     assert fake(**functions(**sizes)) == _kernels.Kernels(reason)
 
